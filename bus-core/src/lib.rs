@@ -1,0 +1,2 @@
+//! Ordered multicast between endpoints of one process.
+#![deny(unsafe_code)]
