@@ -1,0 +1,223 @@
+//! Every bound of the bus (G8), with its unit.
+//!
+//! These are the values that SPEC.md section 7 fixes for wire version 1. The broker reads them
+//! from `[limits]` in its configuration, tells them to each client in its greeting, and shows them
+//! in `unisono status`.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The bounds of one bus.
+///
+/// ```
+/// use bus_core::Limits;
+///
+/// let limits = Limits { queue_messages: 4, ..Limits::default() };
+/// assert!(limits.check().is_ok());
+/// assert!(Limits { queue_messages: 0, ..Limits::default() }.check().is_err());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Messages that an endpoint's queue holds before it has no room.
+    pub queue_messages: u32,
+    /// Bytes that an endpoint's queue holds before it has no room. The message that crosses this
+    /// limit is still taken.
+    pub queue_bytes: u64,
+    /// Bytes of one inline payload.
+    pub payload_bytes: u32,
+    /// File descriptors of one message.
+    pub descriptors: u8,
+    /// Messages of one lane that may wait at the broker.
+    pub lane_messages: u32,
+    /// Bytes of one lane that may wait at the broker. The message that crosses it is still taken.
+    pub lane_bytes: u64,
+    /// Memberships of one endpoint.
+    pub memberships: u16,
+    /// Lanes of one endpoint.
+    pub lanes: u8,
+    /// Writability watches of one endpoint that may be outstanding.
+    pub watches: u16,
+    /// Members of one group.
+    pub members: u32,
+    /// Groups of one bus.
+    pub groups: u32,
+    /// Groups that one endpoint has created and that still live.
+    pub groups_created: u32,
+    /// Endpoints of one bus.
+    pub endpoints: u32,
+    /// Endpoints of one connection.
+    pub endpoints_per_connection: u16,
+    /// Connections of one broker.
+    pub connections: u32,
+    /// How long an endpoint may stay full while others wait for it before it is stalled (G8).
+    #[serde(with = "duration_text")]
+    pub stall: Duration,
+    /// Deadline of a request that names none.
+    #[serde(with = "duration_text")]
+    pub request_deadline: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            queue_messages: 256,
+            queue_bytes: 1 << 20,
+            payload_bytes: 16 << 20,
+            descriptors: 16,
+            lane_messages: 64,
+            lane_bytes: 1 << 20,
+            memberships: 64,
+            lanes: 16,
+            watches: 64,
+            members: 10_000,
+            groups: 65_536,
+            groups_created: 1_024,
+            endpoints: 65_536,
+            endpoints_per_connection: 64,
+            connections: 16_384,
+            stall: Duration::from_secs(10),
+            request_deadline: Duration::from_secs(25),
+        }
+    }
+}
+
+/// A limit that cannot be kept.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("limit {name} is {given}, and must be between {least} and {most}")]
+#[non_exhaustive]
+pub struct LimitError {
+    /// Which field of [`Limits`].
+    pub name: &'static str,
+    /// What it was set to; durations in milliseconds.
+    pub given: u64,
+    /// The least that is accepted.
+    pub least: u64,
+    /// The most that is accepted.
+    pub most: u64,
+}
+
+impl Limits {
+    /// Checks every bound once, so that nothing is ever truncated silently later.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of its range.
+    pub fn check(&self) -> Result<(), LimitError> {
+        let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let rows: [(&'static str, u64, u64, u64); 17] = [
+            ("queue_messages", self.queue_messages.into(), 1, 1 << 20),
+            ("queue_bytes", self.queue_bytes, 1, 1 << 40),
+            ("payload_bytes", self.payload_bytes.into(), 1, 16 << 20),
+            ("descriptors", self.descriptors.into(), 0, 16),
+            ("lane_messages", self.lane_messages.into(), 1, 1 << 16),
+            ("lane_bytes", self.lane_bytes, 1, 1 << 40),
+            ("memberships", self.memberships.into(), 1, 4_096),
+            ("lanes", self.lanes.into(), 1, 16),
+            ("watches", self.watches.into(), 0, 4_096),
+            ("members", self.members.into(), 1, 1 << 20),
+            ("groups", self.groups.into(), 1, 1 << 24),
+            ("groups_created", self.groups_created.into(), 1, 1 << 20),
+            ("endpoints", self.endpoints.into(), 1, 1 << 24),
+            (
+                "endpoints_per_connection",
+                self.endpoints_per_connection.into(),
+                1,
+                4_096,
+            ),
+            ("connections", self.connections.into(), 1, 1 << 20),
+            ("stall", millis(self.stall), 100, 600_000),
+            (
+                "request_deadline",
+                millis(self.request_deadline),
+                1,
+                86_400_000,
+            ),
+        ];
+        for (name, given, least, most) in rows {
+            if !(least..=most).contains(&given) {
+                return Err(LimitError {
+                    name,
+                    given,
+                    least,
+                    most,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Durations as text with a unit (`"10s"`, `"250ms"`), or a whole number of seconds.
+mod duration_text {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(d: &Duration, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&format!("{}ms", d.as_millis()))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Seconds(u64),
+            Text(String),
+        }
+        match Form::deserialize(d)? {
+            Form::Seconds(n) => Ok(Duration::from_secs(n)),
+            Form::Text(text) => parse(&text).ok_or_else(|| {
+                de::Error::custom(format!(
+                    "{text:?} is not a duration such as \"10s\" or \"250ms\""
+                ))
+            }),
+        }
+    }
+
+    fn parse(text: &str) -> Option<Duration> {
+        if let Some(n) = text.strip_suffix("ms") {
+            n.parse().ok().map(Duration::from_millis)
+        } else if let Some(n) = text.strip_suffix("min") {
+            n.parse::<u64>()
+                .ok()?
+                .checked_mul(60)
+                .map(Duration::from_secs)
+        } else {
+            text.strip_suffix('s')
+                .unwrap_or(text)
+                .parse()
+                .ok()
+                .map(Duration::from_secs)
+        }
+    }
+}
+
+#[cfg(all(test, not(bus_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_the_specified_ones_and_pass() {
+        let limits = Limits::default();
+        assert_eq!(limits.check(), Ok(()));
+        assert_eq!((limits.queue_messages, limits.queue_bytes), (256, 1 << 20));
+        assert_eq!(
+            (limits.lane_messages, limits.memberships, limits.lanes),
+            (64, 64, 16)
+        );
+        assert_eq!((limits.members, limits.descriptors), (10_000, 16));
+    }
+
+    #[test]
+    fn stall_is_checked_at_both_ends() {
+        for (millis, good) in [(99, false), (100, true), (600_000, true), (600_001, false)] {
+            let limits = Limits {
+                stall: Duration::from_millis(millis),
+                ..Limits::default()
+            };
+            assert_eq!(limits.check().is_ok(), good, "{millis} ms");
+        }
+    }
+}
