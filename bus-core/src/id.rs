@@ -47,7 +47,7 @@ number! {
     /// A place in the order of one bus (G2).
     ///
     /// Unique on the bus, and rising in every queue. Not dense; between endpoints that share no
-    /// queue it says nothing about time. See [`crate::Bus`] for how it is drawn.
+    /// queue it says nothing about time.
     Sequence
 }
 

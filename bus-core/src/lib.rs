@@ -1,10 +1,38 @@
 //! Ordered multicast between endpoints of one process.
 #![deny(unsafe_code)]
 
+mod attributes;
+mod bus;
+mod directory;
+mod endpoint;
+mod group;
 mod id;
+mod intake;
+mod lane;
 mod limits;
+mod lock_set;
+mod membership;
+mod message;
 mod name;
+mod queue;
+mod receiver;
+mod send;
+mod sync;
+mod wait;
 
+pub use attributes::*;
+pub use bus::{
+    Bus, CreateError, GroupInfo, JoinError, JoinOptions, Joined, LeaveError, LimitExceeded,
+    MemberInfo, Stats, View,
+};
+pub use endpoint::{Endpoint, WatchError};
 pub use id::{EndpointId, GroupId, Sequence};
+pub use lane::{Lane, Submitted, Watch};
 pub use limits::{LimitError, Limits};
+pub use lock_set::LOCKS;
+pub use membership::MemberFlags;
+pub use message::{Credentials, Destination, Draft, Gap, Message, Payload};
 pub use name::{GroupName, MAX_NAME_BYTES, NameError};
+pub use receiver::{CreditError, Delivery, ReceiveError, Receiver};
+pub use send::{FullRecipients, NAMED_RECIPIENTS, Receipt, SendError};
+pub use wait::{MISSED_OFFERS, PATIENCE};

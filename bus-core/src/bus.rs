@@ -1,0 +1,741 @@
+//! The bus: one ordering domain, and the changes of membership that take a place in its order.
+//!
+//! Invariant: a change of a membership is made with the directory held (one at a time), and
+//! published with all 8 locks held. So while a send holds any of its locks, no membership changes,
+//! and what it has compared stays true until it releases them (G4).
+//!
+//! Locks are taken in this order: waiting room, directory, the 8 locks ascending, a reader's seat.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ahash::RandomState;
+
+use crate::Endpoint;
+use crate::directory::{Directory, EndpointRecord};
+use crate::group::Group;
+use crate::id::{EndpointId, GroupId, Sequence};
+use crate::intake::{Capacity, Drops, EndpointCore, Intake};
+use crate::limits::Limits;
+use crate::lock_set::{Held, IntakePlace, LockBits, LockIndex, LockSet};
+use crate::membership::{Member, MemberFlags, Membership};
+use crate::message::{Credentials, Destination};
+use crate::name::GroupName;
+use crate::queue;
+use crate::send::{Effects, Route, SendError};
+use crate::sync::{AtomicU64, Mutant, Mutex, Ordering, mutated};
+use crate::wait::{Changed, WaitingRoom};
+
+/// One ordering domain: a lock set, groups, and one serial order of all messages (G2).
+///
+/// Cheap to clone; all clones are the same bus. Nothing here does I/O, starts a thread or reads a
+/// clock: callers bring the threads, and [`tick`](Self::tick) brings the time.
+///
+/// ```
+/// use bus_core::{Bus, Credentials, Delivery, Destination, JoinOptions, Limits};
+///
+/// let bus = Bus::new(Limits::default(), 7)?;
+/// let me = Credentials { uid: 1000, pid: 1 };
+/// let (alice, bob) = (bus.open_endpoint(me)?, bus.open_endpoint(me)?);
+/// let chat = bob.join(&"org.example.Chat".parse()?, JoinOptions::create())?.group;
+///
+/// let receipt = alice.lane()?.send(Destination::Group(chat), "hello")?;
+/// assert_eq!(receipt.recipients, 1);
+///
+/// let mut reader = bob.receiver().expect("nobody else reads");
+/// let Delivery::Message { message, .. } = reader.receive()? else { panic!() };
+/// assert_eq!(&**message.payload(), b"hello");
+/// assert_eq!(message.sequence(), receipt.sequence);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Bus {
+    pub(crate) inner: Arc<BusInner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct BusInner {
+    pub(crate) limits: Limits,
+    hasher: RandomState,
+    pub(crate) waiting: Mutex<WaitingRoom>,
+    pub(crate) directory: Mutex<Directory>,
+    pub(crate) locks: LockSet,
+    /// Nanoseconds since the Unix epoch at the last tick.
+    now: AtomicU64,
+}
+
+/// A bound was reached (G8).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the limit {limit} of {value} is reached")]
+#[non_exhaustive]
+pub struct LimitExceeded {
+    /// Which field of [`Limits`].
+    pub limit: &'static str,
+    /// Its value.
+    pub value: u64,
+}
+
+impl LimitExceeded {
+    pub(crate) fn check(
+        limit: &'static str,
+        held: usize,
+        value: impl Into<u64>,
+    ) -> Result<(), Self> {
+        let value = value.into();
+        if (held as u64) < value {
+            Ok(())
+        } else {
+            Err(Self { limit, value })
+        }
+    }
+}
+
+/// Why an endpoint could not join a group.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// No group has this name, and the join was not to create one.
+    #[error("there is no group {0}; join with the option to create it")]
+    NoSuchGroup(GroupName),
+    /// The endpoint is a member already; leave first to come back with other flags.
+    #[error("endpoint {1} is a member of group {0} already")]
+    AlreadyMember(GroupName, EndpointId),
+    /// The flag belongs to gated groups, whose owner sets it.
+    #[error("the flag SEND_TO_PEER is set by the owner of a gated group, and {0} is open")]
+    SendToPeer(GroupName),
+    /// The endpoint receives nothing any more.
+    #[error("endpoint {0} receives nothing any more")]
+    ReceiveShut(EndpointId),
+    /// The endpoint has been closed.
+    #[error("endpoint {0} has been closed")]
+    Closed(EndpointId),
+    /// A bound was reached.
+    #[error(transparent)]
+    Limit(#[from] LimitExceeded),
+}
+
+/// Why a group could not be created.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CreateError {
+    /// The name is taken by a living group.
+    #[error("group {0} exists already")]
+    Exists(GroupName),
+    /// The endpoint has been closed.
+    #[error("endpoint {0} has been closed")]
+    Closed(EndpointId),
+    /// A bound was reached.
+    #[error(transparent)]
+    Limit(#[from] LimitExceeded),
+}
+
+/// Why an endpoint could not leave a group.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LeaveError {
+    /// It is not a member.
+    #[error("endpoint {1} is not a member of group {0}")]
+    NotAMember(GroupId, EndpointId),
+}
+
+/// How to join a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JoinOptions {
+    /// What the membership asks for.
+    pub flags: MemberFlags,
+    /// Create the group if there is none of the name.
+    pub create: bool,
+}
+
+impl JoinOptions {
+    /// No flags, and the group is created if there is none.
+    #[must_use]
+    pub fn create() -> Self {
+        Self {
+            flags: MemberFlags::empty(),
+            create: true,
+        }
+    }
+
+    /// The same with other flags.
+    #[must_use]
+    pub fn with(self, flags: MemberFlags) -> Self {
+        Self { flags, ..self }
+    }
+}
+
+/// A membership that has begun: every message of the group after `sequence` arrives (G4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Joined {
+    /// The group.
+    pub group: GroupId,
+    /// The place of the join in the order.
+    pub sequence: Sequence,
+    /// The group was made by this join.
+    pub created: bool,
+    /// How many members there are now, this one included.
+    pub members: u32,
+}
+
+/// A group, as a listing shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupInfo {
+    /// Its id.
+    pub id: GroupId,
+    /// Its name.
+    pub name: GroupName,
+    /// How many members it has.
+    pub members: u32,
+    /// The endpoint that created it, while that lives.
+    pub creator: Option<EndpointId>,
+}
+
+/// A member, as a listing shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemberInfo {
+    /// The endpoint.
+    pub endpoint: EndpointId,
+    /// Whose it is.
+    pub credentials: Credentials,
+    /// What its membership asks for.
+    pub flags: MemberFlags,
+    /// Messages in its queue that it has not taken.
+    pub queued_messages: u64,
+    /// Bytes of these.
+    pub queued_bytes: u64,
+    /// How many messages its queue holds.
+    pub capacity: u64,
+    /// Messages of this group that were dropped for it.
+    pub dropped: u64,
+    /// The sequence of the message that filled its queue, if it is full.
+    pub full_since: Option<Sequence>,
+    /// Sends that wait for it.
+    pub blocks: u32,
+}
+
+/// A group's members at one place in the order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct View {
+    /// The membership is the one that holds right after this sequence.
+    pub sequence: Sequence,
+    /// Members in the order of their endpoint ids.
+    pub members: Vec<MemberInfo>,
+    /// There are more; ask again after the last one.
+    pub more: bool,
+}
+
+/// What the bus has done and holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Endpoints that are open.
+    pub endpoints: usize,
+    /// Groups that live.
+    pub groups: usize,
+    /// Sends that wait for room.
+    pub waiting_sends: usize,
+    /// Messages committed.
+    pub messages: u64,
+    /// Places taken in queues by them.
+    pub deliveries: u64,
+    /// Times a drop-when-full member missed one.
+    pub dropped: u64,
+}
+
+impl Bus {
+    /// Makes a bus. `seed` decides which endpoints share a lock; where endpoints are opened by
+    /// strangers it should be random.
+    ///
+    /// # Errors
+    ///
+    /// A limit is out of its range.
+    pub fn new(limits: Limits, seed: u64) -> Result<Self, crate::LimitError> {
+        limits.check()?;
+        let hasher = RandomState::with_seeds(seed, 0, 0, 0);
+        let inner = BusInner {
+            limits,
+            hasher,
+            waiting: Mutex::new(WaitingRoom::default()),
+            directory: Mutex::new(Directory::default()),
+            locks: LockSet::new(),
+            now: AtomicU64::new(0),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The bounds that this bus keeps.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.inner.limits
+    }
+
+    /// Opens an endpoint, with an empty queue and no memberships. Does not block.
+    ///
+    /// # Errors
+    ///
+    /// The limit `endpoints` is reached.
+    pub fn open_endpoint(&self, credentials: Credentials) -> Result<Endpoint, LimitExceeded> {
+        let core = self.inner.open_endpoint(credentials)?;
+        Ok(Endpoint::new(self.clone(), core))
+    }
+
+    /// Tells the bus the time, since the Unix epoch. Does not block.
+    ///
+    /// Messages are stamped with the time of the last tick. Where senders wait, call this a few
+    /// times a second: it is how a waiting send that is stuck on a dead recipient is found out, so
+    /// that it no longer holds back younger ones. A bus without ticks keeps every other promise.
+    pub fn tick(&self, now: Duration) {
+        self.inner.tick(now);
+    }
+
+    /// Looks a group up by its name. Does not block.
+    #[must_use]
+    pub fn find_group(&self, name: &GroupName) -> Option<GroupInfo> {
+        let directory = self.inner.directory.lock();
+        directory.named(name).map(|record| GroupInfo {
+            id: record.group.id,
+            name: record.group.name.clone(),
+            members: count(record.group.membership().members().len()),
+            creator: record.creator,
+        })
+    }
+
+    /// Lists groups in the order of their names: at most `most`, those after `after`. Does not
+    /// block.
+    #[must_use]
+    pub fn groups(&self, after: Option<&GroupName>, most: usize) -> Vec<GroupInfo> {
+        let directory = self.inner.directory.lock();
+        let info = |record: &crate::directory::GroupRecord| GroupInfo {
+            id: record.group.id,
+            name: record.group.name.clone(),
+            members: count(record.group.membership().members().len()),
+            creator: record.creator,
+        };
+        directory.groups_after(after).take(most).map(info).collect()
+    }
+
+    /// Lists members of a group: at most `most`, those whose ids are greater than `after`. Does not
+    /// block.
+    ///
+    /// The membership is the one that holds at the view's sequence; the state of the queues is what
+    /// was found right after it.
+    #[must_use]
+    pub fn members(&self, group: GroupId, after: Option<EndpointId>, most: usize) -> Option<View> {
+        self.inner.members(group, after, most)
+    }
+
+    /// What the bus has done and holds. Does not block.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let waiting_sends = self.inner.waiting.lock().sending();
+        let directory = self.inner.directory.lock();
+        let counters = self.inner.locks.acquire(LockBits::all()).sum_counters();
+        Stats {
+            endpoints: directory.endpoints.len(),
+            groups: directory.group_count(),
+            waiting_sends,
+            messages: counters.messages,
+            deliveries: counters.deliveries,
+            dropped: counters.dropped,
+        }
+    }
+}
+
+/// What makes an endpoint leave groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Departure {
+    Leave(GroupId),
+    ShutReceive,
+    Close,
+}
+
+impl BusInner {
+    fn lock_of(&self, id: u64) -> LockIndex {
+        LockIndex::from_hash(self.hasher.hash_one(id))
+    }
+
+    /// Nanoseconds since the Unix epoch at the last tick.
+    pub(crate) fn now(&self) -> u64 {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// Time of the last tick.
+    pub(crate) fn ticked(&self) -> Duration {
+        Duration::from_nanos(self.now())
+    }
+
+    fn tick(&self, now: Duration) {
+        let nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        self.now.store(nanos, Ordering::Relaxed);
+        let mut effects = Effects::default();
+        self.waiting.lock().tick(self, now, &mut effects);
+        effects.run();
+    }
+
+    fn open_endpoint(&self, credentials: Credentials) -> Result<Arc<EndpointCore>, LimitExceeded> {
+        let mut directory = self.directory.lock();
+        LimitExceeded::check(
+            "endpoints",
+            directory.endpoints.len(),
+            self.limits.endpoints,
+        )?;
+        let id = directory.next_endpoint_id();
+        let lock = self.lock_of(id.get());
+        // Slots are given out and taken back with the directory held, so this one stays vacant.
+        let slot = self.locks.acquire_one(lock).intakes.vacant_key();
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "endpoints are limited to 2^24"
+        )]
+        let place = IntakePlace {
+            id,
+            lock,
+            slot: slot as u32,
+        };
+        let core = Arc::new(EndpointCore::new(
+            place,
+            credentials,
+            Capacity::of(&self.limits),
+        ));
+        let intake = Intake::new(Arc::clone(&core));
+        self.locks.acquire_one(lock).intakes.insert(intake);
+        let record = EndpointRecord {
+            core: Arc::clone(&core),
+            memberships: Vec::new(),
+            drops: Vec::new(),
+            created: Vec::new(),
+            receive_shut: false,
+        };
+        directory.endpoints.insert(id, record);
+        Ok(core)
+    }
+
+    /// Gives an endpoint its ring, before the first message that may come.
+    fn open_queue(&self, core: &EndpointCore) {
+        let (lock, slot) = (core.place.lock, core.place.slot as usize);
+        let has = |shard: &crate::lock_set::Shard| {
+            (shard.intakes.get(slot))
+                .is_none_or(|intake| intake.id() != core.id() || intake.has_producer())
+        };
+        if has(&self.locks.acquire_one(lock)) {
+            return;
+        }
+        let (producer, consumer) = queue::ring(core.capacity.ring_places());
+        let mut shard = self.locks.acquire_one(lock);
+        if has(&shard) {
+            drop(shard);
+            return;
+        }
+        shard.intakes[slot].attach(producer);
+        core.seat.lock().fresh = Some(consumer);
+    }
+
+    /// All locks, as every change of a membership needs them.
+    fn hold_all(&self, core: &EndpointCore) -> Held<'_> {
+        if mutated(Mutant::ChangeTakesOneLock) {
+            return self.locks.acquire(LockBits::one(core.place.lock));
+        }
+        self.locks.acquire(LockBits::all())
+    }
+
+    pub(crate) fn create_group(
+        &self,
+        creator: &EndpointCore,
+        name: &GroupName,
+    ) -> Result<(GroupId, Sequence), CreateError> {
+        let mut directory = self.directory.lock();
+        if directory.named(name).is_some() {
+            return Err(CreateError::Exists(name.clone()));
+        }
+        let group = self.add_group(&mut directory, creator.id(), name)?;
+        let group = group.ok_or(CreateError::Closed(creator.id()))?;
+        Ok((group.id, self.hold_all(creator).draw(creator.seen())))
+    }
+
+    /// None if the creator is gone.
+    fn add_group(
+        &self,
+        directory: &mut Directory,
+        creator: EndpointId,
+        name: &GroupName,
+    ) -> Result<Option<Arc<Group>>, LimitExceeded> {
+        LimitExceeded::check("groups", directory.group_count(), self.limits.groups)?;
+        let id = directory.next_group_id();
+        let Some(record) = directory.endpoints.get_mut(&creator) else {
+            return Ok(None);
+        };
+        let limit = self.limits.groups_created;
+        LimitExceeded::check("groups_created", record.created.len(), limit)?;
+        record.created.push(id);
+        let group = Arc::new(Group::new(id, name.clone(), self.lock_of(!id.get())));
+        directory.add_group(Arc::clone(&group), creator);
+        Ok(Some(group))
+    }
+
+    pub(crate) fn join(
+        &self,
+        core: &EndpointCore,
+        name: &GroupName,
+        options: JoinOptions,
+    ) -> Result<Joined, JoinError> {
+        let id = core.id();
+        if options.flags.contains(MemberFlags::SEND_TO_PEER) {
+            return Err(JoinError::SendToPeer(name.clone()));
+        }
+        let mut directory = self.directory.lock();
+        let record = directory.endpoints.get(&id).ok_or(JoinError::Closed(id))?;
+        if record.receive_shut {
+            return Err(JoinError::ReceiveShut(id));
+        }
+        if record.memberships.iter().any(|group| group.name == *name) {
+            return Err(JoinError::AlreadyMember(name.clone(), id));
+        }
+        let memberships = self.limits.memberships;
+        LimitExceeded::check("memberships", record.memberships.len(), memberships)?;
+        // Losses not yet told outlast their membership; without a bound an endpoint that comes and
+        // goes and never reads would pile them up.
+        let known = record.drops.len();
+        LimitExceeded::check("memberships (losses not yet read)", known, 2 * memberships)?;
+
+        let existing = directory
+            .named(name)
+            .map(|record| Arc::clone(&record.group));
+        let created = existing.is_none();
+        let group = match existing {
+            Some(group) => group,
+            None if options.create => self
+                .add_group(&mut directory, id, name)?
+                .ok_or(JoinError::Closed(id))?,
+            None => return Err(JoinError::NoSuchGroup(name.clone())),
+        };
+        let before = group.membership();
+        LimitExceeded::check("members", before.members().len(), self.limits.members)?;
+
+        self.open_queue(core);
+        let record = directory
+            .endpoints
+            .get_mut(&id)
+            .ok_or(JoinError::Closed(id))?;
+        let drops = options
+            .flags
+            .contains(MemberFlags::DROP_WHEN_FULL)
+            .then(|| {
+                let past = record.drops.iter().find(|drops| drops.group == group.id);
+                past.cloned()
+                    .unwrap_or_else(|| Arc::new(Drops::new(group.id)))
+            });
+        record.memberships.push(Arc::clone(&group));
+        record.keep_drops(&[], drops.as_ref());
+        let member = Member {
+            place: core.place,
+            flags: options.flags,
+            drops,
+        };
+        let next = Arc::new(before.with(member));
+        let members = count(next.members().len());
+        let drops = record.drops.clone();
+
+        let mut held = self.hold_all(core);
+        let sequence = held.draw(core.seen());
+        let old_drops = held
+            .intake(core.place)
+            .map(|intake| intake.replace_drops(drops));
+        let old = group.publish(&held, next);
+        drop(held);
+        drop((old, old_drops));
+        Ok(Joined {
+            group: group.id,
+            sequence,
+            created,
+            members,
+        })
+    }
+
+    /// Takes an endpoint out of groups, at one place in the order. None if it was not there.
+    pub(crate) fn depart(&self, core: &EndpointCore, departure: Departure) -> Option<Sequence> {
+        let id = core.id();
+        let mut directory = self.directory.lock();
+        let record = directory.endpoints.get_mut(&id)?;
+        let closing = departure == Departure::Close;
+        let leaving: Vec<Arc<Group>> = match departure {
+            Departure::Leave(group) => {
+                let at = record
+                    .memberships
+                    .iter()
+                    .position(|joined| joined.id == group)?;
+                vec![record.memberships.remove(at)]
+            }
+            Departure::ShutReceive | Departure::Close => {
+                record.receive_shut = true;
+                std::mem::take(&mut record.memberships)
+            }
+        };
+        // What is dropped between here and the locks still finds its place in the list.
+        record.keep_drops(&leaving, None);
+        let drops = record.drops.clone();
+        let created = if closing {
+            std::mem::take(&mut record.created)
+        } else {
+            Vec::new()
+        };
+        for group in &created {
+            directory.orphan(*group);
+        }
+        // Groups that it leaves, and groups that only its life kept alive.
+        let orphaned = created.iter().filter_map(|group| directory.group(*group));
+        let orphaned = orphaned.map(|record| &record.group).filter(|group| {
+            group.membership().members().is_empty() && !leaving.iter().any(|g| g.id == group.id)
+        });
+        let changed: Vec<(Arc<Group>, Arc<Membership>)> = (leaving.iter().chain(orphaned))
+            .map(|group| {
+                let creator = directory.group(group.id).and_then(|record| record.creator);
+                let next = group.membership().without(id, creator.is_some());
+                (Arc::clone(group), Arc::new(next))
+            })
+            .collect();
+        let mut retired = Vec::with_capacity(changed.len());
+
+        let mut effects = Effects::default();
+        let mut held = self.hold_all(core);
+        let sequence = held.draw(core.seen());
+        for (group, next) in &changed {
+            retired.push(group.publish(&held, Arc::clone(next)));
+        }
+        let mut reader = None;
+        let mut old_drops = None;
+        if let Some(intake) = held.intake(core.place) {
+            old_drops = Some(intake.replace_drops(drops));
+            match departure {
+                Departure::Leave(_) => {}
+                Departure::ShutReceive => {
+                    intake.shut_receive();
+                    reader = intake.take_reader();
+                }
+                Departure::Close => {
+                    core.close();
+                    reader = intake.take_reader();
+                }
+            }
+        }
+        let intake = if closing {
+            held.remove(core.place)
+        } else {
+            None
+        };
+        drop(held);
+        drop((retired, old_drops, intake));
+
+        for (group, next) in &changed {
+            if next.ended {
+                directory.remove_group(group.id);
+            }
+        }
+        if closing {
+            directory.endpoints.remove(&id);
+        }
+        drop(directory);
+
+        effects.wake(reader);
+        let changed = Changed {
+            groups: changed.iter().map(|(group, _)| group.id).collect(),
+            endpoint: (!matches!(departure, Departure::Leave(_))).then_some(id),
+        };
+        self.waiting.lock().recheck(self, &changed, &mut effects);
+        effects.run();
+        Some(sequence)
+    }
+
+    /// Resolves a destination for a lane that does not know it.
+    pub(crate) fn route(&self, to: Destination, sender: EndpointId) -> Result<Route, SendError> {
+        match to {
+            Destination::Group(id) => {
+                let directory = self.directory.lock();
+                let record = directory.group(id).ok_or(SendError::NoSuchGroup(id))?;
+                let group = Arc::clone(&record.group);
+                drop(directory);
+                Ok(Route::to_group(group, sender))
+            }
+            Destination::Endpoint(id) => {
+                let directory = self.directory.lock();
+                let record = directory
+                    .endpoints
+                    .get(&id)
+                    .ok_or(SendError::NoSuchEndpoint(id))?;
+                let core = Arc::clone(&record.core);
+                drop(directory);
+                self.open_queue(&core);
+                Ok(Route::Endpoint(core.place))
+            }
+        }
+    }
+
+    /// The reader of `core` has freed places and somebody is registered there.
+    pub(crate) fn serve(&self, core: &EndpointCore) {
+        let mut effects = Effects::default();
+        self.waiting.lock().serve(self, core.id(), &mut effects);
+        effects.run();
+    }
+
+    fn members(&self, id: GroupId, after: Option<EndpointId>, most: usize) -> Option<View> {
+        let group = Arc::clone(&self.directory.lock().group(id)?.group);
+        let mut held = self.locks.acquire(LockBits::all());
+        let (membership, sequence) = (group.membership(), held.now());
+        drop(held);
+        let mut rest = membership
+            .members()
+            .iter()
+            .filter(|member| Some(member.place.id) > after);
+        let info = |member: &Member| {
+            let shard = self.locks.acquire_one(member.place.lock);
+            let intake = shard.intakes.get(member.place.slot as usize)?;
+            let (queued_messages, queued_bytes) = intake.depth();
+            (intake.id() == member.place.id).then(|| MemberInfo {
+                endpoint: member.place.id,
+                credentials: intake.core.credentials,
+                flags: member.flags,
+                queued_messages,
+                queued_bytes,
+                capacity: intake.core.capacity.messages,
+                dropped: member.drops.as_ref().map_or(0, |drops| drops.total()),
+                full_since: intake.full_since(),
+                blocks: intake.core.waiting_sends(),
+            })
+        };
+        let members = rest.by_ref().take(most).filter_map(info).collect();
+        Some(View {
+            sequence,
+            members,
+            more: rest.next().is_some(),
+        })
+    }
+}
+
+impl EndpointRecord {
+    /// Rebuilds the list of losses: those of current memberships and of the ones that end just now,
+    /// `more`, and past ones that have not been told.
+    fn keep_drops(&mut self, leaving: &[Arc<Group>], more: Option<&Arc<Drops>>) {
+        let current = |drops: &Arc<Drops>| {
+            self.memberships
+                .iter()
+                .chain(leaving)
+                .any(|group| group.id == drops.group)
+        };
+        self.drops
+            .retain(|drops| drops.is_pending() || current(drops));
+        if let Some(more) = more
+            && !self.drops.iter().any(|drops| Arc::ptr_eq(drops, more))
+        {
+            self.drops.push(Arc::clone(more));
+        }
+    }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,108 @@
+//! Who and what is on the bus: endpoints, groups, names. One mutex guards it, and every change of a
+//! membership is made with it held, so changes are made one at a time.
+//!
+//! Sends come here only to resolve a destination that their lane does not know yet.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ahash::HashMap;
+
+use crate::group::Group;
+use crate::id::{EndpointId, GroupId};
+use crate::intake::{Drops, EndpointCore};
+use crate::name::GroupName;
+
+#[derive(Debug, Default)]
+pub(crate) struct Directory {
+    pub(crate) endpoints: HashMap<EndpointId, EndpointRecord>,
+    groups: HashMap<GroupId, GroupRecord>,
+    names: BTreeMap<GroupName, GroupId>,
+    last_endpoint: u64,
+    last_group: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct EndpointRecord {
+    pub(crate) core: Arc<EndpointCore>,
+    pub(crate) memberships: Vec<Arc<Group>>,
+    /// The same list that its intake has.
+    pub(crate) drops: Vec<Arc<Drops>>,
+    /// Groups that it created and that live.
+    pub(crate) created: Vec<GroupId>,
+    pub(crate) receive_shut: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct GroupRecord {
+    pub(crate) group: Arc<Group>,
+    /// None once the creator is gone.
+    pub(crate) creator: Option<EndpointId>,
+}
+
+impl Directory {
+    /// Ids are counted and never reused: at a million a second they last half a million years.
+    pub(crate) fn next_endpoint_id(&mut self) -> EndpointId {
+        self.last_endpoint += 1;
+        EndpointId::from_raw(self.last_endpoint)
+    }
+
+    pub(crate) fn next_group_id(&mut self) -> GroupId {
+        self.last_group += 1;
+        GroupId::from_raw(self.last_group)
+    }
+
+    pub(crate) fn add_group(&mut self, group: Arc<Group>, creator: EndpointId) {
+        self.names.insert(group.name.clone(), group.id);
+        self.groups.insert(
+            group.id,
+            GroupRecord {
+                group,
+                creator: Some(creator),
+            },
+        );
+    }
+
+    pub(crate) fn group_count(&self) -> usize {
+        self.groups.len()
+    }
+
+    pub(crate) fn group(&self, id: GroupId) -> Option<&GroupRecord> {
+        self.groups.get(&id)
+    }
+
+    pub(crate) fn named(&self, name: &GroupName) -> Option<&GroupRecord> {
+        self.group(*self.names.get(name)?)
+    }
+
+    /// Groups in the order of their names, those after `after`.
+    pub(crate) fn groups_after(
+        &self,
+        after: Option<&GroupName>,
+    ) -> impl Iterator<Item = &GroupRecord> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = after.map_or(Unbounded, Excluded);
+        self.names
+            .range((from, Unbounded))
+            .filter_map(|(_, id)| self.groups.get(id))
+    }
+
+    /// The creator of a group is gone.
+    pub(crate) fn orphan(&mut self, id: GroupId) {
+        if let Some(record) = self.groups.get_mut(&id) {
+            record.creator = None;
+        }
+    }
+
+    /// Forgets a group that has ended.
+    pub(crate) fn remove_group(&mut self, id: GroupId) {
+        let Some(record) = self.groups.remove(&id) else {
+            return;
+        };
+        self.names.remove(&record.group.name);
+        let creator = record.creator.and_then(|id| self.endpoints.get_mut(&id));
+        if let Some(creator) = creator {
+            creator.created.retain(|created| *created != id);
+        }
+    }
+}

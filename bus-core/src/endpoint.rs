@@ -1,0 +1,148 @@
+//! An endpoint, as its owner holds it: joins and leaves, its lanes, its reader.
+
+use std::sync::Arc;
+use std::task::Waker;
+
+use crate::bus::{
+    Bus, CreateError, Departure, JoinError, JoinOptions, Joined, LeaveError, LimitExceeded,
+};
+use crate::id::{EndpointId, GroupId, Sequence};
+use crate::intake::{EndpointCore, Opened};
+use crate::lane::{Lane, Watch};
+use crate::message::{Credentials, Destination};
+use crate::name::GroupName;
+use crate::receiver::Receiver;
+use crate::send::SendError;
+
+/// An identity on the bus, with one bounded queue.
+///
+/// Dropping it closes the endpoint: it leaves its groups at one place in the order, its waiting
+/// sends end with [`SendError::Closed`], sends to it fail, and nothing of its own takes a place
+/// afterwards (G9). What was queued can still be read.
+///
+/// No call blocks. They may be made from any thread.
+#[derive(Debug)]
+pub struct Endpoint {
+    bus: Bus,
+    core: Arc<EndpointCore>,
+}
+
+impl Endpoint {
+    pub(crate) fn new(bus: Bus, core: Arc<EndpointCore>) -> Self {
+        Self { bus, core }
+    }
+
+    /// Its id, never reused.
+    #[must_use]
+    pub fn id(&self) -> EndpointId {
+        self.core.id()
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn credentials(&self) -> Credentials {
+        self.core.credentials
+    }
+
+    /// The bus that it is on.
+    #[must_use]
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// Creates an open group without joining it. It lives while this endpoint does, or while it
+    /// has a member.
+    ///
+    /// # Errors
+    ///
+    /// See [`CreateError`].
+    pub fn create_group(&self, name: &GroupName) -> Result<(GroupId, Sequence), CreateError> {
+        self.bus.inner.create_group(&self.core, name)
+    }
+
+    /// Becomes a member of an open group: every later message of it arrives (G4).
+    ///
+    /// # Errors
+    ///
+    /// See [`JoinError`]; nothing has changed then.
+    pub fn join(&self, name: &GroupName, options: JoinOptions) -> Result<Joined, JoinError> {
+        self.bus.inner.join(&self.core, name, options)
+    }
+
+    /// Ends a membership, and says where in the order: nothing later arrives (G4).
+    ///
+    /// # Errors
+    ///
+    /// It is not a member.
+    pub fn leave(&self, group: GroupId) -> Result<Sequence, LeaveError> {
+        let departed = self.bus.inner.depart(&self.core, Departure::Leave(group));
+        departed.ok_or(LeaveError::NotAMember(group, self.id()))
+    }
+
+    /// Leaves all groups and receives nothing more; it may still send (G9). What is sent to it
+    /// fails with [`SendError::ReceiveShut`]; what was queued stays readable.
+    ///
+    /// Says where in the order that was; a second call says another, later place.
+    pub fn shutdown_receive(&self) -> Sequence {
+        let departed = self.bus.inner.depart(&self.core, Departure::ShutReceive);
+        departed.unwrap_or_else(|| self.core.seen())
+    }
+
+    /// Opens a line of sends. What goes through one lane keeps its order (G3); lanes do not wait
+    /// for each other.
+    ///
+    /// # Errors
+    ///
+    /// The limit `lanes` is reached. Dropping a lane gives it back.
+    pub fn lane(&self) -> Result<Lane, LimitExceeded> {
+        let most = u64::from(self.bus.limits().lanes);
+        if !self.core.open(Opened::Lane, most) {
+            return Err(LimitExceeded {
+                limit: "lanes",
+                value: most,
+            });
+        }
+        Ok(Lane::new(self.bus.clone(), Arc::clone(&self.core)))
+    }
+
+    /// Takes the reader's place, if nobody has it. Who drains the queue is one at a time.
+    #[must_use]
+    pub fn receiver(&self) -> Option<Receiver> {
+        Receiver::take_seat(self.bus.clone(), Arc::clone(&self.core))
+    }
+
+    /// Asks whether a send from here to `to` would find room everywhere, and if not, to be woken
+    /// when it would (G6). None if it would now.
+    ///
+    /// Being woken is no reservation: another sender may be faster, and then the answer to the next
+    /// question is no again.
+    ///
+    /// # Errors
+    ///
+    /// The destination is not there, or the limit `watches` is reached.
+    pub fn watch_writable(
+        &self,
+        to: Destination,
+        waker: Waker,
+    ) -> Result<Option<Watch>, WatchError> {
+        Watch::begin(&self.bus, &self.core, to, waker)
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.bus.inner.depart(&self.core, Departure::Close);
+    }
+}
+
+/// Why a destination cannot be watched.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WatchError {
+    /// A send there would fail, room or not.
+    #[error(transparent)]
+    Destination(#[from] SendError),
+    /// A bound was reached; end another watch first.
+    #[error(transparent)]
+    Limit(#[from] LimitExceeded),
+}

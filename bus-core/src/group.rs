@@ -1,0 +1,63 @@
+//! A group as senders see it: a name, a current membership, and a generation to compare.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::id::{Generation, GroupId};
+use crate::lock_set::{Held, LockIndex};
+use crate::membership::Membership;
+use crate::name::GroupName;
+use crate::sync::{AtomicU64, Ordering, Snapshot};
+
+/// A group that lives or has lived: handles outlast it, and its last membership says `ended`.
+pub(crate) struct Group {
+    pub(crate) id: GroupId,
+    pub(crate) name: GroupName,
+    /// The lock that a message takes when the group has no recipients for it.
+    pub(crate) home: LockIndex,
+    membership: Snapshot<Membership>,
+    generation: AtomicU64,
+}
+
+impl Group {
+    pub(crate) fn new(id: GroupId, name: GroupName, home: LockIndex) -> Self {
+        let membership = Snapshot::new(Arc::new(Membership::empty()));
+        Self {
+            id,
+            name,
+            home,
+            membership,
+            generation: AtomicU64::new(0),
+        }
+    }
+
+    /// The membership, or one shortly before it: compare with [`generation`](Self::generation)
+    /// under the locks.
+    pub(crate) fn membership(&self) -> Arc<Membership> {
+        self.membership.load()
+    }
+
+    /// The current generation. While any of the locks of a membership is held, it cannot change,
+    /// because a change holds them all.
+    pub(crate) fn generation(&self) -> Generation {
+        Generation(self.generation.load(Ordering::Acquire))
+    }
+
+    /// Publishes a new membership; all locks are held. Gives back the one before it, to be dropped
+    /// when they are released.
+    pub(crate) fn publish(&self, _all: &Held<'_>, next: Arc<Membership>) -> Arc<Membership> {
+        let generation = next.generation;
+        let before = self.membership.swap(next);
+        self.generation.store(generation.0, Ordering::Release);
+        before
+    }
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group")
+            .field("id", &self.id)
+            .field("name", &self.name)
+            .finish()
+    }
+}

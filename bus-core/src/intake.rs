@@ -1,0 +1,461 @@
+//! What the bus keeps of an endpoint: a part under its lock, and a part that needs none.
+//!
+//! Invariant: everything that a commit changes is in [`Intake`], which lives under the endpoint's
+//! lock; everything that the reader changes is an atomic in [`EndpointCore`]. Room is the
+//! difference of the two, and a commit that reads an old value of the reader's part sees less room
+//! than there is, never more. What that can delay is a waiting send, and the fences in
+//! [`EndpointCore::free`] and [`EndpointCore::register`] rule it out there.
+
+use std::sync::Arc;
+use std::task::Waker;
+
+use crossbeam_utils::CachePadded;
+
+use crate::id::{EndpointId, GroupId, Sequence};
+use crate::limits::Limits;
+use crate::lock_set::IntakePlace;
+use crate::message::{Credentials, Gap};
+use crate::queue::{Consumer, Entry, Producer};
+use crate::sync::{AtomicBool, AtomicU64, Mutant, Mutex, Ordering, fence, mutated};
+
+/// How much a queue holds before it has no room.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Capacity {
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Capacity {
+    pub(crate) fn of(limits: &Limits) -> Self {
+        Self {
+            messages: limits.queue_messages.into(),
+            bytes: limits.queue_bytes,
+        }
+    }
+
+    /// Places of the ring behind the queue: one more than its capacity, for the reserve place.
+    pub(crate) fn ring_places(self) -> usize {
+        usize::try_from(self.messages + 1).unwrap_or(usize::MAX)
+    }
+}
+
+/// A membership's losses (G7). Written under its endpoint's lock only, so the atomics order
+/// nothing: they let the record be shared without a second lock.
+#[derive(Debug)]
+pub(crate) struct Drops {
+    pub(crate) group: GroupId,
+    count: AtomicU64,
+    first: AtomicU64,
+    last: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Drops {
+    pub(crate) fn new(group: GroupId) -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            group,
+            count: zero(),
+            first: zero(),
+            last: zero(),
+            total: zero(),
+        }
+    }
+
+    pub(crate) fn is_pending(&self) -> bool {
+        self.count.load(Ordering::Relaxed) != 0
+    }
+
+    /// Messages dropped since the membership began.
+    pub(crate) fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    fn record(&self, sequence: Sequence) {
+        let count = self.count.load(Ordering::Relaxed);
+        if count == 0 {
+            self.first.store(sequence.get(), Ordering::Relaxed);
+        }
+        self.last.store(sequence.get(), Ordering::Relaxed);
+        self.count.store(count + 1, Ordering::Relaxed);
+        self.total
+            .store(self.total.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    fn take(&self) -> Option<Gap> {
+        let count = self.count.load(Ordering::Relaxed);
+        if count == 0 {
+            return None;
+        }
+        self.count.store(0, Ordering::Relaxed);
+        Some(Gap {
+            count,
+            first: Sequence::from_raw(self.first.load(Ordering::Relaxed)),
+            last: Sequence::from_raw(self.last.load(Ordering::Relaxed)),
+        })
+    }
+}
+
+/// The producer's side of an endpoint's queue: what a commit reads and changes, under the lock.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    pub(crate) core: Arc<EndpointCore>,
+    /// None until the endpoint can receive something: idle connections cost no ring.
+    producer: Option<Producer>,
+    pushed_messages: u64,
+    pushed_bytes: u64,
+    reserve: Reserve,
+    /// Who to wake when something arrives; the reader leaves it here when it goes to sleep.
+    reader: Option<Waker>,
+    /// The losses of its memberships with `DROP_WHEN_FULL`, and of past ones not yet reported.
+    drops: Vec<Arc<Drops>>,
+    /// It has called `shutdown_receive`.
+    receive_shut: bool,
+    full_since: Sequence,
+}
+
+/// When the reserve place is free again: once the reader has taken one message and as many bytes
+/// as the message that used it. So it holds one message at most, whatever its size.
+#[derive(Clone, Copy, Debug, Default)]
+struct Reserve {
+    free_at_messages: u64,
+    free_at_bytes: u64,
+}
+
+impl Intake {
+    pub(crate) fn new(core: Arc<EndpointCore>) -> Self {
+        Self {
+            core,
+            producer: None,
+            pushed_messages: 0,
+            pushed_bytes: 0,
+            reserve: Reserve::default(),
+            reader: None,
+            drops: Vec::new(),
+            receive_shut: false,
+            full_since: Sequence::from_raw(0),
+        }
+    }
+
+    pub(crate) fn id(&self) -> EndpointId {
+        self.core.place.id
+    }
+
+    pub(crate) fn has_producer(&self) -> bool {
+        self.producer.is_some()
+    }
+
+    pub(crate) fn attach(&mut self, producer: Producer) {
+        self.producer = Some(producer);
+    }
+
+    pub(crate) fn is_receive_shut(&self) -> bool {
+        self.receive_shut
+    }
+
+    pub(crate) fn shut_receive(&mut self) {
+        self.receive_shut = true;
+    }
+
+    /// Replaces the list of losses and gives back the old one, to be dropped without the lock.
+    pub(crate) fn replace_drops(&mut self, drops: Vec<Arc<Drops>>) -> Vec<Arc<Drops>> {
+        std::mem::replace(&mut self.drops, drops)
+    }
+
+    /// Messages and bytes that wait to be taken.
+    pub(crate) fn depth(&self) -> (u64, u64) {
+        let released = self.core.released();
+        (
+            self.pushed_messages - released.0,
+            self.pushed_bytes - released.1,
+        )
+    }
+
+    /// Below both limits; the message that crosses the byte limit is still taken.
+    pub(crate) fn has_room(&self) -> bool {
+        let (messages, bytes) = self.depth();
+        messages < self.core.capacity.messages && bytes < self.core.capacity.bytes
+    }
+
+    /// Whether a senior waiting send may go beyond the capacity.
+    pub(crate) fn has_reserve(&self) -> bool {
+        let (messages, bytes) = self.core.released();
+        messages >= self.reserve.free_at_messages && bytes >= self.reserve.free_at_bytes
+    }
+
+    /// The sequence that filled it, if it is full.
+    pub(crate) fn full_since(&self) -> Option<Sequence> {
+        (!self.has_room()).then_some(self.full_since)
+    }
+
+    /// Puts a message into the queue. The caller has seen room or the reserve place.
+    pub(crate) fn push(&mut self, entry: Entry) {
+        let (sequence, bytes) = (entry.message.sequence(), entry.message.charged_bytes());
+        if !self.has_room() {
+            let (messages, released_bytes) = self.core.released();
+            self.reserve = Reserve {
+                free_at_messages: messages + 1,
+                free_at_bytes: released_bytes + bytes,
+            };
+        }
+        let pushed = self.producer.as_mut().map(|producer| producer.push(entry));
+        debug_assert!(
+            matches!(pushed, Some(Ok(()))),
+            "the ring has a slot for each place"
+        );
+        self.pushed_messages += 1;
+        self.pushed_bytes += bytes;
+        if !self.has_room() {
+            self.full_since = sequence;
+        }
+    }
+
+    /// Counts a message that this member did not get.
+    pub(crate) fn drop_message(&mut self, drops: &Drops, sequence: Sequence) {
+        drops.record(sequence);
+        self.core.gaps_pending.store(true, Ordering::Relaxed);
+    }
+
+    /// The gap to report with the next message of a membership.
+    pub(crate) fn take_gap(drops: Option<&Arc<Drops>>) -> Option<Gap> {
+        drops.and_then(|drops| drops.take())
+    }
+
+    /// A gap to report on its own: once everything that was queued has been read.
+    pub(crate) fn take_lone_gap(&mut self) -> Option<(GroupId, Gap)> {
+        if !self.producer.as_ref().is_none_or(Producer::is_drained) {
+            return None;
+        }
+        let found = self
+            .drops
+            .iter()
+            .find_map(|drops| Some((drops.group, drops.take()?)));
+        if found.is_none() {
+            self.core.gaps_pending.store(false, Ordering::Relaxed);
+        }
+        found
+    }
+
+    /// Takes the sleeping reader's waker, to be called once the locks are released.
+    pub(crate) fn take_reader(&mut self) -> Option<Waker> {
+        self.reader.take()
+    }
+
+    /// Leaves `waker` for the next push, if there is nothing to read now. Gives back the waker
+    /// that is to be dropped without the lock.
+    pub(crate) fn sleep(&mut self, waker: Waker) -> Result<Option<Waker>, Waker> {
+        let drained = self.producer.as_ref().is_none_or(Producer::is_drained);
+        let gaps = self.core.gaps_pending.load(Ordering::Relaxed);
+        if !mutated(Mutant::SleepWithoutLook) && (!drained || gaps || self.receive_shut) {
+            return Err(waker);
+        }
+        Ok(self.reader.replace(waker))
+    }
+}
+
+/// The part of an endpoint that needs no lock, shared by its handles and by the bus.
+#[derive(Debug)]
+pub(crate) struct EndpointCore {
+    pub(crate) place: IntakePlace,
+    pub(crate) credentials: Credentials,
+    pub(crate) capacity: Capacity,
+    reading: CachePadded<Reading>,
+    /// Registered waiting sends (low half) and writability watches (high half).
+    interest: AtomicU64,
+    /// Highest sequence of its own sends.
+    sent: AtomicU64,
+    serial: AtomicU64,
+    gaps_pending: AtomicBool,
+    /// Set once, with all locks held, so that any lock shows it.
+    closed: AtomicBool,
+    lanes: AtomicU64,
+    watches: AtomicU64,
+    pub(crate) seat: Mutex<Seat>,
+}
+
+/// What the reader moves.
+#[derive(Debug)]
+struct Reading {
+    released_messages: AtomicU64,
+    released_bytes: AtomicU64,
+    /// Highest sequence taken.
+    taken: AtomicU64,
+}
+
+/// The reader's place: whoever takes it out is the one reader.
+#[derive(Debug, Default)]
+pub(crate) struct Seat {
+    pub(crate) occupied: bool,
+    /// The consumer of a ring that was made while somebody sat here.
+    pub(crate) fresh: Option<Consumer>,
+    pub(crate) state: ReaderState,
+}
+
+/// The reader's own state, handed from one [`Receiver`](crate::Receiver) to the next.
+#[derive(Debug, Default)]
+pub(crate) struct ReaderState {
+    pub(crate) consumer: Option<Consumer>,
+    pub(crate) drained_messages: u64,
+    pub(crate) drained_bytes: u64,
+}
+
+const ONE_SEND: u64 = 1;
+const ONE_WATCH: u64 = 1 << 32;
+
+/// What is registered at a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Interest {
+    /// A send that waits for room.
+    Send,
+    /// Somebody who wants to know when there is room.
+    Watch,
+}
+
+/// What an endpoint has a bounded number of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Opened {
+    Lane,
+    Watch,
+}
+
+impl Interest {
+    const fn unit(self) -> u64 {
+        match self {
+            Self::Send => ONE_SEND,
+            Self::Watch => ONE_WATCH,
+        }
+    }
+}
+
+impl EndpointCore {
+    pub(crate) fn new(place: IntakePlace, credentials: Credentials, capacity: Capacity) -> Self {
+        let zero = || AtomicU64::new(0);
+        let reading = Reading {
+            released_messages: zero(),
+            released_bytes: zero(),
+            taken: zero(),
+        };
+        Self {
+            place,
+            credentials,
+            capacity,
+            reading: CachePadded::new(reading),
+            interest: zero(),
+            sent: zero(),
+            serial: zero(),
+            gaps_pending: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            lanes: zero(),
+            watches: zero(),
+            seat: Mutex::new(Seat::default()),
+        }
+    }
+
+    pub(crate) fn id(&self) -> EndpointId {
+        self.place.id
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn has_gaps(&self) -> bool {
+        self.gaps_pending.load(Ordering::Relaxed)
+    }
+
+    /// Counts a lane or a watch in, if there are fewer than `most`.
+    pub(crate) fn open(&self, what: Opened, most: u64) -> bool {
+        let before = self.opened(what).fetch_add(1, Ordering::Relaxed);
+        if before >= most {
+            self.opened(what).fetch_sub(1, Ordering::Relaxed);
+        }
+        before < most
+    }
+
+    pub(crate) fn shut(&self, what: Opened) {
+        self.opened(what).fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn opened(&self, what: Opened) -> &AtomicU64 {
+        match what {
+            Opened::Lane => &self.lanes,
+            Opened::Watch => &self.watches,
+        }
+    }
+
+    fn released(&self) -> (u64, u64) {
+        // The reader stores bytes before messages and this reads messages before bytes, so a
+        // message that is seen released is seen with its bytes.
+        let messages = self.reading.released_messages.load(Ordering::Acquire);
+        (
+            messages,
+            self.reading.released_bytes.load(Ordering::Acquire),
+        )
+    }
+
+    /// Frees places: the application has taken so many messages and bytes. True if somebody waits
+    /// for them and is to be served.
+    ///
+    /// Only the reader calls this, so the counts have one writer.
+    pub(crate) fn free(&self, messages: u64, bytes: u64) -> bool {
+        let advance = |counter: &AtomicU64, by: u64| {
+            counter.store(counter.load(Ordering::Relaxed) + by, Ordering::Release);
+        };
+        advance(&self.reading.released_bytes, bytes);
+        advance(&self.reading.released_messages, messages);
+        if !mutated(Mutant::NoFenceInRelease) {
+            // Pairs with the fence in `register`: either this sees the registration, or the look
+            // that follows the registration sees the freed place.
+            fence(Ordering::SeqCst);
+        }
+        self.interest.load(Ordering::Relaxed) != 0
+    }
+
+    /// Messages and bytes freed so far, for the reader's own checks.
+    pub(crate) fn freed(&self) -> (u64, u64) {
+        self.released()
+    }
+
+    /// Counts a waiting send or a watch in. The caller looks for room once more after this.
+    pub(crate) fn register(&self, interest: Interest) {
+        self.interest.fetch_add(interest.unit(), Ordering::Relaxed);
+        if !mutated(Mutant::NoFenceInRegister) {
+            // See `free`.
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    pub(crate) fn unregister(&self, interest: Interest) {
+        self.interest.fetch_sub(interest.unit(), Ordering::Relaxed);
+    }
+
+    /// Sends that wait for this queue.
+    pub(crate) fn waiting_sends(&self) -> u32 {
+        let low = self.interest.load(Ordering::Relaxed) & (ONE_WATCH - 1);
+        u32::try_from(low).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn taken(&self) -> Sequence {
+        Sequence::from_raw(self.reading.taken.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn take(&self, sequence: Sequence) {
+        self.reading.taken.store(sequence.get(), Ordering::Relaxed);
+    }
+
+    /// The highest sequence that a send of this endpoint must follow (G3).
+    pub(crate) fn seen(&self) -> Sequence {
+        let sent = Sequence::from_raw(self.sent.load(Ordering::Relaxed));
+        self.taken().max(sent)
+    }
+
+    /// Takes the next serial and remembers the sequence; called at the commit point.
+    pub(crate) fn record_sent(&self, sequence: Sequence) -> u64 {
+        self.sent.fetch_max(sequence.get(), Ordering::Relaxed);
+        self.serial.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}

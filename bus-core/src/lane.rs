@@ -1,0 +1,371 @@
+//! Lanes: first-in-first-out lines of sends, and watches for writability.
+
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use crate::bus::{Bus, LimitExceeded};
+use crate::endpoint::WatchError;
+use crate::id::EndpointId;
+use crate::intake::{EndpointCore, Opened};
+use crate::message::{Destination, Draft, Message};
+use crate::send::{Attempt, Effects, Outgoing, Receipt, Route, SendError, Standing};
+use crate::sync::Parker;
+use crate::wait::{Entered, WaitKey};
+
+/// How many destinations a lane keeps resolved.
+const CACHED_ROUTES: usize = 8;
+
+/// A first-in-first-out line of sends of one endpoint (G3).
+///
+/// A lane keeps the recipient lists of the destinations that it used last, so that a send whose
+/// list is current takes no lock but those of its recipients. At most one send of a lane waits in
+/// the bus; who wants a longer line keeps it, and submits the next when the one before is decided.
+#[derive(Debug)]
+pub struct Lane {
+    bus: Bus,
+    core: Arc<EndpointCore>,
+    /// Most recently used last.
+    routes: Vec<Route>,
+    waiting: Option<WaitKey>,
+    effects: Effects,
+}
+
+/// How a submitted send stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Submitted {
+    /// It has its place in the order.
+    Committed(Receipt),
+    /// It waits; the waker is called once it has been decided, and
+    /// [`poll_outcome`](Lane::poll_outcome) says how.
+    Waiting,
+}
+
+impl Lane {
+    pub(crate) fn new(bus: Bus, core: Arc<EndpointCore>) -> Self {
+        let (routes, effects) = (Vec::new(), Effects::default());
+        Self {
+            bus,
+            core,
+            routes,
+            waiting: None,
+            effects,
+        }
+    }
+
+    /// The endpoint that it sends for.
+    #[must_use]
+    pub fn endpoint(&self) -> EndpointId {
+        self.core.id()
+    }
+
+    /// Sends if all recipients have room now. Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::WouldBlock`] if a recipient has none; otherwise what makes the send impossible.
+    pub fn try_send(
+        &mut self,
+        to: Destination,
+        draft: impl Into<Draft>,
+    ) -> Result<Receipt, SendError> {
+        match self.start(to, draft.into(), None)? {
+            Submitted::Committed(receipt) => Ok(receipt),
+            Submitted::Waiting => Err(SendError::LaneBusy),
+        }
+    }
+
+    /// Sends once all recipients have room. Does not block: where the send has to wait, `waker` is
+    /// called when it has been decided.
+    ///
+    /// It is committed on this lane's behalf by whoever makes room, so it takes its place whether
+    /// or not the lane is looked at again.
+    ///
+    /// # Errors
+    ///
+    /// What makes the send impossible, [`SendError::LaneBusy`] while an earlier one waits.
+    pub fn submit(
+        &mut self,
+        to: Destination,
+        draft: impl Into<Draft>,
+        waker: Waker,
+    ) -> Result<Submitted, SendError> {
+        self.start(to, draft.into(), Some(waker))
+    }
+
+    fn start(
+        &mut self,
+        to: Destination,
+        draft: Draft,
+        waker: Option<Waker>,
+    ) -> Result<Submitted, SendError> {
+        if self.waiting.is_some() {
+            return Err(SendError::LaneBusy);
+        }
+        let limits = self.bus.limits();
+        if draft.payload.len() > limits.payload_bytes as usize {
+            let (given, limit) = (draft.payload.len(), limits.payload_bytes);
+            return Err(SendError::TooLarge { given, limit });
+        }
+        if draft.descriptors.len() > usize::from(limits.descriptors) {
+            let (given, limit) = (draft.descriptors.len(), limits.descriptors);
+            return Err(SendError::TooManyDescriptors { given, limit });
+        }
+        let route = self.take_route(to)?;
+        let message = Message::new(self.core.id(), self.core.credentials, to, draft);
+        let mut outgoing = Outgoing {
+            sender: Arc::clone(&self.core),
+            route,
+            message: Some(Arc::new(message)),
+        };
+        let bus = &self.bus.inner;
+        let attempt = bus.attempt(&mut outgoing, Standing::Newcomer, None, &mut self.effects);
+        let submitted = match attempt? {
+            Attempt::Committed(receipt) => {
+                self.routes.push(outgoing.route);
+                Ok(Submitted::Committed(receipt))
+            }
+            Attempt::Full { full, .. } if waker.is_none() => {
+                self.routes.push(outgoing.route);
+                Err(SendError::WouldBlock {
+                    full: Box::new(full),
+                })
+            }
+            Attempt::Full { .. } | Attempt::Owed { .. } | Attempt::Writable => {
+                self.routes.push(outgoing.route.clone());
+                let mut room = bus.waiting.lock();
+                room.enter(bus, outgoing, waker, &mut self.effects)
+                    .map(|entered| match entered {
+                        Entered::Committed(receipt) => Submitted::Committed(receipt),
+                        Entered::Waiting(key) => {
+                            self.waiting = Some(key);
+                            Submitted::Waiting
+                        }
+                    })
+            }
+        };
+        self.effects.run();
+        submitted
+    }
+
+    /// Takes a destination's route out of the cache, or resolves it. It goes back, as the most
+    /// recently used, once the send has shown that it still leads somewhere.
+    fn take_route(&mut self, to: Destination) -> Result<Route, SendError> {
+        if let Some(at) = self
+            .routes
+            .iter()
+            .rposition(|route| route.destination() == to)
+        {
+            return Ok(self.routes.remove(at));
+        }
+        if self.routes.len() >= CACHED_ROUTES {
+            self.routes.remove(0);
+        }
+        self.bus.inner.route(to, self.core.id())
+    }
+
+    /// What the waiting send came to. None while it waits, or if there is none.
+    pub fn poll_outcome(&mut self) -> Option<Result<Receipt, SendError>> {
+        let outcome = self.bus.inner.waiting.lock().take_outcome(self.waiting?)?;
+        self.waiting = None;
+        Some(receipt_of(outcome))
+    }
+
+    /// Whether a send of this lane waits, or has been decided and not yet been asked for.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    /// Ends the waiting send: with [`SendError::Cancelled`], or with the receipt that came first.
+    /// None if none waits.
+    pub fn cancel(&mut self) -> Option<Result<Receipt, SendError>> {
+        let key = self.waiting.take()?;
+        let bus = &self.bus.inner;
+        let outcome = bus.waiting.lock().cancel(bus, key, &mut self.effects);
+        self.effects.run();
+        Some(receipt_of(outcome))
+    }
+
+    /// Sends, and blocks the thread until all recipients have room.
+    ///
+    /// # Errors
+    ///
+    /// What makes the send impossible. [`SendError::OwnQueueFull`] if the only one without room is
+    /// the sender itself.
+    pub fn send(&mut self, to: Destination, draft: impl Into<Draft>) -> Result<Receipt, SendError> {
+        self.send_until(to, draft.into(), |parker| {
+            parker.park();
+            true
+        })
+    }
+
+    /// As [`send`](Self::send), until `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::Cancelled`] once the deadline has come, and then it has reached nobody;
+    /// otherwise as [`send`](Self::send).
+    pub fn send_deadline(
+        &mut self,
+        to: Destination,
+        draft: impl Into<Draft>,
+        deadline: Instant,
+    ) -> Result<Receipt, SendError> {
+        self.send_until(to, draft.into(), |parker| parker.park_deadline(deadline))
+    }
+
+    fn send_until(
+        &mut self,
+        to: Destination,
+        draft: Draft,
+        park: impl Fn(&Parker) -> bool,
+    ) -> Result<Receipt, SendError> {
+        let parker = Arc::new(Parker::default());
+        if let Submitted::Committed(receipt) = self.start(to, draft, Some(parker.waker()))? {
+            return Ok(receipt);
+        }
+        loop {
+            if let Some(outcome) = self.poll_outcome() {
+                return outcome;
+            }
+            if !park(&parker) {
+                return self.cancel().unwrap_or(Err(SendError::Cancelled));
+            }
+        }
+    }
+
+    /// Sends, and lets a task wait until all recipients have room.
+    ///
+    /// Dropping the future cancels the send if it still waits.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    pub async fn send_async(
+        &mut self,
+        to: Destination,
+        draft: impl Into<Draft>,
+    ) -> Result<Receipt, SendError> {
+        let mut draft = Some(draft.into());
+        let mut guard = CancelOnDrop(self);
+        std::future::poll_fn(move |context| guard.poll(to, &mut draft, context)).await
+    }
+}
+
+/// A send that is cancelled when its future is dropped.
+struct CancelOnDrop<'a>(&'a mut Lane);
+
+impl CancelOnDrop<'_> {
+    fn poll(
+        &mut self,
+        to: Destination,
+        draft: &mut Option<Draft>,
+        context: &Context<'_>,
+    ) -> Poll<Result<Receipt, SendError>> {
+        if let Some(draft) = draft.take() {
+            return match self.0.start(to, draft, Some(context.waker().clone())) {
+                Ok(Submitted::Committed(receipt)) => Poll::Ready(Ok(receipt)),
+                Ok(Submitted::Waiting) => Poll::Pending,
+                Err(error) => Poll::Ready(Err(error)),
+            };
+        }
+        let Some(key) = self.0.waiting else {
+            return Poll::Ready(Err(SendError::Cancelled));
+        };
+        let waker = context.waker().clone();
+        let old = self.0.bus.inner.waiting.lock().replace_waker(key, waker);
+        match old {
+            Some(_) => Poll::Pending,
+            None => {
+                let outcome = self.0.poll_outcome();
+                Poll::Ready(outcome.unwrap_or(Err(SendError::Cancelled)))
+            }
+        }
+    }
+}
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.cancel();
+        self.core.shut(Opened::Lane);
+    }
+}
+
+fn receipt_of(outcome: Result<Option<Receipt>, SendError>) -> Result<Receipt, SendError> {
+    outcome.map(|receipt| receipt.expect("a decided send has a receipt"))
+}
+
+/// Somebody who is woken once a destination is writable; dropping it ends that.
+#[derive(Debug)]
+pub struct Watch {
+    bus: Bus,
+    core: Arc<EndpointCore>,
+    key: Option<WaitKey>,
+}
+
+impl Watch {
+    pub(crate) fn begin(
+        bus: &Bus,
+        core: &Arc<EndpointCore>,
+        to: Destination,
+        waker: Waker,
+    ) -> Result<Option<Self>, WatchError> {
+        let most = u64::from(bus.limits().watches);
+        if !core.open(Opened::Watch, most) {
+            return Err(LimitExceeded {
+                limit: "watches",
+                value: most,
+            }
+            .into());
+        }
+        let mut watch = Self {
+            bus: bus.clone(),
+            core: Arc::clone(core),
+            key: None,
+        };
+        let route = bus.inner.route(to, core.id())?;
+        let outgoing = Outgoing {
+            sender: Arc::clone(core),
+            route,
+            message: None,
+        };
+        let mut effects = Effects::default();
+        let key = bus
+            .inner
+            .waiting
+            .lock()
+            .watch(&bus.inner, outgoing, waker, &mut effects);
+        effects.run();
+        watch.key = key?;
+        Ok(watch.key.is_some().then_some(watch))
+    }
+
+    /// Whether the destination has become writable, or why a send there would fail. None while it
+    /// is not writable.
+    pub fn outcome(&mut self) -> Option<Result<(), SendError>> {
+        let outcome = self.bus.inner.waiting.lock().take_outcome(self.key?)?;
+        self.key = None;
+        Some(outcome.map(|_| ()))
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            let bus = &self.bus.inner;
+            let mut effects = Effects::default();
+            // Whether it had become writable matters to nobody any more.
+            drop(bus.waiting.lock().cancel(bus, key, &mut effects));
+            effects.run();
+        }
+        self.core.shut(Opened::Watch);
+    }
+}

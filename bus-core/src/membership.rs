@@ -1,0 +1,178 @@
+//! A group's members at one generation: immutable, sorted by endpoint id, without duplicates.
+//!
+//! A change makes a new one. A send keeps the one it knows and compares generations under the
+//! locks, so that the look-up and the sorting are paid for by who changes the group and not by
+//! who sends to it.
+
+use std::sync::Arc;
+
+use bitflags::bitflags;
+use serde::{Deserialize, Serialize};
+
+use crate::id::{EndpointId, Generation};
+use crate::intake::Drops;
+use crate::lock_set::{IntakePlace, LOCKS, LockBits};
+
+bitflags! {
+    /// What a membership asks for.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(transparent)]
+    pub struct MemberFlags: u8 {
+        /// The member's own messages come back to it.
+        const LOOPBACK = 1;
+        /// In a gated group: the member's messages also go to its peer endpoint.
+        const SEND_TO_PEER = 2;
+        /// The member misses messages while its queue has no room, rather than make senders wait;
+        /// it is told what it missed (G7).
+        const DROP_WHEN_FULL = 4;
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Member {
+    pub(crate) place: IntakePlace,
+    pub(crate) flags: MemberFlags,
+    /// Where losses are counted; present with `DROP_WHEN_FULL` only.
+    pub(crate) drops: Option<Arc<Drops>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Membership {
+    pub(crate) generation: Generation,
+    /// The group has ended, and this is the last generation of it.
+    pub(crate) ended: bool,
+    members: Box<[Member]>,
+    /// How many members each lock covers, so that the set without one of them is known at once.
+    per_lock: [u32; LOCKS],
+}
+
+impl Membership {
+    pub(crate) fn empty() -> Self {
+        Self::new(Generation(0), Box::default(), false)
+    }
+
+    fn new(generation: Generation, members: Box<[Member]>, ended: bool) -> Self {
+        let mut per_lock = [0; LOCKS];
+        for member in &members {
+            per_lock[member.place.lock.at()] += 1;
+        }
+        Self {
+            generation,
+            ended,
+            members,
+            per_lock,
+        }
+    }
+
+    pub(crate) fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    fn find(&self, id: EndpointId) -> Result<usize, usize> {
+        self.members
+            .binary_search_by_key(&id, |member| member.place.id)
+    }
+
+    pub(crate) fn position(&self, id: EndpointId) -> Option<usize> {
+        self.find(id).ok()
+    }
+
+    fn next(&self) -> Generation {
+        Generation(self.generation.0 + 1)
+    }
+
+    /// The next generation, with `member` in it.
+    pub(crate) fn with(&self, member: Member) -> Self {
+        let at = self.find(member.place.id).unwrap_or_else(|at| at);
+        let mut members = Vec::with_capacity(self.members.len() + 1);
+        members.extend_from_slice(&self.members[..at]);
+        members.push(member);
+        members.extend_from_slice(&self.members[at..]);
+        Self::new(self.next(), members.into(), false)
+    }
+
+    /// The next generation, without endpoint `id`, and ended if nobody keeps the group alive.
+    pub(crate) fn without(&self, id: EndpointId, creator_lives: bool) -> Self {
+        let mut members = self.members.to_vec();
+        members.retain(|member| member.place.id != id);
+        let ended = members.is_empty() && !creator_lives;
+        Self::new(self.next(), members.into(), ended)
+    }
+
+    /// The locks that cover the recipients: all members but the one at `skip`.
+    pub(crate) fn locks_without(&self, skip: Option<usize>) -> LockBits {
+        let mut per_lock = self.per_lock;
+        if let Some(at) = skip {
+            per_lock[self.members[at].place.lock.at()] -= 1;
+        }
+        LockBits::covering(&per_lock)
+    }
+}
+
+#[cfg(all(test, not(bus_loom)))]
+mod tests {
+    use super::*;
+    use crate::lock_set::LockIndex;
+
+    fn member(id: u64) -> Member {
+        let place = IntakePlace {
+            id: EndpointId::from_raw(id),
+            lock: LockIndex::from_hash(id),
+            slot: 0,
+        };
+        Member {
+            place,
+            flags: MemberFlags::empty(),
+            drops: None,
+        }
+    }
+
+    fn ids(membership: &Membership) -> Vec<u64> {
+        membership
+            .members()
+            .iter()
+            .map(|member| member.place.id.get())
+            .collect()
+    }
+
+    #[test]
+    fn stays_sorted_and_counts_generations() {
+        let mut membership = Membership::empty();
+        for id in [5, 1, 9, 3] {
+            membership = membership.with(member(id));
+        }
+        assert_eq!(ids(&membership), [1, 3, 5, 9]);
+        assert_eq!(membership.generation, Generation(4));
+        let left = membership.without(EndpointId::from_raw(5), true);
+        assert_eq!(
+            (ids(&left), left.generation),
+            (vec![1, 3, 9], Generation(5))
+        );
+    }
+
+    #[test]
+    fn locks_cover_the_recipients_and_no_more() {
+        // 1 and 9 share lock 1; 2 has lock 2 alone.
+        let membership = Membership::empty()
+            .with(member(1))
+            .with(member(2))
+            .with(member(9));
+        let one = LockBits::one(LockIndex::from_hash(1));
+        let mut both = one;
+        both.insert(LockIndex::from_hash(2));
+        assert_eq!(membership.locks_without(None), both);
+        assert_eq!(membership.locks_without(Some(0)), both, "9 is still there");
+        assert_eq!(
+            membership.locks_without(Some(1)),
+            one,
+            "2 was alone behind its lock"
+        );
+    }
+
+    #[test]
+    fn ends_with_its_last_member_unless_the_creator_lives() {
+        let membership = Membership::empty().with(member(1));
+        assert!(!membership.without(EndpointId::from_raw(1), true).ended);
+        assert!(membership.without(EndpointId::from_raw(1), false).ended);
+    }
+}

@@ -1,0 +1,240 @@
+//! Messages: what a sender hands over, and what every recipient shares.
+//!
+//! A message is written once and shared by all its recipients. It is immutable from its commit on;
+//! the stamp (sequence, serial, time) is written by the commit itself, while nobody else has it.
+
+use std::fmt;
+use std::ops::Deref;
+use std::os::fd::OwnedFd;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::attributes::Attributes;
+use crate::id::{EndpointId, GroupId, Sequence};
+
+/// Who an endpoint belongs to, as the kernel said when it connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    /// User id.
+    pub uid: u32,
+    /// Process id.
+    pub pid: u32,
+}
+
+/// Where a message goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Destination {
+    /// Every member of a group, the sender only with `LOOPBACK`.
+    Group(GroupId),
+    /// One endpoint.
+    Endpoint(EndpointId),
+}
+
+/// The bytes of a message: stored once, shared by all recipients, cheap to clone.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Payload(Bytes);
+
+impl Payload {
+    /// The shared bytes themselves, for a transport.
+    #[must_use]
+    pub fn as_bytes(&self) -> &Bytes {
+        &self.0
+    }
+}
+
+impl Deref for Payload {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<Bytes> for Payload {
+    fn from(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+}
+
+impl From<Vec<u8>> for Payload {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes.into())
+    }
+}
+
+impl From<String> for Payload {
+    fn from(text: String) -> Self {
+        Self(text.into())
+    }
+}
+
+impl From<&[u8]> for Payload {
+    /// Copies the bytes.
+    fn from(bytes: &[u8]) -> Self {
+        Self(Bytes::copy_from_slice(bytes))
+    }
+}
+
+impl From<&str> for Payload {
+    /// Copies the text.
+    fn from(text: &str) -> Self {
+        text.as_bytes().into()
+    }
+}
+
+impl fmt::Debug for Payload {
+    /// Says how long it is: payloads never go to logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+/// What a sender hands over.
+///
+/// ```
+/// let draft = bus_core::Draft::from("hello");
+/// assert_eq!(&*draft.payload, b"hello");
+/// ```
+#[derive(Debug, Default)]
+pub struct Draft {
+    /// Key, operation, content type and fields.
+    pub attributes: Attributes,
+    /// The bytes.
+    pub payload: Payload,
+    /// Nanoseconds since the Unix epoch after which the message is of no use; 0 for never.
+    pub deadline: u64,
+    /// File descriptors that travel with the message, to all recipients or to none.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+impl<T: Into<Payload>> From<T> for Draft {
+    fn from(payload: T) -> Self {
+        Self {
+            payload: payload.into(),
+            ..Self::default()
+        }
+    }
+}
+
+/// A message that has taken its place in the order.
+#[derive(Debug)]
+pub struct Message {
+    sender: EndpointId,
+    credentials: Credentials,
+    destination: Destination,
+    draft: Draft,
+    stamp: Stamp,
+}
+
+/// What the commit adds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stamp {
+    pub(crate) sequence: Sequence,
+    pub(crate) sender_serial: u64,
+    pub(crate) commit_time: u64,
+}
+
+impl Message {
+    pub(crate) fn new(
+        sender: EndpointId,
+        credentials: Credentials,
+        destination: Destination,
+        draft: Draft,
+    ) -> Self {
+        let stamp = Stamp {
+            sequence: Sequence::from_raw(0),
+            sender_serial: 0,
+            commit_time: 0,
+        };
+        Self {
+            sender,
+            credentials,
+            destination,
+            draft,
+            stamp,
+        }
+    }
+
+    pub(crate) fn stamp(&mut self, stamp: Stamp) {
+        self.stamp = stamp;
+    }
+
+    /// The endpoint that sent it.
+    #[must_use]
+    pub fn sender(&self) -> EndpointId {
+        self.sender
+    }
+
+    /// Whose endpoint that was.
+    #[must_use]
+    pub fn credentials(&self) -> Credentials {
+        self.credentials
+    }
+
+    /// The group or endpoint that it was sent to.
+    #[must_use]
+    pub fn destination(&self) -> Destination {
+        self.destination
+    }
+
+    /// Its place in the order of the bus (G2).
+    #[must_use]
+    pub fn sequence(&self) -> Sequence {
+        self.stamp.sequence
+    }
+
+    /// 1, 2, 3 ... for each sender; refused sends take none.
+    #[must_use]
+    pub fn sender_serial(&self) -> u64 {
+        self.stamp.sender_serial
+    }
+
+    /// When it was committed, in nanoseconds since the Unix epoch, as precise as the calls of
+    /// [`Bus::tick`](crate::Bus::tick) are frequent.
+    #[must_use]
+    pub fn commit_time(&self) -> u64 {
+        self.stamp.commit_time
+    }
+
+    /// See [`Draft::deadline`].
+    #[must_use]
+    pub fn deadline(&self) -> u64 {
+        self.draft.deadline
+    }
+
+    /// Key, operation, content type and fields.
+    #[must_use]
+    pub fn attributes(&self) -> &Attributes {
+        &self.draft.attributes
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn payload(&self) -> &Payload {
+        &self.draft.payload
+    }
+
+    /// The descriptors that came with it. They are closed with the last recipient's message.
+    #[must_use]
+    pub fn descriptors(&self) -> &[OwnedFd] {
+        &self.draft.descriptors
+    }
+
+    /// The bytes that it takes in a queue: its encoded attributes and its payload.
+    #[must_use]
+    pub fn charged_bytes(&self) -> u64 {
+        (self.draft.attributes.encoded().len() + self.draft.payload.len()) as u64
+    }
+}
+
+/// Messages of one group that a drop-when-full member did not get (G7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// How many.
+    pub count: u64,
+    /// Sequence of the first one.
+    pub first: Sequence,
+    /// Sequence of the last one.
+    pub last: Sequence,
+}

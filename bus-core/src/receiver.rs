@@ -1,0 +1,277 @@
+//! The reader of an endpoint's queue.
+
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use crate::bus::Bus;
+use crate::id::GroupId;
+use crate::intake::{EndpointCore, ReaderState};
+use crate::message::{Gap, Message};
+use crate::sync::Parker;
+
+/// What comes out of a queue.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Delivery {
+    /// A message, in the order of the bus.
+    Message {
+        /// The message, shared with its other recipients.
+        message: Arc<Message>,
+        /// What this member missed of the message's group just before it (G7).
+        missed: Option<Gap>,
+    },
+    /// What this member missed of a group, told once its queue was empty (G7).
+    Gap {
+        /// The group.
+        group: GroupId,
+        /// What was missed.
+        gap: Gap,
+    },
+}
+
+/// Why there is nothing to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReceiveError {
+    /// Nothing yet: the queue is empty, or the deadline came first.
+    #[error("there is nothing to receive yet")]
+    Empty,
+    /// Nothing ever again: the endpoint was closed or has called `shutdown_receive`, and everything
+    /// that was queued has been taken.
+    #[error("the endpoint receives nothing any more")]
+    Ended,
+}
+
+/// Why credit was refused: it would have freed places that are not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "credit for {messages} messages and {bytes} bytes, and only {held_messages} messages and \
+     {held_bytes} bytes are out"
+)]
+#[non_exhaustive]
+pub struct CreditError {
+    /// Messages given back.
+    pub messages: u64,
+    /// Bytes given back.
+    pub bytes: u64,
+    /// Messages drained and not yet given back.
+    pub held_messages: u64,
+    /// Bytes drained and not yet given back.
+    pub held_bytes: u64,
+}
+
+/// The one reader of an endpoint's queue; dropping it gives the place to the next.
+///
+/// It drains without any lock. Two ways of use, not to be mixed carelessly:
+///
+/// - [`receive`](Self::receive) and its relatives take a message and free its place at once, as an
+///   application in this process does.
+/// - [`drain`](Self::drain) takes a message and leaves its place taken until
+///   [`release`](Self::release), as a transport does whose application is elsewhere.
+pub struct Receiver {
+    bus: Bus,
+    core: Arc<EndpointCore>,
+    state: ReaderState,
+}
+
+impl Receiver {
+    pub(crate) fn take_seat(bus: Bus, core: Arc<EndpointCore>) -> Option<Self> {
+        let state = {
+            let mut seat = core.seat.lock();
+            if std::mem::replace(&mut seat.occupied, true) {
+                return None;
+            }
+            std::mem::take(&mut seat.state)
+        };
+        Some(Self { bus, core, state })
+    }
+
+    /// Takes the next delivery off the queue, and leaves its place taken. Never blocks.
+    pub fn drain(&mut self) -> Option<Delivery> {
+        if self.state.consumer.is_none() {
+            self.state.consumer = self.core.seat.lock().fresh.take();
+        }
+        if let Some(entry) = self
+            .state
+            .consumer
+            .as_mut()
+            .and_then(|consumer| consumer.pop())
+        {
+            self.state.drained_messages += 1;
+            self.state.drained_bytes += entry.message.charged_bytes();
+            self.core.take(entry.message.sequence());
+            return Some(Delivery::Message {
+                message: entry.message,
+                missed: entry.missed,
+            });
+        }
+        if !self.core.has_gaps() {
+            return None;
+        }
+        let mut shard = self.bus.inner.locks.acquire_one(self.core.place.lock);
+        let intake = shard.intakes.get_mut(self.core.place.slot as usize)?;
+        if intake.id() != self.core.id() {
+            return None;
+        }
+        let (group, gap) = intake.take_lone_gap()?;
+        Some(Delivery::Gap { group, gap })
+    }
+
+    /// Frees the places of so many drained messages: the application has taken them.
+    ///
+    /// Does not block. Where sends wait for room here they are committed in this call, so it can
+    /// take the time of a few sends.
+    ///
+    /// # Errors
+    ///
+    /// More than was drained and not yet freed; nothing is freed then.
+    pub fn release(&mut self, messages: u64, bytes: u64) -> Result<(), CreditError> {
+        let (freed_messages, freed_bytes) = self.core.freed();
+        let held_messages = self.state.drained_messages - freed_messages;
+        let held_bytes = self.state.drained_bytes - freed_bytes;
+        if messages > held_messages || bytes > held_bytes {
+            return Err(CreditError {
+                messages,
+                bytes,
+                held_messages,
+                held_bytes,
+            });
+        }
+        if self.core.free(messages, bytes) {
+            self.bus.inner.serve(&self.core);
+        }
+        Ok(())
+    }
+
+    /// Leaves `waker` to be woken once, when there is something to take or the endpoint has ended.
+    /// False if that is so now: take it first.
+    ///
+    /// A reader that has not said that it sleeps is never woken.
+    pub fn sleep(&mut self, waker: Waker) -> bool {
+        let mut shard = self.bus.inner.locks.acquire_one(self.core.place.lock);
+        let slot = self.core.place.slot as usize;
+        let intake = shard
+            .intakes
+            .get_mut(slot)
+            .filter(|intake| intake.id() == self.core.id());
+        let left = match intake {
+            Some(intake) => intake.sleep(waker),
+            None => Err(waker),
+        };
+        // The refused waker, or the one before, is dropped without the lock.
+        drop(shard);
+        left.is_ok()
+    }
+
+    /// Takes the next delivery and frees its place. Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// There is nothing, for now or for ever.
+    pub fn try_receive(&mut self) -> Result<Delivery, ReceiveError> {
+        // Asked first: an endpoint that has ended gets nothing more, so what the queue says after
+        // this is final.
+        let ended = self.has_ended();
+        match self.drain() {
+            Some(delivery) => {
+                self.release_drained();
+                Ok(delivery)
+            }
+            None if ended => Err(ReceiveError::Ended),
+            None => Err(ReceiveError::Empty),
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        if self.core.is_closed() {
+            return true;
+        }
+        let shard = self.bus.inner.locks.acquire_one(self.core.place.lock);
+        let intake = shard.intakes.get(self.core.place.slot as usize);
+        intake.is_none_or(|i| i.id() != self.core.id() || i.is_receive_shut())
+    }
+
+    fn release_drained(&mut self) {
+        let (messages, bytes) = self.core.freed();
+        let (messages, bytes) = (
+            self.state.drained_messages - messages,
+            self.state.drained_bytes - bytes,
+        );
+        if messages != 0 && self.core.free(messages, bytes) {
+            self.bus.inner.serve(&self.core);
+        }
+    }
+
+    /// Takes the next delivery and frees its place, or leaves the task's waker.
+    ///
+    /// # Errors
+    ///
+    /// The endpoint has ended.
+    pub fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Delivery, ReceiveError>> {
+        loop {
+            match self.try_receive() {
+                Err(ReceiveError::Empty) if self.sleep(context.waker().clone()) => {
+                    return Poll::Pending;
+                }
+                Err(ReceiveError::Empty) => {}
+                taken => return Poll::Ready(taken),
+            }
+        }
+    }
+
+    /// Waits for the next delivery, takes it and frees its place. Blocks the thread.
+    ///
+    /// # Errors
+    ///
+    /// The endpoint has ended.
+    pub fn receive(&mut self) -> Result<Delivery, ReceiveError> {
+        self.receive_until(|parker| {
+            parker.park();
+            true
+        })
+    }
+
+    /// As [`receive`](Self::receive), until `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// [`ReceiveError::Empty`] once the deadline has come, or the endpoint has ended.
+    pub fn receive_deadline(&mut self, deadline: Instant) -> Result<Delivery, ReceiveError> {
+        self.receive_until(|parker| parker.park_deadline(deadline))
+    }
+
+    fn receive_until(&mut self, park: impl Fn(&Parker) -> bool) -> Result<Delivery, ReceiveError> {
+        let parker = Arc::new(Parker::default());
+        let waker = parker.waker();
+        let mut context = Context::from_waker(&waker);
+        loop {
+            if let Poll::Ready(taken) = self.poll_receive(&mut context) {
+                return taken;
+            }
+            if !park(&parker) {
+                return self.try_receive();
+            }
+        }
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let mut seat = self.core.seat.lock();
+        seat.state = std::mem::take(&mut self.state);
+        seat.occupied = false;
+    }
+}
+
+impl fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receiver")
+            .field("endpoint", &self.core.id())
+            .finish_non_exhaustive()
+    }
+}

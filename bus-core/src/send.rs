@@ -1,0 +1,530 @@
+//! How a message is sent: from the cached membership to the commit point to the wake-ups.
+//!
+//! Invariant: nothing is pushed before every check has passed, and checks and pushes happen under
+//! the same locks. So a message reaches all its recipients or none (G1), at one instant (G2).
+//!
+//! Under the locks nothing allocates, calls user code or a waker, or enters the kernel: the
+//! message and the list of wakers are made before, wakers are called after.
+
+use std::sync::Arc;
+use std::task::Waker;
+
+use crate::bus::BusInner;
+use crate::group::Group;
+use crate::id::{EndpointId, GroupId, Sequence};
+use crate::intake::{Drops, EndpointCore, Intake};
+use crate::lock_set::{Held, IntakePlace, LockBits};
+use crate::membership::{MemberFlags, Membership};
+use crate::message::{Destination, Message, Stamp};
+use crate::queue::Entry;
+use crate::sync::{Mutant, mutated};
+
+/// The bus's answer to a send: its place in the order, and whom it reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Receipt {
+    /// The message's place in the order.
+    pub sequence: Sequence,
+    /// The sender's own count of its messages: 1, 2, 3 ...
+    pub sender_serial: u64,
+    /// The highest sequence that the sending endpoint had taken before the commit.
+    pub after: Sequence,
+    /// How many endpoints it was queued for.
+    pub recipients: u32,
+    /// How many drop-when-full members had no room for it.
+    pub dropped: u32,
+}
+
+/// How many full recipients a refusal names.
+pub const NAMED_RECIPIENTS: usize = 16;
+
+/// Recipients without room: some by name, and how many there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FullRecipients {
+    named: [EndpointId; NAMED_RECIPIENTS],
+    count: u32,
+}
+
+impl FullRecipients {
+    const fn none() -> Self {
+        Self {
+            named: [EndpointId::from_raw(0); NAMED_RECIPIENTS],
+            count: 0,
+        }
+    }
+
+    /// One endpoint, which has room that is owed to others.
+    pub(crate) fn one(id: EndpointId) -> Self {
+        let mut full = Self::none();
+        full.add(id);
+        full
+    }
+
+    fn add(&mut self, id: EndpointId) {
+        if let Some(place) = self.named.get_mut(self.count as usize) {
+            *place = id;
+        }
+        self.count += 1;
+    }
+
+    /// The first of them, at most [`NAMED_RECIPIENTS`].
+    #[must_use]
+    pub fn named(&self) -> &[EndpointId] {
+        &self.named[..NAMED_RECIPIENTS.min(self.count as usize)]
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    pub(crate) fn is_only(&self, id: EndpointId) -> bool {
+        self.count == 1 && self.named[0] == id
+    }
+}
+
+/// Why a send did not happen. It has reached nobody (G1).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// There is no such group, or it has ended. Look the name up again, or create the group.
+    #[error("there is no group {0}; it may have ended")]
+    NoSuchGroup(GroupId),
+    /// The endpoint was closed, or never was.
+    #[error("there is no endpoint {0}; it may have been closed")]
+    NoSuchEndpoint(EndpointId),
+    /// The endpoint has called `shutdown_receive` (`EPIPE`).
+    #[error("endpoint {0} receives nothing any more")]
+    ReceiveShut(EndpointId),
+    /// A recipient without `DROP_WHEN_FULL` has no room, or an older waiting send is owed it. Wait
+    /// until the destination is writable (G6), or use a send that waits.
+    #[error("{} recipients have no room, the first of them endpoint {}", .full.count(), .full.named()[0])]
+    WouldBlock {
+        /// Who they are.
+        full: Box<FullRecipients>,
+    },
+    /// A send that would wait lacks only room in its own sender's queue. Take messages first:
+    /// waiting would be for oneself.
+    #[error("only the sender's own queue has no room; take messages and send again")]
+    OwnQueueFull,
+    /// The payload is larger than the bus accepts; it never fits.
+    #[error("the payload has {given} bytes, and the limit is {limit}")]
+    TooLarge {
+        /// Its size in bytes.
+        given: usize,
+        /// The limit in bytes.
+        limit: u32,
+    },
+    /// More descriptors than the bus accepts.
+    #[error("the message carries {given} descriptors, and the limit is {limit}")]
+    TooManyDescriptors {
+        /// How many there are.
+        given: usize,
+        /// The limit.
+        limit: u8,
+    },
+    /// It was cancelled, or its deadline came, before it could be committed.
+    #[error("the send was cancelled before it took its place")]
+    Cancelled,
+    /// A send of this lane is still waiting; a lane is first in, first out.
+    #[error("an earlier send of this lane is still waiting")]
+    LaneBusy,
+    /// The sending endpoint has been closed.
+    #[error("the sending endpoint has been closed")]
+    Closed,
+}
+
+/// Wakers to be called once every lock is released, and things to be dropped then.
+#[derive(Debug, Default)]
+#[must_use = "a reader that is not woken sleeps beside a message"]
+pub(crate) struct Effects {
+    wakers: Vec<Waker>,
+}
+
+impl Effects {
+    /// Makes room for `more` wakers, so that adding them under the locks does not allocate.
+    fn reserve(&mut self, more: usize) {
+        self.wakers.reserve(more);
+    }
+
+    pub(crate) fn wake(&mut self, waker: Option<Waker>) {
+        self.wakers.extend(waker);
+    }
+
+    /// Calls the wakers. No lock of the bus may be held.
+    pub(crate) fn run(&mut self) {
+        for waker in self.wakers.drain(..) {
+            waker.wake();
+        }
+    }
+}
+
+/// Where a send goes, resolved and cached: the recipient list and the locks that cover it.
+#[derive(Clone, Debug)]
+pub(crate) enum Route {
+    Group {
+        group: Arc<Group>,
+        membership: Arc<Membership>,
+        /// Where the sender stands in the membership if it is not a recipient itself.
+        skip: Option<usize>,
+        locks: LockBits,
+    },
+    Endpoint(IntakePlace),
+}
+
+/// One recipient of a route.
+struct Recipient<'a> {
+    place: IntakePlace,
+    /// Where its losses are counted, if it drops when full.
+    drops: Option<&'a Arc<Drops>>,
+}
+
+impl Route {
+    pub(crate) fn to_group(group: Arc<Group>, sender: EndpointId) -> Self {
+        let membership = group.membership();
+        let skip = membership.position(sender).filter(|at| {
+            !membership.members()[*at]
+                .flags
+                .contains(MemberFlags::LOOPBACK)
+        });
+        let mut locks = membership.locks_without(skip);
+        if locks.is_empty() {
+            locks = LockBits::one(group.home);
+        }
+        Self::Group {
+            group,
+            membership,
+            skip,
+            locks,
+        }
+    }
+
+    pub(crate) fn destination(&self) -> Destination {
+        match self {
+            Self::Group { group, .. } => Destination::Group(group.id),
+            Self::Endpoint(place) => Destination::Endpoint(place.id),
+        }
+    }
+
+    fn locks(&self) -> LockBits {
+        match self {
+            Self::Group { locks, .. } => *locks,
+            Self::Endpoint(place) => LockBits::one(place.lock),
+        }
+    }
+
+    /// Whether the membership is still the group's current one; asked under the route's locks.
+    fn is_current(&self) -> bool {
+        match self {
+            Self::Group {
+                group, membership, ..
+            } => {
+                group.generation() == membership.generation || mutated(Mutant::SkipGenerationCheck)
+            }
+            Self::Endpoint(_) => true,
+        }
+    }
+
+    fn refresh(&mut self, sender: EndpointId) {
+        if let Self::Group { group, .. } = self {
+            *self = Self::to_group(Arc::clone(group), sender);
+        }
+    }
+
+    fn ended(&self) -> Option<GroupId> {
+        match self {
+            Self::Group {
+                group, membership, ..
+            } if membership.ended => Some(group.id),
+            _ => None,
+        }
+    }
+
+    fn most_recipients(&self) -> usize {
+        match self {
+            Self::Group { membership, .. } => membership.members().len(),
+            Self::Endpoint(_) => 1,
+        }
+    }
+
+    fn recipients(&self) -> impl Iterator<Item = Recipient<'_>> {
+        let (members, skip, one) = match self {
+            Self::Group {
+                membership, skip, ..
+            } => (membership.members(), *skip, None),
+            Self::Endpoint(place) => (
+                &[][..],
+                None,
+                Some(Recipient {
+                    place: *place,
+                    drops: None,
+                }),
+            ),
+        };
+        let group = members
+            .iter()
+            .enumerate()
+            .filter(move |(at, _)| Some(*at) != skip)
+            .map(|(_, member)| Recipient {
+                place: member.place,
+                drops: member.drops.as_ref(),
+            });
+        group.chain(one)
+    }
+
+    /// Whether a message along this route needs a place in the queue of `id`.
+    fn needs(&self, id: EndpointId) -> bool {
+        match self {
+            Self::Group {
+                membership, skip, ..
+            } => membership
+                .position(id)
+                .is_some_and(|at| Some(at) != *skip && membership.members()[at].drops.is_none()),
+            Self::Endpoint(place) => place.id == id,
+        }
+    }
+}
+
+/// A send that has not been committed.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) sender: Arc<EndpointCore>,
+    pub(crate) route: Route,
+    /// Nobody else has it until its commit. None asks whether the route is writable.
+    pub(crate) message: Option<Arc<Message>>,
+}
+
+/// By which right a send takes places.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Standing<'a> {
+    /// It has not waited: places that older waiting sends are owed are not for it.
+    Newcomer,
+    /// It waits, and it is its turn.
+    Waiter,
+    /// It has waited long enough for the reserve places, unless one of these older sends, which
+    /// have as well, needs the same one.
+    Senior { older: &'a [Route] },
+}
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub(crate) enum Attempt {
+    Committed(Receipt),
+    /// Nothing to commit: the route is writable.
+    Writable,
+    /// Some recipients have no room. `at` is one of them, preferably the one asked about.
+    Full {
+        full: FullRecipients,
+        at: Arc<EndpointCore>,
+    },
+    /// All have room, and older sends wait for some at `at`.
+    Owed {
+        at: Arc<EndpointCore>,
+    },
+}
+
+/// How often a send starts over because the membership moved, before it keeps changes out.
+const RESTARTS: u32 = 2;
+
+impl BusInner {
+    /// Tries to commit a send. `registered` is the queue that it is registered at, if it waits.
+    pub(crate) fn attempt(
+        &self,
+        outgoing: &mut Outgoing,
+        standing: Standing<'_>,
+        registered: Option<EndpointId>,
+        effects: &mut Effects,
+    ) -> Result<Attempt, SendError> {
+        for _ in 0..=RESTARTS {
+            if let Some(ended) = self.attempt_once(outgoing, standing, registered, effects) {
+                return ended;
+            }
+            outgoing.route.refresh(outgoing.sender.id());
+        }
+        // With the directory held nobody changes a membership.
+        let _directory = self.directory.lock();
+        loop {
+            outgoing.route.refresh(outgoing.sender.id());
+            if let Some(ended) = self.attempt_once(outgoing, standing, registered, effects) {
+                return ended;
+            }
+        }
+    }
+
+    /// None if the membership has moved.
+    fn attempt_once(
+        &self,
+        outgoing: &mut Outgoing,
+        standing: Standing<'_>,
+        registered: Option<EndpointId>,
+        effects: &mut Effects,
+    ) -> Option<Result<Attempt, SendError>> {
+        effects.reserve(outgoing.route.most_recipients());
+        let mut held = self.locks.acquire(outgoing.route.locks());
+        if !outgoing.route.is_current() {
+            return None;
+        }
+        if let Some(group) = outgoing.route.ended() {
+            return Some(Err(SendError::NoSuchGroup(group)));
+        }
+        if outgoing.sender.is_closed() {
+            return Some(Err(SendError::Closed));
+        }
+        if mutated(Mutant::PushWhileChecking) {
+            self.push_while_checking(&mut held, outgoing, effects);
+        }
+        Some(
+            match self.check(&mut held, &outgoing.route, standing, registered) {
+                Err(error) => Err(error),
+                Ok(Some(refusal)) => Ok(refusal),
+                Ok(None) if outgoing.message.is_none() => Ok(Attempt::Writable),
+                Ok(None) => Ok(Attempt::Committed(
+                    self.commit(held, outgoing, standing, effects),
+                )),
+            },
+        )
+    }
+
+    /// Looks at every recipient before anything is pushed. None if all is well.
+    #[expect(clippy::unused_self, reason = "reads as one of the steps of the bus")]
+    fn check(
+        &self,
+        held: &mut Held<'_>,
+        route: &Route,
+        standing: Standing<'_>,
+        registered: Option<EndpointId>,
+    ) -> Result<Option<Attempt>, SendError> {
+        let mut full = FullRecipients::none();
+        let mut at: Option<Arc<EndpointCore>> = None;
+        let mut owed = None;
+        for recipient in route.recipients() {
+            let id = recipient.place.id;
+            let Some(intake) = held.intake(recipient.place) else {
+                return Err(SendError::NoSuchEndpoint(id));
+            };
+            if intake.is_receive_shut() {
+                return Err(SendError::ReceiveShut(id));
+            }
+            if recipient.drops.is_some() {
+                continue;
+            }
+            let may = match standing {
+                _ if intake.has_room() => true,
+                Standing::Senior { older } => {
+                    let claimed = older.iter().any(|route| route.needs(id));
+                    intake.has_reserve() && (!claimed || mutated(Mutant::ReservePassesOlder))
+                }
+                Standing::Newcomer | Standing::Waiter => false,
+            };
+            if !may {
+                full.add(id);
+                if at.is_none() || registered == Some(id) {
+                    at = Some(Arc::clone(&intake.core));
+                }
+            } else if owed.is_none()
+                && matches!(standing, Standing::Newcomer)
+                && intake.core.waiting_sends() != 0
+                && !mutated(Mutant::PassOlder)
+            {
+                owed = Some(Arc::clone(&intake.core));
+            }
+        }
+        Ok(match (at, owed) {
+            (Some(at), _) => Some(Attempt::Full { full, at }),
+            (None, Some(at)) => Some(Attempt::Owed { at }),
+            (None, None) => None,
+        })
+    }
+
+    /// The commit point: every lock is held and every check has passed.
+    fn commit<'a>(
+        &'a self,
+        mut held: Held<'a>,
+        outgoing: &mut Outgoing,
+        standing: Standing<'_>,
+        effects: &mut Effects,
+    ) -> Receipt {
+        let after = outgoing.sender.taken();
+        let sequence = held.draw(outgoing.sender.seen());
+        let sender_serial = outgoing.sender.record_sent(sequence);
+        let mut message = outgoing.message.take().expect("a message was checked for");
+        Arc::get_mut(&mut message)
+            .expect("nobody has a message before its commit")
+            .stamp(Stamp {
+                sequence,
+                sender_serial,
+                commit_time: self.now(),
+            });
+        let mut receipt = Receipt {
+            sequence,
+            sender_serial,
+            after,
+            recipients: 0,
+            dropped: 0,
+        };
+        for recipient in outgoing.route.recipients() {
+            if mutated(Mutant::ReleaseBetweenPushes) {
+                drop(held);
+                held = self.locks.acquire(LockBits::one(recipient.place.lock));
+            }
+            let Some(intake) = held.intake(recipient.place) else {
+                continue;
+            };
+            if let Some(drops) = recipient.drops
+                && !takes_dropper(intake, standing)
+            {
+                intake.drop_message(drops, sequence);
+                receipt.dropped += 1;
+            } else {
+                let missed = Intake::take_gap(recipient.drops);
+                intake.push(Entry {
+                    message: Arc::clone(&message),
+                    missed,
+                });
+                receipt.recipients += 1;
+            }
+            effects.wake(intake.take_reader());
+        }
+        if let Some(counters) = held.counters() {
+            counters.messages += 1;
+            counters.deliveries += u64::from(receipt.recipients);
+            counters.dropped += u64::from(receipt.dropped);
+        }
+        drop(held);
+        receipt
+    }
+
+    /// What the mutant of the same name does: deliver to those that were checked, whatever comes
+    /// of the others.
+    fn push_while_checking(
+        &self,
+        held: &mut Held<'_>,
+        outgoing: &mut Outgoing,
+        effects: &mut Effects,
+    ) {
+        let Some(message) = &outgoing.message else {
+            return;
+        };
+        for recipient in outgoing.route.recipients() {
+            match held.intake(recipient.place) {
+                Some(intake) if intake.has_room() => {
+                    intake.push(Entry {
+                        message: Arc::clone(message),
+                        missed: None,
+                    });
+                    effects.wake(intake.take_reader());
+                }
+                _ => return,
+            }
+        }
+    }
+}
+
+/// A drop-when-full member takes a message if it has room that no older waiting send is owed.
+fn takes_dropper(intake: &Intake, standing: Standing<'_>) -> bool {
+    let owed = matches!(standing, Standing::Newcomer)
+        && intake.core.waiting_sends() != 0
+        && !mutated(Mutant::DropperPassesOlder);
+    intake.has_room() && !owed
+}

@@ -1,0 +1,305 @@
+//! The facade: the only file that names parking_lot, arc-swap, `std::sync::atomic` or loom.
+//!
+//! `loom-tests` compiles these same sources with `cfg(bus_loom)`, and then every type here is
+//! loom's, or a stand-in with the same contract where loom cannot execute the real one:
+//!
+//! - parking_lot's `Mutex` becomes loom's. Neither promises fairness, and nothing here relies on
+//!   it: fairness comes from the tickets in `wait.rs`.
+//! - arc-swap's `ArcSwap` becomes [`Snapshot`]'s table of versions behind one loom atomic. A mutex
+//!   around an `Arc` would be simpler and wrong: it never shows a stale value, as a load racing
+//!   with a store may, so the models would pass code that the real one breaks.
+//!
+//! It also holds the [`Mutant`]s: single synchronisation decisions that a model switches off to
+//! prove that it would notice.
+
+#[cfg(not(bus_loom))]
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+#[cfg(bus_loom)]
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+use std::sync::Arc;
+use std::task::{Wake, Waker};
+
+#[cfg(not(bus_loom))]
+mod real {
+    use std::time::Instant;
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Mutex<T>(parking_lot::Mutex<T>);
+
+    pub(crate) type MutexGuard<'a, T> = parking_lot::MutexGuard<'a, T>;
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(parking_lot::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock()
+        }
+    }
+
+    #[derive(Debug)]
+    pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
+
+    impl<T> UnsafeCell<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(std::cell::UnsafeCell::new(value))
+        }
+
+        /// Runs `f` on a pointer for reading.
+        pub(crate) fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
+            f(self.0.get())
+        }
+
+        /// Runs `f` on a pointer for writing.
+        pub(crate) fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
+            f(self.0.get())
+        }
+    }
+
+    /// A value that is replaced as a whole; a load never waits for the maker of the next one.
+    ///
+    /// A load that races with a store may give the older value: who needs the newest compares
+    /// generations under the locks. The strategy is arc-swap's lock-based one, because its default
+    /// has an unresolved report of a use after free (arc-swap issue 210), and no send with a
+    /// current cache comes here.
+    #[expect(
+        clippy::disallowed_types,
+        reason = "arc-swap's strategy is named by this type"
+    )]
+    pub(crate) struct Snapshot<T>(arc_swap::ArcSwapAny<super::Arc<T>, std::sync::RwLock<()>>);
+
+    #[expect(
+        clippy::disallowed_types,
+        reason = "arc-swap's strategy is named by this type"
+    )]
+    impl<T> Snapshot<T> {
+        pub(crate) fn new(value: super::Arc<T>) -> Self {
+            Self(arc_swap::ArcSwapAny::with_strategy(
+                value,
+                std::sync::RwLock::default(),
+            ))
+        }
+
+        pub(crate) fn load(&self) -> super::Arc<T> {
+            self.0.load_full()
+        }
+
+        /// Publishes `value` and gives back the one before it, so that the caller decides where
+        /// that is dropped.
+        pub(crate) fn swap(&self, value: super::Arc<T>) -> super::Arc<T> {
+            self.0.swap(value)
+        }
+    }
+
+    /// Puts a thread to sleep until its waker is called.
+    #[derive(Debug, Default)]
+    pub(crate) struct Parker {
+        woken: parking_lot::Mutex<bool>,
+        changed: parking_lot::Condvar,
+    }
+
+    impl Parker {
+        pub(super) fn unpark(&self) {
+            *self.woken.lock() = true;
+            self.changed.notify_one();
+        }
+
+        /// Sleeps until woken; a wake that came earlier counts.
+        pub(crate) fn park(&self) {
+            let mut woken = self.woken.lock();
+            while !*woken {
+                self.changed.wait(&mut woken);
+            }
+            *woken = false;
+        }
+
+        /// As [`park`](Self::park), and at most until `deadline`. False if that came first.
+        pub(crate) fn park_deadline(&self, deadline: Instant) -> bool {
+            let mut woken = self.woken.lock();
+            while !*woken {
+                if self.changed.wait_until(&mut woken, deadline).timed_out() {
+                    return std::mem::take(&mut *woken);
+                }
+            }
+            *woken = false;
+            true
+        }
+    }
+}
+
+#[cfg(bus_loom)]
+mod modelled {
+    use std::time::Instant;
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+    pub(crate) type MutexGuard<'a, T> = loom::sync::MutexGuard<'a, T>;
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(loom::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            self.0
+                .lock()
+                .expect("a model that panicked under a lock has failed already")
+        }
+    }
+
+    pub(crate) use loom::cell::UnsafeCell;
+
+    /// The stand-in for arc-swap: every version ever stored, and a loom atomic that says which one
+    /// is current. Loom lets a load see any version that coherence allows, so a model meets the
+    /// stale loads that the real one can show. The table itself is a std mutex, invisible to loom:
+    /// it only grows, and an index is published after its entry.
+    pub(crate) struct Snapshot<T> {
+        versions: std::sync::Mutex<Vec<super::Arc<T>>>,
+        current: loom::sync::atomic::AtomicUsize,
+    }
+
+    #[expect(
+        clippy::disallowed_types,
+        reason = "the table of versions is not modelled"
+    )]
+    impl<T> Snapshot<T> {
+        pub(crate) fn new(value: super::Arc<T>) -> Self {
+            Self {
+                versions: std::sync::Mutex::new(vec![value]),
+                current: loom::sync::atomic::AtomicUsize::new(0),
+            }
+        }
+
+        pub(crate) fn load(&self) -> super::Arc<T> {
+            let current = self.current.load(super::Ordering::Acquire);
+            self.versions.lock().expect("not poisoned")[current].clone()
+        }
+
+        pub(crate) fn swap(&self, value: super::Arc<T>) -> super::Arc<T> {
+            let newest = {
+                let mut versions = self.versions.lock().expect("not poisoned");
+                versions.push(value);
+                versions.len() - 1
+            };
+            let before = self.current.swap(newest, super::Ordering::AcqRel);
+            self.versions.lock().expect("not poisoned")[before].clone()
+        }
+    }
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Parker {
+        woken: loom::sync::Mutex<bool>,
+        changed: loom::sync::Condvar,
+    }
+
+    impl Parker {
+        pub(super) fn unpark(&self) {
+            *self.woken.lock().expect("not poisoned") = true;
+            self.changed.notify_one();
+        }
+
+        pub(crate) fn park(&self) {
+            let mut woken = self.woken.lock().expect("not poisoned");
+            while !*woken {
+                woken = self.changed.wait(woken).expect("not poisoned");
+            }
+            *woken = false;
+        }
+
+        /// Loom has no time: a deadline is one that has passed, unless the wake came first.
+        pub(crate) fn park_deadline(&self, _deadline: Instant) -> bool {
+            std::mem::take(&mut *self.woken.lock().expect("not poisoned"))
+        }
+    }
+}
+
+#[cfg(bus_loom)]
+pub(crate) use modelled::{Mutex, MutexGuard, Parker, Snapshot, UnsafeCell};
+#[cfg(not(bus_loom))]
+pub(crate) use real::{Mutex, MutexGuard, Parker, Snapshot, UnsafeCell};
+
+impl Wake for Parker {
+    fn wake(self: Arc<Self>) {
+        self.unpark();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.unpark();
+    }
+}
+
+impl Parker {
+    pub(crate) fn waker(self: &Arc<Self>) -> Waker {
+        Waker::from(Arc::clone(self))
+    }
+}
+
+/// One synchronisation decision, switched off.
+///
+/// Each is caught by a model in `loom-tests`, whose table says which; outside the models
+/// [`mutated`] is a constant `false` and nothing of this remains in the code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mutant {
+    /// A send commits on the membership that it loaded, without looking at the generation again.
+    SkipGenerationCheck,
+    /// A change of membership takes only the lock of the endpoint that it is about.
+    ChangeTakesOneLock,
+    /// Locks are taken in descending order by those whose set holds the highest one.
+    LocksOutOfOrder,
+    /// A message is pushed to each recipient as soon as that one was checked.
+    PushWhileChecking,
+    /// Locks are released between the pushes to two recipients.
+    ReleaseBetweenPushes,
+    /// The sequence is drawn from the lowest held lock's clock alone.
+    SequenceFromOneClock,
+    /// The queue's tail is published with no ordering.
+    TailRelaxed,
+    /// The queue's head is published with no ordering.
+    HeadRelaxed,
+    /// A reader goes to sleep without looking at its queue again under its lock.
+    SleepWithoutLook,
+    /// A waiting send does not look again after it was registered.
+    NoSecondLook,
+    /// No fence between freeing a place and looking for waiting sends.
+    NoFenceInRelease,
+    /// No fence between registering a waiting send and looking for room.
+    NoFenceInRegister,
+    /// A waiting send that found another recipient full stays registered where it was.
+    StayRegistered,
+    /// Who frees a place serves only the first waiting send.
+    ServeOnlyOne,
+    /// A newcomer takes a place that an older waiting send is owed.
+    PassOlder,
+    /// A drop-when-full member takes a place that an older waiting send is owed.
+    DropperPassesOlder,
+    /// A send that missed its offers never gets the reserve place.
+    NoReservePlace,
+    /// A younger send takes the reserve place from an older one.
+    ReservePassesOlder,
+    /// A senior send that is stuck on a dead recipient keeps its claims.
+    StuckKeepsClaims,
+    /// Those who wait for a member are not served when it leaves or is closed.
+    LeaveServesNobody,
+    /// A cancelled send stays where it was.
+    CancelLeavesSend,
+}
+
+#[cfg(not(bus_loom))]
+#[inline(always)]
+pub(crate) const fn mutated(_: Mutant) -> bool {
+    false
+}
+
+#[cfg(bus_loom)]
+pub(crate) fn mutated(mutant: Mutant) -> bool {
+    use std::sync::OnceLock;
+    static CHOSEN: OnceLock<Option<String>> = OnceLock::new();
+    let chosen = CHOSEN.get_or_init(|| std::env::var("UNISONO_MUTANT").ok());
+    chosen
+        .as_deref()
+        .is_some_and(|name| name == format!("{mutant:?}"))
+}

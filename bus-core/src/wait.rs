@@ -1,0 +1,513 @@
+//! Sends that wait for room, and how far they can be overtaken (G5, G6).
+//!
+//! A waiting send is committed on its behalf by whoever makes room for it: a reader that frees a
+//! place, a member that leaves, a tick. So there is no time between a wake-up and its use in which
+//! somebody else could take the place, no wake-up that is not used, and no herd: who sleeps is
+//! woken when its send has been decided.
+//!
+//! # The rules
+//!
+//! 1. Each waiting send has a ticket, and is registered at *one* queue that it lacks. When that
+//!    queue frees a place, its sends are tried in the order of their tickets. One that finds
+//!    another recipient full moves there; its place goes to the next.
+//! 2. A newcomer takes no place in a queue at which older sends are registered; it serves them
+//!    first, and then sees what is left. So nobody passes a send at the queue it waits for.
+//! 3. A send that is registered elsewhere does not hold back others: a fan-out that waits for a
+//!    dead member costs the healthy ones nothing.
+//! 4. By rule 3, a fan-out can be offered a place in one queue, find another full, and the other
+//!    way round, for ever: two readers half a period apart do that. After [`MISSED_OFFERS`] such
+//!    offers a send is *senior*, and may use the reserve place that each queue has beyond its
+//!    capacity. Others never use it, so they cannot take it away; it is free again when the
+//!    reader has taken one message, and as many bytes as the message that used it.
+//! 5. Among seniors, a younger one leaves a reserve place to an older one that needs it too. Unless
+//!    the older one is *stuck*: the queue at which it is registered has freed nothing for
+//!    [`PATIENCE`].
+//!
+//! # The bound
+//!
+//! While its recipients read (each at least one message within [`PATIENCE`]), a waiting send is
+//! overtaken at the queue it waits for at most [`MISSED_OFFERS`] times: rules 1 and 2 let nobody
+//! younger pass there but when the offer was its own and it could not use it. From then on it lacks
+//! only recipients whose reserve place is taken, by rule 5 nobody younger takes one, so what it
+//! lacks shrinks with every message that one of those recipients takes, and is nothing when each
+//! has taken one.
+//!
+//! # Locks
+//!
+//! The waiting room is a mutex of its own, taken before the directory and the bus's 8 locks. A send
+//! that meets neither a full queue nor a waiting send never takes it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use ahash::HashMap;
+use slab::Slab;
+
+use crate::bus::BusInner;
+use crate::id::{EndpointId, GroupId};
+use crate::intake::{EndpointCore, Interest};
+use crate::message::Destination;
+use crate::send::{
+    Attempt, Effects, FullRecipients, Outgoing, Receipt, Route, SendError, Standing,
+};
+use crate::sync::{Mutant, mutated};
+
+/// Offers of a place that a waiting send misses, because another recipient is full, before it may
+/// use reserve places. With two readers at 60 Hz half a period apart this is 33 ms.
+pub const MISSED_OFFERS: u32 = 4;
+
+/// A waiting send whose queue has freed nothing for this long no longer holds back younger ones.
+pub const PATIENCE: Duration = Duration::from_millis(250);
+
+/// Order of arrival among waiting sends.
+type Ticket = u64;
+
+/// A waiting send in the room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WaitKey(usize);
+
+#[derive(Debug)]
+struct Wait {
+    ticket: Ticket,
+    interest: Interest,
+    /// None once it has been decided.
+    outgoing: Option<Outgoing>,
+    /// The queue at which it is registered.
+    at: Option<EndpointId>,
+    missed_offers: u32,
+    senior: Option<Progress>,
+    waker: Option<Waker>,
+    outcome: Option<Result<Option<Receipt>, SendError>>,
+}
+
+/// Whether the queue that a senior send waits for still moves.
+#[derive(Clone, Copy, Debug)]
+struct Progress {
+    freed: u64,
+    since: Duration,
+    stuck: bool,
+}
+
+/// What is registered at one queue.
+#[derive(Debug)]
+struct Line {
+    core: Arc<EndpointCore>,
+    sends: BTreeMap<Ticket, WaitKey>,
+    watches: BTreeMap<Ticket, WaitKey>,
+}
+
+impl Line {
+    fn of(&mut self, interest: Interest) -> &mut BTreeMap<Ticket, WaitKey> {
+        match interest {
+            Interest::Send => &mut self.sends,
+            Interest::Watch => &mut self.watches,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct WaitingRoom {
+    tickets: Ticket,
+    waits: Slab<Wait>,
+    lines: HashMap<EndpointId, Line>,
+    seniors: BTreeMap<Ticket, WaitKey>,
+    /// Undecided sends, for the counters.
+    sending: usize,
+    /// A senior has gone or is stuck: others may go on.
+    seniors_moved: bool,
+}
+
+/// What a send that met a full queue or a waiting send came to.
+#[derive(Debug)]
+pub(crate) enum Entered {
+    Committed(Receipt),
+    Waiting(WaitKey),
+}
+
+/// How a wait came out of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Settled {
+    Decided,
+    /// It stays registered where it was: that queue has no room for it.
+    Rests,
+    /// It moved to another queue.
+    Moved,
+}
+
+impl WaitingRoom {
+    /// Takes in a send that could not be committed at once. With a waker it waits, without one it
+    /// would block.
+    pub(crate) fn enter(
+        &mut self,
+        bus: &BusInner,
+        mut outgoing: Outgoing,
+        waker: Option<Waker>,
+        effects: &mut Effects,
+    ) -> Result<Entered, SendError> {
+        // Each turn serves one queue that owes places to others; more turns than recipients could
+        // only come from readers that free places meanwhile, and then it is in line like others.
+        let mut turns = 0;
+        let (full, at) = loop {
+            match bus.attempt(&mut outgoing, Standing::Newcomer, None, effects)? {
+                Attempt::Committed(receipt) => return Ok(Entered::Committed(receipt)),
+                Attempt::Writable => return Err(SendError::LaneBusy),
+                Attempt::Full { full, at } => break (full, at),
+                Attempt::Owed { at } if turns < 16 => {
+                    turns += 1;
+                    self.serve(bus, at.id(), effects);
+                }
+                Attempt::Owed { at } => break (FullRecipients::one(at.id()), at),
+            }
+        };
+        let Some(waker) = waker else {
+            return Err(SendError::WouldBlock {
+                full: Box::new(full),
+            });
+        };
+        if full.is_only(outgoing.sender.id()) {
+            return Err(SendError::OwnQueueFull);
+        }
+        let key = self.insert(Interest::Send, outgoing, waker);
+        self.register(key, &at);
+        if !mutated(Mutant::NoSecondLook) {
+            self.settle(bus, key, effects);
+        }
+        self.after_seniors(bus, effects);
+        match self.take_outcome(key) {
+            Some(Ok(Some(receipt))) => Ok(Entered::Committed(receipt)),
+            Some(Err(error)) => Err(error),
+            Some(Ok(None)) | None => Ok(Entered::Waiting(key)),
+        }
+    }
+
+    /// Takes in somebody who wants to know when a route is writable. None if it is now.
+    pub(crate) fn watch(
+        &mut self,
+        bus: &BusInner,
+        mut outgoing: Outgoing,
+        waker: Waker,
+        effects: &mut Effects,
+    ) -> Result<Option<WaitKey>, SendError> {
+        for _ in 0..16 {
+            match bus.attempt(&mut outgoing, Standing::Newcomer, None, effects)? {
+                Attempt::Committed(_) | Attempt::Writable => return Ok(None),
+                Attempt::Owed { at } => self.serve(bus, at.id(), effects),
+                Attempt::Full { at, .. } => {
+                    let key = self.insert(Interest::Watch, outgoing, waker);
+                    self.register(key, &at);
+                    self.settle(bus, key, effects);
+                    return match self.take_outcome(key) {
+                        Some(outcome) => outcome.map(|_| None),
+                        None => Ok(Some(key)),
+                    };
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn insert(&mut self, interest: Interest, outgoing: Outgoing, waker: Waker) -> WaitKey {
+        let ticket = self.tickets;
+        self.tickets += 1;
+        self.sending += usize::from(interest == Interest::Send);
+        WaitKey(self.waits.insert(Wait {
+            ticket,
+            interest,
+            outgoing: Some(outgoing),
+            at: None,
+            missed_offers: 0,
+            senior: None,
+            waker: Some(waker),
+            outcome: None,
+        }))
+    }
+
+    fn register(&mut self, key: WaitKey, core: &Arc<EndpointCore>) {
+        let wait = &mut self.waits[key.0];
+        wait.at = Some(core.id());
+        let line = self.lines.entry(core.id()).or_insert_with(|| Line {
+            core: Arc::clone(core),
+            sends: BTreeMap::new(),
+            watches: BTreeMap::new(),
+        });
+        line.of(wait.interest).insert(wait.ticket, key);
+        core.register(wait.interest);
+    }
+
+    fn unregister(&mut self, key: WaitKey) {
+        let wait = &mut self.waits[key.0];
+        let Some(at) = wait.at.take() else { return };
+        let Some(line) = self.lines.get_mut(&at) else {
+            return;
+        };
+        line.of(wait.interest).remove(&wait.ticket);
+        line.core.unregister(wait.interest);
+        if line.sends.is_empty() && line.watches.is_empty() {
+            self.lines.remove(&at);
+        }
+    }
+
+    /// A place was freed at `queue`: commits what can be.
+    pub(crate) fn serve(&mut self, bus: &BusInner, queue: EndpointId, effects: &mut Effects) {
+        for interest in [Interest::Send, Interest::Watch] {
+            self.serve_line(bus, queue, interest, effects);
+        }
+        self.after_seniors(bus, effects);
+    }
+
+    fn serve_line(
+        &mut self,
+        bus: &BusInner,
+        queue: EndpointId,
+        interest: Interest,
+        effects: &mut Effects,
+    ) {
+        let mut next = 0;
+        let mut no_room = false;
+        loop {
+            let Some(line) = self.lines.get_mut(&queue) else {
+                return;
+            };
+            let Some((ticket, key)) = line.of(interest).range(next..).next() else {
+                return;
+            };
+            let (ticket, key) = (*ticket, *key);
+            next = ticket + 1;
+            if no_room && self.waits[key.0].senior.is_none() {
+                if self.seniors.is_empty() {
+                    return;
+                }
+                continue;
+            }
+            match self.settle(bus, key, effects) {
+                // Without the reserve place this queue has nothing for the next ones either.
+                Settled::Rests if self.waits[key.0].senior.is_none() => no_room = true,
+                Settled::Rests | Settled::Decided => {}
+                Settled::Moved => self.miss_offer(bus, key, effects),
+            }
+            if mutated(Mutant::ServeOnlyOne) {
+                return;
+            }
+        }
+    }
+
+    /// A send was offered a place and could not use it.
+    fn miss_offer(&mut self, bus: &BusInner, key: WaitKey, effects: &mut Effects) {
+        let wait = &mut self.waits[key.0];
+        wait.missed_offers += 1;
+        let due = wait.missed_offers >= MISSED_OFFERS && wait.interest == Interest::Send;
+        if due && wait.senior.is_none() && !mutated(Mutant::NoReservePlace) {
+            wait.senior = Some(Progress {
+                freed: 0,
+                since: bus.ticked(),
+                stuck: false,
+            });
+            self.seniors.insert(wait.ticket, key);
+            self.settle(bus, key, effects);
+        }
+    }
+
+    /// Tries to decide a wait; registers it at a queue that it lacks if it cannot be.
+    ///
+    /// Each look that finds a new queue full is followed by another one after the registration
+    /// there, so a place that was freed in between is not lost.
+    fn settle(&mut self, bus: &BusInner, key: WaitKey, effects: &mut Effects) -> Settled {
+        let mut settled = Settled::Rests;
+        loop {
+            let older = self.claims_before(key);
+            let wait = &mut self.waits[key.0];
+            let Some(mut outgoing) = wait.outgoing.take() else {
+                return Settled::Decided;
+            };
+            let standing = match wait.senior {
+                Some(_) => Standing::Senior { older: &older },
+                None => Standing::Waiter,
+            };
+            let attempt = bus.attempt(&mut outgoing, standing, wait.at, effects);
+            let sender = outgoing.sender.id();
+            wait.outgoing = Some(outgoing);
+            match attempt {
+                Err(error) => self.decide(key, Err(error), effects),
+                Ok(Attempt::Committed(receipt)) => self.decide(key, Ok(Some(receipt)), effects),
+                Ok(Attempt::Writable) => self.decide(key, Ok(None), effects),
+                Ok(Attempt::Full { full, .. })
+                    if full.is_only(sender) && wait.interest == Interest::Send =>
+                {
+                    self.decide(key, Err(SendError::OwnQueueFull), effects);
+                }
+                Ok(Attempt::Full { at, .. } | Attempt::Owed { at }) => {
+                    if wait.at == Some(at.id()) || mutated(Mutant::StayRegistered) {
+                        return settled;
+                    }
+                    self.unregister(key);
+                    self.register(key, &at);
+                    settled = Settled::Moved;
+                    if mutated(Mutant::NoSecondLook) {
+                        return settled;
+                    }
+                    continue;
+                }
+            }
+            return Settled::Decided;
+        }
+    }
+
+    /// Routes of the older senior sends that are not stuck: what they need is theirs first.
+    fn claims_before(&self, key: WaitKey) -> Vec<Route> {
+        let wait = &self.waits[key.0];
+        if wait.senior.is_none() {
+            return Vec::new();
+        }
+        let older = self
+            .seniors
+            .range(..wait.ticket)
+            .map(|(_, key)| &self.waits[key.0]);
+        let stuck = |wait: &&Wait| {
+            wait.senior.is_some_and(|progress| progress.stuck) && !mutated(Mutant::StuckKeepsClaims)
+        };
+        older
+            .filter(|wait| !stuck(wait))
+            .filter_map(|wait| {
+                wait.outgoing
+                    .as_ref()
+                    .map(|outgoing| outgoing.route.clone())
+            })
+            .collect()
+    }
+
+    fn decide(
+        &mut self,
+        key: WaitKey,
+        outcome: Result<Option<Receipt>, SendError>,
+        effects: &mut Effects,
+    ) {
+        self.unregister(key);
+        let wait = &mut self.waits[key.0];
+        self.sending -= usize::from(wait.interest == Interest::Send);
+        wait.outcome = Some(outcome);
+        wait.outgoing = None;
+        effects.wake(wait.waker.take());
+        if wait.senior.is_some() {
+            self.seniors.remove(&wait.ticket);
+            self.seniors_moved = true;
+        }
+    }
+
+    /// Lets the seniors go on that a senior has left a reserve place to.
+    fn after_seniors(&mut self, bus: &BusInner, effects: &mut Effects) {
+        while std::mem::take(&mut self.seniors_moved) {
+            let keys: Vec<WaitKey> = self.seniors.values().copied().collect();
+            for key in keys {
+                self.settle(bus, key, effects);
+            }
+        }
+    }
+
+    /// What a wait came to; the wait is gone then.
+    pub(crate) fn take_outcome(
+        &mut self,
+        key: WaitKey,
+    ) -> Option<Result<Option<Receipt>, SendError>> {
+        let outcome = self.waits.get_mut(key.0)?.outcome.take()?;
+        self.waits.remove(key.0);
+        Some(outcome)
+    }
+
+    /// Ends a wait: with what it came to already, or with `Cancelled`.
+    pub(crate) fn cancel(
+        &mut self,
+        bus: &BusInner,
+        key: WaitKey,
+        effects: &mut Effects,
+    ) -> Result<Option<Receipt>, SendError> {
+        if let Some(outcome) = self.take_outcome(key) {
+            return outcome;
+        }
+        if mutated(Mutant::CancelLeavesSend) {
+            return Err(SendError::Cancelled);
+        }
+        let mut nobody = Effects::default();
+        self.decide(key, Err(SendError::Cancelled), &mut nobody);
+        self.after_seniors(bus, effects);
+        self.take_outcome(key).unwrap_or(Err(SendError::Cancelled))
+    }
+
+    /// Puts another waker in the place of a wait's, and gives back the old one. None if the wait
+    /// has been decided.
+    pub(crate) fn replace_waker(&mut self, key: WaitKey, waker: Waker) -> Option<Option<Waker>> {
+        let wait = self.waits.get_mut(key.0)?;
+        wait.outgoing.as_ref()?;
+        Some(wait.waker.replace(waker))
+    }
+
+    /// Groups or an endpoint have changed: tries every wait that they matter to.
+    pub(crate) fn recheck(&mut self, bus: &BusInner, changed: &Changed, effects: &mut Effects) {
+        if mutated(Mutant::LeaveServesNobody) {
+            return;
+        }
+        let mut keys: Vec<(Ticket, WaitKey)> = (self.waits.iter())
+            .filter(|(_, wait)| changed.concerns(wait))
+            .map(|(at, wait)| (wait.ticket, WaitKey(at)))
+            .collect();
+        keys.sort_unstable_by_key(|(ticket, _)| *ticket);
+        for (_, key) in keys {
+            self.settle(bus, key, effects);
+        }
+        self.after_seniors(bus, effects);
+    }
+
+    /// Time has passed: finds the senior sends that are stuck.
+    pub(crate) fn tick(&mut self, bus: &BusInner, now: Duration, effects: &mut Effects) {
+        for key in self.seniors.values() {
+            let wait = &mut self.waits[key.0];
+            let (Some(progress), Some(at)) = (&mut wait.senior, wait.at) else {
+                continue;
+            };
+            let Some(line) = self.lines.get(&at) else {
+                continue;
+            };
+            let freed = line.core.freed().0;
+            if freed != progress.freed {
+                *progress = Progress {
+                    freed,
+                    since: now,
+                    stuck: false,
+                };
+            } else if !progress.stuck && now.saturating_sub(progress.since) >= PATIENCE {
+                progress.stuck = true;
+                self.seniors_moved = true;
+            }
+        }
+        self.after_seniors(bus, effects);
+    }
+
+    /// Sends that wait now.
+    pub(crate) fn sending(&self) -> usize {
+        self.sending
+    }
+}
+
+/// What a change of membership was about.
+#[derive(Debug, Default)]
+pub(crate) struct Changed {
+    pub(crate) groups: Vec<GroupId>,
+    pub(crate) endpoint: Option<EndpointId>,
+}
+
+impl Changed {
+    fn concerns(&self, wait: &Wait) -> bool {
+        let Some(outgoing) = &wait.outgoing else {
+            return false;
+        };
+        let destination = match outgoing.route.destination() {
+            Destination::Group(group) => self.groups.contains(&group),
+            Destination::Endpoint(id) => self.endpoint == Some(id),
+        };
+        destination
+            || self
+                .endpoint
+                .is_some_and(|id| wait.at == Some(id) || outgoing.sender.id() == id)
+    }
+}
