@@ -132,7 +132,6 @@ impl Attributes {
     pub const EMPTY: Self = Self(Bytes::new());
 
     /// Starts a block.
-    #[must_use]
     pub fn builder() -> AttributesBuilder {
         AttributesBuilder::default()
     }

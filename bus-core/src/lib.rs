@@ -19,8 +19,12 @@ mod receiver;
 mod send;
 mod sync;
 mod wait;
+pub mod wire;
 
-pub use attributes::*;
+pub use attributes::{
+    Attributes, AttributesBuilder, AttributesError, ContentType, Fields, MAX_ATTRIBUTES_BYTES,
+    MAX_FIELDS, MAX_FIELDS_BYTES, MAX_KEY_BYTES, MAX_OPERATION_BYTES,
+};
 pub use bus::{
     Bus, CreateError, GroupInfo, JoinError, JoinOptions, Joined, LeaveError, LimitExceeded,
     MemberInfo, Stats, View,

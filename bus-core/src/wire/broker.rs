@@ -1,0 +1,513 @@
+//! Frames from the broker to a client.
+
+use std::fmt;
+
+use bytes::{Bytes, BytesMut};
+
+use super::body::{self, both};
+use super::client::outline;
+use super::header::{Header, Outline, Shape, u16_at, u32_at, u64_at};
+use super::{
+    EncodeError, Failure, Goodbye, HEADER_BYTES, Handle, MAX_FRAME_BYTES, Notice, Response, SendId,
+    Serial, Welcome, WireError,
+};
+use crate::{Attributes, Credentials, EndpointId, Gap, GroupId, Receipt, Sequence};
+
+/// One frame from the broker to a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BrokerFrame {
+    /// The answer to the greeting: the first frame, once.
+    Welcome(Box<Welcome>),
+    /// A CALL did what it was asked for.
+    Done {
+        /// Who asked.
+        endpoint: Handle,
+        /// The CALL's serial.
+        serial: Serial,
+        /// What came of it.
+        response: Response,
+    },
+    /// A CALL or WATCH did nothing.
+    Error {
+        /// Who asked.
+        endpoint: Handle,
+        /// The CALL's or WATCH's serial.
+        serial: Serial,
+        /// Why.
+        failure: Box<Failure>,
+    },
+    /// A SEND was committed.
+    Receipt {
+        /// Which.
+        id: SendId,
+        /// Where it stands in the order.
+        receipt: Receipt,
+    },
+    /// A SEND was not committed, and has reached nobody (G1).
+    Refused {
+        /// Which.
+        id: SendId,
+        /// Why.
+        failure: Box<Failure>,
+    },
+    /// A message for an endpoint.
+    Message(MessageFrame),
+    /// Something else that an endpoint is told.
+    Notice {
+        /// Who.
+        endpoint: Handle,
+        /// What.
+        notice: Notice,
+    },
+    /// A send to what a WATCH named would not block now. Ask again for the next time.
+    Writable {
+        /// Who asked.
+        endpoint: Handle,
+        /// The WATCH's serial.
+        serial: Serial,
+    },
+    /// The descriptors of the last frame that had some are off the socket.
+    DescriptorsTaken,
+    /// The last frame.
+    Goodbye(Goodbye),
+}
+
+/// A message on its way to a client.
+#[derive(Clone, PartialEq, Eq)]
+pub struct MessageFrame {
+    /// What MESSAGE says beside the message itself.
+    pub head: MessageHead,
+    /// Key, operation, content type, fields.
+    pub attributes: Attributes,
+    /// The bytes.
+    pub payload: Bytes,
+}
+
+impl MessageFrame {
+    /// What CREDIT returns for it: the bytes of attributes and payload.
+    #[must_use]
+    pub fn charged_bytes(&self) -> u64 {
+        (self.attributes.encoded().len() + self.payload.len()) as u64
+    }
+}
+
+impl fmt::Debug for MessageFrame {
+    /// Says how long the payload is: payloads never go to logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MessageFrame")
+            .field("head", &self.head)
+            .field("attributes", &self.attributes)
+            .field("payload", &format_args!("{} bytes", self.payload.len()))
+            .finish()
+    }
+}
+
+/// What MESSAGE says beside the message itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageHead {
+    /// Whose queue it was in.
+    pub endpoint: Handle,
+    /// Its place in the order (G2).
+    pub sequence: Sequence,
+    /// The group that it was sent to; `None` if it was sent to this endpoint itself.
+    pub group: Option<GroupId>,
+    /// Who sent it.
+    pub sender: EndpointId,
+    /// 1, 2, 3 ... for each sender.
+    pub sender_serial: u64,
+    /// When it was committed, in nanoseconds since the Unix epoch.
+    pub commit_time: u64,
+    /// Nanoseconds since the Unix epoch after which it is of no use; 0 for never.
+    pub deadline: u64,
+    /// Whose endpoint the sender is.
+    pub credentials: Credentials,
+    /// Messages of this group that were dropped just before this one (G7).
+    pub missed: Option<Gap>,
+    /// How many descriptors come with the frame's first byte.
+    pub descriptors: u8,
+    /// The message had descriptors, and they could not be delivered here.
+    pub descriptors_lost: bool,
+}
+
+impl BrokerFrame {
+    /// Takes the first frame off `unread`; `None` if it has not come whole, and then nothing is
+    /// taken. Everything else is as with [`ClientFrame::decode`](super::ClientFrame::decode).
+    ///
+    /// # Errors
+    ///
+    /// The offence. The stream cannot be trusted any more: say
+    /// [`Goodbye::from(&error)`](Goodbye) and close.
+    pub fn decode(unread: &mut BytesMut) -> Result<Option<Self>, WireError> {
+        let Some(header) = Header::decode(unread, shape_of)? else {
+            return Ok(None);
+        };
+        let Some(bytes) = unread.get(HEADER_BYTES..header.length) else {
+            return Ok(None);
+        };
+        let name = header.shape.name;
+        let endpoint = header.endpoint();
+        let frame = match header.shape.kind {
+            kind::MESSAGE => return Self::decode_message(&header, unread).map(Some),
+            kind::RECEIPT => Self::Receipt {
+                id: header.send_id(),
+                receipt: Receipt {
+                    sequence: Sequence::from_raw(u64_at(bytes, 0)),
+                    sender_serial: u64_at(bytes, 8),
+                    after: Sequence::from_raw(u64_at(bytes, 16)),
+                    recipients: u32_at(bytes, 24),
+                    dropped: u32_at(bytes, 28),
+                },
+            },
+            kind::REFUSED => Self::Refused {
+                id: header.send_id(),
+                failure: body::control(name, bytes)?,
+            },
+            kind::DONE => Self::Done {
+                endpoint,
+                serial: header.serial(),
+                response: body::control(name, bytes)?,
+            },
+            kind::ERROR => Self::Error {
+                endpoint,
+                serial: header.serial(),
+                failure: body::control(name, bytes)?,
+            },
+            kind::NOTICE => Self::Notice {
+                endpoint,
+                notice: Notice::decode(bytes).map_err(|problem| WireError::Body {
+                    frame: name,
+                    problem,
+                })?,
+            },
+            kind::WRITABLE => Self::Writable {
+                endpoint,
+                serial: header.serial(),
+            },
+            kind::WELCOME => Self::Welcome(body::control(name, bytes)?),
+            both::DESCRIPTORS_TAKEN => Self::DescriptorsTaken,
+            both::GOODBYE => Self::Goodbye(body::control(name, bytes)?),
+            kind => unreachable!("kind {kind:#04x} has a shape and no decoder"),
+        };
+        body::pass(unread, header.length);
+        Ok(Some(frame))
+    }
+
+    /// How many bytes `unread` must have before [`decode`](Self::decode) can get further; see
+    /// [`ClientFrame::bytes_needed`](super::ClientFrame::bytes_needed).
+    ///
+    /// # Errors
+    ///
+    /// As [`decode`](Self::decode).
+    pub fn bytes_needed(unread: &[u8]) -> Result<usize, WireError> {
+        Ok(Header::decode(unread, shape_of)?.map_or(HEADER_BYTES, |header| header.length))
+    }
+
+    /// Appends the frame to `out`.
+    ///
+    /// # Errors
+    ///
+    /// It is longer than such a frame may be; `out` is as it was.
+    pub fn encode(&self, out: &mut BytesMut) -> Result<(), EncodeError> {
+        match self {
+            Self::Welcome(welcome) => body::put_control(out, Outline::new(&WELCOME), welcome),
+            Self::Done {
+                endpoint,
+                serial,
+                response,
+            } => {
+                let outline = Outline::new(&DONE).endpoint(*endpoint).serial(*serial);
+                body::put_control(out, outline, response)
+            }
+            Self::Error {
+                endpoint,
+                serial,
+                failure,
+            } => {
+                let outline = Outline::new(&ERROR).endpoint(*endpoint).serial(*serial);
+                body::put_control(out, outline, failure)
+            }
+            Self::Receipt { id, receipt } => {
+                encode_receipt(out, *id, receipt);
+                Ok(())
+            }
+            Self::Refused { id, failure } => {
+                body::put_control(out, outline(&REFUSED, *id), failure)
+            }
+            Self::Message(message) => {
+                encode_message(out, &message.head, &message.attributes, &message.payload)
+            }
+            Self::Notice { endpoint, notice } => {
+                let outline = Outline::new(&NOTICE).endpoint(*endpoint);
+                body::put_with(out, outline, |out| notice.encode(out))
+            }
+            Self::Writable { endpoint, serial } => {
+                let outline = Outline::new(&WRITABLE).endpoint(*endpoint).serial(*serial);
+                body::put(out, outline, &[]);
+                Ok(())
+            }
+            Self::DescriptorsTaken => {
+                body::put(out, Outline::new(&both::DESCRIPTORS_TAKEN_SHAPE), &[]);
+                Ok(())
+            }
+            Self::Goodbye(goodbye) => {
+                body::put_control(out, Outline::new(&both::GOODBYE_SHAPE), goodbye)
+            }
+        }
+    }
+
+    fn decode_message(header: &Header, unread: &mut BytesMut) -> Result<Self, WireError> {
+        let name = header.shape.name;
+        let (fixed, mut tail) = unread[HEADER_BYTES..header.length].split_at(MESSAGE.fixed);
+        let group = u64_at(fixed, 8);
+        let unicast = header.flags & UNICAST != 0;
+        if unicast && group != 0 {
+            return Err(WireError::Value {
+                frame: name,
+                field: "group of a unicast",
+                given: group,
+            });
+        }
+        let lost = u16_at(fixed, 58);
+        if lost > 1 {
+            return Err(WireError::Value {
+                frame: name,
+                field: "descriptors lost",
+                given: lost.into(),
+            });
+        }
+        body::zero(name, "reserved", u32_at(fixed, 60))?;
+        let mut at = HEADER_BYTES + MESSAGE.fixed;
+        let missed = if header.flags & MISSED == 0 {
+            None
+        } else {
+            let (gap, rest) = tail.split_at_checked(GAP_BYTES).ok_or(WireError::Length {
+                frame: "MESSAGE after a gap",
+                given: header.length,
+                least: at + GAP_BYTES,
+                most: MAX_FRAME_BYTES,
+            })?;
+            tail = rest;
+            at += GAP_BYTES;
+            Some(decode_gap(name, gap)?)
+        };
+        let block = body::attributes(name, tail, u16_at(fixed, 56))?;
+        let head = MessageHead {
+            endpoint: header.endpoint(),
+            sequence: Sequence::from_raw(u64_at(fixed, 0)),
+            group: (!unicast).then(|| GroupId::from_raw(group)),
+            sender: EndpointId::from_raw(u64_at(fixed, 16)),
+            sender_serial: u64_at(fixed, 24),
+            commit_time: u64_at(fixed, 32),
+            deadline: u64_at(fixed, 40),
+            credentials: Credentials {
+                uid: u32_at(fixed, 48),
+                pid: u32_at(fixed, 52),
+            },
+            missed,
+            descriptors: header.descriptors,
+            descriptors_lost: lost == 1,
+        };
+        let (attributes, payload) = body::take_tail(unread, at, header.length, block);
+        Ok(Self::Message(MessageFrame {
+            head,
+            attributes,
+            payload,
+        }))
+    }
+}
+
+/// Appends a RECEIPT.
+pub fn encode_receipt(out: &mut BytesMut, id: SendId, receipt: &Receipt) {
+    let mut fixed = [0; RECEIPT.fixed];
+    fixed[0..8].copy_from_slice(&receipt.sequence.get().to_le_bytes());
+    fixed[8..16].copy_from_slice(&receipt.sender_serial.to_le_bytes());
+    fixed[16..24].copy_from_slice(&receipt.after.get().to_le_bytes());
+    fixed[24..28].copy_from_slice(&receipt.recipients.to_le_bytes());
+    fixed[28..32].copy_from_slice(&receipt.dropped.to_le_bytes());
+    body::put(out, outline(&RECEIPT, id), &fixed);
+}
+
+/// Appends a MESSAGE without taking ownership of anything, and without an allocation but `out`'s
+/// own.
+///
+/// # Errors
+///
+/// The payload is longer than a frame can hold; `out` is as it was.
+pub fn encode_message(
+    out: &mut BytesMut,
+    head: &MessageHead,
+    attributes: &Attributes,
+    payload: &[u8],
+) -> Result<(), EncodeError> {
+    let (place, used) = message_head(head, attributes, payload.len())?;
+    out.reserve(used + attributes.encoded().len() + payload.len());
+    out.extend_from_slice(&place[..used]);
+    out.extend_from_slice(attributes.encoded());
+    out.extend_from_slice(payload);
+    Ok(())
+}
+
+/// Appends all of a MESSAGE but its payload, which the caller writes next, of just this length: so
+/// a long payload goes to the socket from where it lies, to any number of recipients.
+///
+/// # Errors
+///
+/// As [`encode_message`].
+pub fn encode_message_head(
+    out: &mut BytesMut,
+    head: &MessageHead,
+    attributes: &Attributes,
+    payload_bytes: usize,
+) -> Result<(), EncodeError> {
+    let (place, used) = message_head(head, attributes, payload_bytes)?;
+    out.reserve(used + attributes.encoded().len());
+    out.extend_from_slice(&place[..used]);
+    out.extend_from_slice(attributes.encoded());
+    Ok(())
+}
+
+/// How long the frame of such a message is.
+#[must_use]
+pub fn message_bytes(head: &MessageHead, attributes: &Attributes, payload_bytes: usize) -> usize {
+    let gap = if head.missed.is_some() { GAP_BYTES } else { 0 };
+    HEADER_BYTES + MESSAGE.fixed + gap + attributes.encoded().len() + payload_bytes
+}
+
+/// Header, fixed part and gap, and how many bytes of the array they are.
+fn message_head(
+    head: &MessageHead,
+    attributes: &Attributes,
+    payload_bytes: usize,
+) -> Result<([u8; MESSAGE_HEAD_BYTES], usize), EncodeError> {
+    let extra = if head.missed.is_some() { GAP_BYTES } else { 0 };
+    let (block, body) = body::tail_lengths(&MESSAGE, extra, attributes, payload_bytes)?;
+    let missed = if head.missed.is_some() { MISSED } else { 0 };
+    let unicast = if head.group.is_none() { UNICAST } else { 0 };
+    let mut place = [0; MESSAGE_HEAD_BYTES];
+    Outline::new(&MESSAGE)
+        .flags(missed | unicast)
+        .descriptors(body::checked_descriptors(&MESSAGE, head.descriptors)?)
+        .endpoint(head.endpoint)
+        .write(&mut place, body);
+    let group = head.group.map_or(0, GroupId::get);
+    place[16..24].copy_from_slice(&head.sequence.get().to_le_bytes());
+    place[24..32].copy_from_slice(&group.to_le_bytes());
+    place[32..40].copy_from_slice(&head.sender.get().to_le_bytes());
+    place[40..48].copy_from_slice(&head.sender_serial.to_le_bytes());
+    place[48..56].copy_from_slice(&head.commit_time.to_le_bytes());
+    place[56..64].copy_from_slice(&head.deadline.to_le_bytes());
+    place[64..68].copy_from_slice(&head.credentials.uid.to_le_bytes());
+    place[68..72].copy_from_slice(&head.credentials.pid.to_le_bytes());
+    place[72..74].copy_from_slice(&block.to_le_bytes());
+    place[74..76].copy_from_slice(&u16::from(head.descriptors_lost).to_le_bytes());
+    if let Some(gap) = head.missed {
+        place[80..88].copy_from_slice(&gap.count.to_le_bytes());
+        place[88..96].copy_from_slice(&gap.first.get().to_le_bytes());
+        place[96..104].copy_from_slice(&gap.last.get().to_le_bytes());
+    }
+    Ok((place, HEADER_BYTES + MESSAGE.fixed + extra))
+}
+
+fn decode_gap(frame: &'static str, bytes: &[u8]) -> Result<Gap, WireError> {
+    let (count, first, last) = (u64_at(bytes, 0), u64_at(bytes, 8), u64_at(bytes, 16));
+    if count == 0 || first > last {
+        return Err(WireError::Value {
+            frame,
+            field: "count of a gap from first to last",
+            given: count,
+        });
+    }
+    Ok(Gap {
+        count,
+        first: Sequence::from_raw(first),
+        last: Sequence::from_raw(last),
+    })
+}
+
+fn shape_of(kind: u8) -> Option<&'static Shape> {
+    Some(match kind {
+        kind::WELCOME => &WELCOME,
+        kind::DONE => &DONE,
+        kind::ERROR => &ERROR,
+        kind::RECEIPT => &RECEIPT,
+        kind::REFUSED => &REFUSED,
+        kind::MESSAGE => &MESSAGE,
+        kind::NOTICE => &NOTICE,
+        kind::WRITABLE => &WRITABLE,
+        both::DESCRIPTORS_TAKEN => &both::DESCRIPTORS_TAKEN_SHAPE,
+        both::GOODBYE => &both::GOODBYE_SHAPE,
+        _ => return None,
+    })
+}
+
+mod kind {
+    pub(super) const WELCOME: u8 = 0x81;
+    pub(super) const DONE: u8 = 0x82;
+    pub(super) const ERROR: u8 = 0x83;
+    pub(super) const RECEIPT: u8 = 0x90;
+    pub(super) const REFUSED: u8 = 0x91;
+    pub(super) const MESSAGE: u8 = 0x92;
+    pub(super) const NOTICE: u8 = 0x93;
+    pub(super) const WRITABLE: u8 = 0x94;
+}
+
+/// Flag of MESSAGE: a gap follows the fixed part.
+const MISSED: u8 = 1;
+/// Flag of MESSAGE: it was sent to this endpoint, not to a group.
+const UNICAST: u8 = 2;
+/// Count, first and last sequence.
+const GAP_BYTES: usize = 24;
+/// All of a MESSAGE before its attributes, with a gap.
+const MESSAGE_HEAD_BYTES: usize = HEADER_BYTES + MESSAGE.fixed + GAP_BYTES;
+/// The longest DONE.
+const MAX_DONE_BODY: usize = 1 << 20;
+/// The longest NOTICE.
+const MAX_NOTICE_BODY: usize = 64 << 10;
+
+const WELCOME: Shape = Shape {
+    most: both::MAX_SMALL_BODY,
+    ..Shape::plain(kind::WELCOME, "WELCOME")
+};
+const DONE: Shape = Shape {
+    endpoint: true,
+    serial: true,
+    most: MAX_DONE_BODY,
+    ..Shape::plain(kind::DONE, "DONE")
+};
+const ERROR: Shape = Shape {
+    endpoint: true,
+    serial: true,
+    most: both::MAX_SMALL_BODY,
+    ..Shape::plain(kind::ERROR, "ERROR")
+};
+const RECEIPT: Shape = Shape {
+    endpoint: true,
+    lane: true,
+    serial: true,
+    ..Shape::fixed(kind::RECEIPT, "RECEIPT", 32)
+};
+const REFUSED: Shape = Shape {
+    endpoint: true,
+    lane: true,
+    serial: true,
+    most: both::MAX_SMALL_BODY,
+    ..Shape::plain(kind::REFUSED, "REFUSED")
+};
+const MESSAGE: Shape = Shape {
+    flags: MISSED | UNICAST,
+    descriptors: true,
+    endpoint: true,
+    fixed: 64,
+    most: MAX_FRAME_BYTES - HEADER_BYTES,
+    ..Shape::plain(kind::MESSAGE, "MESSAGE")
+};
+const NOTICE: Shape = Shape {
+    endpoint: true,
+    most: MAX_NOTICE_BODY,
+    ..Shape::plain(kind::NOTICE, "NOTICE")
+};
+const WRITABLE: Shape = Shape {
+    endpoint: true,
+    serial: true,
+    ..Shape::plain(kind::WRITABLE, "WRITABLE")
+};

@@ -1,0 +1,502 @@
+//! Frames from a client to the broker.
+
+use std::fmt;
+
+use bytes::{Bytes, BytesMut};
+
+use super::body::{self, both};
+use super::header::{Header, Outline, Shape, u16_at, u32_at, u64_at};
+use super::{
+    ControlError, EncodeError, Goodbye, HEADER_BYTES, Handle, Hello, LaneNumber, MAX_FRAME_BYTES,
+    Request, Serial, WireError,
+};
+use crate::{Attributes, Destination, EndpointId, GroupId};
+
+/// One frame from a client to the broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientFrame {
+    /// The greeting: the first frame, once.
+    Hello(Hello),
+    /// Asks for something outside the order of sends; answered by DONE or ERROR.
+    Call {
+        /// Who asks.
+        endpoint: Handle,
+        /// Repeated in the answer.
+        serial: Serial,
+        /// What is asked.
+        request: Request,
+    },
+    /// A CALL whose frame is whole and whose body cannot be read. The stream is as good as before:
+    /// answer ERROR with `Failure::from(&problem)` and go on.
+    BadCall {
+        /// Who asks.
+        endpoint: Handle,
+        /// Repeated in the answer.
+        serial: Serial,
+        /// What is wrong.
+        problem: ControlError,
+        /// The body as it came.
+        body: Bytes,
+    },
+    /// A message; answered by exactly one RECEIPT or REFUSED.
+    Send(SendFrame),
+    /// Gives up a SEND that may still wait. That SEND's own answer says what became of it.
+    Cancel(SendId),
+    /// Ends the refusal of a lane's later sends after a non-blocking one was refused (G3).
+    Resume {
+        /// Whose lane.
+        endpoint: Handle,
+        /// Which.
+        lane: LaneNumber,
+    },
+    /// Messages taken by the application: their places are free again.
+    Credit {
+        /// Whose queue.
+        endpoint: Handle,
+        /// How many MESSAGE frames.
+        messages: u32,
+        /// Their charged bytes: attributes and payload.
+        bytes: u64,
+    },
+    /// Asks to be told, once, when a send would not block; answered by WRITABLE or ERROR.
+    Watch {
+        /// Who asks.
+        endpoint: Handle,
+        /// Repeated in the answer.
+        serial: Serial,
+        /// Where the send would go.
+        destination: Destination,
+    },
+    /// Takes a WATCH back. An answer may already be under way.
+    Unwatch {
+        /// Who asked.
+        endpoint: Handle,
+        /// The WATCH's serial.
+        serial: Serial,
+    },
+    /// The descriptors of the last frame that had some are off the socket.
+    DescriptorsTaken,
+    /// The last frame.
+    Goodbye(Goodbye),
+}
+
+/// Which SEND: its answer and its CANCEL say the same three.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SendId {
+    /// Who sends.
+    pub endpoint: Handle,
+    /// In which lane.
+    pub lane: LaneNumber,
+    /// The client's number for it.
+    pub serial: Serial,
+}
+
+/// A message on its way to the broker.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SendFrame {
+    /// What SEND says beside the message itself.
+    pub head: SendHead,
+    /// Key, operation, content type, fields.
+    pub attributes: Attributes,
+    /// The bytes.
+    pub payload: Bytes,
+}
+
+/// What SEND says beside the message itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SendHead {
+    /// Who sends, in which lane, under which serial.
+    pub id: SendId,
+    /// Where it goes.
+    pub destination: Destination,
+    /// How it is sent.
+    pub flags: SendFlags,
+    /// Nanoseconds since the Unix epoch after which it is of no use; 0 for never. Version 1
+    /// carries it and does nothing with it.
+    pub deadline: u64,
+    /// How many descriptors come with the frame's first byte.
+    pub descriptors: u8,
+}
+
+bitflags::bitflags! {
+    /// How a message is sent.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct SendFlags: u8 {
+        /// Refuse with `would-block` rather than wait for room.
+        const NONBLOCK = 1;
+        /// Not refused because an earlier one of its lane was (G3).
+        const INDEPENDENT = 2;
+    }
+}
+
+impl fmt::Debug for SendFrame {
+    /// Says how long the payload is: payloads never go to logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SendFrame")
+            .field("head", &self.head)
+            .field("attributes", &self.attributes)
+            .field("payload", &format_args!("{} bytes", self.payload.len()))
+            .finish()
+    }
+}
+
+impl ClientFrame {
+    /// Takes the first frame off `unread`; `None` if it has not come whole, and then nothing is
+    /// taken.
+    ///
+    /// A message of up to [`COPY_BYTES`](super::COPY_BYTES) is copied out; a longer one keeps the
+    /// memory of `unread` alive. See [`bytes_needed`](Self::bytes_needed) for how to give it
+    /// memory of its own.
+    ///
+    /// ```
+    /// use bus_core::wire::{ClientFrame, Handle, Request, Serial};
+    /// use bytes::BytesMut;
+    ///
+    /// let call = ClientFrame::Call {
+    ///     endpoint: Handle::FIRST,
+    ///     serial: Serial::FIRST,
+    ///     request: Request::Ping,
+    /// };
+    /// let mut bytes = BytesMut::new();
+    /// call.encode(&mut bytes)?;
+    /// bytes.extend_from_slice(&[0xff]);
+    /// assert_eq!(ClientFrame::decode(&mut bytes)?, Some(call));
+    /// assert_eq!(bytes[..], [0xff], "the rest stays for the next call");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The offence. The stream cannot be trusted any more: say
+    /// [`Goodbye::from(&error)`](Goodbye) and close.
+    pub fn decode(unread: &mut BytesMut) -> Result<Option<Self>, WireError> {
+        let Some(header) = Header::decode(unread, shape_of)? else {
+            return Ok(None);
+        };
+        let Some(bytes) = unread.get(HEADER_BYTES..header.length) else {
+            return Ok(None);
+        };
+        let name = header.shape.name;
+        let frame = match header.shape.kind {
+            kind::SEND => return Self::decode_send(&header, unread).map(Some),
+            kind::HELLO => Self::Hello(body::control(name, bytes)?),
+            kind::CALL => match Request::decode(bytes) {
+                Ok(request) => Self::Call {
+                    endpoint: header.endpoint(),
+                    serial: header.serial(),
+                    request,
+                },
+                Err(problem) => Self::BadCall {
+                    endpoint: header.endpoint(),
+                    serial: header.serial(),
+                    problem,
+                    body: Bytes::copy_from_slice(bytes),
+                },
+            },
+            kind::CANCEL => Self::Cancel(header.send_id()),
+            kind::RESUME => Self::Resume {
+                endpoint: header.endpoint(),
+                lane: header.lane(),
+            },
+            kind::CREDIT => {
+                body::zero(name, "reserved", u32_at(bytes, 4))?;
+                Self::Credit {
+                    endpoint: header.endpoint(),
+                    messages: u32_at(bytes, 0),
+                    bytes: u64_at(bytes, 8),
+                }
+            }
+            kind::WATCH => Self::Watch {
+                endpoint: header.endpoint(),
+                serial: header.serial(),
+                destination: destination(&header, u64_at(bytes, 0)),
+            },
+            kind::UNWATCH => Self::Unwatch {
+                endpoint: header.endpoint(),
+                serial: header.serial(),
+            },
+            both::DESCRIPTORS_TAKEN => Self::DescriptorsTaken,
+            both::GOODBYE => Self::Goodbye(body::control(name, bytes)?),
+            kind => unreachable!("kind {kind:#04x} has a shape and no decoder"),
+        };
+        body::pass(unread, header.length);
+        Ok(Some(frame))
+    }
+
+    /// How many bytes `unread` must have before [`decode`](Self::decode) can get further: the
+    /// whole first frame, or a header, if not even that is there.
+    ///
+    /// A reader whose buffer has less room than that takes a new one of just this size and moves
+    /// the few bytes over; then a big message is read straight into the memory in which it stays.
+    ///
+    /// # Errors
+    ///
+    /// As [`decode`](Self::decode).
+    pub fn bytes_needed(unread: &[u8]) -> Result<usize, WireError> {
+        Ok(Header::decode(unread, shape_of)?.map_or(HEADER_BYTES, |header| header.length))
+    }
+
+    /// Appends the frame to `out`.
+    ///
+    /// # Errors
+    ///
+    /// It is longer than such a frame may be; `out` is as it was.
+    pub fn encode(&self, out: &mut BytesMut) -> Result<(), EncodeError> {
+        match self {
+            Self::Hello(hello) => body::put_control(out, Outline::new(&HELLO), hello),
+            Self::Call {
+                endpoint,
+                serial,
+                request,
+            } => {
+                let outline = Outline::new(&CALL).endpoint(*endpoint).serial(*serial);
+                body::put_control(out, outline, request)
+            }
+            Self::BadCall {
+                endpoint,
+                serial,
+                body,
+                ..
+            } => {
+                let outline = Outline::new(&CALL).endpoint(*endpoint).serial(*serial);
+                body::put_with(out, outline, |out| out.extend_from_slice(body))
+            }
+            Self::Send(send) => encode_send(out, &send.head, &send.attributes, &send.payload),
+            Self::Cancel(id) => {
+                body::put(out, outline(&CANCEL, *id), &[]);
+                Ok(())
+            }
+            Self::Resume { endpoint, lane } => {
+                let outline = Outline::new(&RESUME).endpoint(*endpoint).lane(*lane);
+                body::put(out, outline, &[]);
+                Ok(())
+            }
+            Self::Credit {
+                endpoint,
+                messages,
+                bytes,
+            } => {
+                let mut fixed = [0; CREDIT.fixed];
+                fixed[0..4].copy_from_slice(&messages.to_le_bytes());
+                fixed[8..16].copy_from_slice(&bytes.to_le_bytes());
+                body::put(out, Outline::new(&CREDIT).endpoint(*endpoint), &fixed);
+                Ok(())
+            }
+            Self::Watch {
+                endpoint,
+                serial,
+                destination,
+            } => {
+                let (flag, id) = destination_bits(*destination);
+                let outline = Outline::new(&WATCH)
+                    .flags(flag)
+                    .endpoint(*endpoint)
+                    .serial(*serial);
+                body::put(out, outline, &id.to_le_bytes());
+                Ok(())
+            }
+            Self::Unwatch { endpoint, serial } => {
+                let outline = Outline::new(&UNWATCH).endpoint(*endpoint).serial(*serial);
+                body::put(out, outline, &[]);
+                Ok(())
+            }
+            Self::DescriptorsTaken => {
+                body::put(out, Outline::new(&both::DESCRIPTORS_TAKEN_SHAPE), &[]);
+                Ok(())
+            }
+            Self::Goodbye(goodbye) => {
+                body::put_control(out, Outline::new(&both::GOODBYE_SHAPE), goodbye)
+            }
+        }
+    }
+
+    fn decode_send(header: &Header, unread: &mut BytesMut) -> Result<Self, WireError> {
+        let name = header.shape.name;
+        let (fixed, tail) = unread[HEADER_BYTES..header.length].split_at(SEND.fixed);
+        body::zero(name, "reserved", u16_at(fixed, 18).into())?;
+        let block = body::attributes(name, tail, u16_at(fixed, 16))?;
+        let head = SendHead {
+            id: header.send_id(),
+            destination: destination(header, u64_at(fixed, 0)),
+            flags: SendFlags::from_bits_truncate(header.flags),
+            deadline: u64_at(fixed, 8),
+            descriptors: header.descriptors,
+        };
+        let (attributes, payload) =
+            body::take_tail(unread, HEADER_BYTES + SEND.fixed, header.length, block);
+        Ok(Self::Send(SendFrame {
+            head,
+            attributes,
+            payload,
+        }))
+    }
+}
+
+/// Appends a SEND without taking ownership of anything, and without an allocation but `out`'s own.
+///
+/// # Errors
+///
+/// The payload is longer than a frame can hold; `out` is as it was.
+pub fn encode_send(
+    out: &mut BytesMut,
+    head: &SendHead,
+    attributes: &Attributes,
+    payload: &[u8],
+) -> Result<(), EncodeError> {
+    let place = send_head(head, attributes, payload.len())?;
+    out.reserve(place.len() + attributes.encoded().len() + payload.len());
+    out.extend_from_slice(&place);
+    out.extend_from_slice(attributes.encoded());
+    out.extend_from_slice(payload);
+    Ok(())
+}
+
+/// Appends all of a SEND but its payload, which the caller writes next, of just this length: so a
+/// long payload goes to the socket from where it lies.
+///
+/// # Errors
+///
+/// As [`encode_send`].
+pub fn encode_send_head(
+    out: &mut BytesMut,
+    head: &SendHead,
+    attributes: &Attributes,
+    payload_bytes: usize,
+) -> Result<(), EncodeError> {
+    let place = send_head(head, attributes, payload_bytes)?;
+    out.reserve(place.len() + attributes.encoded().len());
+    out.extend_from_slice(&place);
+    out.extend_from_slice(attributes.encoded());
+    Ok(())
+}
+
+fn send_head(
+    head: &SendHead,
+    attributes: &Attributes,
+    payload_bytes: usize,
+) -> Result<[u8; HEADER_BYTES + SEND.fixed], EncodeError> {
+    let (block, body) = body::tail_lengths(&SEND, 0, attributes, payload_bytes)?;
+    let (flag, id) = destination_bits(head.destination);
+    let mut place = [0; HEADER_BYTES + SEND.fixed];
+    outline(&SEND, head.id)
+        .flags(head.flags.bits() | flag)
+        .descriptors(body::checked_descriptors(&SEND, head.descriptors)?)
+        .write(&mut place, body);
+    place[16..24].copy_from_slice(&id.to_le_bytes());
+    place[24..32].copy_from_slice(&head.deadline.to_le_bytes());
+    place[32..34].copy_from_slice(&block.to_le_bytes());
+    Ok(place)
+}
+
+impl Header {
+    /// Which SEND a frame is about, of a kind that has lane and serial.
+    pub(super) fn send_id(&self) -> SendId {
+        SendId {
+            endpoint: self.endpoint(),
+            lane: self.lane(),
+            serial: self.serial(),
+        }
+    }
+}
+
+/// The header of a frame about one SEND.
+pub(super) fn outline(shape: &'static Shape, id: SendId) -> Outline {
+    Outline::new(shape)
+        .endpoint(id.endpoint)
+        .lane(id.lane)
+        .serial(id.serial)
+}
+
+fn destination(header: &Header, id: u64) -> Destination {
+    if header.flags & TO_ENDPOINT == 0 {
+        Destination::Group(GroupId::from_raw(id))
+    } else {
+        Destination::Endpoint(EndpointId::from_raw(id))
+    }
+}
+
+fn destination_bits(destination: Destination) -> (u8, u64) {
+    match destination {
+        Destination::Group(id) => (0, id.get()),
+        Destination::Endpoint(id) => (TO_ENDPOINT, id.get()),
+    }
+}
+
+fn shape_of(kind: u8) -> Option<&'static Shape> {
+    Some(match kind {
+        kind::HELLO => &HELLO,
+        kind::CALL => &CALL,
+        kind::SEND => &SEND,
+        kind::CANCEL => &CANCEL,
+        kind::RESUME => &RESUME,
+        kind::CREDIT => &CREDIT,
+        kind::WATCH => &WATCH,
+        kind::UNWATCH => &UNWATCH,
+        both::DESCRIPTORS_TAKEN => &both::DESCRIPTORS_TAKEN_SHAPE,
+        both::GOODBYE => &both::GOODBYE_SHAPE,
+        _ => return None,
+    })
+}
+
+mod kind {
+    pub(super) const HELLO: u8 = 0x01;
+    pub(super) const CALL: u8 = 0x02;
+    pub(super) const SEND: u8 = 0x10;
+    pub(super) const CANCEL: u8 = 0x11;
+    pub(super) const RESUME: u8 = 0x12;
+    pub(super) const CREDIT: u8 = 0x13;
+    pub(super) const WATCH: u8 = 0x14;
+    pub(super) const UNWATCH: u8 = 0x15;
+}
+
+/// Flag of SEND and WATCH: the destination is an endpoint.
+const TO_ENDPOINT: u8 = 4;
+/// The longest CALL.
+const MAX_CALL_BODY: usize = 64 << 10;
+
+const HELLO: Shape = Shape {
+    most: both::MAX_SMALL_BODY,
+    ..Shape::plain(kind::HELLO, "HELLO")
+};
+const CALL: Shape = Shape {
+    endpoint: true,
+    serial: true,
+    most: MAX_CALL_BODY,
+    ..Shape::plain(kind::CALL, "CALL")
+};
+const SEND: Shape = Shape {
+    flags: SendFlags::all().bits() | TO_ENDPOINT,
+    descriptors: true,
+    endpoint: true,
+    lane: true,
+    serial: true,
+    fixed: 20,
+    most: MAX_FRAME_BYTES - HEADER_BYTES,
+    ..Shape::plain(kind::SEND, "SEND")
+};
+const CANCEL: Shape = Shape {
+    endpoint: true,
+    lane: true,
+    serial: true,
+    ..Shape::plain(kind::CANCEL, "CANCEL")
+};
+const RESUME: Shape = Shape {
+    endpoint: true,
+    lane: true,
+    ..Shape::plain(kind::RESUME, "RESUME")
+};
+const CREDIT: Shape = Shape {
+    endpoint: true,
+    ..Shape::fixed(kind::CREDIT, "CREDIT", 16)
+};
+const WATCH: Shape = Shape {
+    flags: TO_ENDPOINT,
+    endpoint: true,
+    serial: true,
+    ..Shape::fixed(kind::WATCH, "WATCH", 8)
+};
+const UNWATCH: Shape = Shape {
+    endpoint: true,
+    serial: true,
+    ..Shape::plain(kind::UNWATCH, "UNWATCH")
+};

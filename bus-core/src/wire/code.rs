@@ -1,0 +1,140 @@
+//! Codes: short texts that programs compare, with a longer text for people beside them.
+//!
+//! A code is kebab-case text on the wire. One that this version does not know is kept as it came,
+//! so that a client older than its broker still reports what the broker said.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+macro_rules! codes {
+    (
+        $(#[$doc:meta])*
+        $name:ident { $( $(#[$code_doc:meta])* $code:ident = $text:literal, )* }
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum $name {
+            $( $(#[$code_doc])* $code, )*
+            /// A code of a later version, as it came. Treat it as a failure of its operation.
+            Other(Box<str>),
+        }
+
+        impl $name {
+            /// All codes of this version, in the order of their documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$code,)*];
+
+            /// The code as it stands on the wire.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                match self {
+                    $( Self::$code => $text, )*
+                    Self::Other(text) => text,
+                }
+            }
+        }
+
+        impl From<&str> for $name {
+            fn from(text: &str) -> Self {
+                match text {
+                    $( $text => Self::$code, )*
+                    other => Self::Other(other.into()),
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.serialize_str(self.as_str())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                String::deserialize(d).map(|text| Self::from(text.as_str()))
+            }
+        }
+    };
+}
+
+codes! {
+    /// Why something that was asked for did not happen.
+    ///
+    /// ```
+    /// use bus_core::wire::FailureCode;
+    ///
+    /// assert_eq!(FailureCode::WouldBlock.as_str(), "would-block");
+    /// assert_eq!(FailureCode::from("would-block"), FailureCode::WouldBlock);
+    /// assert_eq!(FailureCode::from("on-holiday").as_str(), "on-holiday");
+    /// ```
+    FailureCode {
+        /// No group of that name or id; create it, or look its name up again.
+        NoSuchGroup = "no-such-group",
+        /// No endpoint of that id, or of that handle on this connection.
+        NoSuchEndpoint = "no-such-endpoint",
+        /// The text is no group name.
+        BadName = "bad-name",
+        /// There is a group of that name already.
+        GroupExists = "group-exists",
+        /// The endpoint is a member of the group already.
+        AlreadyMember = "already-member",
+        /// The endpoint is not a member of the group.
+        NotAMember = "not-a-member",
+        /// A recipient has no room; wait until the destination is writable (G6).
+        WouldBlock = "would-block",
+        /// Only the sender's own queue has no room: it must read before it can send (G5).
+        OwnQueueFull = "own-queue-full",
+        /// The payload is above the maximum; it never fits.
+        TooLarge = "too-large",
+        /// The send was cancelled while it waited.
+        Cancelled = "cancelled",
+        /// An earlier send of this lane was refused; send RESUME, then this again (G3).
+        LaneRefused = "lane-refused",
+        /// The endpoint that was sent to receives no more (`EPIPE`).
+        EndpointClosed = "endpoint-closed",
+        /// The group ended while the send waited.
+        GroupEnded = "group-ended",
+        /// A limit of the bus; [`Failure::limit`](super::Failure::limit) says which, and its value.
+        LimitExceeded = "limit-exceeded",
+        /// Policy does not let this user do that.
+        PermissionDenied = "permission-denied",
+        /// The body of the call is not what its operation asks for.
+        BadRequest = "bad-request",
+        /// The broker does not know the operation or the option.
+        Unsupported = "unsupported",
+        /// The recipient was full for the stall limit and read too little (G8).
+        RecipientStalled = "recipient-stalled",
+    }
+}
+
+codes! {
+    /// Why a connection ends.
+    GoodbyeCode {
+        /// The client has finished.
+        Done = "done",
+        /// The broker is going down.
+        Shutdown = "shutdown",
+        /// What came was no frame of this protocol; the text names the offence.
+        BadFrame = "bad-frame",
+        /// Good frames in a wrong order or number: no HELLO, a second HELLO, a window exceeded,
+        /// credit for what was never delivered, more than one frame with descriptors outstanding.
+        Protocol = "protocol",
+        /// No common version.
+        NoCommonVersion = "no-common-version",
+        /// The broker has as many connections as it may have.
+        LimitExceeded = "limit-exceeded",
+        /// Policy does not let this user in.
+        PermissionDenied = "permission-denied",
+        /// The client did not take what was written to it in time.
+        NotReading = "not-reading",
+        /// The greeting did not come in time.
+        TooSlow = "too-slow",
+    }
+}

@@ -1,0 +1,691 @@
+//! Control messages: what is asked, answered and told outside the hot path, as CBOR maps.
+//!
+//! Invariant: every message is a map with text keys, and keys that a version does not know are
+//! passed over; a later version adds keys and never changes what one means. An operation, kind or
+//! code that is unknown is told apart from a body that is wrong. The first can be answered, and
+//! nothing else is lost.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::cbor::{self, CborError, DecodeError};
+use super::{FailureCode, GoodbyeCode, WireError};
+use crate::{
+    EndpointId, Gap, GroupId, GroupName, Limits, MemberFlags, NAMED_RECIPIENTS, NameError, Sequence,
+};
+
+/// The client's greeting, its first frame.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// All versions that the client speaks.
+    pub versions: Vec<u16>,
+    /// Features that it would use. Version 1 has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
+    /// What the program calls itself, for logs and listings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
+}
+
+impl Hello {
+    /// The greeting of a client that speaks this version.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            versions: vec![super::VERSION],
+            ..Self::default()
+        }
+    }
+
+    /// The highest version that both sides speak.
+    ///
+    /// ```
+    /// use bus_core::wire::Hello;
+    ///
+    /// let hello = Hello { versions: vec![1, 2, 7], ..Hello::default() };
+    /// assert_eq!(hello.common_version(&[1, 2]), Some(2));
+    /// assert_eq!(hello.common_version(&[3]), None);
+    /// ```
+    #[must_use]
+    pub fn common_version(&self, ours: &[u16]) -> Option<u16> {
+        let known = self
+            .versions
+            .iter()
+            .filter(|version| ours.contains(version));
+        known.copied().max()
+    }
+}
+
+/// The broker's answer to [`Hello`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The version that both sides speak from here on.
+    pub version: u16,
+    /// Those of the client's features that are switched on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
+    /// Which bus this is.
+    pub incarnation: Incarnation,
+    /// The id of the endpoint with handle 0.
+    pub endpoint: EndpointId,
+    /// The bounds of the bus.
+    #[serde(with = "super::limits_form")]
+    pub limits: Limits,
+}
+
+/// Which bus: made at its start. Ids and sequences of another incarnation mean nothing here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Incarnation([u8; 16]);
+
+impl Incarnation {
+    /// An incarnation of these bytes, which should be random.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes as they stand on the wire.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Incarnation {
+    /// 32 hexadecimal digits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl Serialize for Incarnation {
+    /// Bytes, or 32 hexadecimal digits where a person reads.
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        if s.is_human_readable() {
+            s.collect_str(self)
+        } else {
+            s.serialize_bytes(&self.0)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Incarnation {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Incarnation;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("16 bytes")
+            }
+
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Incarnation, E> {
+                <[u8; 16]>::try_from(bytes)
+                    .map(Incarnation)
+                    .map_err(|_| E::invalid_length(bytes.len(), &self))
+            }
+        }
+        d.deserialize_bytes(Visitor)
+    }
+}
+
+/// What a client asks for with CALL. The endpoint in the frame's header is the one that asks.
+///
+/// Groups are named once, where they are looked up, made or joined; from then on they are known by
+/// id, so that nothing reaches a new group that has taken an old one's name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Request {
+    /// Are you there? Answered by [`Response::Pong`].
+    Ping,
+    /// What broker is this? Answered by [`Response::Status`].
+    Status,
+    /// How is it doing? Answered by [`Response::Stats`].
+    Stats,
+    /// Opens an endpoint under the handle in the frame's header. Answered by
+    /// [`Response::Opened`].
+    OpenEndpoint,
+    /// Closes the endpoint; its handle is free again with the answer, [`Response::Closed`].
+    CloseEndpoint,
+    /// Stops receiving: leaves all groups, and what is sent to the endpoint fails (G9). What is
+    /// queued stays readable. Answered by [`Response::Shut`].
+    ShutdownReceive,
+    /// Makes an open group without joining it. Answered by [`Response::Created`].
+    Create {
+        /// Its name.
+        group: GroupName,
+    },
+    /// Joins a group. Answered by [`Response::Joined`].
+    Join {
+        /// Its name.
+        group: GroupName,
+        /// How the endpoint wants to be a member.
+        #[serde(
+            default,
+            with = "flag_names",
+            skip_serializing_if = "MemberFlags::is_empty"
+        )]
+        flags: MemberFlags,
+        /// Whether to make the group if it does not exist.
+        #[serde(default, skip_serializing_if = "is_false")]
+        create: bool,
+    },
+    /// Ends a membership. Answered by [`Response::Left`].
+    Leave {
+        /// Its id.
+        group_id: GroupId,
+    },
+    /// Looks a name up. Answered by [`Response::Group`].
+    FindGroup {
+        /// The name.
+        group: GroupName,
+    },
+    /// Lists groups by name, ascending. Answered by [`Response::Groups`].
+    Groups {
+        /// Where to go on: the last name of the page before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<GroupName>,
+        /// How many at most; the broker may give fewer. See [`MAX_PAGE`](super::MAX_PAGE).
+        max: u32,
+    },
+    /// Lists the members of a group by id, ascending. Answered by [`Response::Members`].
+    Members {
+        /// The group's id.
+        group_id: GroupId,
+        /// Where to go on: the last endpoint of the page before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<EndpointId>,
+        /// How many at most; the broker may give fewer. See [`MAX_PAGE`](super::MAX_PAGE).
+        max: u32,
+    },
+}
+
+impl Request {
+    /// The text under `op` of every request of this version.
+    pub const OPERATIONS: &'static [&'static str] = &[
+        "ping",
+        "status",
+        "stats",
+        "open-endpoint",
+        "close-endpoint",
+        "shutdown-receive",
+        "create",
+        "join",
+        "leave",
+        "find-group",
+        "groups",
+        "members",
+    ];
+
+    /// Reads the body of a CALL.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it; [`Failure::from`] makes the answer.
+    pub fn decode(body: &[u8]) -> Result<Self, ControlError> {
+        cbor::decode(body).map_err(|error| match error {
+            DecodeError::Malformed(error) => error.into(),
+            DecodeError::Content(text) => Self::explain(body, text),
+        })
+    }
+
+    /// Why serde refused a well-formed body, more exactly than its words say.
+    fn explain(body: &[u8], text: String) -> ControlError {
+        if let Some(op) = cbor::text_under(body, "op")
+            && !Self::OPERATIONS.contains(&op)
+        {
+            return ControlError::UnknownOperation(clip(op, 64).to_owned());
+        }
+        for key in ["group", "after"] {
+            if let Some(Err(error)) = cbor::text_under(body, key).map(str::parse::<GroupName>) {
+                return error.into();
+            }
+        }
+        ControlError::Content(clip(&text, 256).to_owned())
+    }
+}
+
+/// The broker's answer to a CALL that did what it was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Response {
+    /// To [`Request::Ping`].
+    Pong,
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// To [`Request::Stats`].
+    Stats(Box<Stats>),
+    /// To [`Request::OpenEndpoint`].
+    Opened {
+        /// The new endpoint's id.
+        endpoint: EndpointId,
+    },
+    /// To [`Request::CloseEndpoint`].
+    Closed,
+    /// To [`Request::ShutdownReceive`].
+    Shut {
+        /// Its place in the order: nothing later reaches the endpoint.
+        sequence: Sequence,
+    },
+    /// To [`Request::Create`].
+    Created {
+        /// The new group.
+        group_id: GroupId,
+        /// Its place in the order.
+        sequence: Sequence,
+    },
+    /// To [`Request::Join`].
+    Joined {
+        /// The group.
+        group_id: GroupId,
+        /// Its place in the order: every later message of the group comes (G4).
+        sequence: Sequence,
+        /// Whether this join made the group.
+        created: bool,
+        /// Members, this one counted.
+        members: u32,
+    },
+    /// To [`Request::Leave`].
+    Left {
+        /// Its place in the order: nothing later of the group comes (G4).
+        sequence: Sequence,
+    },
+    /// To [`Request::FindGroup`].
+    Group(GroupInfo),
+    /// To [`Request::Groups`].
+    Groups {
+        /// One page, ascending by name.
+        groups: Vec<GroupInfo>,
+        /// Whether there are more after the last.
+        more: bool,
+    },
+    /// To [`Request::Members`].
+    Members {
+        /// The place in the order at which this page is the view.
+        sequence: Sequence,
+        /// One page, ascending by endpoint.
+        members: Vec<MemberInfo>,
+        /// Whether there are more after the last.
+        more: bool,
+    },
+}
+
+/// One group in a listing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupInfo {
+    /// Its name.
+    pub name: GroupName,
+    /// Its id.
+    pub group_id: GroupId,
+    /// How many members it has.
+    pub members: u32,
+    /// The endpoint that made it, if that still lives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub creator: Option<EndpointId>,
+}
+
+/// One member in a listing, and how far its endpoint has come with reading.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberInfo {
+    /// The endpoint.
+    pub endpoint: EndpointId,
+    /// User id of its process, from its `connect()`.
+    pub uid: u32,
+    /// Process id, from its `connect()`.
+    pub pid: u32,
+    /// How it is a member. A flag that the reader does not know is left out.
+    #[serde(default, with = "known_flag_names")]
+    pub flags: MemberFlags,
+    /// Messages in its queue, of all its groups.
+    pub queued_messages: u64,
+    /// Bytes in its queue.
+    pub queued_bytes: u64,
+    /// Messages that its queue holds before it has no room.
+    pub capacity: u64,
+    /// Messages of this group that it did not get because it had no room (G7).
+    pub dropped: u64,
+    /// The sequence at which its queue became full, if it is.
+    #[serde(default)]
+    pub full_since_sequence: Option<Sequence>,
+    /// Waiting sends that wait for it.
+    pub blocks: u64,
+}
+
+/// What broker this is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the broker program.
+    pub version: String,
+    /// Version of the wire protocol on this connection.
+    pub protocol: u16,
+    /// Where it listens, if it does.
+    #[serde(default)]
+    pub address: Option<String>,
+    /// Which bus this is.
+    pub incarnation: Incarnation,
+    /// The broker's process id.
+    pub pid: u32,
+    /// Whole seconds since its start.
+    pub uptime_seconds: u64,
+    /// The bounds of the bus.
+    #[serde(with = "super::limits_form")]
+    pub limits: Limits,
+}
+
+/// How the broker is doing. Counters count since its start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Stats {
+    /// Sends that wait for room now.
+    pub waiting_sends: u64,
+    /// Endpoints now.
+    pub endpoints: u64,
+    /// Groups now.
+    pub groups: u64,
+    /// Connections now.
+    pub connections: u64,
+    /// Messages committed.
+    pub messages: u64,
+    /// Messages put into queues: one with three recipients counts three.
+    pub deliveries: u64,
+    /// Deliveries that did not happen because a drop-when-full member had no room.
+    pub dropped: u64,
+    /// Sends refused, for whatever reason.
+    pub refused: u64,
+    /// Connections ended because their peer broke the protocol.
+    pub protocol_errors: u64,
+    /// Bytes read from connections.
+    pub bytes_read: u64,
+    /// Bytes written to connections.
+    pub bytes_written: u64,
+}
+
+/// Why something that was asked for did not happen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{text} ({code})")]
+pub struct Failure {
+    /// For programs.
+    pub code: FailureCode,
+    /// For people: what happened, to whom.
+    #[serde(default)]
+    pub text: String,
+    /// With `would-block`: recipients without room, the first [`NAMED_RECIPIENTS`] of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub full: Vec<EndpointId>,
+    /// With `would-block`: how many have no room.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub full_count: u32,
+    /// With `limit-exceeded` and `too-large`: the name of the limit in [`Limits`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<String>,
+    /// Its value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_value: Option<u64>,
+}
+
+impl Failure {
+    /// A failure with a text for people, of which at most [`MAX_TEXT_BYTES`] are kept.
+    #[must_use]
+    pub fn new(code: FailureCode, text: impl Into<String>) -> Self {
+        Self {
+            code,
+            text: clipped(text.into()),
+            full: Vec::new(),
+            full_count: 0,
+            limit: None,
+            limit_value: None,
+        }
+    }
+
+    /// Names recipients without room: the first [`NAMED_RECIPIENTS`] of `full`, of `count` in all.
+    #[must_use]
+    pub fn with_full(mut self, full: &[EndpointId], count: u32) -> Self {
+        self.full = full[..full.len().min(NAMED_RECIPIENTS)].to_vec();
+        self.full_count = count;
+        self
+    }
+
+    /// Names the limit that stands in the way, by its name in [`Limits`], and its value.
+    #[must_use]
+    pub fn with_limit(mut self, name: &str, value: u64) -> Self {
+        self.limit = Some(clip(name, 64).to_owned());
+        self.limit_value = Some(value);
+        self
+    }
+}
+
+impl From<&ControlError> for Failure {
+    /// The answer to a call that could not be read.
+    fn from(error: &ControlError) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
+
+/// Something that the broker tells an endpoint outside its queue's messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// Messages were dropped, and none of their group came after them to say so (G7).
+    Gap {
+        /// The group.
+        group_id: GroupId,
+        /// What is missing.
+        gap: Gap,
+    },
+    /// A kind of a later version. Pass over it.
+    Unknown {
+        /// The text under `type`.
+        kind: String,
+        /// The body as it came.
+        body: Bytes,
+    },
+}
+
+/// [`Notice`] as it stands on the wire.
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+enum NoticeForm {
+    Gap {
+        group_id: GroupId,
+        count: u64,
+        first: Sequence,
+        last: Sequence,
+    },
+}
+
+impl Notice {
+    const KINDS: &'static [&'static str] = &["gap"];
+
+    pub(super) fn decode(body: &[u8]) -> Result<Self, ControlError> {
+        match cbor::decode(body) {
+            Ok(NoticeForm::Gap {
+                group_id,
+                count,
+                first,
+                last,
+            }) => Ok(Self::Gap {
+                group_id,
+                gap: Gap { count, first, last },
+            }),
+            Err(DecodeError::Malformed(error)) => Err(error.into()),
+            Err(DecodeError::Content(text)) => match cbor::text_under(body, "type") {
+                Some(kind) if !Self::KINDS.contains(&kind) => Ok(Self::Unknown {
+                    kind: kind.to_owned(),
+                    body: Bytes::copy_from_slice(body),
+                }),
+                _ => Err(ControlError::Content(clip(&text, 256).to_owned())),
+            },
+        }
+    }
+
+    pub(super) fn encode(&self, out: &mut bytes::BytesMut) {
+        match self {
+            Self::Gap { group_id, gap } => cbor::encode(
+                out,
+                &NoticeForm::Gap {
+                    group_id: *group_id,
+                    count: gap.count,
+                    first: gap.first,
+                    last: gap.last,
+                },
+            ),
+            Self::Unknown { body, .. } => out.extend_from_slice(body),
+        }
+    }
+}
+
+/// The last frame of a side that ends the connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Goodbye {
+    /// For programs.
+    pub code: GoodbyeCode,
+    /// For people.
+    #[serde(default)]
+    pub text: String,
+}
+
+impl Goodbye {
+    /// A farewell with a text for people, of which at most [`MAX_TEXT_BYTES`] are kept.
+    #[must_use]
+    pub fn new(code: GoodbyeCode, text: impl Into<String>) -> Self {
+        Self {
+            code,
+            text: clipped(text.into()),
+        }
+    }
+}
+
+impl From<&WireError> for Goodbye {
+    /// What to tell a peer whose bytes are no frames.
+    fn from(error: &WireError) -> Self {
+        Self::new(GoodbyeCode::BadFrame, error.to_string())
+    }
+}
+
+/// Why a control message cannot be read, though its frame is whole.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// The body is not one CBOR value of the kind that control messages use.
+    #[error("not a control message: {0}")]
+    Malformed(#[from] CborError),
+    /// The operation belongs to another version; the caller does without.
+    #[error("operation {0:?} is unknown")]
+    UnknownOperation(String),
+    /// A name in it is no name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// It is well-formed, and not what its operation or kind asks for.
+    #[error("{0}")]
+    Content(String),
+}
+
+impl ControlError {
+    /// What to answer with.
+    #[must_use]
+    pub fn code(&self) -> FailureCode {
+        match self {
+            Self::UnknownOperation(_) => FailureCode::Unsupported,
+            Self::Name(_) => FailureCode::BadName,
+            Self::Malformed(_) | Self::Content(_) => FailureCode::BadRequest,
+        }
+    }
+}
+
+/// Reads a body of which nothing more exact can be said than serde does.
+pub(super) fn decode<T: de::DeserializeOwned>(body: &[u8]) -> Result<T, ControlError> {
+    cbor::decode(body).map_err(|error| match error {
+        DecodeError::Malformed(error) => error.into(),
+        DecodeError::Content(text) => ControlError::Content(clip(&text, 256).to_owned()),
+    })
+}
+
+/// A list of names; one that is unknown is an error, because it asks for something.
+mod flag_names {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    use super::MemberFlags;
+
+    pub(super) fn serialize<S: Serializer>(flags: &MemberFlags, s: S) -> Result<S::Ok, S::Error> {
+        // Gathered first: of an iterator whose length is unknown serde would make an indefinite
+        // array, which control messages do not use.
+        s.collect_seq(super::names_of(*flags).collect::<Vec<_>>())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<MemberFlags, D::Error> {
+        let names = Vec::<String>::deserialize(d)?;
+        names.iter().try_fold(MemberFlags::empty(), |flags, name| {
+            let flag = super::flag_of(name).ok_or_else(|| {
+                de::Error::custom(format_args!(
+                    "member flag {:?} is unknown",
+                    super::clip(name, 64)
+                ))
+            })?;
+            Ok(flags | flag)
+        })
+    }
+}
+
+/// A list of names; one that is unknown is passed over, because it only tells something.
+mod known_flag_names {
+    use serde::{Deserialize, Deserializer};
+
+    use super::MemberFlags;
+
+    pub(super) use super::flag_names::serialize;
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<MemberFlags, D::Error> {
+        let names = Vec::<String>::deserialize(d)?;
+        Ok(names
+            .iter()
+            .filter_map(|name| super::flag_of(name))
+            .collect())
+    }
+}
+
+fn names_of(flags: MemberFlags) -> impl Iterator<Item = &'static str> {
+    FLAG_NAMES
+        .iter()
+        .filter(move |(flag, _)| flags.contains(*flag))
+        .map(|(_, name)| *name)
+}
+
+fn flag_of(name: &str) -> Option<MemberFlags> {
+    FLAG_NAMES
+        .iter()
+        .find(|(_, known)| *known == name)
+        .map(|(flag, _)| *flag)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(value: &u32) -> bool {
+    *value == 0
+}
+
+/// The first `most` bytes of a text, or a little less where a character would be cut.
+fn clip(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
+}
+
+fn clipped(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+    text
+}
+
+/// The longest text for people in a failure or a farewell.
+pub const MAX_TEXT_BYTES: usize = 1024;
+
+const FLAG_NAMES: [(MemberFlags, &str); 3] = [
+    (MemberFlags::LOOPBACK, "loopback"),
+    (MemberFlags::SEND_TO_PEER, "send-to-peer"),
+    (MemberFlags::DROP_WHEN_FULL, "drop-when-full"),
+];

@@ -1,0 +1,78 @@
+//! [`Limits`] as it goes over the wire: plain numbers, and keys that may be missing or unknown.
+//!
+//! The form in a configuration refuses unknown keys, because there they are typing errors; here
+//! they are limits of a later version. A key that is missing has its default.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::Limits;
+
+macro_rules! form {
+    ($($field:ident: $type:ty,)*) => {
+        #[derive(Serialize, Deserialize)]
+        #[serde(default)]
+        struct Form {
+            $($field: $type,)*
+            stall_ms: u64,
+            request_deadline_ms: u64,
+        }
+
+        impl From<&Limits> for Form {
+            fn from(limits: &Limits) -> Self {
+                Self {
+                    $($field: limits.$field,)*
+                    stall_ms: milliseconds(limits.stall),
+                    request_deadline_ms: milliseconds(limits.request_deadline),
+                }
+            }
+        }
+
+        impl From<Form> for Limits {
+            fn from(form: Form) -> Self {
+                Self {
+                    $($field: form.$field,)*
+                    stall: Duration::from_millis(form.stall_ms),
+                    request_deadline: Duration::from_millis(form.request_deadline_ms),
+                }
+            }
+        }
+    };
+}
+
+form! {
+    queue_messages: u32,
+    queue_bytes: u64,
+    payload_bytes: u32,
+    descriptors: u8,
+    lane_messages: u32,
+    lane_bytes: u64,
+    memberships: u16,
+    lanes: u8,
+    watches: u16,
+    members: u32,
+    groups: u32,
+    groups_created: u32,
+    endpoints: u32,
+    endpoints_per_connection: u16,
+    connections: u32,
+}
+
+impl Default for Form {
+    fn default() -> Self {
+        Self::from(&Limits::default())
+    }
+}
+
+pub(super) fn serialize<S: Serializer>(limits: &Limits, s: S) -> Result<S::Ok, S::Error> {
+    Form::from(limits).serialize(s)
+}
+
+pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Limits, D::Error> {
+    Form::deserialize(d).map(Limits::from)
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,446 @@
+//! At least one frame of every kind and form.
+
+use bytes::Bytes;
+
+use super::super::{
+    BrokerFrame, ClientFrame, ControlError, Failure, FailureCode, Goodbye, GoodbyeCode, GroupInfo,
+    Handle, Hello, Incarnation, LaneNumber, MemberInfo, MessageFrame, MessageHead, Notice, Request,
+    Response, SendFlags, SendFrame, SendHead, SendId, Serial, Stats, Status, Welcome,
+};
+use crate::{
+    Attributes, ContentType, Credentials, Destination, EndpointId, Gap, GroupId, Limits,
+    MemberFlags, Receipt, Sequence,
+};
+
+pub(super) fn serial(number: u32) -> Serial {
+    Serial::new(number).unwrap()
+}
+
+pub(super) fn send_id() -> SendId {
+    SendId {
+        endpoint: Handle::from_raw(3),
+        lane: LaneNumber::new(2).unwrap(),
+        serial: serial(77),
+    }
+}
+
+pub(super) fn attributes() -> Attributes {
+    Attributes::builder()
+        .key(b"a.b")
+        .operation("Add")
+        .content_type(ContentType::Json)
+        .field("n", "1")
+        .field("m", "")
+        .build()
+        .unwrap()
+}
+
+pub(super) fn send(attributes: Attributes, payload: &[u8]) -> ClientFrame {
+    ClientFrame::Send(SendFrame {
+        head: SendHead {
+            id: send_id(),
+            destination: Destination::Group(GroupId::from_raw(9)),
+            flags: SendFlags::empty(),
+            deadline: 0,
+            descriptors: 0,
+        },
+        attributes,
+        payload: Bytes::copy_from_slice(payload),
+    })
+}
+
+pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
+    let call = |request| ClientFrame::Call {
+        endpoint: Handle::from_raw(1),
+        serial: serial(5),
+        request,
+    };
+    let group = || "org.example.Chat".parse().unwrap();
+    let group_id = GroupId::from_raw(9);
+    vec![
+        ("hello", ClientFrame::Hello(Hello::new())),
+        (
+            "hello with everything",
+            ClientFrame::Hello(Hello {
+                versions: vec![1, 2],
+                features: vec!["ring".into()],
+                program: Some("chat".into()),
+            }),
+        ),
+        ("ping", call(Request::Ping)),
+        ("status", call(Request::Status)),
+        ("stats", call(Request::Stats)),
+        ("open", call(Request::OpenEndpoint)),
+        ("close", call(Request::CloseEndpoint)),
+        ("shutdown", call(Request::ShutdownReceive)),
+        ("create", call(Request::Create { group: group() })),
+        (
+            "join",
+            call(Request::Join {
+                group: group(),
+                flags: MemberFlags::empty(),
+                create: false,
+            }),
+        ),
+        (
+            "join with everything",
+            call(Request::Join {
+                group: group(),
+                flags: MemberFlags::all(),
+                create: true,
+            }),
+        ),
+        ("leave", call(Request::Leave { group_id })),
+        ("find", call(Request::FindGroup { group: group() })),
+        (
+            "groups",
+            call(Request::Groups {
+                after: None,
+                max: 10,
+            }),
+        ),
+        (
+            "groups after",
+            call(Request::Groups {
+                after: Some(group()),
+                max: 10,
+            }),
+        ),
+        (
+            "members after",
+            call(Request::Members {
+                group_id,
+                after: Some(EndpointId::from_raw(u64::MAX)),
+                max: 10,
+            }),
+        ),
+        (
+            "call that is empty",
+            ClientFrame::BadCall {
+                endpoint: Handle::FIRST,
+                serial: Serial::FIRST,
+                problem: Request::decode(b"").unwrap_err(),
+                body: Bytes::new(),
+            },
+        ),
+        (
+            "call of a later version",
+            ClientFrame::BadCall {
+                endpoint: Handle::FIRST,
+                serial: Serial::FIRST,
+                problem: ControlError::UnknownOperation("fly".into()),
+                body: Bytes::from_static(b"\xa1\x62op\x63fly"),
+            },
+        ),
+        ("send", send(Attributes::EMPTY, b"hello")),
+        ("send of nothing", send(Attributes::EMPTY, b"")),
+        ("send with attributes", send(attributes(), b"{}")),
+        ("send that is not copied", send(attributes(), &[7; 20_000])),
+        (
+            "send with everything",
+            ClientFrame::Send(SendFrame {
+                head: SendHead {
+                    id: send_id(),
+                    destination: Destination::Endpoint(EndpointId::from_raw(0x0102_0304_0506)),
+                    flags: SendFlags::all(),
+                    deadline: 1_700_000_000_000_000_000,
+                    descriptors: 16,
+                },
+                attributes: attributes(),
+                payload: Bytes::from_static(b"x"),
+            }),
+        ),
+        ("cancel", ClientFrame::Cancel(send_id())),
+        (
+            "resume",
+            ClientFrame::Resume {
+                endpoint: Handle::from_raw(3),
+                lane: LaneNumber::new(15).unwrap(),
+            },
+        ),
+        (
+            "credit",
+            ClientFrame::Credit {
+                endpoint: Handle::from_raw(3),
+                messages: 17,
+                bytes: 1 << 33,
+            },
+        ),
+        (
+            "watch a group",
+            ClientFrame::Watch {
+                endpoint: Handle::FIRST,
+                serial: serial(6),
+                destination: Destination::Group(group_id),
+            },
+        ),
+        (
+            "watch an endpoint",
+            ClientFrame::Watch {
+                endpoint: Handle::FIRST,
+                serial: serial(6),
+                destination: Destination::Endpoint(EndpointId::from_raw(4)),
+            },
+        ),
+        (
+            "unwatch",
+            ClientFrame::Unwatch {
+                endpoint: Handle::FIRST,
+                serial: serial(6),
+            },
+        ),
+        ("descriptors taken", ClientFrame::DescriptorsTaken),
+        (
+            "goodbye",
+            ClientFrame::Goodbye(Goodbye::new(GoodbyeCode::Done, "")),
+        ),
+    ]
+}
+
+pub(super) fn message(missed: Option<Gap>, attributes: Attributes, payload: &[u8]) -> BrokerFrame {
+    BrokerFrame::Message(MessageFrame {
+        head: MessageHead {
+            endpoint: Handle::from_raw(3),
+            sequence: Sequence::from_raw(1000),
+            group: Some(GroupId::from_raw(9)),
+            sender: EndpointId::from_raw(4),
+            sender_serial: 12,
+            commit_time: 1_700_000_000_000_000_000,
+            deadline: 0,
+            credentials: Credentials {
+                uid: 1000,
+                pid: 4242,
+            },
+            missed,
+            descriptors: 0,
+            descriptors_lost: false,
+        },
+        attributes,
+        payload: Bytes::copy_from_slice(payload),
+    })
+}
+
+pub(super) fn gap() -> Gap {
+    Gap {
+        count: 3,
+        first: Sequence::from_raw(990),
+        last: Sequence::from_raw(998),
+    }
+}
+
+pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
+    let done = |response| BrokerFrame::Done {
+        endpoint: Handle::from_raw(1),
+        serial: serial(5),
+        response,
+    };
+    let failure = Failure::new(FailureCode::NoSuchGroup, "group 9 has ended");
+    let sequence = Sequence::from_raw(1001);
+    let group_id = GroupId::from_raw(9);
+    let group = |creator| GroupInfo {
+        name: "org.example.Chat".parse().unwrap(),
+        group_id,
+        members: 2,
+        creator,
+    };
+    let member = |full_since_sequence| MemberInfo {
+        endpoint: EndpointId::from_raw(4),
+        uid: 1000,
+        pid: 4242,
+        flags: MemberFlags::LOOPBACK | MemberFlags::DROP_WHEN_FULL,
+        queued_messages: 3,
+        queued_bytes: 300,
+        capacity: 256,
+        dropped: 1,
+        full_since_sequence,
+        blocks: 2,
+    };
+    let incarnation = Incarnation::from_bytes(*b"0123456789abcdef");
+    vec![
+        (
+            "welcome",
+            BrokerFrame::Welcome(Box::new(Welcome {
+                version: 1,
+                features: Vec::new(),
+                incarnation,
+                endpoint: EndpointId::from_raw(4),
+                limits: Limits::default(),
+            })),
+        ),
+        ("pong", done(Response::Pong)),
+        (
+            "status",
+            done(Response::Status(Box::new(Status {
+                version: "0.1.0".into(),
+                protocol: 1,
+                address: Some("/run/user/1000/unisono/bus".into()),
+                incarnation,
+                pid: 17,
+                uptime_seconds: 60,
+                limits: Limits {
+                    queue_messages: 4,
+                    ..Limits::default()
+                },
+            }))),
+        ),
+        (
+            "stats",
+            done(Response::Stats(Box::new(Stats {
+                messages: 7,
+                ..Stats::default()
+            }))),
+        ),
+        (
+            "opened",
+            done(Response::Opened {
+                endpoint: EndpointId::from_raw(4),
+            }),
+        ),
+        ("closed", done(Response::Closed)),
+        ("shut", done(Response::Shut { sequence })),
+        ("created", done(Response::Created { group_id, sequence })),
+        (
+            "joined",
+            done(Response::Joined {
+                group_id,
+                sequence,
+                created: true,
+                members: 1,
+            }),
+        ),
+        ("left", done(Response::Left { sequence })),
+        ("group", done(Response::Group(group(None)))),
+        (
+            "groups",
+            done(Response::Groups {
+                groups: vec![group(None), group(Some(EndpointId::from_raw(4)))],
+                more: true,
+            }),
+        ),
+        (
+            "members",
+            done(Response::Members {
+                sequence,
+                members: vec![member(None), member(Some(sequence))],
+                more: false,
+            }),
+        ),
+        (
+            "error",
+            BrokerFrame::Error {
+                endpoint: Handle::FIRST,
+                serial: serial(5),
+                failure: Box::new(failure.clone()),
+            },
+        ),
+        (
+            "error about a limit",
+            BrokerFrame::Error {
+                endpoint: Handle::FIRST,
+                serial: serial(5),
+                failure: Box::new(
+                    Failure::new(FailureCode::LimitExceeded, "").with_limit("memberships", 64),
+                ),
+            },
+        ),
+        (
+            "receipt",
+            BrokerFrame::Receipt {
+                id: send_id(),
+                receipt: Receipt {
+                    sequence,
+                    sender_serial: 12,
+                    after: Sequence::from_raw(0),
+                    recipients: 10_000,
+                    dropped: 2,
+                },
+            },
+        ),
+        (
+            "refused",
+            BrokerFrame::Refused {
+                id: send_id(),
+                failure: Box::new(failure),
+            },
+        ),
+        (
+            "refused because some are full",
+            BrokerFrame::Refused {
+                id: send_id(),
+                failure: Box::new(
+                    Failure::new(FailureCode::WouldBlock, "20 endpoints have no room")
+                        .with_full(&[EndpointId::from_raw(4); 20], 20),
+                ),
+            },
+        ),
+        (
+            "refused with a code of a later version",
+            BrokerFrame::Refused {
+                id: send_id(),
+                failure: Box::new(Failure::new("on-holiday".into(), "back on Monday")),
+            },
+        ),
+        ("message", message(None, Attributes::EMPTY, b"hello")),
+        ("message of nothing", message(None, Attributes::EMPTY, b"")),
+        (
+            "message after a gap",
+            message(Some(gap()), attributes(), b"{}"),
+        ),
+        (
+            "message that is not copied",
+            message(Some(gap()), attributes(), &[7; 20_000]),
+        ),
+        (
+            "message to one endpoint",
+            BrokerFrame::Message(MessageFrame {
+                head: MessageHead {
+                    endpoint: Handle::FIRST,
+                    sequence,
+                    group: None,
+                    sender: EndpointId::from_raw(4),
+                    sender_serial: 13,
+                    commit_time: 1,
+                    deadline: 2,
+                    credentials: Credentials { uid: 0, pid: 1 },
+                    missed: None,
+                    descriptors: 0,
+                    descriptors_lost: true,
+                },
+                attributes: Attributes::EMPTY,
+                payload: Bytes::from_static(b"psst"),
+            }),
+        ),
+        (
+            "gap",
+            BrokerFrame::Notice {
+                endpoint: Handle::FIRST,
+                notice: Notice::Gap {
+                    group_id,
+                    gap: gap(),
+                },
+            },
+        ),
+        (
+            "notice of a later version",
+            BrokerFrame::Notice {
+                endpoint: Handle::FIRST,
+                notice: Notice::Unknown {
+                    kind: "rain".into(),
+                    body: Bytes::from_static(b"\xa1\x64type\x64rain"),
+                },
+            },
+        ),
+        (
+            "writable",
+            BrokerFrame::Writable {
+                endpoint: Handle::FIRST,
+                serial: serial(6),
+            },
+        ),
+        ("descriptors taken", BrokerFrame::DescriptorsTaken),
+        (
+            "goodbye",
+            BrokerFrame::Goodbye(Goodbye::new(GoodbyeCode::Shutdown, "the session ends")),
+        ),
+    ]
+}
