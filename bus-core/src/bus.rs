@@ -21,10 +21,11 @@ use crate::lock_set::{Held, IntakePlace, LockBits, LockIndex, LockSet};
 use crate::membership::{Member, MemberFlags, Membership};
 use crate::message::{Credentials, Destination};
 use crate::name::GroupName;
+use crate::notice::Eviction;
 use crate::queue;
 use crate::send::{Effects, Route, SendError};
 use crate::sync::{AtomicU64, Mutant, Mutex, Ordering, mutated};
-use crate::wait::{Changed, WaitingRoom};
+use crate::wait::{Changed, Stalled, WaitingRoom};
 
 /// One ordering domain: a lock set, groups, and one serial order of all messages (G2).
 ///
@@ -62,7 +63,13 @@ pub(crate) struct BusInner {
     pub(crate) locks: LockSet,
     /// Nanoseconds since the Unix epoch at the last tick.
     now: AtomicU64,
+    /// Nanoseconds that the bus has been running for: the sum of the times between ticks, of which
+    /// one counts [`LONGEST_TICK`] at most. A suspended machine stalls nobody.
+    running: AtomicU64,
 }
+
+/// What one tick adds at most to the time that stalls and patience are measured in.
+const LONGEST_TICK: Duration = Duration::from_secs(1);
 
 /// A bound was reached (G8).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -106,6 +113,13 @@ pub enum JoinError {
     /// The endpoint receives nothing any more.
     #[error("endpoint {0} receives nothing any more")]
     ReceiveShut(EndpointId),
+    /// The process was evicted from the group because it did not read (G8). It may join with
+    /// `DROP_WHEN_FULL` now, or without it later.
+    #[error(
+        "this process was evicted from group {0} because it did not read; for another {1:.1?} it \
+         may join only with DROP_WHEN_FULL"
+    )]
+    BackOff(GroupName, Duration),
     /// The endpoint has been closed.
     #[error("endpoint {0} has been closed")]
     Closed(EndpointId),
@@ -263,6 +277,7 @@ impl Bus {
             directory: Mutex::new(Directory::default()),
             locks: LockSet::new(),
             now: AtomicU64::new(0),
+            running: AtomicU64::new(0),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -288,10 +303,13 @@ impl Bus {
     /// Tells the bus the time, since the Unix epoch. Does not block.
     ///
     /// Messages are stamped with the time of the last tick. Where senders wait, call this a few
-    /// times a second: it is how a waiting send that is stuck on a dead recipient is found out, so
-    /// that it no longer holds back younger ones. A bus without ticks keeps every other promise.
-    pub fn tick(&self, now: Duration) {
-        self.inner.tick(now);
+    /// times a second: it is how members that are stalled are found and evicted (G8), and waiting
+    /// sends that are stuck on a dead recipient no longer hold back younger ones. A bus without
+    /// ticks keeps every other promise, and evicts nobody.
+    ///
+    /// Gives back whom it has evicted, for a log.
+    pub fn tick(&self, now: Duration) -> Vec<Eviction> {
+        self.inner.tick(now)
     }
 
     /// Looks a group up by its name. Does not block.
@@ -348,9 +366,11 @@ impl Bus {
 }
 
 /// What makes an endpoint leave groups.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Departure {
     Leave(GroupId),
+    /// The end of the membership is told in the queue.
+    Evict(Box<Eviction>),
     ShutReceive,
     Close,
 }
@@ -365,17 +385,54 @@ impl BusInner {
         self.now.load(Ordering::Relaxed)
     }
 
-    /// Time of the last tick.
-    pub(crate) fn ticked(&self) -> Duration {
-        Duration::from_nanos(self.now())
+    /// How long the bus has been running, at the last tick.
+    pub(crate) fn running(&self) -> Duration {
+        Duration::from_nanos(self.running.load(Ordering::Relaxed))
     }
 
-    fn tick(&self, now: Duration) {
+    fn tick(&self, now: Duration) -> Vec<Eviction> {
         let nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        self.now.store(nanos, Ordering::Relaxed);
+        let before = self.now.swap(nanos, Ordering::Relaxed);
+        let passed = Duration::from_nanos(nanos.saturating_sub(before)).min(LONGEST_TICK);
+        if before != 0 {
+            let passed = u64::try_from(passed.as_nanos()).unwrap_or(u64::MAX);
+            self.running.fetch_add(passed, Ordering::Relaxed);
+        }
         let mut effects = Effects::default();
-        self.waiting.lock().tick(self, now, &mut effects);
+        let stalled = self.waiting.lock().tick(self, self.running(), &mut effects);
         effects.run();
+        let evict = |stalled: Stalled| {
+            let groups = stalled.groups.iter();
+            groups
+                .filter_map(|group| self.evict(&stalled, *group))
+                .collect::<Vec<_>>()
+        };
+        stalled.into_iter().flat_map(evict).collect()
+    }
+
+    fn evict(&self, stalled: &Stalled, group: GroupId) -> Option<Eviction> {
+        let core = &stalled.core;
+        let eviction = {
+            let mut directory = self.directory.lock();
+            let name = directory.group(group)?.group.name.clone();
+            let (pid, stall) = (core.credentials.pid, self.limits.stall);
+            let back_off = directory.begin_back_off(pid, &name, stall, self.running());
+            Eviction {
+                endpoint: core.id(),
+                credentials: core.credentials,
+                group,
+                name,
+                sequence: Sequence::from_raw(0),
+                stalled: stalled.time,
+                queued_messages: stalled.queued_messages,
+                back_off,
+            }
+        };
+        let sequence = self.depart(core, Departure::Evict(Box::new(eviction.clone())))?;
+        Some(Eviction {
+            sequence,
+            ..eviction
+        })
     }
 
     fn open_endpoint(&self, credentials: Credentials) -> Result<Arc<EndpointCore>, LimitExceeded> {
@@ -503,6 +560,21 @@ impl BusInner {
         let known = record.drops.len();
         LimitExceeded::check("memberships (losses not yet read)", known, 2 * memberships)?;
 
+        // Ends that have not been read hold the places that their memberships had reserved.
+        let shard = self.locks.acquire_one(core.place.lock);
+        let unread = shard
+            .intakes
+            .get(core.place.slot as usize)
+            .map_or(0, Intake::unread_ends);
+        drop(shard);
+        let held = record.memberships.len() + usize::try_from(unread).unwrap_or(usize::MAX);
+        LimitExceeded::check("memberships (ends not yet read)", held, memberships)?;
+        if !options.flags.contains(MemberFlags::DROP_WHEN_FULL)
+            && let Some(left) = directory.back_off(core.credentials.pid, name, self.running())
+        {
+            return Err(JoinError::BackOff(name.clone(), left));
+        }
+
         let existing = directory
             .named(name)
             .map(|record| Arc::clone(&record.group));
@@ -562,16 +634,19 @@ impl BusInner {
         let id = core.id();
         let mut directory = self.directory.lock();
         let record = directory.endpoints.get_mut(&id)?;
-        let closing = departure == Departure::Close;
-        let leaving: Vec<Arc<Group>> = match departure {
-            Departure::Leave(group) => {
-                let at = record
-                    .memberships
-                    .iter()
-                    .position(|joined| joined.id == group)?;
-                vec![record.memberships.remove(at)]
+        let closing = matches!(departure, Departure::Close);
+        let one = match &departure {
+            Departure::Leave(group) => Some(*group),
+            Departure::Evict(eviction) => Some(eviction.group),
+            Departure::ShutReceive | Departure::Close => None,
+        };
+        let leaving: Vec<Arc<Group>> = match one {
+            Some(group) => {
+                let joined = &mut record.memberships;
+                let at = joined.iter().position(|joined| joined.id == group)?;
+                vec![joined.remove(at)]
             }
-            Departure::ShutReceive | Departure::Close => {
+            None => {
                 record.receive_shut = true;
                 std::mem::take(&mut record.memberships)
             }
@@ -613,6 +688,11 @@ impl BusInner {
             old_drops = Some(intake.replace_drops(drops));
             match departure {
                 Departure::Leave(_) => {}
+                Departure::Evict(mut eviction) => {
+                    eviction.sequence = sequence;
+                    intake.push_end(eviction);
+                    reader = intake.take_reader();
+                }
                 Departure::ShutReceive => {
                     intake.shut_receive();
                     reader = intake.take_reader();
@@ -644,7 +724,7 @@ impl BusInner {
         effects.wake(reader);
         let changed = Changed {
             groups: changed.iter().map(|(group, _)| group.id).collect(),
-            endpoint: (!matches!(departure, Departure::Leave(_))).then_some(id),
+            endpoint: one.is_none().then_some(id),
         };
         self.waiting.lock().recheck(self, &changed, &mut effects);
         effects.run();

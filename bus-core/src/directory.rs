@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ahash::HashMap;
 
@@ -20,7 +21,22 @@ pub(crate) struct Directory {
     names: BTreeMap<GroupName, GroupId>,
     last_endpoint: u64,
     last_group: u64,
+    back_offs: HashMap<(u32, GroupName), BackOff>,
 }
+
+/// How long a process may join a group again only with `DROP_WHEN_FULL`: it doubles with every
+/// eviction, and is forgotten when it has been over for [`MOST_BACK_OFF`].
+///
+/// Kept by process and group, so that neither a reconnection nor another program of the same user
+/// changes it.
+#[derive(Clone, Copy, Debug)]
+struct BackOff {
+    until: Duration,
+    length: Duration,
+}
+
+/// The longest back-off.
+const MOST_BACK_OFF: Duration = Duration::from_secs(600);
 
 #[derive(Debug)]
 pub(crate) struct EndpointRecord {
@@ -73,6 +89,36 @@ impl Directory {
 
     pub(crate) fn named(&self, name: &GroupName) -> Option<&GroupRecord> {
         self.group(*self.names.get(name)?)
+    }
+
+    /// Notes an eviction at `now` of the bus's running time, and says how long the back-off is.
+    pub(crate) fn begin_back_off(
+        &mut self,
+        pid: u32,
+        name: &GroupName,
+        first: Duration,
+        now: Duration,
+    ) -> Duration {
+        self.back_offs
+            .retain(|_, known| now < known.until + MOST_BACK_OFF);
+        let before = self
+            .back_offs
+            .get(&(pid, name.clone()))
+            .map(|known| known.length);
+        let length = before.map_or(first, |before| (before * 2).min(MOST_BACK_OFF));
+        let until = now + length;
+        self.back_offs
+            .insert((pid, name.clone()), BackOff { until, length });
+        length
+    }
+
+    /// What is left of a back-off.
+    pub(crate) fn back_off(&self, pid: u32, name: &GroupName, now: Duration) -> Option<Duration> {
+        if self.back_offs.is_empty() {
+            return None;
+        }
+        let known = self.back_offs.get(&(pid, name.clone()))?;
+        known.until.checked_sub(now).filter(|left| !left.is_zero())
     }
 
     /// Groups in the order of their names, those after `after`.

@@ -14,7 +14,8 @@ use crossbeam_utils::CachePadded;
 use crate::id::{EndpointId, GroupId, Sequence};
 use crate::limits::Limits;
 use crate::lock_set::IntakePlace;
-use crate::message::{Credentials, Gap};
+use crate::message::{Credentials, Gap, Message};
+use crate::notice::Eviction;
 use crate::queue::{Consumer, Entry, Producer};
 use crate::sync::{AtomicBool, AtomicU64, Mutant, Mutex, Ordering, fence, mutated};
 
@@ -23,6 +24,8 @@ use crate::sync::{AtomicBool, AtomicU64, Mutant, Mutex, Ordering, fence, mutated
 pub(crate) struct Capacity {
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
+    /// Memberships, each of which reserves a place for the notice of its end (G8).
+    memberships: u64,
 }
 
 impl Capacity {
@@ -30,12 +33,14 @@ impl Capacity {
         Self {
             messages: limits.queue_messages.into(),
             bytes: limits.queue_bytes,
+            memberships: limits.memberships.into(),
         }
     }
 
-    /// Places of the ring behind the queue: one more than its capacity, for the reserve place.
+    /// Places of the ring behind the queue: its capacity, the reserve place, and one for the end of
+    /// each membership.
     pub(crate) fn ring_places(self) -> usize {
-        usize::try_from(self.messages + 1).unwrap_or(usize::MAX)
+        usize::try_from(self.messages + 1 + self.memberships).unwrap_or(usize::MAX)
     }
 }
 
@@ -104,6 +109,7 @@ pub(crate) struct Intake {
     producer: Option<Producer>,
     pushed_messages: u64,
     pushed_bytes: u64,
+    pushed_ends: u64,
     reserve: Reserve,
     /// Who to wake when something arrives; the reader leaves it here when it goes to sleep.
     reader: Option<Waker>,
@@ -129,6 +135,7 @@ impl Intake {
             producer: None,
             pushed_messages: 0,
             pushed_bytes: 0,
+            pushed_ends: 0,
             reserve: Reserve::default(),
             reader: None,
             drops: Vec::new(),
@@ -189,8 +196,8 @@ impl Intake {
     }
 
     /// Puts a message into the queue. The caller has seen room or the reserve place.
-    pub(crate) fn push(&mut self, entry: Entry) {
-        let (sequence, bytes) = (entry.message.sequence(), entry.message.charged_bytes());
+    pub(crate) fn push(&mut self, message: Arc<Message>, missed: Option<Gap>) {
+        let (sequence, bytes) = (message.sequence(), message.charged_bytes());
         if !self.has_room() {
             let (messages, released_bytes) = self.core.released();
             self.reserve = Reserve {
@@ -198,16 +205,31 @@ impl Intake {
                 free_at_bytes: released_bytes + bytes,
             };
         }
-        let pushed = self.producer.as_mut().map(|producer| producer.push(entry));
-        debug_assert!(
-            matches!(pushed, Some(Ok(()))),
-            "the ring has a slot for each place"
-        );
+        self.push_entry(Entry::Message { message, missed });
         self.pushed_messages += 1;
         self.pushed_bytes += bytes;
         if !self.has_room() {
             self.full_since = sequence;
         }
+    }
+
+    fn push_entry(&mut self, entry: Entry) {
+        let pushed = self.producer.as_mut().map(|producer| producer.push(entry));
+        debug_assert!(
+            matches!(pushed, Some(Ok(()))),
+            "the ring has a slot for each place"
+        );
+    }
+
+    /// Tells of the end of a membership, in the place that it had reserved.
+    pub(crate) fn push_end(&mut self, eviction: Box<Eviction>) {
+        self.push_entry(Entry::Evicted(eviction));
+        self.pushed_ends += 1;
+    }
+
+    /// Ends of memberships that the reader has not drained yet: their places are still taken.
+    pub(crate) fn unread_ends(&self) -> u64 {
+        self.pushed_ends - self.core.reading.drained_ends.load(Ordering::Acquire)
     }
 
     /// Counts a message that this member did not get.
@@ -278,6 +300,8 @@ pub(crate) struct EndpointCore {
 struct Reading {
     released_messages: AtomicU64,
     released_bytes: AtomicU64,
+    /// Ends of memberships taken off the ring.
+    drained_ends: AtomicU64,
     /// Highest sequence taken.
     taken: AtomicU64,
 }
@@ -333,6 +357,7 @@ impl EndpointCore {
         let reading = Reading {
             released_messages: zero(),
             released_bytes: zero(),
+            drained_ends: zero(),
             taken: zero(),
         };
         Self {
@@ -437,6 +462,12 @@ impl EndpointCore {
     pub(crate) fn waiting_sends(&self) -> u32 {
         let low = self.interest.load(Ordering::Relaxed) & (ONE_WATCH - 1);
         u32::try_from(low).unwrap_or(u32::MAX)
+    }
+
+    /// The reader has drained the end of a membership: its place is free.
+    pub(crate) fn drain_end(&self) {
+        let drained = &self.reading.drained_ends;
+        drained.store(drained.load(Ordering::Relaxed) + 1, Ordering::Release);
     }
 
     pub(crate) fn taken(&self) -> Sequence {

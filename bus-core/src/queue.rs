@@ -26,14 +26,19 @@ use crossbeam_utils::CachePadded;
 
 use crate::Gap;
 use crate::message::Message;
+use crate::notice::Eviction;
 use crate::sync::{AtomicU64, Mutant, Ordering, UnsafeCell, mutated};
 
 /// What a queue holds.
 #[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) message: Arc<Message>,
-    /// What was dropped for this endpoint of the message's group just before it (G7).
-    pub(crate) missed: Option<Gap>,
+pub(crate) enum Entry {
+    Message {
+        message: Arc<Message>,
+        /// What was dropped for this endpoint of the message's group just before it (G7).
+        missed: Option<Gap>,
+    },
+    /// The end of a membership, in the place that the membership has reserved for it (G8).
+    Evicted(Box<Eviction>),
 }
 
 struct Ring {

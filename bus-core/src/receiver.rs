@@ -9,6 +9,8 @@ use crate::bus::Bus;
 use crate::id::GroupId;
 use crate::intake::{EndpointCore, ReaderState};
 use crate::message::{Gap, Message};
+use crate::notice::Eviction;
+use crate::queue::Entry;
 use crate::sync::Parker;
 
 /// What comes out of a queue.
@@ -22,6 +24,8 @@ pub enum Delivery {
         /// What this member missed of the message's group just before it (G7).
         missed: Option<Gap>,
     },
+    /// The endpoint was put out of a group: nothing of it comes after this (G8).
+    Evicted(Box<Eviction>),
     /// What this member missed of a group, told once its queue was empty (G7).
     Gap {
         /// The group.
@@ -93,19 +97,24 @@ impl Receiver {
         if self.state.consumer.is_none() {
             self.state.consumer = self.core.seat.lock().fresh.take();
         }
-        if let Some(entry) = self
+        match self
             .state
             .consumer
             .as_mut()
             .and_then(|consumer| consumer.pop())
         {
-            self.state.drained_messages += 1;
-            self.state.drained_bytes += entry.message.charged_bytes();
-            self.core.take(entry.message.sequence());
-            return Some(Delivery::Message {
-                message: entry.message,
-                missed: entry.missed,
-            });
+            Some(Entry::Message { message, missed }) => {
+                self.state.drained_messages += 1;
+                self.state.drained_bytes += message.charged_bytes();
+                self.core.take(message.sequence());
+                return Some(Delivery::Message { message, missed });
+            }
+            Some(Entry::Evicted(eviction)) => {
+                self.core.drain_end();
+                self.core.take(eviction.sequence);
+                return Some(Delivery::Evicted(eviction));
+            }
+            None => {}
         }
         if !self.core.has_gaps() {
             return None;

@@ -16,7 +16,7 @@ use crate::intake::{Drops, EndpointCore, Intake};
 use crate::lock_set::{Held, IntakePlace, LockBits};
 use crate::membership::{MemberFlags, Membership};
 use crate::message::{Destination, Message, Stamp};
-use crate::queue::Entry;
+
 use crate::sync::{Mutant, mutated};
 
 /// The bus's answer to a send: its place in the order, and whom it reached.
@@ -124,6 +124,9 @@ pub enum SendError {
         /// The limit.
         limit: u8,
     },
+    /// The endpoint is stalled: it took nothing while this send waited for it for the stall limit.
+    #[error("endpoint {0} has not read for the stall limit")]
+    RecipientStalled(EndpointId),
     /// It was cancelled, or its deadline came, before it could be committed.
     #[error("the send was cancelled before it took its place")]
     Cancelled,
@@ -274,7 +277,7 @@ impl Route {
     }
 
     /// Whether a message along this route needs a place in the queue of `id`.
-    fn needs(&self, id: EndpointId) -> bool {
+    pub(crate) fn needs(&self, id: EndpointId) -> bool {
         match self {
             Self::Group {
                 membership, skip, ..
@@ -386,6 +389,26 @@ impl BusInner {
         )
     }
 
+    /// The recipients that a waiting send needs and that have no room, with the number of messages
+    /// in their queues.
+    pub(crate) fn find_full(&self, outgoing: &Outgoing) -> Vec<(Arc<EndpointCore>, u64)> {
+        let mut route = outgoing.route.clone();
+        route.refresh(outgoing.sender.id());
+        let mut full = Vec::with_capacity(route.most_recipients());
+        let mut held = self.locks.acquire(route.locks());
+        for recipient in route
+            .recipients()
+            .filter(|recipient| recipient.drops.is_none())
+        {
+            if let Some(intake) = held.intake(recipient.place)
+                && !intake.has_room()
+            {
+                full.push((Arc::clone(&intake.core), intake.depth().0));
+            }
+        }
+        full
+    }
+
     /// Looks at every recipient before anything is pushed. None if all is well.
     #[expect(clippy::unused_self, reason = "reads as one of the steps of the bus")]
     fn check(
@@ -478,10 +501,7 @@ impl BusInner {
                 receipt.dropped += 1;
             } else {
                 let missed = Intake::take_gap(recipient.drops);
-                intake.push(Entry {
-                    message: Arc::clone(&message),
-                    missed,
-                });
+                intake.push(Arc::clone(&message), missed);
                 receipt.recipients += 1;
             }
             effects.wake(intake.take_reader());
@@ -509,10 +529,7 @@ impl BusInner {
         for recipient in outgoing.route.recipients() {
             match held.intake(recipient.place) {
                 Some(intake) if intake.has_room() => {
-                    intake.push(Entry {
-                        message: Arc::clone(message),
-                        missed: None,
-                    });
+                    intake.push(Arc::clone(message), None);
                     effects.wake(intake.take_reader());
                 }
                 _ => return,

@@ -42,7 +42,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
-use ahash::HashMap;
+use ahash::{HashMap, HashSet};
 use slab::Slab;
 
 use crate::bus::BusInner;
@@ -82,7 +82,7 @@ struct Wait {
     outcome: Option<Result<Option<Receipt>, SendError>>,
 }
 
-/// Whether the queue that a senior send waits for still moves.
+/// Whether a queue still moves.
 #[derive(Clone, Copy, Debug)]
 struct Progress {
     freed: u64,
@@ -117,6 +117,18 @@ pub(crate) struct WaitingRoom {
     sending: usize,
     /// A senior has gone or is stuck: others may go on.
     seniors_moved: bool,
+    /// Since when endpoints have been full while sends waited for them.
+    stalls: HashMap<EndpointId, Progress>,
+}
+
+/// An endpoint that is stalled, and the groups in which it holds up senders.
+#[derive(Debug)]
+pub(crate) struct Stalled {
+    pub(crate) core: Arc<EndpointCore>,
+    pub(crate) groups: Vec<GroupId>,
+    /// For how long.
+    pub(crate) time: Duration,
+    pub(crate) queued_messages: u64,
 }
 
 /// What a send that met a full queue or a waiting send came to.
@@ -301,7 +313,7 @@ impl WaitingRoom {
         if due && wait.senior.is_none() && !mutated(Mutant::NoReservePlace) {
             wait.senior = Some(Progress {
                 freed: 0,
-                since: bus.ticked(),
+                since: bus.running(),
                 stuck: false,
             });
             self.seniors.insert(wait.ticket, key);
@@ -458,8 +470,19 @@ impl WaitingRoom {
         self.after_seniors(bus, effects);
     }
 
-    /// Time has passed: finds the senior sends that are stuck.
-    pub(crate) fn tick(&mut self, bus: &BusInner, now: Duration, effects: &mut Effects) {
+    /// Time has passed: finds the senior sends that are stuck, and the endpoints that are stalled.
+    pub(crate) fn tick(
+        &mut self,
+        bus: &BusInner,
+        now: Duration,
+        effects: &mut Effects,
+    ) -> Vec<Stalled> {
+        self.find_stuck(now);
+        self.after_seniors(bus, effects);
+        self.find_stalled(bus, now, effects)
+    }
+
+    fn find_stuck(&mut self, now: Duration) {
         for key in self.seniors.values() {
             let wait = &mut self.waits[key.0];
             let (Some(progress), Some(at)) = (&mut wait.senior, wait.at) else {
@@ -480,7 +503,127 @@ impl WaitingRoom {
                 self.seniors_moved = true;
             }
         }
-        self.after_seniors(bus, effects);
+    }
+
+    /// The endpoints that have been full for the stall limit while sends waited for them, and have
+    /// taken less than one queue's capacity in that time (G8).
+    ///
+    /// Every full recipient of every waiting send is looked at, not only those at which sends are
+    /// registered: so the clock runs for all of them at once, and many dead members cost one stall
+    /// limit together. Of endpoints that wait for each other only one is given up at a time.
+    fn find_stalled(
+        &mut self,
+        bus: &BusInner,
+        now: Duration,
+        effects: &mut Effects,
+    ) -> Vec<Stalled> {
+        if self.sending == 0 {
+            self.stalls.clear();
+            return Vec::new();
+        }
+        let mut full: HashMap<EndpointId, Stalled> = HashMap::default();
+        let mut seen: HashSet<Destination> = HashSet::default();
+        for (_, wait) in &self.waits {
+            let (Interest::Send, Some(outgoing)) = (wait.interest, &wait.outgoing) else {
+                continue;
+            };
+            let destination = outgoing.route.destination();
+            if !seen.insert(destination) {
+                continue;
+            }
+            for (core, queued_messages) in bus.find_full(outgoing) {
+                let stalled = full.entry(core.id()).or_insert_with(|| Stalled {
+                    core,
+                    groups: Vec::new(),
+                    time: Duration::ZERO,
+                    queued_messages,
+                });
+                if let Destination::Group(group) = destination {
+                    stalled.groups.push(group);
+                }
+            }
+        }
+        self.stalls.retain(|id, _| full.contains_key(id));
+        let limit = bus.limits.stall;
+        full.retain(|id, stalled| {
+            let freed = stalled.core.freed().0;
+            let progress = Progress {
+                freed,
+                since: now,
+                stuck: false,
+            };
+            let before = self.stalls.entry(*id).or_insert(progress);
+            if freed - before.freed >= stalled.core.capacity.messages {
+                *before = progress;
+            }
+            stalled.time = now.saturating_sub(before.since);
+            stalled.time >= limit
+        });
+        if full.is_empty() {
+            return Vec::new();
+        }
+        self.spare_cycles(&mut full, now);
+        for id in full.keys() {
+            self.stalls.remove(id);
+            self.give_up_unicasts(*id, effects);
+        }
+        let mut stalled: Vec<Stalled> = full.into_values().collect();
+        stalled.sort_unstable_by_key(|stalled| stalled.core.id());
+        stalled
+    }
+
+    /// Keeps those that wait for nobody else who is stalled. If all do, keeps one: its end may let
+    /// the others go on, and their clocks start again.
+    fn spare_cycles(&mut self, full: &mut HashMap<EndpointId, Stalled>, now: Duration) {
+        let mut waits_for_stalled: HashSet<EndpointId> = HashSet::default();
+        for (_, wait) in &self.waits {
+            let Some(outgoing) = &wait.outgoing else {
+                continue;
+            };
+            let sender = outgoing.sender.id();
+            if full.contains_key(&sender)
+                && full
+                    .keys()
+                    .any(|id| *id != sender && outgoing.route.needs(*id))
+            {
+                waits_for_stalled.insert(sender);
+            }
+        }
+        if waits_for_stalled.len() == full.len() {
+            let oldest = full
+                .values()
+                .map(|s| (std::cmp::Reverse(s.time), s.core.id()))
+                .min();
+            waits_for_stalled.retain(|id| oldest.is_none_or(|(_, oldest)| *id != oldest));
+        }
+        for id in waits_for_stalled {
+            if let Some(stalled) = full.remove(&id) {
+                let freed = stalled.core.freed().0;
+                self.stalls.insert(
+                    id,
+                    Progress {
+                        freed,
+                        since: now,
+                        stuck: false,
+                    },
+                );
+            }
+        }
+    }
+
+    /// Direct sends to a stalled endpoint end with an error: there is no group to put it out of.
+    fn give_up_unicasts(&mut self, id: EndpointId, effects: &mut Effects) {
+        let to = Destination::Endpoint(id);
+        let keys: Vec<WaitKey> = (self.waits.iter())
+            .filter(|(_, wait)| {
+                let outgoing = wait.outgoing.as_ref();
+                outgoing.is_some_and(|outgoing| outgoing.route.destination() == to)
+            })
+            .map(|(at, _)| WaitKey(at))
+            .collect();
+        for key in keys {
+            self.decide(key, Err(SendError::RecipientStalled(id)), effects);
+        }
     }
 
     /// Sends that wait now.
