@@ -381,12 +381,12 @@ pub(crate) fn check(block: &[u8]) -> Result<(), AttributesError> {
     let mut names = [&[][..]; MAX_FIELDS];
     let mut fields = 0;
     let mut fields_bytes = 0;
-    while !rest.is_empty() {
+    while let Some(&tag) = rest.first() {
         let at = block.len() - rest.len();
-        let (tag, value, after) = split_item(rest).ok_or_else(|| cut(rest, at))?;
         if !(KEY..=FIELD).contains(&tag) {
             return Err(AttributesError::UnknownTag { tag, at });
         }
+        let (_, value, after) = split_item(rest).ok_or_else(|| cut(rest, at))?;
         if tag < before || (tag == before && tag != FIELD) {
             return Err(AttributesError::Order {
                 tag,
@@ -502,3 +502,239 @@ const KEY: u8 = 1;
 const OPERATION: u8 = 2;
 const CONTENT_TYPE: u8 = 3;
 const FIELD: u8 = 4;
+
+#[cfg(all(test, not(bus_loom)))]
+mod tests {
+    use super::*;
+
+    fn item(tag: u8, value: &[u8]) -> Vec<u8> {
+        let mut out = vec![tag];
+        out.extend_from_slice(&u16::try_from(value.len()).expect("short").to_le_bytes());
+        out.extend_from_slice(value);
+        out
+    }
+
+    fn field(name: &[u8], value: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(name.len()).expect("short");
+        item(FIELD, &[&[length], name, value].concat())
+    }
+
+    #[test]
+    fn what_is_built_is_read_back() {
+        let attributes = Attributes::builder()
+            .field("unit", "K")
+            .key(b"\x00\xff")
+            .content_type(ContentType::Cbor)
+            .operation("Read")
+            .field("empty", "")
+            .build()
+            .unwrap();
+        assert_eq!(attributes.key(), Some(&b"\x00\xff"[..]));
+        assert_eq!(attributes.operation(), Some("Read"));
+        assert_eq!(attributes.content_type(), ContentType::Cbor);
+        let fields: Vec<_> = attributes.fields().collect();
+        assert_eq!(fields, [("unit", "K"), ("empty", "")]);
+        assert_eq!(attributes.field("empty"), Some(""));
+        assert_eq!(attributes.field("none"), None);
+    }
+
+    #[test]
+    fn what_is_not_said_is_absent() {
+        for attributes in [
+            Attributes::EMPTY,
+            Attributes::default(),
+            Attributes::builder().build().unwrap(),
+        ] {
+            assert!(attributes.is_empty());
+            assert_eq!(attributes.key(), None);
+            assert_eq!(attributes.operation(), None);
+            assert_eq!(attributes.content_type(), ContentType::Bytes);
+            assert_eq!(attributes.fields().count(), 0);
+        }
+        let only_field = Attributes::builder().field("a", "b").build().unwrap();
+        assert_eq!(only_field.key(), None);
+        assert_eq!(only_field.operation(), None);
+        assert_eq!(only_field.content_type(), ContentType::Bytes);
+    }
+
+    #[test]
+    fn an_empty_key_is_a_key() {
+        let attributes = Attributes::builder().key(b"").build().unwrap();
+        assert_eq!(attributes.key(), Some(&[][..]));
+    }
+
+    #[test]
+    fn limits_are_met_and_not_passed() {
+        let build = Attributes::builder;
+        let numbered = |count: usize| {
+            (0..count).fold(build(), |builder, n| builder.field(format!("f{n}"), ""))
+        };
+        let text = |length: usize| "x".repeat(length);
+        for (case, builder, good) in [
+            ("longest key", build().key(text(255)), true),
+            ("key one over", build().key(text(256)), false),
+            ("longest operation", build().operation(text(255)), true),
+            ("operation one over", build().operation(text(256)), false),
+            ("empty operation", build().operation(""), false),
+            ("as many fields as may be", numbered(16), true),
+            ("one field too many", numbered(17), false),
+            ("longest name", build().field(text(255), ""), true),
+            ("name one over", build().field(text(256), ""), false),
+            ("empty name", build().field("", "x"), false),
+            ("longest fields", build().field("n", text(4095)), true),
+            ("fields one over", build().field("n", text(4096)), false),
+            (
+                "together one over",
+                build().field("n", text(2047)).field("m", text(2048)),
+                false,
+            ),
+            (
+                "a name twice",
+                build().field("n", "1").field("n", "1"),
+                false,
+            ),
+            ("a name with `=`", build().field("a=b", ""), false),
+            ("a value with `=`", build().field("a", "="), true),
+            (
+                "a value beyond any item",
+                build().field("a", text(70_000)),
+                false,
+            ),
+            ("a key beyond any item", build().key(text(70_000)), false),
+        ] {
+            assert_eq!(builder.build().is_ok(), good, "{case}");
+        }
+    }
+
+    #[test]
+    fn the_longest_block_is_as_long_as_it_says() {
+        let text = |length: usize| "x".repeat(length);
+        // 15 fields of a byte or two, and one that takes what is left of the 4 KiB.
+        let mut builder = Attributes::builder()
+            .key(text(255))
+            .operation(text(255))
+            .content_type(ContentType::Json);
+        for n in 0..15 {
+            builder = builder.field(char::from(b'a' + n).to_string(), "");
+        }
+        let attributes = builder.field("z", text(4096 - 16)).build().unwrap();
+        assert_eq!(attributes.encoded().len(), MAX_ATTRIBUTES_BYTES);
+    }
+
+    #[test]
+    fn bad_blocks_are_refused_with_the_offence() {
+        use AttributesError as E;
+        let rows: Vec<(&str, Vec<u8>, AttributesError)> = vec![
+            ("no length", vec![KEY], E::Cut { at: 0, needed: 2 }),
+            ("half a length", vec![KEY, 1], E::Cut { at: 0, needed: 1 }),
+            ("cut value", vec![KEY, 3, 0, 1], E::Cut { at: 0, needed: 2 }),
+            (
+                "cut second item",
+                [item(KEY, b"k"), vec![OPERATION, 2, 0]].concat(),
+                E::Cut { at: 4, needed: 2 },
+            ),
+            ("tag 0", item(0, b""), E::UnknownTag { tag: 0, at: 0 }),
+            ("tag 5", item(5, b""), E::UnknownTag { tag: 5, at: 0 }),
+            (
+                "two keys",
+                [item(KEY, b"k"), item(KEY, b"k")].concat(),
+                E::Order {
+                    tag: 1,
+                    after: 1,
+                    at: 4,
+                },
+            ),
+            (
+                "key after operation",
+                [item(OPERATION, b"o"), item(KEY, b"k")].concat(),
+                E::Order {
+                    tag: 1,
+                    after: 2,
+                    at: 4,
+                },
+            ),
+            (
+                "operation not text",
+                item(OPERATION, b"\xff"),
+                E::NotText {
+                    item: "the operation",
+                },
+            ),
+            (
+                "content type 4",
+                item(CONTENT_TYPE, &[4]),
+                E::ContentType(4),
+            ),
+            (
+                "content type of two bytes",
+                item(CONTENT_TYPE, &[0, 0]),
+                E::Length {
+                    item: "the content type",
+                    given: 2,
+                    least: 1,
+                    most: 1,
+                },
+            ),
+            (
+                "field of nothing",
+                item(FIELD, b""),
+                E::Cut { at: 0, needed: 1 },
+            ),
+            (
+                "field with a cut name",
+                item(FIELD, b"\x03ab"),
+                E::Cut { at: 0, needed: 1 },
+            ),
+            (
+                "field name not text",
+                field(b"\xff", b""),
+                E::NotText {
+                    item: "a field's name",
+                },
+            ),
+            (
+                "field value not text",
+                field(b"n", b"\xff"),
+                E::NotText {
+                    item: "a field's value",
+                },
+            ),
+            (
+                "field name with `=`",
+                field(b"a=b", b""),
+                E::FieldName("a=b".into()),
+            ),
+            (
+                "a field twice",
+                [field(b"n", b"1"), field(b"m", b"2"), field(b"n", b"3")].concat(),
+                E::FieldTwice("n".into()),
+            ),
+            (
+                "17 fields",
+                (0..17).flat_map(|n| field(&[b'a' + n], b"")).collect(),
+                E::TooManyFields,
+            ),
+            (
+                "fields too long",
+                [field(b"n", &[b'x'; 4000]), field(b"m", &[b'x'; 95])].concat(),
+                E::FieldsTooLong { given: 4097 },
+            ),
+            (
+                "block too long",
+                vec![0; MAX_ATTRIBUTES_BYTES + 1],
+                E::BlockTooLong {
+                    given: MAX_ATTRIBUTES_BYTES + 1,
+                },
+            ),
+        ];
+        for (case, block, error) in rows {
+            assert_eq!(Attributes::decode(block.into()), Err(error), "{case}");
+        }
+    }
+
+    #[test]
+    fn a_default_that_is_said_is_accepted() {
+        let said = Attributes::decode(item(CONTENT_TYPE, &[0]).into()).unwrap();
+        assert_eq!(said.content_type(), ContentType::Bytes);
+    }
+}

@@ -38,7 +38,7 @@ pub use cbor::CborError;
 pub use client::{
     ClientFrame, SendFlags, SendFrame, SendHead, SendId, encode_send, encode_send_head,
 };
-pub use code::{FailureCode, GoodbyeCode};
+pub use code::{EvictionReason, FailureCode, GoodbyeCode};
 pub use control::{
     ControlError, Failure, Goodbye, GroupInfo, Hello, Incarnation, MAX_TEXT_BYTES, MemberInfo,
     Notice, Request, Response, Stats, Status, Welcome,

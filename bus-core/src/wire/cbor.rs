@@ -191,3 +191,73 @@ const TEXT: u8 = 3;
 const ARRAY: u8 = 4;
 const MAP: u8 = 5;
 const SIMPLE: u8 = 7;
+
+#[cfg(all(test, not(bus_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_part_of_cbor_that_is_used_passes() {
+        let nested = |depth: usize| [vec![0x81; depth], vec![0]].concat();
+        let rows: Vec<(&str, Vec<u8>, bool)> = vec![
+            ("an empty map", vec![0xa0], true),
+            ("a small number", vec![0x17], true),
+            (
+                "the largest number",
+                [vec![0x1b], vec![0xff; 8]].concat(),
+                true,
+            ),
+            ("a negative number", vec![0x38, 0xff], true),
+            ("a number in more bytes than needed", vec![0x19, 0, 1], true),
+            ("bytes", vec![0x42, 0xff, 0], true),
+            ("text", vec![0x62, 0xc3, 0xa4], true),
+            ("text that is not UTF-8", vec![0x61, 0xff], false),
+            ("an array", vec![0x82, 0, 1], true),
+            ("false, true, null", vec![0x83, 0xf4, 0xf5, 0xf6], true),
+            ("undefined", vec![0xf7], false),
+            ("another simple value", vec![0xf0], false),
+            ("a simple value in two bytes", vec![0xf8, 0xff], false),
+            ("floats", vec![0x82, 0xf9, 0, 0, 0xfa, 0, 0, 0, 0], true),
+            ("nothing", vec![], false),
+            ("something after it", vec![0, 0], false),
+            ("a cut number", vec![0x19, 0], false),
+            ("a cut text", vec![0x62, b'a'], false),
+            ("a cut array", vec![0x82, 0], false),
+            ("a cut map", vec![0xa1, 0], false),
+            ("a reserved length", vec![0x1c], false),
+            ("an indefinite array", vec![0x9f, 0xff], false),
+            ("an indefinite text", vec![0x7f, 0xff], false),
+            ("a break", vec![0xff], false),
+            ("a tag", vec![0xc0, 0], false),
+            ("as deep as may be", nested(MAX_DEPTH), true),
+            ("one deeper", nested(MAX_DEPTH + 1), false),
+            ("very deep", nested(60_000), false),
+            ("a huge array", [vec![0x9b], vec![0xff; 8]].concat(), false),
+            ("a huge map", [vec![0xbb], vec![0xff; 8]].concat(), false),
+            ("a huge text", [vec![0x7b], vec![0xff; 8]].concat(), false),
+        ];
+        for (case, body, good) in rows {
+            assert_eq!(check(&body).is_ok(), good, "{case}: {:?}", check(&body));
+        }
+    }
+
+    #[test]
+    fn offences_are_told_with_their_place() {
+        let error = check(&[0x82, 0, 0x61, 0xff]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "text that is not UTF-8 at byte 2 of the body"
+        );
+    }
+
+    #[test]
+    fn text_is_found_under_its_key_and_nowhere_else() {
+        // {"a": {"op": "no"}, 7: "op", "op": "yes"}
+        let body = b"\xa3\x61a\xa1\x62op\x62no\x07\x62op\x62op\x63yes";
+        assert_eq!(text_under(body, "op"), Some("yes"));
+        assert_eq!(text_under(body, "a"), None, "it is a map");
+        assert_eq!(text_under(body, "b"), None);
+        assert_eq!(text_under(b"\x62op", "op"), None, "not a map");
+        assert_eq!(text_under(b"\xa1\x62op", "op"), None, "cut");
+    }
+}

@@ -111,6 +111,9 @@ codes! {
         Unsupported = "unsupported",
         /// The recipient was full for the stall limit and read too little (G8).
         RecipientStalled = "recipient-stalled",
+        /// The endpoint was evicted from the group; until its back-off is over it may join only with
+        /// `DROP_WHEN_FULL` (G8). [`Failure::retry_after`](super::Failure::retry_after) says when.
+        BackOff = "back-off",
     }
 }
 
@@ -136,5 +139,13 @@ codes! {
         NotReading = "not-reading",
         /// The greeting did not come in time.
         TooSlow = "too-slow",
+    }
+}
+
+codes! {
+    /// Why a membership was ended by somebody else than the member.
+    EvictionReason {
+        /// The member held senders up for the stall limit, and read too little (G8).
+        Stalled = "stalled",
     }
 }

@@ -6,12 +6,13 @@
 //! nothing else is lost.
 
 use std::fmt;
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::cbor::{self, CborError, DecodeError};
-use super::{FailureCode, GoodbyeCode, WireError};
+use super::{EvictionReason, FailureCode, GoodbyeCode, WireError};
 use crate::{
     EndpointId, Gap, GroupId, GroupName, Limits, MemberFlags, NAMED_RECIPIENTS, NameError, Sequence,
 };
@@ -349,7 +350,7 @@ pub struct MemberInfo {
     /// Messages of this group that it did not get because it had no room (G7).
     pub dropped: u64,
     /// The sequence at which its queue became full, if it is.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub full_since_sequence: Option<Sequence>,
     /// Waiting sends that wait for it.
     pub blocks: u64,
@@ -363,7 +364,7 @@ pub struct Status {
     /// Version of the wire protocol on this connection.
     pub protocol: u16,
     /// Where it listens, if it does.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
     /// Which bus this is.
     pub incarnation: Incarnation,
@@ -425,6 +426,14 @@ pub struct Failure {
     /// Its value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_value: Option<u64>,
+    /// With `back-off`: how long to wait before it is worth trying again.
+    #[serde(
+        default,
+        rename = "retry_after_ms",
+        with = "optional_milliseconds",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub retry_after: Option<Duration>,
 }
 
 impl Failure {
@@ -438,6 +447,7 @@ impl Failure {
             full_count: 0,
             limit: None,
             limit_value: None,
+            retry_after: None,
         }
     }
 
@@ -454,6 +464,13 @@ impl Failure {
     pub fn with_limit(mut self, name: &str, value: u64) -> Self {
         self.limit = Some(clip(name, 64).to_owned());
         self.limit_value = Some(value);
+        self
+    }
+
+    /// Says when it is worth trying again.
+    #[must_use]
+    pub fn with_retry_after(mut self, delay: Duration) -> Self {
+        self.retry_after = Some(delay);
         self
     }
 }
@@ -476,6 +493,21 @@ pub enum Notice {
         /// What is missing.
         gap: Gap,
     },
+    /// The endpoint was put out of a group: nothing of the group comes after this (G8).
+    Evicted {
+        /// The group.
+        group_id: GroupId,
+        /// Where in the order the membership ended.
+        sequence: Sequence,
+        /// Why.
+        reason: EvictionReason,
+        /// For how long it had held senders up.
+        stalled: Duration,
+        /// Messages in its queue that it had not taken.
+        queued_messages: u64,
+        /// How long it may join this group again only with `DROP_WHEN_FULL`.
+        back_off: Duration,
+    },
     /// A kind of a later version. Pass over it.
     Unknown {
         /// The text under `type`.
@@ -495,22 +527,54 @@ enum NoticeForm {
         first: Sequence,
         last: Sequence,
     },
+    Evicted {
+        group_id: GroupId,
+        sequence: Sequence,
+        reason: EvictionReason,
+        #[serde(default, rename = "stalled_ms", with = "milliseconds")]
+        stalled: Duration,
+        #[serde(default)]
+        queued_messages: u64,
+        #[serde(default, rename = "back_off_ms", with = "milliseconds")]
+        back_off: Duration,
+    },
 }
 
 impl Notice {
-    const KINDS: &'static [&'static str] = &["gap"];
-
-    pub(super) fn decode(body: &[u8]) -> Result<Self, ControlError> {
-        match cbor::decode(body) {
-            Ok(NoticeForm::Gap {
+    fn from_form(form: NoticeForm) -> Self {
+        match form {
+            NoticeForm::Gap {
                 group_id,
                 count,
                 first,
                 last,
-            }) => Ok(Self::Gap {
+            } => Self::Gap {
                 group_id,
                 gap: Gap { count, first, last },
-            }),
+            },
+            NoticeForm::Evicted {
+                group_id,
+                sequence,
+                reason,
+                stalled,
+                queued_messages,
+                back_off,
+            } => Self::Evicted {
+                group_id,
+                sequence,
+                reason,
+                stalled,
+                queued_messages,
+                back_off,
+            },
+        }
+    }
+
+    const KINDS: &'static [&'static str] = &["gap", "evicted"];
+
+    pub(super) fn decode(body: &[u8]) -> Result<Self, ControlError> {
+        match cbor::decode(body) {
+            Ok(form) => Ok(Self::from_form(form)),
             Err(DecodeError::Malformed(error)) => Err(error.into()),
             Err(DecodeError::Content(text)) => match cbor::text_under(body, "type") {
                 Some(kind) if !Self::KINDS.contains(&kind) => Ok(Self::Unknown {
@@ -522,19 +586,32 @@ impl Notice {
         }
     }
 
-    pub(super) fn encode(&self, out: &mut bytes::BytesMut) {
-        match self {
-            Self::Gap { group_id, gap } => cbor::encode(
-                out,
-                &NoticeForm::Gap {
-                    group_id: *group_id,
-                    count: gap.count,
-                    first: gap.first,
-                    last: gap.last,
-                },
-            ),
-            Self::Unknown { body, .. } => out.extend_from_slice(body),
-        }
+    pub(super) fn encode(&self, out: &mut BytesMut) {
+        let form = match self {
+            Self::Gap { group_id, gap } => NoticeForm::Gap {
+                group_id: *group_id,
+                count: gap.count,
+                first: gap.first,
+                last: gap.last,
+            },
+            Self::Evicted {
+                group_id,
+                sequence,
+                reason,
+                stalled,
+                queued_messages,
+                back_off,
+            } => NoticeForm::Evicted {
+                group_id: *group_id,
+                sequence: *sequence,
+                reason: reason.clone(),
+                stalled: *stalled,
+                queued_messages: *queued_messages,
+                back_off: *back_off,
+            },
+            Self::Unknown { body, .. } => return out.extend_from_slice(body),
+        };
+        cbor::encode(out, &form);
     }
 }
 
@@ -644,6 +721,48 @@ mod known_flag_names {
             .iter()
             .filter_map(|name| super::flag_of(name))
             .collect())
+    }
+}
+
+/// A duration as whole milliseconds.
+pub(super) mod milliseconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(in super::super) fn count(duration: Duration) -> u64 {
+        u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn serialize<S: Serializer>(duration: &Duration, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_u64(count(*duration))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+        u64::deserialize(d).map(Duration::from_millis)
+    }
+}
+
+/// The same where there may be none.
+mod optional_milliseconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::milliseconds;
+
+    #[expect(clippy::ref_option, reason = "serde calls it so")]
+    pub(super) fn serialize<S: Serializer>(
+        duration: &Option<Duration>,
+        s: S,
+    ) -> Result<S::Ok, S::Error> {
+        duration.map(milliseconds::count).serialize(s)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<u64>::deserialize(d)?.map(Duration::from_millis))
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::control::milliseconds;
 use crate::Limits;
 
 macro_rules! form {
@@ -23,8 +24,8 @@ macro_rules! form {
             fn from(limits: &Limits) -> Self {
                 Self {
                     $($field: limits.$field,)*
-                    stall_ms: milliseconds(limits.stall),
-                    request_deadline_ms: milliseconds(limits.request_deadline),
+                    stall_ms: milliseconds::count(limits.stall),
+                    request_deadline_ms: milliseconds::count(limits.request_deadline),
                 }
             }
         }
@@ -71,8 +72,4 @@ pub(super) fn serialize<S: Serializer>(limits: &Limits, s: S) -> Result<S::Ok, S
 
 pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Limits, D::Error> {
     Form::deserialize(d).map(Limits::from)
-}
-
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

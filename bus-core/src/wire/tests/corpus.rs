@@ -1,11 +1,14 @@
 //! At least one frame of every kind and form.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::super::{
-    BrokerFrame, ClientFrame, ControlError, Failure, FailureCode, Goodbye, GoodbyeCode, GroupInfo,
-    Handle, Hello, Incarnation, LaneNumber, MemberInfo, MessageFrame, MessageHead, Notice, Request,
-    Response, SendFlags, SendFrame, SendHead, SendId, Serial, Stats, Status, Welcome,
+    BrokerFrame, ClientFrame, ControlError, EvictionReason, Failure, FailureCode, Goodbye,
+    GoodbyeCode, GroupInfo, Handle, Hello, Incarnation, LaneNumber, MemberInfo, MessageFrame,
+    MessageHead, Notice, Request, Response, SendFlags, SendFrame, SendHead, SendId, Serial, Stats,
+    Status, Welcome,
 };
 use crate::{
     Attributes, ContentType, Credentials, Destination, EndpointId, Gap, GroupId, Limits,
@@ -344,6 +347,17 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
             },
         ),
         (
+            "error about a back-off",
+            BrokerFrame::Error {
+                endpoint: Handle::FIRST,
+                serial: serial(5),
+                failure: Box::new(
+                    Failure::new(FailureCode::BackOff, "")
+                        .with_retry_after(Duration::from_millis(1500)),
+                ),
+            },
+        ),
+        (
             "receipt",
             BrokerFrame::Receipt {
                 id: send_id(),
@@ -417,6 +431,20 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
                 notice: Notice::Gap {
                     group_id,
                     gap: gap(),
+                },
+            },
+        ),
+        (
+            "evicted",
+            BrokerFrame::Notice {
+                endpoint: Handle::FIRST,
+                notice: Notice::Evicted {
+                    group_id,
+                    sequence,
+                    reason: EvictionReason::Stalled,
+                    stalled: Duration::from_secs(10),
+                    queued_messages: 256,
+                    back_off: Duration::from_secs(60),
                 },
             },
         ),

@@ -1,0 +1,426 @@
+//! PROTOCOL.md is right: its examples are decoded and encoded again, and it names all there is.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use ciborium::Value;
+
+use super::super::{
+    BrokerFrame, ClientFrame, EvictionReason, Failure, FailureCode, Goodbye, GoodbyeCode, Handle,
+    Hello, Incarnation, LaneNumber, MAGIC, MessageFrame, MessageHead, Notice, Request, Response,
+    SendFlags, SendFrame, SendHead, SendId, Serial, Welcome, take_magic,
+};
+use super::{Direction, corpus, encoded};
+use crate::{
+    Attributes, ContentType, Credentials, Destination, EndpointId, Gap, GroupId, Limits,
+    MemberFlags, Receipt, Sequence,
+};
+
+const PAGE: &str = include_str!("../../../PROTOCOL.md");
+
+/// An example of the page: its title after `hex`, and its bytes.
+#[derive(Debug)]
+struct Example {
+    title: &'static str,
+    bytes: Vec<u8>,
+}
+
+/// All fenced blocks that begin with `hex` and a title. In them `;` begins a comment.
+fn examples() -> Vec<Example> {
+    let mut examples = Vec::new();
+    let mut lines = PAGE.lines();
+    while let Some(line) = lines.next() {
+        if let Some(title) = line.strip_prefix("```hex ") {
+            let block = lines.by_ref().take_while(|line| *line != "```");
+            let digits: String = block
+                .map(|line| line.split(';').next().unwrap())
+                .flat_map(|line| line.chars().filter(|c| !c.is_whitespace()))
+                .collect();
+            let bytes = digits
+                .as_bytes()
+                .chunks(2)
+                .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+                .collect();
+            examples.push(Example { title, bytes });
+        }
+    }
+    examples
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digits: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let lines: Vec<_> = digits.chunks(16).map(|line| line.join(" ")).collect();
+    lines.join("\n")
+}
+
+fn check<F: Direction>(title: &str, frame: &F) {
+    let expected = encoded(frame);
+    let examples = examples();
+    let example = examples
+        .iter()
+        .find(|example| example.title == title)
+        .unwrap_or_else(|| panic!("no example {title:?}; it would be\n{}", hex(&expected)));
+    let mut bytes = BytesMut::from(&example.bytes[..]);
+    assert_eq!(
+        hex(&bytes),
+        hex(&expected),
+        "{title}: the page has it on the left"
+    );
+    assert_eq!(
+        F::decode(&mut bytes).unwrap().as_ref(),
+        Some(frame),
+        "{title}"
+    );
+    assert!(bytes.is_empty(), "{title}");
+}
+
+fn id() -> SendId {
+    SendId {
+        endpoint: Handle::FIRST,
+        lane: LaneNumber::FIRST,
+        serial: corpus::serial(3),
+    }
+}
+
+fn client_examples() -> Vec<(&'static str, ClientFrame)> {
+    let endpoint = Handle::FIRST;
+    let group = Destination::Group(GroupId::from_raw(7));
+    let attributes = Attributes::builder()
+        .key(b"a.b")
+        .operation("Add")
+        .content_type(ContentType::Json)
+        .field("n", "42")
+        .build()
+        .unwrap();
+    let send = |destination, flags, descriptors, attributes, payload| {
+        ClientFrame::Send(SendFrame {
+            head: SendHead {
+                id: id(),
+                destination,
+                flags,
+                deadline: 0,
+                descriptors,
+            },
+            attributes,
+            payload: Bytes::from_static(payload),
+        })
+    };
+    vec![
+        (
+            "client HELLO",
+            ClientFrame::Hello(Hello {
+                program: Some("chat".into()),
+                ..Hello::new()
+            }),
+        ),
+        (
+            "client CALL ping",
+            ClientFrame::Call {
+                endpoint,
+                serial: Serial::FIRST,
+                request: Request::Ping,
+            },
+        ),
+        (
+            "client CALL join",
+            ClientFrame::Call {
+                endpoint,
+                serial: corpus::serial(2),
+                request: Request::Join {
+                    group: "org.example.Chat".parse().unwrap(),
+                    flags: MemberFlags::LOOPBACK,
+                    create: true,
+                },
+            },
+        ),
+        (
+            "client SEND",
+            send(group, SendFlags::empty(), 0, Attributes::EMPTY, b"hello"),
+        ),
+        (
+            "client SEND with attributes",
+            send(group, SendFlags::NONBLOCK, 0, attributes, b"{}"),
+        ),
+        (
+            "client SEND with descriptors to an endpoint",
+            send(
+                Destination::Endpoint(EndpointId::from_raw(21)),
+                SendFlags::INDEPENDENT,
+                2,
+                Attributes::EMPTY,
+                b"",
+            ),
+        ),
+        ("client CANCEL", ClientFrame::Cancel(id())),
+        (
+            "client RESUME",
+            ClientFrame::Resume {
+                endpoint,
+                lane: LaneNumber::FIRST,
+            },
+        ),
+        (
+            "client CREDIT",
+            ClientFrame::Credit {
+                endpoint,
+                messages: 2,
+                bytes: 300,
+            },
+        ),
+        (
+            "client WATCH",
+            ClientFrame::Watch {
+                endpoint,
+                serial: corpus::serial(4),
+                destination: Destination::Endpoint(EndpointId::from_raw(21)),
+            },
+        ),
+        (
+            "client UNWATCH",
+            ClientFrame::Unwatch {
+                endpoint,
+                serial: corpus::serial(4),
+            },
+        ),
+        ("either DESCRIPTORS_TAKEN", ClientFrame::DescriptorsTaken),
+        (
+            "either GOODBYE",
+            ClientFrame::Goodbye(Goodbye::new(GoodbyeCode::Done, "")),
+        ),
+    ]
+}
+
+fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
+    let endpoint = Handle::FIRST;
+    let message = |group, missed, payload| {
+        BrokerFrame::Message(MessageFrame {
+            head: MessageHead {
+                endpoint,
+                sequence: Sequence::from_raw(1000),
+                group,
+                sender: EndpointId::from_raw(20),
+                sender_serial: 1,
+                commit_time: 1_700_000_000_000_000_000,
+                deadline: 0,
+                credentials: Credentials {
+                    uid: 1000,
+                    pid: 4242,
+                },
+                missed,
+                descriptors: 0,
+                descriptors_lost: false,
+            },
+            attributes: Attributes::EMPTY,
+            payload: Bytes::from_static(payload),
+        })
+    };
+    let group_id = GroupId::from_raw(7);
+    let gap = Gap {
+        count: 3,
+        first: Sequence::from_raw(990),
+        last: Sequence::from_raw(998),
+    };
+    vec![
+        (
+            "broker WELCOME",
+            BrokerFrame::Welcome(Box::new(Welcome {
+                version: 1,
+                features: Vec::new(),
+                incarnation: Incarnation::from_bytes([
+                    0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
+                ]),
+                endpoint: EndpointId::from_raw(20),
+                limits: Limits::default(),
+            })),
+        ),
+        (
+            "broker DONE pong",
+            BrokerFrame::Done {
+                endpoint,
+                serial: Serial::FIRST,
+                response: Response::Pong,
+            },
+        ),
+        (
+            "broker DONE joined",
+            BrokerFrame::Done {
+                endpoint,
+                serial: corpus::serial(2),
+                response: Response::Joined {
+                    group_id,
+                    sequence: Sequence::from_raw(999),
+                    created: true,
+                    members: 1,
+                },
+            },
+        ),
+        (
+            "broker ERROR",
+            BrokerFrame::Error {
+                endpoint,
+                serial: corpus::serial(2),
+                failure: Box::new(
+                    Failure::new(FailureCode::LimitExceeded, "64 memberships already")
+                        .with_limit("memberships", 64),
+                ),
+            },
+        ),
+        (
+            "broker RECEIPT",
+            BrokerFrame::Receipt {
+                id: id(),
+                receipt: Receipt {
+                    sequence: Sequence::from_raw(1000),
+                    sender_serial: 1,
+                    after: Sequence::from_raw(0),
+                    recipients: 2,
+                    dropped: 0,
+                },
+            },
+        ),
+        (
+            "broker REFUSED",
+            BrokerFrame::Refused {
+                id: id(),
+                failure: Box::new(
+                    Failure::new(FailureCode::WouldBlock, "1 of 2 is full")
+                        .with_full(&[EndpointId::from_raw(21)], 1),
+                ),
+            },
+        ),
+        ("broker MESSAGE", message(Some(group_id), None, b"hello")),
+        (
+            "broker MESSAGE after a gap",
+            message(Some(group_id), Some(gap), b"hello"),
+        ),
+        (
+            "broker MESSAGE to this endpoint",
+            message(None, None, b"psst"),
+        ),
+        (
+            "broker NOTICE gap",
+            BrokerFrame::Notice {
+                endpoint,
+                notice: Notice::Gap { group_id, gap },
+            },
+        ),
+        (
+            "broker NOTICE evicted",
+            BrokerFrame::Notice {
+                endpoint,
+                notice: Notice::Evicted {
+                    group_id,
+                    sequence: Sequence::from_raw(1200),
+                    reason: EvictionReason::Stalled,
+                    stalled: Duration::from_secs(10),
+                    queued_messages: 256,
+                    back_off: Duration::from_secs(1),
+                },
+            },
+        ),
+        (
+            "broker WRITABLE",
+            BrokerFrame::Writable {
+                endpoint,
+                serial: corpus::serial(4),
+            },
+        ),
+        ("either DESCRIPTORS_TAKEN", BrokerFrame::DescriptorsTaken),
+        (
+            "either GOODBYE",
+            BrokerFrame::Goodbye(Goodbye::new(GoodbyeCode::Done, "")),
+        ),
+    ]
+}
+
+#[test]
+fn examples_of_client_frames_are_decoded_and_encoded_again() {
+    for (title, frame) in client_examples() {
+        check(title, &frame);
+    }
+}
+
+#[test]
+fn examples_of_broker_frames_are_decoded_and_encoded_again() {
+    for (title, frame) in broker_examples() {
+        check(title, &frame);
+    }
+}
+
+#[test]
+fn the_magic_of_the_page_is_taken() {
+    let examples = examples();
+    let magic = examples
+        .iter()
+        .find(|example| example.title == "magic")
+        .unwrap();
+    assert_eq!(magic.bytes, MAGIC);
+    let mut bytes = BytesMut::from(&magic.bytes[..]);
+    assert_eq!(take_magic(&mut bytes), Ok(true));
+}
+
+#[test]
+fn no_example_goes_unchecked_and_every_kind_of_frame_has_one() {
+    let client: Vec<_> = client_examples();
+    let broker: Vec<_> = broker_examples();
+    let checked: Vec<_> = client
+        .iter()
+        .map(|(title, _)| *title)
+        .chain(broker.iter().map(|(title, _)| *title))
+        .chain(["magic"])
+        .collect();
+    for example in examples() {
+        assert!(checked.contains(&example.title), "{}", example.title);
+    }
+    fn kinds<F: Direction>(frames: &[(&'static str, F)]) -> Vec<u8> {
+        let mut kinds: Vec<_> = frames.iter().map(|(_, frame)| encoded(frame)[4]).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        kinds
+    }
+    assert_eq!(kinds(&client), kinds(&corpus::client()));
+    assert_eq!(kinds(&broker), kinds(&corpus::broker()));
+}
+
+#[test]
+fn the_page_names_every_code_operation_limit_and_bound() {
+    let operations = Request::OPERATIONS.iter().copied();
+    let failures = FailureCode::ALL.iter().map(FailureCode::as_str);
+    let goodbyes = GoodbyeCode::ALL.iter().map(GoodbyeCode::as_str);
+    for word in operations.chain(failures).chain(goodbyes) {
+        assert!(PAGE.contains(&format!("`{word}`")), "{word}");
+    }
+    for (name, default) in limits() {
+        assert!(
+            PAGE.contains(&format!("| `{name}` | {default} |")),
+            "{name}"
+        );
+    }
+    for bound in [
+        super::super::MAX_FRAME_BYTES,
+        super::super::MAX_TEXT_BYTES,
+        super::super::MAX_PAGE as usize,
+        crate::MAX_ATTRIBUTES_BYTES,
+        crate::MAX_FIELDS_BYTES,
+    ] {
+        let number = bound.to_string();
+        assert!(PAGE.contains(&number), "{number}");
+    }
+}
+
+/// Names and values of all limits, out of the frame that tells them.
+fn limits() -> Vec<(String, i128)> {
+    let (_, welcome) = &broker_examples()[0];
+    let body: Value = ciborium::from_reader(&encoded(welcome)[16..]).unwrap();
+    let limits = body
+        .into_map()
+        .unwrap()
+        .into_iter()
+        .find_map(|(key, value)| (key.as_text() == Some("limits")).then_some(value));
+    let limits = limits.unwrap().into_map().unwrap();
+    assert!(limits.len() > 10);
+    limits
+        .into_iter()
+        .map(|(key, value)| (key.into_text().unwrap(), value.as_integer().unwrap().into()))
+        .collect()
+}

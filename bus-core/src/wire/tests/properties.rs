@@ -1,0 +1,412 @@
+//! Any frame there and back, in whatever pieces its bytes arrive.
+
+use bytes::{Bytes, BytesMut};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+use super::super::{
+    BrokerFrame, ClientFrame, ControlError, Failure, FailureCode, Goodbye, GoodbyeCode, GroupInfo,
+    Handle, Hello, LaneNumber, MemberInfo, MessageFrame, MessageHead, Notice, Request, Response,
+    SendFlags, SendFrame, SendHead, SendId, Serial,
+};
+use super::{Direction, encoded};
+use crate::attributes;
+use crate::{
+    Attributes, AttributesError, ContentType, Credentials, Destination, EndpointId, Gap, GroupId,
+    GroupName, MemberFlags, Receipt, Sequence,
+};
+
+fn handle() -> impl Strategy<Value = Handle> {
+    any::<u32>().prop_map(Handle::from_raw)
+}
+
+fn serial() -> impl Strategy<Value = Serial> {
+    (1..=u32::MAX).prop_map(|number| Serial::new(number).unwrap())
+}
+
+fn lane() -> impl Strategy<Value = LaneNumber> {
+    (0..16_u8).prop_map(|number| LaneNumber::new(number).unwrap())
+}
+
+fn send_id() -> impl Strategy<Value = SendId> {
+    (handle(), lane(), serial()).prop_map(|(endpoint, lane, serial)| SendId {
+        endpoint,
+        lane,
+        serial,
+    })
+}
+
+fn endpoint_id() -> impl Strategy<Value = EndpointId> {
+    any::<u64>().prop_map(EndpointId::from_raw)
+}
+
+fn group_id() -> impl Strategy<Value = GroupId> {
+    any::<u64>().prop_map(GroupId::from_raw)
+}
+
+fn sequence() -> impl Strategy<Value = Sequence> {
+    any::<u64>().prop_map(Sequence::from_raw)
+}
+
+fn destination() -> impl Strategy<Value = Destination> {
+    prop_oneof![
+        group_id().prop_map(Destination::Group),
+        endpoint_id().prop_map(Destination::Endpoint),
+    ]
+}
+
+fn gap() -> impl Strategy<Value = Gap> {
+    (1..=u64::MAX, any::<u64>(), any::<u64>()).prop_map(|(count, a, b)| Gap {
+        count,
+        first: Sequence::from_raw(a.min(b)),
+        last: Sequence::from_raw(a.max(b)),
+    })
+}
+
+fn name() -> impl Strategy<Value = GroupName> {
+    "[A-Za-z0-9_-]{1,20}(\\.[A-Za-z0-9_-]{1,20}){0,3}".prop_map(|text| text.parse().unwrap())
+}
+
+fn flags() -> impl Strategy<Value = MemberFlags> {
+    any::<u8>().prop_map(MemberFlags::from_bits_truncate)
+}
+
+fn attributes() -> impl Strategy<Value = Attributes> {
+    let content_type = prop_oneof![
+        Just(ContentType::Bytes),
+        Just(ContentType::Text),
+        Just(ContentType::Cbor),
+        Just(ContentType::Json),
+    ];
+    let fields = proptest::collection::btree_map("[a-z]{1,30}", ".{0,60}", 0..16);
+    (
+        option::of(vec(any::<u8>(), 0..=255)),
+        option::of(".{1,60}"),
+        content_type,
+        fields,
+    )
+        .prop_map(|(key, operation, content_type, fields)| {
+            let mut builder = Attributes::builder().content_type(content_type);
+            if let Some(key) = key {
+                builder = builder.key(key);
+            }
+            if let Some(operation) = operation {
+                builder = builder.operation(operation);
+            }
+            for (name, value) in fields {
+                builder = builder.field(name, value);
+            }
+            match builder.build() {
+                Ok(attributes) => attributes,
+                // What is asked for may be over 4 KiB; it is not what is tested here.
+                Err(AttributesError::FieldsTooLong { .. }) => Attributes::EMPTY,
+                Err(error) => panic!("{error}"),
+            }
+        })
+}
+
+fn payload() -> impl Strategy<Value = Bytes> {
+    prop_oneof![
+        8 => vec(any::<u8>(), 0..200),
+        1 => vec(any::<u8>(), 16_000..17_000),
+    ]
+    .prop_map(Bytes::from)
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    prop_oneof![
+        Just(Request::Ping),
+        Just(Request::OpenEndpoint),
+        name().prop_map(|group| Request::Create { group }),
+        (name(), flags(), any::<bool>()).prop_map(|(group, flags, create)| Request::Join {
+            group,
+            flags,
+            create
+        }),
+        group_id().prop_map(|group_id| Request::Leave { group_id }),
+        (option::of(name()), any::<u32>()).prop_map(|(after, max)| Request::Groups { after, max }),
+        (group_id(), option::of(endpoint_id()), any::<u32>()).prop_map(|(group_id, after, max)| {
+            Request::Members {
+                group_id,
+                after,
+                max,
+            }
+        }),
+    ]
+}
+
+fn client_frame() -> impl Strategy<Value = ClientFrame> {
+    let send = (
+        send_id(),
+        destination(),
+        0..4_u8,
+        any::<u64>(),
+        0..=16_u8,
+        attributes(),
+        payload(),
+    )
+        .prop_map(
+            |(id, destination, flags, deadline, descriptors, attributes, payload)| {
+                ClientFrame::Send(SendFrame {
+                    head: SendHead {
+                        id,
+                        destination,
+                        flags: SendFlags::from_bits(flags).unwrap(),
+                        deadline,
+                        descriptors,
+                    },
+                    attributes,
+                    payload,
+                })
+            },
+        );
+    prop_oneof![
+        4 => send,
+        2 => (handle(), serial(), request()).prop_map(|(endpoint, serial, request)| {
+            ClientFrame::Call { endpoint, serial, request }
+        }),
+        1 => (vec(any::<u16>(), 0..5), vec(".{0,20}", 0..5), option::of(".{0,60}")).prop_map(
+            |(versions, features, program)| {
+                ClientFrame::Hello(Hello { versions, features, program })
+            },
+        ),
+        1 => send_id().prop_map(ClientFrame::Cancel),
+        1 => (handle(), lane()).prop_map(|(endpoint, lane)| ClientFrame::Resume { endpoint, lane }),
+        1 => (handle(), any::<u32>(), any::<u64>()).prop_map(|(endpoint, messages, bytes)| {
+            ClientFrame::Credit { endpoint, messages, bytes }
+        }),
+        1 => (handle(), serial(), destination()).prop_map(|(endpoint, serial, destination)| {
+            ClientFrame::Watch { endpoint, serial, destination }
+        }),
+        1 => (handle(), serial())
+            .prop_map(|(endpoint, serial)| ClientFrame::Unwatch { endpoint, serial }),
+    ]
+}
+
+fn failure() -> impl Strategy<Value = Box<Failure>> {
+    let code = prop_oneof![
+        proptest::sample::select(FailureCode::ALL),
+        "[a-z-]{1,20}".prop_map(|text| FailureCode::from(text.as_str())),
+    ];
+    (
+        code,
+        ".{0,100}",
+        vec(endpoint_id(), 0..20),
+        any::<u32>(),
+        option::of(("[a-z_]{1,20}", any::<u64>())),
+    )
+        .prop_map(|(code, text, full, count, limit)| {
+            let failure = Failure::new(code, text).with_full(&full, count);
+            Box::new(match limit {
+                Some((name, value)) => failure.with_limit(&name, value),
+                None => failure,
+            })
+        })
+}
+
+fn response() -> impl Strategy<Value = Response> {
+    let group = (name(), group_id(), any::<u32>(), option::of(endpoint_id())).prop_map(
+        |(name, group_id, members, creator)| GroupInfo {
+            name,
+            group_id,
+            members,
+            creator,
+        },
+    );
+    let member = (
+        endpoint_id(),
+        any::<(u32, u32)>(),
+        flags(),
+        any::<(u64, u64, u64, u64, u64)>(),
+        option::of(sequence()),
+    )
+        .prop_map(
+            |(endpoint, (uid, pid), flags, numbers, full_since_sequence)| {
+                let (queued_messages, queued_bytes, capacity, dropped, blocks) = numbers;
+                MemberInfo {
+                    endpoint,
+                    uid,
+                    pid,
+                    flags,
+                    queued_messages,
+                    queued_bytes,
+                    capacity,
+                    dropped,
+                    full_since_sequence,
+                    blocks,
+                }
+            },
+        );
+    prop_oneof![
+        (vec(group, 0..5), any::<bool>())
+            .prop_map(|(groups, more)| Response::Groups { groups, more }),
+        (sequence(), vec(member, 0..5), any::<bool>()).prop_map(|(sequence, members, more)| {
+            Response::Members {
+                sequence,
+                members,
+                more,
+            }
+        }),
+        (group_id(), sequence(), any::<bool>(), any::<u32>()).prop_map(
+            |(group_id, sequence, created, members)| Response::Joined {
+                group_id,
+                sequence,
+                created,
+                members
+            }
+        ),
+    ]
+}
+
+fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
+    let head = (
+        (handle(), sequence(), option::of(group_id()), endpoint_id()),
+        any::<(u64, u64, u64, u32, u32)>(),
+        option::of(gap()),
+        0..=16_u8,
+        any::<bool>(),
+    )
+        .prop_map(
+            |((endpoint, sequence, group, sender), numbers, missed, descriptors, lost)| {
+                let (sender_serial, commit_time, deadline, uid, pid) = numbers;
+                MessageHead {
+                    endpoint,
+                    sequence,
+                    group,
+                    sender,
+                    sender_serial,
+                    commit_time,
+                    deadline,
+                    credentials: Credentials { uid, pid },
+                    missed,
+                    descriptors,
+                    descriptors_lost: lost,
+                }
+            },
+        );
+    let message = (head, attributes(), payload()).prop_map(|(head, attributes, payload)| {
+        BrokerFrame::Message(MessageFrame {
+            head,
+            attributes,
+            payload,
+        })
+    });
+    let receipt = (send_id(), any::<(u64, u64, u64, u32, u32)>()).prop_map(|(id, numbers)| {
+        let (sequence, sender_serial, after, recipients, dropped) = numbers;
+        BrokerFrame::Receipt {
+            id,
+            receipt: Receipt {
+                sequence: Sequence::from_raw(sequence),
+                sender_serial,
+                after: Sequence::from_raw(after),
+                recipients,
+                dropped,
+            },
+        }
+    });
+    prop_oneof![
+        4 => message,
+        2 => receipt,
+        2 => (handle(), serial(), response()).prop_map(|(endpoint, serial, response)| {
+            BrokerFrame::Done { endpoint, serial, response }
+        }),
+        1 => (handle(), serial(), failure()).prop_map(|(endpoint, serial, failure)| {
+            BrokerFrame::Error { endpoint, serial, failure }
+        }),
+        1 => (send_id(), failure()).prop_map(|(id, failure)| BrokerFrame::Refused { id, failure }),
+        1 => (handle(), group_id(), gap()).prop_map(|(endpoint, group_id, gap)| {
+            BrokerFrame::Notice { endpoint, notice: Notice::Gap { group_id, gap } }
+        }),
+        1 => (handle(), serial())
+            .prop_map(|(endpoint, serial)| BrokerFrame::Writable { endpoint, serial }),
+        1 => (proptest::sample::select(GoodbyeCode::ALL), ".{0,100}")
+            .prop_map(|(code, text)| BrokerFrame::Goodbye(Goodbye::new(code, text))),
+    ]
+}
+
+/// Encodes all frames into one stream, lets it arrive in pieces, and decodes.
+fn through_pieces<F: Direction>(frames: &[F], pieces: &[usize]) -> Vec<F> {
+    let mut stream = BytesMut::new();
+    for frame in frames {
+        frame.encode(&mut stream).unwrap();
+    }
+    let mut arrived = Vec::new();
+    let mut unread = BytesMut::new();
+    let mut sizes = pieces.iter().cycle();
+    while !stream.is_empty() {
+        let size = stream.len().min(*sizes.next().unwrap());
+        unread.extend_from_slice(&stream.split_to(size));
+        while let Some(frame) = F::decode(&mut unread).unwrap() {
+            arrived.push(frame);
+        }
+    }
+    assert!(unread.is_empty());
+    arrived
+}
+
+proptest! {
+    #[test]
+    fn client_frames_arrive_as_they_were_sent(
+        frames in vec(client_frame(), 1..6),
+        pieces in vec(1..5000_usize, 1..10),
+    ) {
+        prop_assert_eq!(through_pieces(&frames, &pieces), frames);
+    }
+
+    #[test]
+    fn broker_frames_arrive_as_they_were_sent(
+        frames in vec(broker_frame(), 1..6),
+        pieces in vec(1..5000_usize, 1..10),
+    ) {
+        prop_assert_eq!(through_pieces(&frames, &pieces), frames);
+    }
+
+    #[test]
+    fn attributes_say_what_they_were_given(
+        key in option::of(vec(any::<u8>(), 0..=255)),
+        operation in option::of(".{1,60}"),
+        names in proptest::collection::btree_set("[a-z]{1,30}", 0..16),
+    ) {
+        let mut builder = Attributes::builder();
+        if let Some(key) = &key {
+            builder = builder.key(key);
+        }
+        if let Some(operation) = &operation {
+            builder = builder.operation(operation);
+        }
+        for name in &names {
+            builder = builder.field(name, name.to_uppercase());
+        }
+        let made = builder.build().unwrap();
+        let attributes = Attributes::decode(made.encoded().clone()).unwrap();
+        prop_assert_eq!(attributes.key(), key.as_deref());
+        prop_assert_eq!(attributes.operation(), operation.as_deref());
+        let upper: Vec<_> = names.iter().map(|name| name.to_uppercase()).collect();
+        let expected: Vec<_> =
+            names.iter().map(String::as_str).zip(upper.iter().map(String::as_str)).collect();
+        prop_assert_eq!(attributes.fields().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn any_block_is_refused_or_read_without_a_panic(block in vec(0..6_u8, 0..60)) {
+        if let Ok(attributes) = Attributes::decode(block.clone().into()) {
+            let _ = (attributes.key(), attributes.operation(), attributes.content_type());
+            prop_assert!(attributes.fields().count() <= 16);
+            prop_assert_eq!(attributes::check(&block), Ok(()));
+        }
+    }
+
+    #[test]
+    fn any_body_of_a_call_is_refused_or_read_without_a_panic(body in vec(any::<u8>(), 0..60)) {
+        if let Err(ControlError::UnknownOperation(op)) = Request::decode(&body) {
+            prop_assert!(op.len() <= 64);
+        }
+    }
+
+    #[test]
+    fn what_is_encoded_is_as_long_as_its_header_says(frame in broker_frame()) {
+        let bytes = encoded(&frame);
+        prop_assert_eq!(BrokerFrame::bytes_needed(&bytes), Ok(bytes.len()));
+    }
+}
