@@ -15,16 +15,17 @@ use crate::Endpoint;
 use crate::directory::{Directory, EndpointRecord};
 use crate::group::Group;
 use crate::id::{EndpointId, GroupId, Sequence};
-use crate::intake::{Capacity, Drops, EndpointCore, Intake};
+use crate::intake::{Capacity, Drops, EndpointCore, Intake, Lost};
 use crate::limits::Limits;
 use crate::lock_set::{Held, IntakePlace, LockBits, LockIndex, LockSet};
-use crate::membership::{Member, MemberFlags, Membership};
+use crate::membership::{Member, MemberFlags};
 use crate::message::{Credentials, Destination};
 use crate::name::GroupName;
 use crate::notice::Eviction;
 use crate::queue;
 use crate::send::{Effects, Route, SendError};
 use crate::sync::{AtomicU64, Mutant, Mutex, Ordering, mutated};
+use crate::view::{Change, Step};
 use crate::wait::{Changed, Stalled, WaitingRoom};
 
 /// One ordering domain: a lock set, groups, and one serial order of all messages (G2).
@@ -465,6 +466,7 @@ impl BusInner {
         let record = EndpointRecord {
             core: Arc::clone(&core),
             memberships: Vec::new(),
+            watching: Vec::new(),
             drops: Vec::new(),
             created: Vec::new(),
             receive_shut: false,
@@ -474,7 +476,7 @@ impl BusInner {
     }
 
     /// Gives an endpoint its ring, before the first message that may come.
-    fn open_queue(&self, core: &EndpointCore) {
+    pub(crate) fn open_queue(&self, core: &EndpointCore) {
         let (lock, slot) = (core.place.lock, core.place.slot as usize);
         let has = |shard: &crate::lock_set::Shard| {
             (shard.intakes.get(slot))
@@ -494,7 +496,7 @@ impl BusInner {
     }
 
     /// All locks, as every change of a membership needs them.
-    fn hold_all(&self, core: &EndpointCore) -> Held<'_> {
+    pub(crate) fn hold_all(&self, core: &EndpointCore) -> Held<'_> {
         if mutated(Mutant::ChangeTakesOneLock) {
             return self.locks.acquire(LockBits::one(core.place.lock));
         }
@@ -533,6 +535,24 @@ impl BusInner {
         let group = Arc::new(Group::new(id, name.clone(), self.lock_of(!id.get())));
         directory.add_group(Arc::clone(&group), creator);
         Ok(Some(group))
+    }
+
+    /// The group of a name, and whether it was made for this.
+    pub(crate) fn find_or_add_group(
+        &self,
+        directory: &mut Directory,
+        creator: EndpointId,
+        name: &GroupName,
+        create: bool,
+    ) -> Result<(Arc<Group>, bool), JoinError> {
+        if let Some(record) = directory.named(name) {
+            return Ok((Arc::clone(&record.group), false));
+        }
+        if !create {
+            return Err(JoinError::NoSuchGroup(name.clone()));
+        }
+        let group = self.add_group(directory, creator, name)?;
+        Ok((group.ok_or(JoinError::Closed(creator))?, true))
     }
 
     pub(crate) fn join(
@@ -575,17 +595,7 @@ impl BusInner {
             return Err(JoinError::BackOff(name.clone(), left));
         }
 
-        let existing = directory
-            .named(name)
-            .map(|record| Arc::clone(&record.group));
-        let created = existing.is_none();
-        let group = match existing {
-            Some(group) => group,
-            None if options.create => self
-                .add_group(&mut directory, id, name)?
-                .ok_or(JoinError::Closed(id))?,
-            None => return Err(JoinError::NoSuchGroup(name.clone())),
-        };
+        let (group, created) = self.find_or_add_group(&mut directory, id, name, options.create)?;
         let before = group.membership();
         LimitExceeded::check("members", before.members().len(), self.limits.members)?;
 
@@ -598,9 +608,10 @@ impl BusInner {
             .flags
             .contains(MemberFlags::DROP_WHEN_FULL)
             .then(|| {
-                let past = record.drops.iter().find(|drops| drops.group == group.id);
-                past.cloned()
-                    .unwrap_or_else(|| Arc::new(Drops::new(group.id)))
+                let past =
+                    |drops: &&Arc<Drops>| drops.group == group.id && drops.lost == Lost::Messages;
+                let past = record.drops.iter().find(past).cloned();
+                past.unwrap_or_else(|| Arc::new(Drops::new(group.id, Lost::Messages)))
             });
         record.memberships.push(Arc::clone(&group));
         record.keep_drops(&[], drops.as_ref());
@@ -609,18 +620,11 @@ impl BusInner {
             flags: options.flags,
             drops,
         };
-        let next = Arc::new(before.with(member));
+        let next = before.with(member);
         let members = count(next.members().len());
         let drops = record.drops.clone();
-
-        let mut held = self.hold_all(core);
-        let sequence = held.draw(core.seen());
-        let old_drops = held
-            .intake(core.place)
-            .map(|intake| intake.replace_drops(drops));
-        let old = group.publish(&held, next);
-        drop(held);
-        drop((old, old_drops));
+        let step = Step::new(&group, &before, next, core, Change::Joined);
+        let sequence = self.publish_one(core, step, drops);
         Ok(Joined {
             group: group.id,
             sequence,
@@ -651,6 +655,16 @@ impl BusInner {
                 std::mem::take(&mut record.memberships)
             }
         };
+        let watching = if one.is_none() {
+            std::mem::take(&mut record.watching)
+        } else {
+            Vec::new()
+        };
+        let change = match departure {
+            Departure::Leave(_) | Departure::ShutReceive => Change::Left,
+            Departure::Evict(_) => Change::Evicted,
+            Departure::Close => Change::Closed,
+        };
         // What is dropped between here and the locks still finds its place in the list.
         record.keep_drops(&leaving, None);
         let drops = record.drops.clone();
@@ -667,20 +681,35 @@ impl BusInner {
         let orphaned = orphaned.map(|record| &record.group).filter(|group| {
             group.membership().members().is_empty() && !leaving.iter().any(|g| g.id == group.id)
         });
-        let changed: Vec<(Arc<Group>, Arc<Membership>)> = (leaving.iter().chain(orphaned))
-            .map(|group| {
-                let creator = directory.group(group.id).and_then(|record| record.creator);
-                let next = group.membership().without(id, creator.is_some());
-                (Arc::clone(group), Arc::new(next))
-            })
+        let orphaned: Vec<&Arc<Group>> = orphaned.collect();
+        let only_watched = watching.iter().filter(|group| {
+            !leaving.iter().any(|other| other.id == group.id)
+                && !orphaned.iter().any(|other| other.id == group.id)
+        });
+        let step = |group: &Arc<Group>, change| {
+            let creator = directory.group(group.id).and_then(|record| record.creator);
+            let before = group.membership();
+            let next = before.without(id, creator.is_some());
+            let watched = watching.iter().any(|watched| watched.id == group.id);
+            let next = if watched {
+                next.forget_watcher(id)
+            } else {
+                next
+            };
+            Step::new(group, &before, next, core, change)
+        };
+        let mut steps: Vec<Step> = (leaving.iter().map(|group| step(group, change)))
+            .chain(orphaned.iter().map(|group| step(group, Change::Ended)))
             .collect();
-        let mut retired = Vec::with_capacity(changed.len());
+        steps.extend(only_watched.map(|group| Step::unwatch(group, id)));
+        let mut retired = Vec::with_capacity(steps.len());
 
         let mut effects = Effects::default();
+        effects.reserve(steps.iter().map(Step::watchers).sum());
         let mut held = self.hold_all(core);
         let sequence = held.draw(core.seen());
-        for (group, next) in &changed {
-            retired.push(group.publish(&held, Arc::clone(next)));
+        for step in &mut steps {
+            retired.push(step.publish(&mut held, sequence, &mut effects));
         }
         let mut reader = None;
         let mut old_drops = None;
@@ -711,9 +740,12 @@ impl BusInner {
         drop(held);
         drop((retired, old_drops, intake));
 
-        for (group, next) in &changed {
-            if next.ended {
-                directory.remove_group(group.id);
+        for step in steps.iter().filter(|step| step.next.ended) {
+            directory.remove_group(step.group.id);
+            for watcher in step.next.watchers() {
+                if let Some(record) = directory.endpoints.get_mut(&watcher.place.id) {
+                    record.watching.retain(|group| group.id != step.group.id);
+                }
             }
         }
         if closing {
@@ -723,7 +755,7 @@ impl BusInner {
 
         effects.wake(reader);
         let changed = Changed {
-            groups: changed.iter().map(|(group, _)| group.id).collect(),
+            groups: steps.iter().map(|step| step.group.id).collect(),
             endpoint: one.is_none().then_some(id),
         };
         self.waiting.lock().recheck(self, &changed, &mut effects);
@@ -799,10 +831,13 @@ impl BusInner {
 impl EndpointRecord {
     /// Rebuilds the list of losses: those of current memberships and of the ones that end just now,
     /// `more`, and past ones that have not been told.
-    fn keep_drops(&mut self, leaving: &[Arc<Group>], more: Option<&Arc<Drops>>) {
+    pub(crate) fn keep_drops(&mut self, leaving: &[Arc<Group>], more: Option<&Arc<Drops>>) {
         let current = |drops: &Arc<Drops>| {
-            self.memberships
-                .iter()
+            let kept = match drops.lost {
+                Lost::Messages => &self.memberships,
+                Lost::Views => &self.watching,
+            };
+            kept.iter()
                 .chain(leaving)
                 .any(|group| group.id == drops.group)
         };

@@ -42,6 +42,8 @@ const MOST_BACK_OFF: Duration = Duration::from_secs(600);
 pub(crate) struct EndpointRecord {
     pub(crate) core: Arc<EndpointCore>,
     pub(crate) memberships: Vec<Arc<Group>>,
+    /// Groups whose membership it watches.
+    pub(crate) watching: Vec<Arc<Group>>,
     /// The same list that its intake has.
     pub(crate) drops: Vec<Arc<Drops>>,
     /// Groups that it created and that live.

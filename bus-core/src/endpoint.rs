@@ -13,6 +13,7 @@ use crate::message::{Credentials, Destination};
 use crate::name::GroupName;
 use crate::receiver::Receiver;
 use crate::send::SendError;
+use crate::view::{Interest, Watching};
 
 /// An identity on the bus, with one bounded queue.
 ///
@@ -77,6 +78,28 @@ impl Endpoint {
     pub fn leave(&self, group: GroupId) -> Result<Sequence, LeaveError> {
         let departed = self.bus.inner.depart(&self.core, Departure::Leave(group));
         departed.ok_or(LeaveError::NotAMember(group, self.id()))
+    }
+
+    /// Begins to watch a group's membership: every later change is told at its place in the order
+    /// (G4). Watching again changes what is told. A watch does not keep the group alive.
+    ///
+    /// # Errors
+    ///
+    /// As [`join`](Self::join); the limit is `watches`.
+    pub fn watch_group(
+        &self,
+        name: &GroupName,
+        interest: Interest,
+        create: bool,
+    ) -> Result<Watching, JoinError> {
+        self.bus
+            .inner
+            .watch_group(&self.core, name, interest, create)
+    }
+
+    /// Ends a watch on a group's membership: no later change is told. None if there is none.
+    pub fn unwatch_group(&self, group: GroupId) -> Option<Sequence> {
+        self.bus.inner.unwatch_group(&self.core, group)
     }
 
     /// Leaves all groups and receives nothing more; it may still send (G9). What is sent to it

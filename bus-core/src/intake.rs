@@ -18,6 +18,7 @@ use crate::message::{Credentials, Gap, Message};
 use crate::notice::Eviction;
 use crate::queue::{Consumer, Entry, Producer};
 use crate::sync::{AtomicBool, AtomicU64, Mutant, Mutex, Ordering, fence, mutated};
+use crate::view::ViewChange;
 
 /// How much a queue holds before it has no room.
 #[derive(Clone, Copy, Debug)]
@@ -44,11 +45,19 @@ impl Capacity {
     }
 }
 
-/// A membership's losses (G7). Written under its endpoint's lock only, so the atomics order
+/// What was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    Messages,
+    Views,
+}
+
+/// A membership's losses (G7), or a watch's (G4). Written under its endpoint's lock only, so the atomics order
 /// nothing: they let the record be shared without a second lock.
 #[derive(Debug)]
 pub(crate) struct Drops {
     pub(crate) group: GroupId,
+    pub(crate) lost: Lost,
     count: AtomicU64,
     first: AtomicU64,
     last: AtomicU64,
@@ -56,10 +65,11 @@ pub(crate) struct Drops {
 }
 
 impl Drops {
-    pub(crate) fn new(group: GroupId) -> Self {
+    pub(crate) fn new(group: GroupId, lost: Lost) -> Self {
         let zero = || AtomicU64::new(0);
         Self {
             group,
+            lost,
             count: zero(),
             first: zero(),
             last: zero(),
@@ -221,6 +231,23 @@ impl Intake {
         );
     }
 
+    /// Tells of a change in a group, if there is room that nobody is owed; it takes a place.
+    pub(crate) fn tell(&mut self, change: &Arc<ViewChange>, lost: &Arc<Drops>) {
+        if !self.has_room() || self.core.waiting_sends() != 0 {
+            self.drop_message(lost, change.sequence);
+            return;
+        }
+        let missed = lost.take();
+        self.push_entry(Entry::View {
+            change: Arc::clone(change),
+            missed,
+        });
+        self.pushed_messages += 1;
+        if !self.has_room() {
+            self.full_since = change.sequence;
+        }
+    }
+
     /// Tells of the end of a membership, in the place that it had reserved.
     pub(crate) fn push_end(&mut self, eviction: Box<Eviction>) {
         self.push_entry(Entry::Evicted(eviction));
@@ -244,14 +271,14 @@ impl Intake {
     }
 
     /// A gap to report on its own: once everything that was queued has been read.
-    pub(crate) fn take_lone_gap(&mut self) -> Option<(GroupId, Gap)> {
+    pub(crate) fn take_lone_gap(&mut self) -> Option<(Lost, GroupId, Gap)> {
         if !self.producer.as_ref().is_none_or(Producer::is_drained) {
             return None;
         }
         let found = self
             .drops
             .iter()
-            .find_map(|drops| Some((drops.group, drops.take()?)));
+            .find_map(|drops| Some((drops.lost, drops.group, drops.take()?)));
         if found.is_none() {
             self.core.gaps_pending.store(false, Ordering::Relaxed);
         }

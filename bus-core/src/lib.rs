@@ -19,6 +19,7 @@ mod queue;
 mod receiver;
 mod send;
 mod sync;
+mod view;
 mod wait;
 pub mod wire;
 
@@ -41,4 +42,5 @@ pub use name::{GroupName, MAX_NAME_BYTES, NameError};
 pub use notice::Eviction;
 pub use receiver::{CreditError, Delivery, ReceiveError, Receiver};
 pub use send::{FullRecipients, NAMED_RECIPIENTS, Receipt, SendError};
+pub use view::{Change, Interest, ViewChange, Watching};
 pub use wait::{MISSED_OFFERS, PATIENCE};

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{EndpointId, Generation};
 use crate::intake::Drops;
 use crate::lock_set::{IntakePlace, LOCKS, LockBits};
+use crate::view::Watcher;
 
 bitflags! {
     /// What a membership asks for.
@@ -42,16 +43,22 @@ pub(crate) struct Membership {
     /// The group has ended, and this is the last generation of it.
     pub(crate) ended: bool,
     members: Box<[Member]>,
+    watchers: Arc<[Watcher]>,
     /// How many members each lock covers, so that the set without one of them is known at once.
     per_lock: [u32; LOCKS],
 }
 
 impl Membership {
     pub(crate) fn empty() -> Self {
-        Self::new(Generation(0), Box::default(), false)
+        Self::new(Generation(0), Box::default(), Arc::new([]), false)
     }
 
-    fn new(generation: Generation, members: Box<[Member]>, ended: bool) -> Self {
+    fn new(
+        generation: Generation,
+        members: Box<[Member]>,
+        watchers: Arc<[Watcher]>,
+        ended: bool,
+    ) -> Self {
         let mut per_lock = [0; LOCKS];
         for member in &members {
             per_lock[member.place.lock.at()] += 1;
@@ -60,6 +67,7 @@ impl Membership {
             generation,
             ended,
             members,
+            watchers,
             per_lock,
         }
     }
@@ -88,7 +96,12 @@ impl Membership {
         members.extend_from_slice(&self.members[..at]);
         members.push(member);
         members.extend_from_slice(&self.members[at..]);
-        Self::new(self.next(), members.into(), false)
+        Self::new(
+            self.next(),
+            members.into(),
+            Arc::clone(&self.watchers),
+            false,
+        )
     }
 
     /// The next generation, without endpoint `id`, and ended if nobody keeps the group alive.
@@ -96,7 +109,42 @@ impl Membership {
         let mut members = self.members.to_vec();
         members.retain(|member| member.place.id != id);
         let ended = members.is_empty() && !creator_lives;
-        Self::new(self.next(), members.into(), ended)
+        Self::new(
+            self.next(),
+            members.into(),
+            Arc::clone(&self.watchers),
+            ended,
+        )
+    }
+
+    pub(crate) fn watchers(&self) -> &[Watcher] {
+        &self.watchers
+    }
+
+    /// The next generation, with `watcher` in it, instead of one of the same endpoint.
+    pub(crate) fn with_watcher(&self, watcher: Watcher) -> Self {
+        let others = self
+            .watchers
+            .iter()
+            .filter(|w| w.place.id != watcher.place.id);
+        let watchers = others.cloned().chain([watcher.clone()]).collect();
+        Self::new(self.next(), self.members.clone(), watchers, self.ended)
+    }
+
+    /// The same generation, before it is published, without the watcher `id`.
+    pub(crate) fn forget_watcher(mut self, id: EndpointId) -> Self {
+        let others = self
+            .watchers
+            .iter()
+            .filter(|watcher| watcher.place.id != id);
+        self.watchers = others.cloned().collect();
+        self
+    }
+
+    /// The next generation, without the watcher `id`.
+    pub(crate) fn without_watcher(&self, id: EndpointId) -> Self {
+        let watchers = Arc::clone(&self.watchers);
+        Self::new(self.next(), self.members.clone(), watchers, self.ended).forget_watcher(id)
     }
 
     /// The locks that cover the recipients: all members but the one at `skip`.

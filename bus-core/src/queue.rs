@@ -28,6 +28,7 @@ use crate::Gap;
 use crate::message::Message;
 use crate::notice::Eviction;
 use crate::sync::{AtomicU64, Mutant, Ordering, UnsafeCell, mutated};
+use crate::view::ViewChange;
 
 /// What a queue holds.
 #[derive(Debug)]
@@ -35,6 +36,12 @@ pub(crate) enum Entry {
     Message {
         message: Arc<Message>,
         /// What was dropped for this endpoint of the message's group just before it (G7).
+        missed: Option<Gap>,
+    },
+    /// A change in a group that the endpoint watches.
+    View {
+        change: Arc<ViewChange>,
+        /// Changes that it missed just before this one.
         missed: Option<Gap>,
     },
     /// The end of a membership, in the place that the membership has reserved for it (G8).

@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use crate::bus::Bus;
 use crate::id::GroupId;
-use crate::intake::{EndpointCore, ReaderState};
+use crate::intake::{EndpointCore, Lost, ReaderState};
 use crate::message::{Gap, Message};
 use crate::notice::Eviction;
 use crate::queue::Entry;
 use crate::sync::Parker;
+use crate::view::ViewChange;
 
 /// What comes out of a queue.
 #[derive(Clone, Debug)]
@@ -23,6 +24,22 @@ pub enum Delivery {
         message: Arc<Message>,
         /// What this member missed of the message's group just before it (G7).
         missed: Option<Gap>,
+    },
+    /// A change in a group that this endpoint watches (G4). It takes a place in the queue, and no
+    /// bytes.
+    View {
+        /// The change, shared with the other watchers.
+        change: Arc<ViewChange>,
+        /// Changes of this group that were missed just before it.
+        missed: Option<Gap>,
+    },
+    /// Changes of a watched group that were missed, told once the queue was empty. Fetch the view
+    /// that holds now.
+    ViewsLost {
+        /// The group.
+        group: GroupId,
+        /// What was missed.
+        gap: Gap,
     },
     /// The endpoint was put out of a group: nothing of it comes after this (G8).
     Evicted(Box<Eviction>),
@@ -109,6 +126,11 @@ impl Receiver {
                 self.core.take(message.sequence());
                 return Some(Delivery::Message { message, missed });
             }
+            Some(Entry::View { change, missed }) => {
+                self.state.drained_messages += 1;
+                self.core.take(change.sequence);
+                return Some(Delivery::View { change, missed });
+            }
             Some(Entry::Evicted(eviction)) => {
                 self.core.drain_end();
                 self.core.take(eviction.sequence);
@@ -124,8 +146,10 @@ impl Receiver {
         if intake.id() != self.core.id() {
             return None;
         }
-        let (group, gap) = intake.take_lone_gap()?;
-        Some(Delivery::Gap { group, gap })
+        Some(match intake.take_lone_gap()? {
+            (Lost::Messages, group, gap) => Delivery::Gap { group, gap },
+            (Lost::Views, group, gap) => Delivery::ViewsLost { group, gap },
+        })
     }
 
     /// Frees the places of so many drained messages: the application has taken them.

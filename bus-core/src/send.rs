@@ -147,7 +147,7 @@ pub(crate) struct Effects {
 
 impl Effects {
     /// Makes room for `more` wakers, so that adding them under the locks does not allocate.
-    fn reserve(&mut self, more: usize) {
+    pub(crate) fn reserve(&mut self, more: usize) {
         self.wakers.reserve(more);
     }
 

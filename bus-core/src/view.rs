@@ -1,0 +1,262 @@
+//! Views (G4): who watches a group's membership is told of each change, at its place in the order.
+//!
+//! Invariant: a change is told under the same locks under which it is published, so a watcher
+//! finds it between the messages before and after it. A notice never waits and makes nobody wait:
+//! a watcher without room misses it, and is told which ones it missed, as for messages (G7); the
+//! view that holds now can always be fetched with [`Bus::members`](crate::Bus::members).
+
+use std::sync::Arc;
+
+use crate::bus::{BusInner, JoinError, LimitExceeded};
+use crate::group::Group;
+use crate::id::{EndpointId, GroupId, Sequence};
+use crate::intake::{Drops, EndpointCore, Lost};
+use crate::lock_set::{Held, IntakePlace};
+use crate::membership::Membership;
+use crate::message::Credentials;
+use crate::name::GroupName;
+use crate::send::Effects;
+
+/// What a watcher wants to be told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Interest {
+    /// Every change of the membership.
+    #[default]
+    Members,
+    /// Only when the group goes from nobody to somebody and back, so that a publisher can spare
+    /// itself the work.
+    Anybody,
+}
+
+/// What happened to a membership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Change {
+    /// It began.
+    Joined,
+    /// The member left, or receives nothing any more.
+    Left,
+    /// The member was stalled (G8).
+    Evicted,
+    /// The member's endpoint was closed.
+    Closed,
+    /// No membership: the group ended because its creator is gone and nobody is left.
+    Ended,
+}
+
+/// A change of a group's membership, as its watchers are told (G4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ViewChange {
+    /// The group.
+    pub group: GroupId,
+    /// Its name.
+    pub name: GroupName,
+    /// Where in the order it happened.
+    pub sequence: Sequence,
+    /// Whose membership.
+    pub endpoint: EndpointId,
+    /// Whose endpoint.
+    pub credentials: Credentials,
+    /// What happened.
+    pub change: Change,
+    /// How many members there are after it.
+    pub members: u32,
+    /// The group has ended with it; nothing of it comes after this.
+    pub ended: bool,
+}
+
+/// A watch on a group that has begun: every change after `sequence` is told (G4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Watching {
+    /// The group.
+    pub group: GroupId,
+    /// Where in the order the watch began.
+    pub sequence: Sequence,
+    /// How many members there were then.
+    pub members: u32,
+}
+
+/// One watcher of a group; part of its membership, and immutable like it.
+#[derive(Clone, Debug)]
+pub(crate) struct Watcher {
+    pub(crate) place: IntakePlace,
+    pub(crate) interest: Interest,
+    /// Changes that it missed.
+    pub(crate) lost: Arc<Drops>,
+}
+
+/// A membership that is about to be published, and what its watchers will be told.
+#[derive(Debug)]
+pub(crate) struct Step {
+    pub(crate) group: Arc<Group>,
+    pub(crate) next: Arc<Membership>,
+    told: Option<Arc<ViewChange>>,
+    /// It takes the group from nobody to somebody, or back.
+    edge: bool,
+}
+
+impl Step {
+    /// A step in which `who` comes or goes.
+    pub(crate) fn new(
+        group: &Arc<Group>,
+        before: &Membership,
+        next: Membership,
+        who: &EndpointCore,
+        change: Change,
+    ) -> Self {
+        let (old, new) = (before.members().len(), next.members().len());
+        let told = (!next.watchers().is_empty()).then(|| {
+            Arc::new(ViewChange {
+                group: group.id,
+                name: group.name.clone(),
+                sequence: Sequence::from_raw(0),
+                endpoint: who.id(),
+                credentials: who.credentials,
+                change,
+                members: u32::try_from(new).unwrap_or(u32::MAX),
+                ended: next.ended,
+            })
+        });
+        let edge = (old == 0) != (new == 0) || next.ended;
+        Self {
+            group: Arc::clone(group),
+            next: Arc::new(next),
+            told,
+            edge,
+        }
+    }
+
+    /// A step in which only who watches changes.
+    /// A step in which the watcher `id` goes.
+    pub(crate) fn unwatch(group: &Arc<Group>, id: EndpointId) -> Self {
+        Self::unseen(group, group.membership().without_watcher(id))
+    }
+
+    fn unseen(group: &Arc<Group>, next: Membership) -> Self {
+        Self {
+            group: Arc::clone(group),
+            next: Arc::new(next),
+            told: None,
+            edge: false,
+        }
+    }
+
+    /// Publishes the membership and tells its watchers; all locks are held. Gives back the
+    /// membership before it, to be dropped when they are released.
+    pub(crate) fn publish(
+        &mut self,
+        held: &mut Held<'_>,
+        sequence: Sequence,
+        effects: &mut Effects,
+    ) -> Arc<Membership> {
+        let before = self.group.publish(held, Arc::clone(&self.next));
+        if let Some(told) = &mut self.told {
+            Arc::get_mut(told)
+                .expect("nobody has a change before it happens")
+                .sequence = sequence;
+            let watchers = self.next.watchers().iter();
+            for watcher in watchers.filter(|w| w.interest == Interest::Members || self.edge) {
+                if let Some(intake) = held.intake(watcher.place) {
+                    intake.tell(told, &watcher.lost);
+                    effects.wake(intake.take_reader());
+                }
+            }
+        }
+        before
+    }
+
+    /// How many watchers there are to wake.
+    pub(crate) fn watchers(&self) -> usize {
+        self.next.watchers().len()
+    }
+}
+
+impl BusInner {
+    /// Begins a watch, or changes what it is about.
+    pub(crate) fn watch_group(
+        &self,
+        core: &EndpointCore,
+        name: &GroupName,
+        interest: Interest,
+        create: bool,
+    ) -> Result<Watching, JoinError> {
+        let id = core.id();
+        let mut directory = self.directory.lock();
+        let record = directory.endpoints.get(&id).ok_or(JoinError::Closed(id))?;
+        if record.receive_shut {
+            return Err(JoinError::ReceiveShut(id));
+        }
+        let watches = self.limits.watches;
+        LimitExceeded::check("watches", record.watching.len(), watches)?;
+        let group = self.find_or_add_group(&mut directory, id, name, create)?.0;
+        self.open_queue(core);
+        let record = directory
+            .endpoints
+            .get_mut(&id)
+            .ok_or(JoinError::Closed(id))?;
+        let before = group.membership();
+        let lost = match before
+            .watchers()
+            .iter()
+            .find(|watcher| watcher.place.id == id)
+        {
+            Some(watcher) => Arc::clone(&watcher.lost),
+            None => {
+                record.watching.push(Arc::clone(&group));
+                Arc::new(Drops::new(group.id, Lost::Views))
+            }
+        };
+        record.keep_drops(&[], Some(&lost));
+        let drops = record.drops.clone();
+        let watcher = Watcher {
+            place: core.place,
+            interest,
+            lost,
+        };
+        let members = u32::try_from(before.members().len()).unwrap_or(u32::MAX);
+        let step = Step::unseen(&group, before.with_watcher(watcher));
+        let sequence = self.publish_one(core, step, drops);
+        Ok(Watching {
+            group: group.id,
+            sequence,
+            members,
+        })
+    }
+
+    /// Ends a watch. None if there is none.
+    pub(crate) fn unwatch_group(&self, core: &EndpointCore, group: GroupId) -> Option<Sequence> {
+        let mut directory = self.directory.lock();
+        let record = directory.endpoints.get_mut(&core.id())?;
+        let at = record
+            .watching
+            .iter()
+            .position(|watched| watched.id == group)?;
+        let group = record.watching.remove(at);
+        record.keep_drops(std::slice::from_ref(&group), None);
+        let drops = record.drops.clone();
+        Some(self.publish_one(core, Step::unwatch(&group, core.id()), drops))
+    }
+
+    /// Publishes one step, at its place in the order.
+    pub(crate) fn publish_one(
+        &self,
+        core: &EndpointCore,
+        mut step: Step,
+        drops: Vec<Arc<Drops>>,
+    ) -> Sequence {
+        let mut effects = Effects::default();
+        effects.reserve(step.watchers());
+        let mut held = self.hold_all(core);
+        let sequence = held.draw(core.seen());
+        let old_drops = held
+            .intake(core.place)
+            .map(|intake| intake.replace_drops(drops));
+        let old = step.publish(&mut held, sequence, &mut effects);
+        drop(held);
+        drop((old, old_drops));
+        effects.run();
+        sequence
+    }
+}
