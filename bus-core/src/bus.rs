@@ -67,7 +67,12 @@ pub(crate) struct BusInner {
     /// Nanoseconds that the bus has been running for: the sum of the times between ticks, of which
     /// one counts [`LONGEST_TICK`] at most. A suspended machine stalls nobody.
     running: AtomicU64,
+    /// Running time of the last look at those who wait.
+    looked: AtomicU64,
 }
+
+/// How often those who wait are looked at, in nanoseconds of running time.
+const LOOK_EVERY_NANOS: u64 = 50_000_000;
 
 /// What one tick adds at most to the time that stalls and patience are measured in.
 const LONGEST_TICK: Duration = Duration::from_secs(1);
@@ -279,6 +284,7 @@ impl Bus {
             locks: LockSet::new(),
             now: AtomicU64::new(0),
             running: AtomicU64::new(0),
+            looked: AtomicU64::new(0),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -398,6 +404,17 @@ impl BusInner {
         if before != 0 {
             let passed = u64::try_from(passed.as_nanos()).unwrap_or(u64::MAX);
             self.running.fetch_add(passed, Ordering::Relaxed);
+        }
+        // Threads that tick in every turn pay for one addition, not for a look at all who wait.
+        let running = self.running.load(Ordering::Relaxed);
+        let looked = self.looked.load(Ordering::Relaxed);
+        let due = running.saturating_sub(looked) >= LOOK_EVERY_NANOS;
+        let ours = |at: &AtomicU64| {
+            at.compare_exchange(looked, running, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        };
+        if !due || !ours(&self.looked) {
+            return Vec::new();
         }
         let mut effects = Effects::default();
         let stalled = self.waiting.lock().tick(self, self.running(), &mut effects);
