@@ -1,0 +1,298 @@
+//! What the broker is told: where to listen, with how many threads, under which limits.
+//!
+//! A `Config` that was read from a file is right: unknown keys and values out of range are refused
+//! with file, line and column, so that no setting is ever ignored or truncated silently. One that
+//! was put together in a program is checked by [`crate::Broker::bind`].
+
+use std::{
+    fmt,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    str::FromStr,
+    thread,
+};
+
+use bus_core::{LimitError, Limits};
+use serde::Deserialize;
+
+/// Settings of one broker.
+///
+/// ```
+/// use bus_broker::Config;
+///
+/// let config = Config::from_toml("threads = 2\n[limits]\nstall = \"5s\"\n", "bus.toml".as_ref())?;
+/// assert_eq!(config.limits.stall.as_secs(), 5);
+///
+/// let error = Config::from_toml("threads = 2\nthraeds = 3\n", "bus.toml".as_ref()).unwrap_err();
+/// assert!(error.to_string().starts_with("bus.toml:2:1: "));
+/// # Ok::<(), bus_broker::ConfigError>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Config {
+    /// Where to listen.
+    pub listen: Listen,
+    /// I/O threads; by default as many as this process may use cores, at most 4.
+    pub threads: Option<NonZeroUsize>,
+    /// Every bound of the bus, told to each client in its greeting.
+    pub limits: Limits,
+    /// What the program `bus-broker` logs, and how. A broker inside another program logs through
+    /// that program's `tracing` subscriber and ignores this.
+    pub log: LogConfig,
+}
+
+/// Where a broker listens.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Listen {
+    /// `$XDG_RUNTIME_DIR/unisono/bus`.
+    #[default]
+    Default,
+    /// A socket at this path.
+    Path(PathBuf),
+    /// Nowhere: only [`crate::BrokerHandle::connect`] makes connections.
+    Nowhere,
+}
+
+/// What the program logs. Logs go to standard error.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct LogConfig {
+    /// A filter as the crate `tracing-subscriber` reads it: `info`, `bus_broker=debug`, ...
+    pub filter: String,
+    /// Lines for people, or an object of JSON a line.
+    pub format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// A line for people.
+    #[default]
+    Text,
+    /// A line with one JSON object.
+    Json,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            filter: "info".to_owned(),
+            format: LogFormat::Text,
+        }
+    }
+}
+
+/// Why a configuration was not taken. Nothing of it is in force.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read; check the path and its permissions.
+    #[error("{path}: {source}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The text is no TOML, or has a key or a value that is not known; mend it at this place.
+    #[error("{path}:{place}: {message}")]
+    Wrong {
+        /// The file.
+        path: PathBuf,
+        /// Line and column.
+        place: Place,
+        /// What is wrong there.
+        message: String,
+    },
+    /// A limit is out of its range; mend it at this place.
+    #[error("{path}:{place}: {source}")]
+    Limit {
+        /// The file.
+        path: PathBuf,
+        /// Line and column.
+        place: Place,
+        /// Which limit, what it was and what it may be.
+        source: LimitError,
+    },
+}
+
+/// A place in a text, counted from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Place {
+    /// Line.
+    pub line: usize,
+    /// Column, in characters.
+    pub column: usize,
+}
+
+impl Config {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or [`Config::from_toml`] refuses its text.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::from_toml(&text, path)
+    }
+
+    /// Takes a configuration from TOML. `path` is only named in errors.
+    ///
+    /// # Errors
+    ///
+    /// Anything that is not known or out of its range, with its place.
+    pub fn from_toml(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Wrong {
+            path: path.to_owned(),
+            place: Place::of(text, error.span().map_or(0, |span| span.start)),
+            message: error.message().to_owned(),
+        })?;
+        if let Err(source) = config.limits.check() {
+            return Err(ConfigError::Limit {
+                path: path.to_owned(),
+                place: Place::of(text, offset_of_limit(text, source.name)),
+                source,
+            });
+        }
+        Ok(config)
+    }
+
+    pub(crate) fn thread_count(&self) -> usize {
+        self.threads.map_or_else(
+            || thread::available_parallelism().map_or(1, |n| n.get().min(DEFAULT_MOST_THREADS)),
+            NonZeroUsize::get,
+        )
+    }
+}
+
+impl FromStr for Listen {
+    type Err = EmptyAddress;
+
+    /// A path or `unix:PATH`.
+    fn from_str(text: &str) -> Result<Self, EmptyAddress> {
+        let path = text.strip_prefix("unix:").unwrap_or(text);
+        if path.is_empty() {
+            return Err(EmptyAddress);
+        }
+        Ok(Self::Path(path.into()))
+    }
+}
+
+impl TryFrom<String> for Listen {
+    type Error = EmptyAddress;
+
+    fn try_from(text: String) -> Result<Self, EmptyAddress> {
+        text.parse()
+    }
+}
+
+/// An address without a path; name one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the address is empty; it is a path or unix:PATH")]
+pub struct EmptyAddress;
+
+impl Place {
+    fn of(text: &str, offset: usize) -> Self {
+        let before = &text[..text.floor_char_boundary(offset)];
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        Self {
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+/// Where the value of a limit stands. The text was parsed once already, so a limit that is wrong is
+/// there: the defaults are in range.
+fn offset_of_limit(text: &str, name: &str) -> usize {
+    let Ok(table) = toml::de::DeTable::parse(text) else {
+        return 0;
+    };
+    table
+        .get_ref()
+        .get("limits")
+        .and_then(|limits| limits.get_ref().get(name))
+        .map_or(0, |value| value.span().start)
+}
+
+/// More threads than this gain little on a desktop: all of them meet in the 8 locks of one bus.
+const DEFAULT_MOST_THREADS: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        Config::from_toml(text, Path::new("bus.toml"))
+            .expect_err("refused")
+            .to_string()
+    }
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        let config = Config::from_toml("", Path::new("bus.toml")).unwrap();
+        assert_eq!(config, Config::default());
+        assert_eq!(config.limits, Limits::default());
+        assert!((1..=4).contains(&config.thread_count()));
+    }
+
+    #[test]
+    fn every_setting_can_be_given() {
+        let text = "listen = \"unix:/run/x/bus\"\nthreads = 3\n[limits]\nqueue_messages = 7\n\
+                    [log]\nfilter = \"debug\"\nformat = \"json\"\n";
+        let config = Config::from_toml(text, Path::new("bus.toml")).unwrap();
+        assert_eq!(config.listen, Listen::Path("/run/x/bus".into()));
+        assert_eq!(config.thread_count(), 3);
+        assert_eq!(config.limits.queue_messages, 7);
+        assert_eq!(config.log.filter, "debug");
+        assert_eq!(config.log.format, LogFormat::Json);
+    }
+
+    #[test]
+    fn errors_name_file_line_and_column() {
+        for (case, text, start) in [
+            ("not toml", "threads == 3\n", "bus.toml:1:10: "),
+            ("unknown key", "\nthraeds = 3\n", "bus.toml:2:1: "),
+            ("unknown table", "[limit]\n", "bus.toml:1:2: "),
+            ("no threads", "threads = 0\n", "bus.toml:1:11: "),
+            ("empty address", "listen = \"unix:\"\n", "bus.toml:1:10: "),
+            ("wrong format", "[log]\n  format = \"xml\"\n", "bus.toml:2:12: "),
+            ("unknown limit", "[limits]\nqueue = 7\n", "bus.toml:2:1: "),
+        ] {
+            let message = refused(text);
+            assert!(message.starts_with(start), "{case}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_limit_out_of_range_is_named_with_its_place_and_range() {
+        let message = refused("[limits]\nlanes = 4\nqueue_messages = 0\n");
+        assert!(message.starts_with("bus.toml:3:18: "), "{message}");
+        assert!(
+            message.contains("queue_messages is 0, and must be between 1 and"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let message = Config::read(Path::new("/nonexistent/bus.toml"))
+            .expect_err("refused")
+            .to_string();
+        assert!(message.starts_with("/nonexistent/bus.toml: "), "{message}");
+    }
+}
