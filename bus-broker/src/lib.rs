@@ -1,13 +1,54 @@
-//! The Unisono broker.
+//! The Unisono broker: ordered groups between processes, over Unix sockets.
+//!
+//! [`Broker::bind`] makes one from a [`Config`], [`Broker::run`] serves until
+//! [`BrokerHandle::shutdown`]. The program `bus-broker` is that plus a command line, signals, logs
+//! and the service manager; a broker inside another program is that and nothing else.
+//!
+//! How order is decided is `bus-core`'s business. Here is what moves bytes between sockets and it.
+//! In reading order:
+//!
+//! | file | what it knows |
+//! |---|---|
+//! | `config` | what a broker is told, and where a file is wrong |
+//! | `listener`, `activation` | the socket, and who may own its path; sockets from systemd |
+//! | `credentials` | who is at the other end |
+//! | `broker` | what all threads share; start and end |
+//! | `inbox` | what threads have for each other, and how a sleeper is woken |
+//! | `event_loop`, `acceptor` | a thread's turn; taking and refusing connections |
+//! | `connection` | a socket, an unfinished frame, output, a conversation |
+//! | `transport`, `output` | bytes and descriptors in and out; what waits to be written |
+//! | `protocol` | which conversation: the first bytes decide |
+//! | `session` | Unisono's own: frames, calls; `session/port` an endpoint, `session/sending` and `session/lane_queue` a lane |
+//! | `logging` | the program's logs |
+//!
+//! **Invariant:** a connection belongs to one thread, and nobody else touches it. What the bus or
+//! another thread has for it goes through the thread's inbox.
+//!
+//! **Invariant:** every buffer is bounded by those who fill it, and a client pays for its own: it is
+//! not read while it does not read its answers, and its messages stay in its queue while its socket
+//! is full. Room in anybody's queue is never a reason not to read a connection.
 #![deny(unsafe_code)]
 
+mod acceptor;
 mod activation;
+mod broker;
 mod config;
+mod connection;
 mod credentials;
+mod event_loop;
+mod inbox;
 mod listener;
 mod logging;
+mod output;
+mod protocol;
+mod session;
+mod transport;
+
+#[cfg(test)]
+mod testing;
 
 pub use activation::{ActivationError, activation_sockets};
+pub use broker::{BindError, Broker, BrokerHandle, ConnectError, RunError};
 pub use config::{Config, ConfigError, EmptyAddress, Listen, LogConfig, LogFormat, Place};
 pub use listener::ListenError;
 pub use logging::{LogFilterError, log_to_stderr};

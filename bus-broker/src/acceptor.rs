@@ -1,0 +1,122 @@
+//! Taking new connections, and refusing them politely when there is no place.
+//!
+//! Invariant: one descriptor is kept in reserve. When the process has none left, the reserve is
+//! given up to take the connection, to say why it is refused, and to close it; so clients learn the
+//! reason and the listening socket does not stay readable for ever. If not even that works, the
+//! listeners are left alone for a while instead of being asked in a circle.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use bus_core::wire::{BrokerFrame, Goodbye, GoodbyeCode};
+use bytes::BytesMut;
+use rustix::event::EventfdFlags;
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+
+use crate::broker::Shared;
+use crate::credentials::PeerCredentials;
+use crate::listener::Listener;
+
+/// The listening sockets, and the descriptor in reserve.
+#[derive(Debug, Default)]
+pub(crate) struct Acceptor {
+    listeners: Vec<Listener>,
+    reserve: Option<OwnedFd>,
+    /// The last connection was refused; said once in the log.
+    refusing: bool,
+}
+
+/// How far accepting came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Accepted {
+    /// Nobody waits, or epoll will say so again.
+    Enough,
+    /// Somebody waits who can be neither taken nor refused now.
+    TryLater,
+}
+
+impl Acceptor {
+    pub(crate) fn new(listeners: Vec<Listener>) -> Self {
+        let mut acceptor = Self {
+            listeners,
+            ..Self::default()
+        };
+        acceptor.renew_reserve();
+        acceptor
+    }
+
+    pub(crate) fn listeners(&self) -> &[Listener] {
+        &self.listeners
+    }
+
+    /// Stops listening: paths that are ours are free again.
+    pub(crate) fn close(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Takes those who wait, as many as one turn allows.
+    pub(crate) fn accept(&mut self, shared: &Arc<Shared>) -> Accepted {
+        for at in 0..self.listeners.len() {
+            for _ in 0..ACCEPTS_A_TURN {
+                match self.listeners[at].accept() {
+                    Ok(socket) => self.admit(socket, shared),
+                    Err(Errno::AGAIN) => break,
+                    // It was gone before it was taken.
+                    Err(Errno::CONNABORTED | Errno::PERM) => {}
+                    Err(Errno::MFILE | Errno::NFILE) if self.reserve.is_some() => {
+                        self.reserve = None;
+                        if let Ok(socket) = self.listeners[at].accept() {
+                            self.refuse(&socket, "the broker has no descriptor left");
+                        }
+                        self.renew_reserve();
+                    }
+                    Err(error) => {
+                        self.renew_reserve();
+                        tracing::warn!(%error, "cannot accept, and will try again");
+                        return Accepted::TryLater;
+                    }
+                }
+            }
+        }
+        Accepted::Enough
+    }
+
+    fn admit(&mut self, socket: OwnedFd, shared: &Arc<Shared>) {
+        match shared.take_connection_place() {
+            Err(limit) => {
+                let text = format!("the broker has {limit} connections already");
+                self.refuse(&socket, &text);
+            }
+            Ok(place) => match PeerCredentials::of(&socket) {
+                Err(error) => tracing::warn!(%error, "a peer has no credentials, and is closed"),
+                Ok(credentials) => {
+                    self.refusing = false;
+                    // The only other answer is that the broker ends, and then it is closed.
+                    let _ = shared.assign(socket, credentials, place);
+                }
+            },
+        }
+    }
+
+    fn refuse(&mut self, socket: &impl AsFd, reason: &str) {
+        if !std::mem::replace(&mut self.refusing, true) {
+            tracing::warn!(reason, "connections are refused");
+        }
+        let goodbye = Goodbye::new(GoodbyeCode::LimitExceeded, reason);
+        let mut bytes = BytesMut::new();
+        if BrokerFrame::Goodbye(goodbye).encode(&mut bytes).is_ok() {
+            // It fits the empty socket; and who is gone needs no reason.
+            let _ = rustix::net::send(socket, &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        }
+    }
+
+    fn renew_reserve(&mut self) {
+        if self.reserve.is_none() {
+            self.reserve = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).ok();
+        }
+    }
+}
+
+/// Connections taken from one listener before those that exist have their turn.
+const ACCEPTS_A_TURN: usize = 64;

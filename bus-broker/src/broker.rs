@@ -1,0 +1,403 @@
+//! A broker: one bus, the sockets that lead to it, and the threads that serve them.
+//!
+//! The library touches nothing of its process but what it was given: no signals, no limits, no
+//! umask, no standard streams. All that is the business of the program `bus-broker`.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use bus_core::wire::Incarnation;
+use bus_core::{Bus, LimitError};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::rand::GetRandomFlags;
+
+use crate::config::{Config, Listen};
+use crate::credentials::PeerCredentials;
+use crate::event_loop::IoThread;
+use crate::inbox::Inbox;
+use crate::listener::{ListenError, Listener};
+
+/// A broker that is ready to serve: clients can connect, and are answered once it runs.
+///
+/// ```
+/// use bus_broker::{Broker, Config, Listen};
+///
+/// let mut config = Config::default();
+/// config.listen = Listen::Nowhere;
+/// let broker = Broker::bind(&config)?;
+/// let handle = broker.handle();
+/// let running = std::thread::spawn(|| broker.run());
+///
+/// let _client = handle.connect()?;
+/// handle.shutdown();
+/// running.join().expect("no panic")?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Broker {
+    shared: Arc<Shared>,
+    threads: Vec<IoThread>,
+}
+
+/// Speaks to a broker from elsewhere in its process. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct BrokerHandle {
+    shared: Arc<Shared>,
+}
+
+/// Why there is no broker. Nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// The socket; see there.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// A limit is out of its range.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
+    /// The system refused what every broker needs.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// Why a broker stopped without being told to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The system refused what the event loop cannot do without.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A thread panicked: a defect of the broker. The others were ended in good order.
+    #[error("an i/o thread panicked")]
+    Panicked,
+}
+
+/// Why a connection within the process was not made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The broker has ended or is about to.
+    #[error("the broker has ended")]
+    Ended,
+    /// The broker has as many connections as it may have.
+    #[error("the broker has {limit} connections already")]
+    LimitExceeded {
+        /// The limit.
+        limit: u32,
+    },
+    /// The system gave no pair of sockets.
+    #[error("cannot make a pair of sockets: {0}")]
+    System(#[from] io::Error),
+}
+
+/// What all threads of a broker share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) bus: Bus,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) started: Instant,
+    pub(crate) address: Option<PathBuf>,
+    pub(crate) counters: Counters,
+    inboxes: Vec<Arc<Inbox>>,
+    connections: AtomicUsize,
+    /// Numbers connections for the logs.
+    numbers: AtomicU64,
+    stopping: AtomicBool,
+}
+
+/// What the broker counts beside what the bus does.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) refused: Counter,
+    pub(crate) protocol_errors: Counter,
+    pub(crate) bytes_read: Counter,
+    pub(crate) bytes_written: Counter,
+}
+
+/// A number that only grows, counted by many threads and exact for none at an instant.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+/// A connection that has been accepted and has no thread yet.
+#[derive(Debug)]
+pub(crate) struct Newcomer {
+    pub(crate) socket: OwnedFd,
+    pub(crate) credentials: PeerCredentials,
+    pub(crate) number: u64,
+    pub(crate) place: ConnectionPlace,
+}
+
+/// One of the connections that the limit allows; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct ConnectionPlace {
+    shared: Arc<Shared>,
+    /// The thread that has the connection, once one has.
+    thread: Option<Arc<Inbox>>,
+}
+
+impl Broker {
+    /// Makes a broker and binds its socket. Clients can connect from now on.
+    ///
+    /// # Errors
+    ///
+    /// See [`BindError`].
+    pub fn bind(config: &Config) -> Result<Self, BindError> {
+        let listener = match &config.listen {
+            Listen::Default => Some(Listener::bind_default()?),
+            Listen::Path(path) => Some(Listener::bind(path)?),
+            Listen::Nowhere => None,
+        };
+        Self::new(config, listener.into_iter().collect())
+    }
+
+    /// Makes a broker that serves listening sockets which somebody else has bound;
+    /// [`Config::listen`] is not used.
+    ///
+    /// # Errors
+    ///
+    /// See [`BindError`].
+    pub fn with_sockets(config: &Config, sockets: Vec<OwnedFd>) -> Result<Self, BindError> {
+        let listeners = sockets.into_iter().map(Listener::passed).collect::<Result<_, _>>();
+        Self::new(config, listeners.map_err(system("use a socket that was passed"))?)
+    }
+
+    fn new(config: &Config, listeners: Vec<Listener>) -> Result<Self, BindError> {
+        let mut random = [0; 24];
+        fill_randomly(&mut random).map_err(system("get random bytes"))?;
+        let (incarnation, seed) = random.split_at(16);
+        let incarnation = incarnation.try_into().expect("split at 16");
+        let seed = u64::from_ne_bytes(seed.try_into().expect("8 are left"));
+
+        let inboxes = (0..config.thread_count())
+            .map(|_| Inbox::new().map(Arc::new))
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(system("make an eventfd"))?;
+        let shared = Arc::new(Shared {
+            bus: Bus::new(config.limits.clone(), seed)?,
+            incarnation: Incarnation::from_bytes(incarnation),
+            started: Instant::now(),
+            address: listeners.first().map(|listener| listener.address().to_owned()),
+            counters: Counters::default(),
+            inboxes: inboxes.clone(),
+            connections: AtomicUsize::new(0),
+            numbers: AtomicU64::new(1),
+            stopping: AtomicBool::new(false),
+        });
+        // The first thread accepts for all.
+        let mut listeners = Some(listeners);
+        let threads = inboxes
+            .into_iter()
+            .map(|inbox| {
+                let listeners = listeners.take().unwrap_or_default();
+                IoThread::new(Arc::clone(&shared), inbox, listeners)
+            })
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(system("make an epoll instance"))?;
+        Ok(Self { shared, threads })
+    }
+
+    /// Something to speak to it with, from other threads too.
+    #[must_use]
+    pub fn handle(&self) -> BrokerHandle {
+        BrokerHandle {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
+    /// Where it listens, if it does.
+    #[must_use]
+    pub fn address(&self) -> Option<&Path> {
+        self.shared.address.as_deref()
+    }
+
+    /// Makes a connection within this process; see [`BrokerHandle::connect`].
+    ///
+    /// # Errors
+    ///
+    /// See [`ConnectError`].
+    pub fn connect(&self) -> Result<OwnedFd, ConnectError> {
+        self.handle().connect()
+    }
+
+    /// Serves until [`BrokerHandle::shutdown`]. Blocks this thread, which is one of the I/O
+    /// threads; the others are started here and have ended when this returns.
+    ///
+    /// # Errors
+    ///
+    /// See [`RunError`]. All connections have been closed in any case.
+    pub fn run(self) -> Result<(), RunError> {
+        let Self { shared, threads } = self;
+        let mut threads = threads.into_iter();
+        let first = threads.next().expect("there is at least one thread");
+        let others = threads.enumerate().map(|(at, thread)| {
+            thread::Builder::new()
+                .name(format!("bus-io-{}", at + 1))
+                .spawn(move || thread.run())
+        });
+        let others: io::Result<Vec<JoinHandle<_>>> = others.collect();
+        if others.is_err() {
+            shared.stop();
+        }
+        // This one as well when others are missing: it tells those who have connected.
+        let mut result = first.run();
+        shared.stop();
+        match others {
+            Ok(others) => {
+                for other in others {
+                    let ended = other.join().unwrap_or(Err(RunError::Panicked));
+                    result = result.and(ended);
+                }
+            }
+            Err(source) => {
+                let action = "start a thread";
+                result = result.and(Err(RunError::System { action, source }));
+            }
+        }
+        result
+    }
+}
+
+impl BrokerHandle {
+    /// Ends the broker: it accepts nobody any more, tells its clients, and [`Broker::run`] returns
+    /// once they have been told, or after a second. Does not block.
+    pub fn shutdown(&self) {
+        self.shared.stop();
+    }
+
+    /// Makes a connection to the broker within this process: a blocking Unix stream socket, closed
+    /// on exec. Its credentials are this process's.
+    ///
+    /// # Errors
+    ///
+    /// See [`ConnectError`].
+    pub fn connect(&self) -> Result<OwnedFd, ConnectError> {
+        let (theirs, ours) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(io::Error::from)?;
+        rustix::io::ioctl_fionbio(&ours, true).map_err(io::Error::from)?;
+        let credentials = PeerCredentials::of(&ours).map_err(io::Error::from)?;
+        let place = self.shared.take_connection_place();
+        let place = place.map_err(|limit| ConnectError::LimitExceeded { limit })?;
+        if self.shared.assign(ours, credentials, place) {
+            Ok(theirs)
+        } else {
+            Err(ConnectError::Ended)
+        }
+    }
+
+    /// Where the broker listens, if it does.
+    #[must_use]
+    pub fn address(&self) -> Option<&Path> {
+        self.shared.address.as_deref()
+    }
+}
+
+impl Shared {
+    /// Connections now, those included that no thread has taken over yet.
+    pub(crate) fn connection_count(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Counts a connection in, or says what the limit is.
+    pub(crate) fn take_connection_place(self: &Arc<Self>) -> Result<ConnectionPlace, u32> {
+        let limit = self.bus.limits().connections;
+        let most = usize::try_from(limit).unwrap_or(usize::MAX);
+        let add_one = |count| (count < most).then_some(count + 1);
+        match self
+            .connections
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add_one)
+        {
+            Ok(_) => Ok(ConnectionPlace {
+                shared: Arc::clone(self),
+                thread: None,
+            }),
+            Err(_) => Err(limit),
+        }
+    }
+
+    /// Gives a connection to the thread that has the fewest. False if the broker ends.
+    pub(crate) fn assign(
+        &self,
+        socket: OwnedFd,
+        credentials: PeerCredentials,
+        mut place: ConnectionPlace,
+    ) -> bool {
+        let thread = (self.inboxes.iter()).min_by_key(|inbox| inbox.load().load(Ordering::Relaxed));
+        let thread = thread.expect("there is at least one thread");
+        thread.load().fetch_add(1, Ordering::Relaxed);
+        place.thread = Some(Arc::clone(thread));
+        let newcomer = Newcomer {
+            socket,
+            credentials,
+            number: self.numbers.fetch_add(1, Ordering::Relaxed),
+            place,
+        };
+        thread.post_newcomer(newcomer)
+    }
+
+    pub(crate) fn stop(&self) {
+        if !self.stopping.swap(true, Ordering::Relaxed) {
+            for inbox in &self.inboxes {
+                inbox.post_stop();
+            }
+        }
+    }
+}
+
+impl Drop for ConnectionPlace {
+    fn drop(&mut self) {
+        self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        if let Some(thread) = &self.thread {
+            thread.load().fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Counter {
+    pub(crate) fn add(&self, count: usize) {
+        if count != 0 {
+            self.0.fetch_add(count as u64, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> BindError {
+    move |error| BindError::System {
+        action,
+        source: error.into(),
+    }
+}
+
+fn fill_randomly(bytes: &mut [u8]) -> io::Result<()> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let rest = &mut bytes[filled..];
+        filled += rustix::io::retry_on_intr(|| {
+            rustix::rand::getrandom(&mut *rest, GetRandomFlags::empty())
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,401 @@
+//! One connection: its socket, what has come and makes no whole frame yet, what waits to go out,
+//! and the conversation.
+//!
+//! Invariant: memory for a frame is taken only once its length is known and within bounds, and a
+//! connection has at most one unfinished frame. Small frames share the thread's buffer and leave at
+//! most a beginning behind; a large one gets memory of exactly its size, is read right into it, and
+//! is kept there as the message's payload.
+//!
+//! A connection that ends gives up its endpoints at once, and lingers only to say goodbye.
+
+use std::{
+    mem,
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+};
+
+use bus_core::{
+    Credentials,
+    wire::{Goodbye, GoodbyeCode},
+};
+use bytes::{Bytes, BytesMut};
+use rustix::{event::epoll::EventFlags, io::Errno};
+
+use crate::{
+    broker::{ConnectionPlace, Newcomer, Shared},
+    credentials::PeerCredentials,
+    inbox::{Inbox, Part, Token},
+    output::{Output, SpareBuffers},
+    protocol::{Progress, Protocol},
+    transport::{Arrived, Received, Sent, Socket},
+};
+
+/// A connection, owned by one I/O thread.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    socket: Socket,
+    token: Token,
+    span: tracing::Span,
+    protocol: Protocol,
+    /// The beginning of a frame, or whole frames while the output is full.
+    unread: Vec<u8>,
+    /// Bytes that the frame in `unread` needs to be whole.
+    needs: usize,
+    arrived: Arrived,
+    output: Output,
+    /// The socket takes no more now.
+    output_blocked: bool,
+    /// The client has to read before it is read.
+    input_paused: bool,
+    /// What epoll was last told to watch for.
+    interest: EventFlags,
+    /// Already in the list of those to be flushed.
+    pub(crate) is_dirty: bool,
+    ending: bool,
+    _place: ConnectionPlace,
+}
+
+/// What connections of one thread share.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    /// Where a read puts its bytes.
+    landing: Box<[u8]>,
+    /// Where they are put together with the beginning of a frame from an earlier read.
+    frames: BytesMut,
+    spare: SpareBuffers,
+    /// Sends of this thread's connections that wait in the bus.
+    pub(crate) waiting_sends: usize,
+}
+
+/// What a connection needs of its surroundings to act.
+#[derive(Debug)]
+pub(crate) struct Context<'a> {
+    pub(crate) shared: &'a Arc<Shared>,
+    pub(crate) inbox: &'a Arc<Inbox>,
+    pub(crate) waiting_sends: &'a mut usize,
+}
+
+/// Why a connection ends.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum End {
+    /// Its other end was closed.
+    #[error("the client is gone")]
+    Gone,
+    /// The client said goodbye.
+    #[error("the client said goodbye: {}", .0.code)]
+    Left(Goodbye),
+    /// The first bytes begin no protocol that is spoken here.
+    #[error("the first bytes begin no protocol that is known here")]
+    UnknownProtocol,
+    /// The client broke the protocol.
+    #[error("{}", .0.text)]
+    Fault(Goodbye),
+    /// The broker has no place for it.
+    #[error("{}", .0.text)]
+    NoPlace(Goodbye),
+    /// The broker ends.
+    #[error("the broker ends")]
+    Shutdown,
+    /// The system does not let us read or write.
+    #[error("the socket failed: {0}")]
+    Socket(Errno),
+}
+
+/// What is left of a connection after a flush.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flushed {
+    /// Nothing to do until something happens.
+    Idle,
+    /// There is more to write, and the socket takes it.
+    More,
+    /// It has ended and said all that it had to.
+    Finished,
+}
+
+impl Workspace {
+    pub(crate) fn new() -> Self {
+        Self {
+            landing: vec![0; LANDING_BYTES].into_boxed_slice(),
+            frames: BytesMut::with_capacity(2 * LANDING_BYTES),
+            spare: SpareBuffers::default(),
+            waiting_sends: 0,
+        }
+    }
+}
+
+impl Connection {
+    pub(crate) fn new(newcomer: Newcomer, token: Token) -> Self {
+        let Newcomer {
+            socket,
+            credentials: PeerCredentials { uid, pid },
+            number,
+            place,
+        } = newcomer;
+        let span = tracing::info_span!("connection", number, uid, pid);
+        tracing::debug!(parent: &span, "accepted");
+        Self {
+            socket: Socket::new(socket),
+            token,
+            span,
+            protocol: Protocol::new(token, Credentials { uid, pid }),
+            unread: Vec::new(),
+            needs: 0,
+            arrived: Arrived::default(),
+            output: Output::default(),
+            output_blocked: false,
+            input_paused: false,
+            interest: EventFlags::empty(),
+            is_dirty: false,
+            ending: false,
+            _place: place,
+        }
+    }
+
+    pub(crate) fn token(&self) -> Token {
+        self.token
+    }
+
+    /// Whether it may be read.
+    pub(crate) fn wants_input(&self) -> bool {
+        !self.input_paused && !self.ending
+    }
+
+    /// Whether it has ended and only lingers to say goodbye.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending
+    }
+
+    /// Reads once, and does what it says. One read a turn: epoll is level-triggered, so whoever
+    /// has more comes again after the others had their turn.
+    pub(crate) fn read(
+        &mut self,
+        shared: &Arc<Shared>,
+        inbox: &Arc<Inbox>,
+        workspace: &mut Workspace,
+    ) -> Result<(), End> {
+        if self.is_reading_one_frame() {
+            let received = self.socket.receive_rest(&mut self.unread);
+            shared.counters.bytes_read.add(bytes_of(received)?);
+            if self.unread.len() < self.needs {
+                return Ok(());
+            }
+            let mut frames = BytesMut::from(Bytes::from(mem::take(&mut self.unread)));
+            self.needs = 0;
+            return self.interpret(&mut frames, shared, inbox, workspace);
+        }
+        let received = self
+            .socket
+            .receive(&mut workspace.landing, &mut self.arrived);
+        let count = bytes_of(received)?;
+        if count == 0 {
+            return Ok(());
+        }
+        shared.counters.bytes_read.add(count);
+        let mut frames = mem::take(&mut workspace.frames);
+        frames.clear();
+        frames.extend_from_slice(&self.unread);
+        frames.extend_from_slice(&workspace.landing[..count]);
+        self.unread.clear();
+        let result = self.interpret(&mut frames, shared, inbox, workspace);
+        workspace.frames = frames;
+        result
+    }
+
+    /// A part of it has something to do.
+    pub(crate) fn ready(
+        &mut self,
+        part: Part,
+        shared: &Arc<Shared>,
+        inbox: &Arc<Inbox>,
+        workspace: &mut Workspace,
+    ) {
+        if self.ending {
+            return;
+        }
+        self.output.lend(&mut workspace.spare);
+        let mut context = Context {
+            shared,
+            inbox,
+            waiting_sends: &mut workspace.waiting_sends,
+        };
+        self.protocol.ready(part, &mut self.output, &mut context);
+    }
+
+    /// The socket takes output again.
+    pub(crate) fn unblock(&mut self) {
+        self.output_blocked = false;
+    }
+
+    /// Fills the output from the queues and writes it, once.
+    pub(crate) fn flush(
+        &mut self,
+        shared: &Arc<Shared>,
+        inbox: &Arc<Inbox>,
+        workspace: &mut Workspace,
+    ) -> Result<Flushed, End> {
+        if self.output_blocked {
+            return Ok(Flushed::Idle);
+        }
+        self.output.lend(&mut workspace.spare);
+        if !self.ending {
+            self.protocol.fill(&mut self.output);
+        }
+        let before = self.output.len();
+        let sent = self.socket.send(&mut self.output).map_err(End::Socket)?;
+        shared.counters.bytes_written.add(before - self.output.len());
+        self.output_blocked = sent == Sent::Rest;
+        self.output.give_back(&mut workspace.spare);
+        if self.output.take_descriptors_lost() {
+            self.protocol.descriptors_lost();
+        }
+        if self.input_paused && self.output.has_room_for_answers() {
+            self.input_paused = false;
+            self.resume_reading(shared, inbox, workspace)?;
+        }
+        Ok(if self.output_blocked {
+            Flushed::Idle
+        } else if self.ending {
+            Flushed::Finished
+        } else if self.protocol.has_more() || !self.output.is_empty() {
+            Flushed::More
+        } else {
+            Flushed::Idle
+        })
+    }
+
+    /// Gives up everything that it has on the bus, and leaves what is to be said for the last
+    /// flush.
+    pub(crate) fn end(
+        &mut self,
+        end: &End,
+        shared: &Arc<Shared>,
+        inbox: &Arc<Inbox>,
+        workspace: &mut Workspace,
+    ) {
+        if self.ending {
+            return;
+        }
+        self.log(end, shared);
+        self.ending = true;
+        self.output.lend(&mut workspace.spare);
+        let mut context = Context {
+            shared,
+            inbox,
+            waiting_sends: &mut workspace.waiting_sends,
+        };
+        self.protocol.close(end, &mut self.output, &mut context);
+        if end.goodbye().is_none() {
+            self.output = Output::default();
+        }
+        self.unread = Vec::new();
+        self.arrived = Arrived::default();
+    }
+
+    /// What epoll should watch for from now on, if that has changed.
+    pub(crate) fn new_interest(&mut self) -> Option<EventFlags> {
+        let mut wanted = EventFlags::empty();
+        if self.wants_input() {
+            wanted |= EventFlags::IN;
+        }
+        if self.output_blocked {
+            wanted |= EventFlags::OUT;
+        }
+        (mem::replace(&mut self.interest, wanted) != wanted).then_some(wanted)
+    }
+
+    fn is_reading_one_frame(&self) -> bool {
+        self.needs > OWN_BUFFER_BYTES
+    }
+
+    fn resume_reading(
+        &mut self,
+        shared: &Arc<Shared>,
+        inbox: &Arc<Inbox>,
+        workspace: &mut Workspace,
+    ) -> Result<(), End> {
+        let mut frames = BytesMut::from(Bytes::from(mem::take(&mut self.unread)));
+        self.interpret(&mut frames, shared, inbox, workspace)
+    }
+
+    fn interpret(
+        &mut self,
+        frames: &mut BytesMut,
+        shared: &Arc<Shared>,
+        inbox: &Arc<Inbox>,
+        workspace: &mut Workspace,
+    ) -> Result<(), End> {
+        self.output.lend(&mut workspace.spare);
+        let mut context = Context {
+            shared,
+            inbox,
+            waiting_sends: &mut workspace.waiting_sends,
+        };
+        let progress =
+            self.protocol
+                .input(frames, &mut self.arrived, &mut self.output, &mut context)?;
+        self.needs = 0;
+        match progress {
+            Progress::Needs(bytes) if bytes > OWN_BUFFER_BYTES => {
+                self.needs = bytes;
+                self.unread = Vec::with_capacity(bytes);
+            }
+            Progress::Needs(_) => {}
+            Progress::OutputFull => self.input_paused = true,
+        }
+        self.unread.extend_from_slice(frames);
+        if self.unread.is_empty() {
+            self.unread = Vec::new();
+            if !self.arrived.descriptors.is_empty() || self.arrived.lost {
+                return Err(End::Fault(Goodbye::new(
+                    GoodbyeCode::Protocol,
+                    "descriptors came with bytes that begin no frame that has some",
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn log(&self, end: &End, shared: &Shared) {
+        let _entered = self.span.enter();
+        match end {
+            End::Gone | End::Left(_) | End::Shutdown => tracing::debug!(reason = %end, "closed"),
+            End::UnknownProtocol | End::Fault(_) => {
+                shared.counters.protocol_errors.add(1);
+                tracing::warn!(reason = %end, "ended: the peer broke the protocol");
+            }
+            End::NoPlace(_) => tracing::warn!(reason = %end, "refused"),
+            End::Socket(_) => tracing::debug!(reason = %end, "closed"),
+        }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl End {
+    /// What the client is told, if it can still hear.
+    pub(crate) fn goodbye(&self) -> Option<Goodbye> {
+        match self {
+            Self::Fault(goodbye) | Self::NoPlace(goodbye) => Some(goodbye.clone()),
+            Self::Shutdown => Some(Goodbye::new(GoodbyeCode::Shutdown, "the broker ends")),
+            Self::Gone | Self::Left(_) | Self::UnknownProtocol | Self::Socket(_) => None,
+        }
+    }
+}
+
+fn bytes_of(received: Result<Received, Errno>) -> Result<usize, End> {
+    match received {
+        Ok(Received::Bytes(count)) => Ok(count),
+        Ok(Received::Nothing) => Ok(0),
+        Ok(Received::End) | Err(Errno::CONNRESET) => Err(End::Gone),
+        Err(error) => Err(End::Socket(error)),
+    }
+}
+
+/// Bytes of one read: about a thousand small frames, and a third of what a socket holds.
+const LANDING_BYTES: usize = 64 << 10;
+/// A frame longer than this that has not come whole gets memory of its own.
+const OWN_BUFFER_BYTES: usize = 16 << 10;

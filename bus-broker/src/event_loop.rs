@@ -1,0 +1,340 @@
+//! An I/O thread: one epoll instance, and the connections that it alone serves.
+//!
+//! A turn is: wait; read each connection that has something, once; take the inbox; flush each
+//! connection that was touched. So what one turn commits for this thread's own connections is
+//! written in the same turn, coalesced, and the others' threads are rung through their inboxes.
+//!
+//! Epoll is level-triggered. A connection that has more than one read holds is simply reported
+//! again, after all others had their turn, so no list of half-drained sockets has to be kept and
+//! fairness needs no argument; and a short read needs no second one to meet EAGAIN. `EPOLLOUT` is
+//! asked for only while a socket is full.
+//!
+//! Invariant: the thread sleeps without a time limit unless a send of its own connections waits, a
+//! connection lingers, or accepting was put off. An idle broker has no wake-ups.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::io::Errno;
+use rustix::time::Timespec;
+use slab::Slab;
+
+use crate::acceptor::{Accepted, Acceptor};
+use crate::broker::{Newcomer, RunError, Shared};
+use crate::connection::{Connection, End, Flushed, Workspace};
+use crate::inbox::{Inbox, Shelf, Token};
+use crate::listener::Listener;
+
+/// One thread's part of a broker, before and while it runs.
+#[derive(Debug)]
+pub(crate) struct IoThread {
+    shared: Arc<Shared>,
+    inbox: Arc<Inbox>,
+    epoll: OwnedFd,
+    acceptor: Acceptor,
+    accept_again: Option<Instant>,
+    connections: Slab<Connection>,
+    generation: u32,
+    workspace: Workspace,
+    /// Connections to be flushed in this turn.
+    dirty: Vec<Token>,
+    /// Connections that have said goodbye, and until when they may take to hear it.
+    lingering: VecDeque<(Instant, Token)>,
+    stopping: bool,
+}
+
+impl IoThread {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        inbox: Arc<Inbox>,
+        listeners: Vec<Listener>,
+    ) -> io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &*inbox, EventData::new_u64(BELL), EventFlags::IN)?;
+        let acceptor = Acceptor::new(listeners);
+        for listener in acceptor.listeners() {
+            let data = EventData::new_u64(LISTENERS);
+            epoll::add(&epoll, listener, data, EventFlags::IN)?;
+        }
+        Ok(Self {
+            shared,
+            inbox,
+            epoll,
+            acceptor,
+            accept_again: None,
+            connections: Slab::new(),
+            generation: 0,
+            workspace: Workspace::new(),
+            dirty: Vec::new(),
+            lingering: VecDeque::new(),
+            stopping: false,
+        })
+    }
+
+    /// Serves until the broker is stopped. Whatever ends it ends the others as well.
+    pub(crate) fn run(mut self) -> Result<(), RunError> {
+        let mut events: Vec<Event> = Vec::with_capacity(EVENTS_A_TURN);
+        let mut shelf = Shelf::default();
+        while !(self.stopping && self.connections.is_empty()) {
+            let timeout = self.sleep_at_most().map(timespec);
+            events.clear();
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => {
+                    let action = "wait for events";
+                    let source = error.into();
+                    return Err(RunError::System { action, source });
+                }
+            }
+            self.tick();
+            for event in events.drain(..) {
+                self.handle(event.data.u64(), event.flags);
+            }
+            shelf = self.take_inbox(shelf);
+            self.flush();
+            self.end_lingering();
+            self.accept_again();
+        }
+        Ok(())
+    }
+
+    /// How long the thread may sleep; `None` for as long as nothing happens.
+    fn sleep_at_most(&self) -> Option<Duration> {
+        if !self.dirty.is_empty() || !self.inbox.fall_asleep() {
+            return Some(Duration::ZERO);
+        }
+        let now = Instant::now();
+        let until = |at: Instant| at.saturating_duration_since(now);
+        let lingering = self.lingering.front().map(|(at, _)| until(*at));
+        let waiting = (self.workspace.waiting_sends > 0).then_some(TICK);
+        let accept = self.accept_again.map(until);
+        [lingering, waiting, accept].into_iter().flatten().min()
+    }
+
+    fn tick(&self) {
+        // A clock before 1970 is no reason to stop.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        self.shared.bus.tick(now.unwrap_or_default());
+    }
+
+    fn handle(&mut self, data: u64, flags: EventFlags) {
+        match data {
+            BELL => self.inbox.silence(),
+            LISTENERS => self.accept(),
+            data => self.handle_connection(Token::from_u64(data), flags),
+        }
+    }
+
+    fn handle_connection(&mut self, token: Token, flags: EventFlags) {
+        let Some(connection) = find(&mut self.connections, token) else {
+            return;
+        };
+        let mut result = Ok(());
+        if flags.contains(EventFlags::OUT) {
+            connection.unblock();
+        }
+        if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
+            result = if connection.wants_input() {
+                connection.read(&self.shared, &self.inbox, &mut self.workspace)
+            } else if flags.intersects(EventFlags::HUP | EventFlags::ERR) {
+                Err(End::Gone)
+            } else {
+                Ok(())
+            };
+        }
+        self.conclude(token, result);
+    }
+
+    /// Marks a connection for the flush, and ends it if it is to end.
+    fn conclude(&mut self, token: Token, result: Result<(), End>) {
+        let Some(connection) = find(&mut self.connections, token) else {
+            return;
+        };
+        if let Err(end) = result {
+            if connection.is_ending() {
+                self.remove(token);
+                return;
+            }
+            connection.end(&end, &self.shared, &self.inbox, &mut self.workspace);
+            self.lingering.push_back((Instant::now() + LINGER, token));
+        }
+        mark_dirty(connection, &mut self.dirty);
+    }
+
+    fn take_inbox(&mut self, mut shelf: Shelf) -> Shelf {
+        shelf = self.inbox.take(shelf);
+        for newcomer in shelf.newcomers.drain(..) {
+            self.welcome(newcomer);
+        }
+        for signal in shelf.signals.drain(..) {
+            let (token, part) = signal.acknowledge();
+            if let Some(connection) = find(&mut self.connections, token) {
+                connection.ready(part, &self.shared, &self.inbox, &mut self.workspace);
+                mark_dirty(connection, &mut self.dirty);
+            }
+        }
+        if std::mem::take(&mut shelf.stop) {
+            self.stop();
+        }
+        shelf
+    }
+
+    fn welcome(&mut self, newcomer: Newcomer) {
+        if self.stopping {
+            return;
+        }
+        self.generation = self.generation.wrapping_add(1);
+        let entry = self.connections.vacant_entry();
+        let token = Token {
+            index: u32::try_from(entry.key()).expect("connections are limited to 2^20"),
+            generation: self.generation,
+        };
+        let connection = entry.insert(Connection::new(newcomer, token));
+        let data = EventData::new_u64(token.as_u64());
+        let flags = connection.new_interest().unwrap_or(EventFlags::IN);
+        if let Err(error) = epoll::add(&self.epoll, &*connection, data, flags) {
+            tracing::error!(%error, "a connection cannot be watched, and is closed");
+            self.remove(token);
+        }
+    }
+
+    fn flush(&mut self) {
+        let mut again = Vec::new();
+        for token in std::mem::take(&mut self.dirty) {
+            let Some(connection) = find(&mut self.connections, token) else {
+                continue;
+            };
+            connection.is_dirty = false;
+            match connection.flush(&self.shared, &self.inbox, &mut self.workspace) {
+                Ok(Flushed::Idle) => self.update_interest(token),
+                Ok(Flushed::More) => {
+                    self.update_interest(token);
+                    again.push(token);
+                }
+                Ok(Flushed::Finished) => self.remove(token),
+                Err(end) => self.conclude(token, Err(end)),
+            }
+        }
+        for token in again {
+            if let Some(connection) = find(&mut self.connections, token) {
+                mark_dirty(connection, &mut self.dirty);
+            }
+        }
+    }
+
+    fn update_interest(&mut self, token: Token) {
+        let Some(connection) = find(&mut self.connections, token) else {
+            return;
+        };
+        let Some(flags) = connection.new_interest() else {
+            return;
+        };
+        let data = EventData::new_u64(token.as_u64());
+        if let Err(error) = epoll::modify(&self.epoll, &*connection, data, flags) {
+            tracing::error!(%error, "a connection cannot be watched, and is closed");
+            self.remove(token);
+        }
+    }
+
+    fn end_lingering(&mut self) {
+        while let Some((until, token)) = self.lingering.front().copied() {
+            let lives = find(&mut self.connections, token).is_some();
+            if lives && until > Instant::now() {
+                return;
+            }
+            self.lingering.pop_front();
+            self.remove(token);
+        }
+    }
+
+    fn remove(&mut self, token: Token) {
+        if find(&mut self.connections, token).is_some() {
+            let mut connection = self.connections.remove(token.index as usize);
+            connection.end(&End::Gone, &self.shared, &self.inbox, &mut self.workspace);
+            // Dropped here: the socket closes, and epoll forgets it.
+            if self.accept_again.is_some() {
+                self.accept_again = Some(Instant::now());
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        if self.acceptor.accept(&self.shared) == Accepted::TryLater {
+            self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
+            self.watch_listeners(EventFlags::empty());
+        }
+    }
+
+    fn accept_again(&mut self) {
+        if self.accept_again.is_some_and(|at| at <= Instant::now()) {
+            self.accept_again = None;
+            self.watch_listeners(EventFlags::IN);
+        }
+    }
+
+    fn watch_listeners(&self, flags: EventFlags) {
+        for listener in self.acceptor.listeners() {
+            let data = EventData::new_u64(LISTENERS);
+            if let Err(error) = epoll::modify(&self.epoll, listener, data, flags) {
+                tracing::error!(%error, "a listening socket cannot be watched");
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        self.stopping = true;
+        self.accept_again = None;
+        self.acceptor.close();
+        let tokens = self.connections.iter().map(|(_, connection)| connection.token());
+        for token in tokens.collect::<Vec<_>>() {
+            self.conclude(token, Err(End::Shutdown));
+        }
+    }
+}
+
+impl Drop for IoThread {
+    /// However the thread ends, the broker ends with it, and nobody waits at its inbox.
+    fn drop(&mut self) {
+        self.inbox.close();
+        self.shared.stop();
+    }
+}
+
+fn find(connections: &mut Slab<Connection>, token: Token) -> Option<&mut Connection> {
+    let connection = connections.get_mut(token.index as usize)?;
+    (connection.token() == token).then_some(connection)
+}
+
+fn mark_dirty(connection: &mut Connection, dirty: &mut Vec<Token>) {
+    if !std::mem::replace(&mut connection.is_dirty, true) {
+        dirty.push(connection.token());
+    }
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    // Rounded up: waking a moment too early would only mean to sleep once more.
+    let millis = duration.as_nanos().div_ceil(1_000_000);
+    let millis = i64::try_from(millis).unwrap_or(i64::MAX);
+    Timespec {
+        tv_sec: millis / 1_000,
+        tv_nsec: (millis % 1_000) * 1_000_000,
+    }
+}
+
+/// Epoll's word for the inbox's bell. No token has it: connections are limited to 2^20.
+const BELL: u64 = u64::MAX;
+/// Epoll's word for all listening sockets.
+const LISTENERS: u64 = u64::MAX - 1;
+/// Events taken at once.
+const EVENTS_A_TURN: usize = 256;
+/// How often the bus is told the time while sends wait.
+const TICK: Duration = Duration::from_millis(100);
+/// How long a connection that ends may take to hear why.
+const LINGER: Duration = Duration::from_secs(1);
+/// How long accepting rests when there is no descriptor even for a refusal.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

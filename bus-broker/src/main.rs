@@ -1,0 +1,125 @@
+//! The program `bus-broker`: a broker with a command line, signals, logs and a service manager.
+#![deny(unsafe_code)]
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::thread;
+
+use anyhow::Context;
+use bus_broker::{Broker, BrokerHandle, Config, Listen, activation_sockets, log_to_stderr};
+use clap::Parser;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use sd_notify::NotifyState;
+
+/// Serves ordered groups to the programs of one user over a Unix socket.
+#[derive(Debug, Parser)]
+#[command(name = "bus-broker", version)]
+struct Arguments {
+    /// Where to listen: a path, or unix:PATH [default: $XDG_RUNTIME_DIR/unisono/bus]
+    #[arg(long, value_name = "PATH")]
+    listen: Option<Listen>,
+    /// Read settings from this TOML file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match serve(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not through the logs: they may be filtered, or not be there yet.
+            eprintln!("bus-broker: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(arguments: &Arguments) -> anyhow::Result<()> {
+    let mut config = match &arguments.config {
+        Some(path) => Config::read(path)?,
+        None => Config::default(),
+    };
+    log_to_stderr(&config.log)?;
+    raise_descriptor_limit();
+    // Blocked before any thread is started, so that all inherit it and the signals wait for us.
+    let signals = block_signals().context("cannot take over signals")?;
+
+    let sockets = activation_sockets()?;
+    let broker = if sockets.is_empty() {
+        if let Some(listen) = &arguments.listen {
+            config.listen = listen.clone();
+        }
+        Broker::bind(&config)?
+    } else {
+        if arguments.listen.is_some() {
+            anyhow::bail!("--listen has no meaning with a socket from the service manager");
+        }
+        Broker::with_sockets(&config, sockets)?
+    };
+    let handle = broker.handle();
+    thread::Builder::new()
+        .name("bus-signals".to_owned())
+        .spawn(move || end_on_signal(&signals, &handle))
+        .context("cannot start a thread")?;
+
+    announce(broker.address().unwrap_or(Path::new("")))?;
+    broker.run().context("the broker failed")
+}
+
+/// Standard output carries this one line: scripts wait for it.
+fn announce(address: &Path) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    let written = writeln!(out, "listening on {}", address.display()).and_then(|()| out.flush());
+    written.context("cannot write to standard output")?;
+    notify(NotifyState::Ready);
+    tracing::info!(address = %address.display(), "listening");
+    Ok(())
+}
+
+fn end_on_signal(signals: &SignalFd, broker: &BrokerHandle) {
+    loop {
+        match signals.read_signal() {
+            Ok(Some(signal)) => {
+                tracing::info!(signal = signal.ssi_signo, "ending");
+                notify(NotifyState::Stopping);
+                broker.shutdown();
+                return;
+            }
+            Ok(None) | Err(nix::Error::EINTR) => {}
+            Err(error) => {
+                tracing::error!(%error, "cannot read signals; ending");
+                broker.shutdown();
+                return;
+            }
+        }
+    }
+}
+
+fn block_signals() -> nix::Result<SignalFd> {
+    let ends = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    ends.thread_block()?;
+    SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC)
+}
+
+/// Each connection is a descriptor, and the soft limit is low for the sake of programs that use
+/// `select`, which this is not.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of descriptors cannot be raised");
+    }
+}
+
+/// Tells the service manager, if there is one. That it cannot be told harms nobody here.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::debug!(%error, "the service manager cannot be told");
+    }
+}

@@ -1,0 +1,114 @@
+//! Which protocol a connection speaks.
+//!
+//! The first bytes decide: Unisono's clients begin with 8 of their own that begin no other protocol
+//! which could come here (D-Bus begins with a NUL). Whatever a connection speaks, it is the same to
+//! the event loop: bytes and descriptors come in, parts become ready, and output is to be filled.
+
+use bytes::BytesMut;
+
+use crate::{
+    connection::{Context, End},
+    inbox::{Part, Token},
+    output::Output,
+    session::{Session, say},
+    transport::Arrived,
+};
+use bus_core::{Credentials, wire};
+
+/// The state of a connection's conversation.
+#[derive(Debug)]
+pub(crate) enum Protocol {
+    /// The first bytes have not come.
+    Undecided {
+        token: Token,
+        credentials: Credentials,
+    },
+    /// Unisono's own.
+    Unisono(Box<Session>),
+}
+
+/// How far a protocol came with the bytes that it was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// It has taken all whole frames, and needs so many bytes, those that are left counted, to get
+    /// further.
+    Needs(usize),
+    /// The client has to read before it may ask for more.
+    OutputFull,
+}
+
+impl Protocol {
+    pub(crate) fn new(token: Token, credentials: Credentials) -> Self {
+        Self::Undecided { token, credentials }
+    }
+
+    /// Takes what has come, and does what it says. What is not taken stays in `unread`.
+    pub(crate) fn input(
+        &mut self,
+        unread: &mut BytesMut,
+        arrived: &mut Arrived,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) -> Result<Progress, End> {
+        if let Self::Undecided { token, credentials } = *self {
+            let known = unread.len().min(wire::MAGIC.len());
+            if unread[..known] != wire::MAGIC[..known] {
+                return Err(End::UnknownProtocol);
+            }
+            if known < wire::MAGIC.len() {
+                return Ok(Progress::Needs(wire::MAGIC.len()));
+            }
+            let _ = unread.split_to(known);
+            *self = Self::Unisono(Box::new(Session::new(token, credentials)));
+        }
+        match self {
+            Self::Undecided { .. } => unreachable!("decided above"),
+            Self::Unisono(session) => session.input(unread, arrived, output, context),
+        }
+    }
+
+    /// A part of the connection has something to do.
+    pub(crate) fn ready(&mut self, part: Part, output: &mut Output, context: &mut Context<'_>) {
+        match self {
+            Self::Undecided { .. } => {}
+            Self::Unisono(session) => session.ready(part, output, context),
+        }
+    }
+
+    /// Moves messages from queues to `output` while it has room for them.
+    pub(crate) fn fill(&mut self, output: &mut Output) {
+        match self {
+            Self::Undecided { .. } => {}
+            Self::Unisono(session) => session.fill(output),
+        }
+    }
+
+    /// Descriptors that were put into `output` could not be sent, and the client was told so.
+    pub(crate) fn descriptors_lost(&mut self) {
+        match self {
+            Self::Undecided { .. } => {}
+            Self::Unisono(session) => session.descriptors_lost(),
+        }
+    }
+
+    /// Whether `fill` would find messages now.
+    pub(crate) fn has_more(&self) -> bool {
+        match self {
+            Self::Undecided { .. } => false,
+            Self::Unisono(session) => session.has_more(),
+        }
+    }
+
+    /// Gives up everything that the connection has on the bus, and says goodbye if the protocol
+    /// has a word for that and the client may still hear it.
+    pub(crate) fn close(&mut self, end: &End, output: &mut Output, context: &mut Context<'_>) {
+        let Self::Unisono(session) = self else { return };
+        if *end == End::Shutdown {
+            session.cancel_sends(output, context);
+        }
+        session.close(context);
+        if let Some(goodbye) = end.goodbye() {
+            say(wire::BrokerFrame::Goodbye(goodbye), output);
+        }
+    }
+}

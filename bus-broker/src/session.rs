@@ -1,0 +1,517 @@
+//! A connection that speaks Unisono's own protocol: frames in, frames out, endpoints on the bus.
+//!
+//! Invariants:
+//! - No frame waits for room in a queue. A send that has to wait is kept by its lane
+//!   ([`lane_queue`]) and every other frame is acted on as it comes, so credit, cancel, leave
+//!   and shutdown are never behind a send that waits (G5).
+//! - Each CALL, SEND and WATCH is answered once.
+//! - At most one frame with descriptors is on its way to the client. The kernel counts descriptors
+//!   in flight per user, so one client that does not read must not use them up for others. An
+//!   endpoint whose next message has descriptors waits for its turn; its order is kept, and the
+//!   connection's other endpoints go on.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bus_core::wire::{
+    BrokerFrame, COPY_BYTES, ClientFrame, Failure, FailureCode, Goodbye, GoodbyeCode, Handle,
+    Hello, MAX_DESCRIPTORS, MessageHead, Notice, SendFrame, SendId, Serial, VERSION, Welcome,
+    encode_message, encode_message_head,
+};
+use bus_core::{Credentials, Delivery, Destination, Draft, Gap, Message};
+use bytes::{Buf, BytesMut};
+
+use crate::connection::{Context, End};
+use crate::inbox::{Part, Signal, Token};
+use crate::output::Output;
+use crate::protocol::Progress;
+use crate::transport::Arrived;
+use port::Port;
+
+mod calls;
+mod failure;
+mod lane_queue;
+mod port;
+mod sending;
+
+/// The conversation with one client.
+#[derive(Debug)]
+pub(crate) struct Session {
+    token: Token,
+    credentials: Credentials,
+    greeted: bool,
+    ports: BTreeMap<Handle, Port>,
+    /// Ports whose queues may have messages; the others sleep.
+    readable: VecDeque<Handle>,
+    /// Ports whose next message waits until the client has taken descriptors.
+    holding: VecDeque<Handle>,
+    /// The client has not yet taken the descriptors of the last frame that had some.
+    descriptors_out: bool,
+}
+
+impl Session {
+    pub(crate) fn new(token: Token, credentials: Credentials) -> Self {
+        Self {
+            token,
+            credentials,
+            greeted: false,
+            ports: BTreeMap::new(),
+            readable: VecDeque::new(),
+            holding: VecDeque::new(),
+            descriptors_out: false,
+        }
+    }
+
+    /// Takes all whole frames off `unread` and acts on them.
+    pub(crate) fn input(
+        &mut self,
+        unread: &mut BytesMut,
+        arrived: &mut Arrived,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) -> Result<Progress, End> {
+        if arrived.descriptors.len() > usize::from(MAX_DESCRIPTORS) {
+            return Err(fault(format!(
+                "{} descriptors came, and a frame has at most {MAX_DESCRIPTORS}",
+                arrived.descriptors.len()
+            )));
+        }
+        loop {
+            if !output.has_room_for_answers() {
+                return Ok(Progress::OutputFull);
+            }
+            let needed = ClientFrame::bytes_needed(unread).map_err(|error| bad_frame(&error))?;
+            if unread.len() < needed {
+                return Ok(Progress::Needs(needed));
+            }
+            // A long message stays in the memory that it was read into. If that is mostly other
+            // frames' it gets its own, so that a message that is kept keeps no more than itself.
+            let frame = if needed > COPY_BYTES && unread.capacity() > 2 * needed {
+                let mut own = BytesMut::from(&unread[..needed]);
+                unread.advance(needed);
+                ClientFrame::decode(&mut own)
+            } else {
+                ClientFrame::decode(unread)
+            };
+            match frame.map_err(|error| bad_frame(&error))? {
+                Some(frame) => self.act(frame, arrived, output, context)?,
+                None => return Ok(Progress::Needs(needed)),
+            }
+        }
+    }
+
+    /// A part of the connection has something to do.
+    pub(crate) fn ready(&mut self, part: Part, output: &mut Output, context: &mut Context<'_>) {
+        match part {
+            Part::Queue(handle) => self.set_readable(handle),
+            Part::Lane(handle, lane) => {
+                if let Some(port) = self.ports.get_mut(&handle) {
+                    port.lane_decided(lane, output, context);
+                }
+            }
+            Part::Watch(handle, serial) => {
+                if let Some(port) = self.ports.get_mut(&handle) {
+                    port.watch_decided(serial, output);
+                }
+            }
+        }
+    }
+
+    /// Moves messages from the queues to `output` while it has room: a few of each endpoint in
+    /// turn.
+    pub(crate) fn fill(&mut self, output: &mut Output) {
+        while output.has_room_for_messages()
+            && let Some(handle) = self.readable.pop_front()
+        {
+            match self.fill_from(handle, output) {
+                Filled::MayHaveMore => self.readable.push_back(handle),
+                Filled::Sleeps => {}
+                Filled::Holds => self.holding.push_back(handle),
+            }
+        }
+    }
+
+    /// Whether `fill` would find messages now.
+    pub(crate) fn has_more(&self) -> bool {
+        !self.readable.is_empty()
+    }
+
+    /// The descriptors that were on their way could not be sent.
+    pub(crate) fn descriptors_lost(&mut self) {
+        self.descriptors_taken();
+    }
+
+    /// Closes all endpoints: they leave their groups, and their waiting sends end.
+    pub(crate) fn close(&mut self, context: &mut Context<'_>) {
+        for port in self.ports.values() {
+            *context.waiting_sends -= port.waiting_lanes();
+        }
+        self.ports.clear();
+        self.readable.clear();
+        self.holding.clear();
+    }
+
+    /// Answers all sends that have no answer: they are cancelled, and have reached nobody.
+    pub(crate) fn cancel_sends(&mut self, output: &mut Output, context: &mut Context<'_>) {
+        for port in self.ports.values_mut() {
+            port.cancel_sends(output, context);
+        }
+    }
+
+    fn act(
+        &mut self,
+        frame: ClientFrame,
+        arrived: &mut Arrived,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) -> Result<(), End> {
+        if !self.greeted {
+            return match frame {
+                ClientFrame::Hello(hello) => self.greet(&hello, output, context),
+                ClientFrame::Goodbye(goodbye) => Err(End::Left(goodbye)),
+                _ => Err(fault("the first frame is not HELLO")),
+            };
+        }
+        match frame {
+            ClientFrame::Hello(_) => return Err(fault("a second HELLO")),
+            ClientFrame::Call {
+                endpoint,
+                serial,
+                request,
+            } => {
+                let result = self.call(endpoint, &request, output, context);
+                answer_call(endpoint, serial, result, output);
+            }
+            ClientFrame::BadCall {
+                endpoint,
+                serial,
+                problem,
+                ..
+            } => answer_call(endpoint, serial, Err(Failure::from(&problem)), output),
+            ClientFrame::Send(send) => return self.send(send, arrived, output, context),
+            ClientFrame::Cancel(id) => {
+                if let Some(port) = self.ports.get_mut(&id.endpoint) {
+                    port.cancel(id, output, context);
+                }
+            }
+            ClientFrame::Resume { endpoint, lane } => {
+                if let Some(port) = self.ports.get_mut(&endpoint) {
+                    port.resume(lane);
+                }
+            }
+            ClientFrame::Credit {
+                endpoint,
+                messages,
+                bytes,
+            } => {
+                if let Some(port) = self.ports.get_mut(&endpoint) {
+                    port.release(messages, bytes)
+                        .map_err(|error| fault(error.to_string()))?;
+                }
+            }
+            ClientFrame::Watch {
+                endpoint,
+                serial,
+                destination,
+            } => self.watch(endpoint, serial, destination, output, context),
+            ClientFrame::Unwatch { endpoint, serial } => {
+                if let Some(port) = self.ports.get_mut(&endpoint) {
+                    port.unwatch(serial);
+                }
+            }
+            ClientFrame::DescriptorsTaken => {
+                if !self.descriptors_out {
+                    return Err(fault("DESCRIPTORS_TAKEN, and none were sent"));
+                }
+                self.descriptors_taken();
+            }
+            ClientFrame::Goodbye(goodbye) => return Err(End::Left(goodbye)),
+        }
+        Ok(())
+    }
+
+    fn greet(
+        &mut self,
+        hello: &Hello,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) -> Result<(), End> {
+        let version = hello.common_version(&[VERSION]).ok_or_else(|| {
+            End::Fault(Goodbye::new(
+                GoodbyeCode::NoCommonVersion,
+                format!("this broker speaks version {VERSION} only"),
+            ))
+        })?;
+        let shared = context.shared;
+        let endpoint = self.open_port(Handle::FIRST, context).map_err(|failure| {
+            End::NoPlace(Goodbye::new(GoodbyeCode::LimitExceeded, failure.text))
+        })?;
+        self.greeted = true;
+        let welcome = Welcome {
+            version,
+            features: Vec::new(),
+            incarnation: shared.incarnation,
+            endpoint,
+            limits: shared.bus.limits().clone(),
+        };
+        say(BrokerFrame::Welcome(Box::new(welcome)), output);
+        tracing::debug!(
+            connection = self.token.index,
+            %endpoint,
+            program = hello.program.as_deref(),
+            "welcome"
+        );
+        Ok(())
+    }
+
+    fn send(
+        &mut self,
+        send: SendFrame,
+        arrived: &mut Arrived,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) -> Result<(), End> {
+        let id = send.head.id;
+        let descriptors = match send.head.descriptors {
+            0 => Vec::new(),
+            count => {
+                say(BrokerFrame::DescriptorsTaken, output);
+                if std::mem::take(&mut arrived.lost) {
+                    arrived.descriptors.clear();
+                    let failure = Failure::new(
+                        FailureCode::LimitExceeded,
+                        "the broker has no room for more descriptors",
+                    );
+                    refuse(id, failure, output, context);
+                    return Ok(());
+                }
+                if arrived.descriptors.len() != usize::from(count) {
+                    return Err(fault(format!(
+                        "a SEND with {count} descriptors, and {} came",
+                        arrived.descriptors.len()
+                    )));
+                }
+                std::mem::take(&mut arrived.descriptors)
+            }
+        };
+        let Some(port) = self.ports.get_mut(&id.endpoint) else {
+            refuse(id, no_such_port(id.endpoint), output, context);
+            return Ok(());
+        };
+        let draft = Draft {
+            attributes: send.attributes,
+            payload: send.payload.into(),
+            deadline: send.head.deadline,
+            descriptors,
+        };
+        port.send(self.token, &send.head, draft, output, context)
+            .map_err(|exceeded| {
+                fault(format!(
+                    "lane {} of endpoint {}: {exceeded}",
+                    id.lane, id.endpoint
+                ))
+            })
+    }
+
+    fn watch(
+        &mut self,
+        endpoint: Handle,
+        serial: Serial,
+        destination: Destination,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) {
+        match self.ports.get_mut(&endpoint) {
+            Some(port) => port.watch(self.token, serial, destination, output, context),
+            None => say(
+                BrokerFrame::Error {
+                    endpoint,
+                    serial,
+                    failure: Box::new(no_such_port(endpoint)),
+                },
+                output,
+            ),
+        }
+    }
+
+    fn open_port(
+        &mut self,
+        handle: Handle,
+        context: &mut Context<'_>,
+    ) -> Result<bus_core::EndpointId, Failure> {
+        let endpoint = context
+            .shared
+            .bus
+            .open_endpoint(self.credentials)
+            .map_err(|error| failure::of_limit(&error))?;
+        let id = endpoint.id();
+        let waker = Signal::waker(context.inbox, self.token, Part::Queue(handle));
+        self.ports.insert(handle, Port::new(handle, endpoint, waker));
+        self.set_readable(handle);
+        Ok(id)
+    }
+
+    fn set_readable(&mut self, handle: Handle) {
+        if let Some(port) = self.ports.get_mut(&handle)
+            && port.wake()
+        {
+            self.readable.push_back(handle);
+        }
+    }
+
+    fn descriptors_taken(&mut self) {
+        self.descriptors_out = false;
+        // The first of them goes on, and those behind it when their turn comes.
+        self.readable.extend(self.holding.drain(..));
+    }
+
+    /// Takes a few messages of one endpoint.
+    fn fill_from(&mut self, handle: Handle, output: &mut Output) -> Filled {
+        let Some(port) = self.ports.get_mut(&handle) else {
+            return Filled::Sleeps;
+        };
+        for _ in 0..MESSAGES_A_TURN {
+            if !output.has_room_for_messages() {
+                return Filled::MayHaveMore;
+            }
+            match port.next_delivery() {
+                Some(Delivery::Message { message, missed }) => {
+                    let has_descriptors = !message.descriptors().is_empty();
+                    if has_descriptors && self.descriptors_out {
+                        port.hold(Delivery::Message { message, missed });
+                        return Filled::Holds;
+                    }
+                    self.descriptors_out |= has_descriptors;
+                    deliver(handle, &message, missed, output);
+                }
+                Some(Delivery::Gap { group, gap }) => say(
+                    BrokerFrame::Notice {
+                        endpoint: handle,
+                        notice: Notice::Gap {
+                            group_id: group,
+                            gap,
+                        },
+                    },
+                    output,
+                ),
+                Some(_) => {}
+                None if port.fall_asleep() => return Filled::Sleeps,
+                None => {}
+            }
+        }
+        Filled::MayHaveMore
+    }
+}
+
+/// What is left of a port after it was asked for messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Filled {
+    /// It was not its turn any longer, or the output is full.
+    MayHaveMore,
+    /// Nothing; its waker is in place, or it has ended.
+    Sleeps,
+    /// Its next message has descriptors and has to wait.
+    Holds,
+}
+
+fn deliver(handle: Handle, message: &Arc<Message>, missed: Option<Gap>, output: &mut Output) {
+    let descriptors = u8::try_from(message.descriptors().len())
+        .expect("the bus takes no message with more than 16 descriptors");
+    let head = MessageHead {
+        endpoint: handle,
+        sequence: message.sequence(),
+        group: match message.destination() {
+            Destination::Group(group) => Some(group),
+            Destination::Endpoint(_) => None,
+        },
+        sender: message.sender(),
+        sender_serial: message.sender_serial(),
+        commit_time: message.commit_time(),
+        deadline: message.deadline(),
+        credentials: message.credentials(),
+        missed,
+        descriptors,
+        descriptors_lost: false,
+    };
+    let (attributes, payload) = (message.attributes(), message.payload());
+    let fits = "the bus takes no message that is longer than a frame";
+    if descriptors == 0 && payload.len() <= SHARE_BYTES {
+        encode_message(output.frames(), &head, attributes, payload).expect(fits);
+        return;
+    }
+    if descriptors == 0 {
+        encode_message_head(output.frames(), &head, attributes, payload.len()).expect(fits);
+    } else {
+        let (mut with, mut without) = (BytesMut::new(), BytesMut::new());
+        encode_message_head(&mut with, &head, attributes, payload.len()).expect(fits);
+        let lost = MessageHead {
+            descriptors: 0,
+            descriptors_lost: true,
+            ..head
+        };
+        encode_message_head(&mut without, &lost, attributes, payload.len()).expect(fits);
+        output.push_with_descriptors(with.freeze(), without.freeze(), Arc::clone(message));
+    }
+    if payload.len() > SHARE_BYTES {
+        output.push_shared(payload.as_bytes().clone());
+    } else {
+        output.frames().extend_from_slice(payload);
+    }
+}
+
+/// Appends a frame.
+pub(crate) fn say(frame: BrokerFrame, output: &mut Output) {
+    if let Err(error) = frame.encode(output.frames()) {
+        // Texts are clipped and pages bounded, so every answer fits.
+        tracing::error!(%error, "a frame could not be written");
+        debug_assert!(false, "{error}");
+    }
+}
+
+fn answer_call(
+    endpoint: Handle,
+    serial: Serial,
+    result: Result<bus_core::wire::Response, Failure>,
+    output: &mut Output,
+) {
+    let frame = match result {
+        Ok(response) => BrokerFrame::Done {
+            endpoint,
+            serial,
+            response,
+        },
+        Err(failure) => BrokerFrame::Error {
+            endpoint,
+            serial,
+            failure: Box::new(failure),
+        },
+    };
+    say(frame, output);
+}
+
+fn refuse(id: SendId, failure: Failure, output: &mut Output, context: &Context<'_>) {
+    context.shared.counters.refused.add(1);
+    let failure = Box::new(failure);
+    say(BrokerFrame::Refused { id, failure }, output);
+}
+
+fn no_such_port(handle: Handle) -> Failure {
+    Failure::new(
+        FailureCode::NoSuchEndpoint,
+        format!("this connection has no endpoint {handle}"),
+    )
+}
+
+fn bad_frame(error: &bus_core::wire::WireError) -> End {
+    End::Fault(Goodbye::from(error))
+}
+
+fn fault(text: impl Into<String>) -> End {
+    End::Fault(Goodbye::new(GoodbyeCode::Protocol, text))
+}
+
+/// Payloads above this go to the socket from where they lie; below it a copy is cheaper than the
+/// extra slice and its reference count.
+const SHARE_BYTES: usize = 4 << 10;
+/// Messages that one endpoint of a connection gives before the next one has its turn.
+const MESSAGES_A_TURN: usize = 64;

@@ -1,0 +1,204 @@
+//! CALLs: what is asked for outside the order of sends, answered at once.
+
+use bus_core::{
+    GroupId, JoinOptions,
+    wire::{
+        Failure, FailureCode, GroupInfo, Handle, MAX_PAGE, MemberInfo, Request, Response, Stats,
+        Status, VERSION,
+    },
+};
+
+use super::{Session, failure, no_such_port, port::Port};
+use crate::{broker::Shared, connection::Context, output::Output};
+
+impl Session {
+    pub(super) fn call(
+        &mut self,
+        handle: Handle,
+        request: &Request,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) -> Result<Response, Failure> {
+        let shared = context.shared;
+        match request {
+            Request::Ping => Ok(Response::Pong),
+            Request::Status => Ok(Response::Status(Box::new(status(shared)))),
+            Request::Stats => Ok(Response::Stats(Box::new(stats(shared)))),
+            Request::OpenEndpoint => self.open_endpoint(handle, context),
+            Request::CloseEndpoint => self.close_endpoint(handle, output, context),
+            Request::ShutdownReceive => Ok(Response::Shut {
+                sequence: self.port(handle)?.shutdown_receive(),
+            }),
+            Request::Create { group } => {
+                let created = self.port(handle)?.endpoint().create_group(group);
+                let (group_id, sequence) = created.map_err(|e| failure::of_create(&e))?;
+                Ok(Response::Created { group_id, sequence })
+            }
+            Request::Join {
+                group,
+                flags,
+                create,
+            } => {
+                let options = JoinOptions {
+                    flags: *flags,
+                    create: *create,
+                };
+                let joined = self.port(handle)?.endpoint().join(group, options);
+                let joined = joined.map_err(|e| failure::of_join(&e))?;
+                Ok(Response::Joined {
+                    group_id: joined.group,
+                    sequence: joined.sequence,
+                    created: joined.created,
+                    members: joined.members,
+                })
+            }
+            Request::Leave { group_id } => {
+                let left = self.port(handle)?.endpoint().leave(*group_id);
+                let sequence = left.map_err(|e| failure::of_leave(&e))?;
+                Ok(Response::Left { sequence })
+            }
+            Request::FindGroup { group } => match shared.bus.find_group(group) {
+                Some(info) => Ok(Response::Group(group_info(info))),
+                None => Err(Failure::new(
+                    FailureCode::NoSuchGroup,
+                    format!("there is no group {group}"),
+                )),
+            },
+            Request::Groups { after, max } => {
+                let max = page(*max);
+                let mut groups = shared.bus.groups(after.as_ref(), max + 1);
+                let more = groups.len() > max;
+                groups.truncate(max);
+                Ok(Response::Groups {
+                    groups: groups.into_iter().map(group_info).collect(),
+                    more,
+                })
+            }
+            Request::Members {
+                group_id,
+                after,
+                max,
+            } => {
+                let view = shared.bus.members(*group_id, *after, page(*max));
+                let view = view.ok_or_else(|| no_such_group(*group_id))?;
+                Ok(Response::Members {
+                    sequence: view.sequence,
+                    members: view.members.into_iter().map(member_info).collect(),
+                    more: view.more,
+                })
+            }
+            _ => Err(Failure::new(
+                FailureCode::Unsupported,
+                "this broker does not know the operation",
+            )),
+        }
+    }
+
+    fn open_endpoint(
+        &mut self,
+        handle: Handle,
+        context: &mut Context<'_>,
+    ) -> Result<Response, Failure> {
+        if self.ports.contains_key(&handle) {
+            return Err(Failure::new(
+                FailureCode::BadRequest,
+                format!("this connection has an endpoint {handle} already"),
+            ));
+        }
+        let most = context.shared.bus.limits().endpoints_per_connection;
+        if self.ports.len() >= usize::from(most) {
+            return Err(Failure::new(
+                FailureCode::LimitExceeded,
+                format!("this connection has {most} endpoints already"),
+            )
+            .with_limit("endpoints_per_connection", most.into()));
+        }
+        let endpoint = self.open_port(handle, context)?;
+        Ok(Response::Opened { endpoint })
+    }
+
+    fn close_endpoint(
+        &mut self,
+        handle: Handle,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) -> Result<Response, Failure> {
+        let mut port = self.ports.remove(&handle).ok_or_else(|| no_such_port(handle))?;
+        port.cancel_sends(output, context);
+        port.cancel_watches(output);
+        self.readable.retain(|readable| *readable != handle);
+        self.holding.retain(|holding| *holding != handle);
+        Ok(Response::Closed)
+    }
+
+    fn port(&mut self, handle: Handle) -> Result<&mut Port, Failure> {
+        self.ports.get_mut(&handle).ok_or_else(|| no_such_port(handle))
+    }
+}
+
+fn status(shared: &Shared) -> Status {
+    let address = shared.address.as_deref();
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        protocol: VERSION,
+        address: address.map(|path| path.to_string_lossy().into_owned()),
+        incarnation: shared.incarnation,
+        pid: std::process::id(),
+        uptime_seconds: shared.started.elapsed().as_secs(),
+        limits: shared.bus.limits().clone(),
+    }
+}
+
+fn stats(shared: &Shared) -> Stats {
+    let bus = shared.bus.stats();
+    let counters = &shared.counters;
+    Stats {
+        waiting_sends: bus.waiting_sends as u64,
+        endpoints: bus.endpoints as u64,
+        groups: bus.groups as u64,
+        connections: shared.connection_count() as u64,
+        messages: bus.messages,
+        deliveries: bus.deliveries,
+        dropped: bus.dropped,
+        refused: counters.refused.get(),
+        protocol_errors: counters.protocol_errors.get(),
+        bytes_read: counters.bytes_read.get(),
+        bytes_written: counters.bytes_written.get(),
+    }
+}
+
+fn group_info(info: bus_core::GroupInfo) -> GroupInfo {
+    GroupInfo {
+        name: info.name,
+        group_id: info.id,
+        members: info.members,
+        creator: info.creator,
+    }
+}
+
+fn member_info(info: bus_core::MemberInfo) -> MemberInfo {
+    MemberInfo {
+        endpoint: info.endpoint,
+        uid: info.credentials.uid,
+        pid: info.credentials.pid,
+        flags: info.flags,
+        queued_messages: info.queued_messages,
+        queued_bytes: info.queued_bytes,
+        capacity: info.capacity,
+        dropped: info.dropped,
+        full_since_sequence: info.full_since,
+        blocks: info.blocks.into(),
+    }
+}
+
+fn no_such_group(group: GroupId) -> Failure {
+    Failure::new(
+        FailureCode::NoSuchGroup,
+        format!("there is no group {group}; it may have ended"),
+    )
+}
+
+/// The size of a page: what was asked for, within what fits a frame.
+fn page(max: u32) -> usize {
+    usize::try_from(max.clamp(1, MAX_PAGE)).unwrap_or(1)
+}

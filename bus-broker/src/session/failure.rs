@@ -1,0 +1,67 @@
+//! What the bus refused, in the words of the wire.
+
+use bus_core::{
+    CreateError, JoinError, LeaveError, LimitExceeded, SendError, WatchError,
+    wire::{Failure, FailureCode},
+};
+
+pub(super) fn of_limit(error: &LimitExceeded) -> Failure {
+    Failure::new(FailureCode::LimitExceeded, error.to_string())
+        .with_limit(error.limit, error.value)
+}
+
+pub(super) fn of_send(error: &SendError) -> Failure {
+    let failure = |code| Failure::new(code, error.to_string());
+    match error {
+        SendError::NoSuchGroup(_) => failure(FailureCode::NoSuchGroup),
+        SendError::NoSuchEndpoint(_) => failure(FailureCode::NoSuchEndpoint),
+        SendError::ReceiveShut(_) | SendError::Closed => failure(FailureCode::EndpointClosed),
+        SendError::WouldBlock { full } => {
+            failure(FailureCode::WouldBlock).with_full(full.named(), full.count())
+        }
+        SendError::OwnQueueFull => failure(FailureCode::OwnQueueFull),
+        SendError::TooLarge { limit, .. } => {
+            failure(FailureCode::TooLarge).with_limit("payload_bytes", (*limit).into())
+        }
+        SendError::TooManyDescriptors { limit, .. } => {
+            failure(FailureCode::LimitExceeded).with_limit("descriptors", (*limit).into())
+        }
+        SendError::Cancelled => failure(FailureCode::Cancelled),
+        // The broker submits one send of a lane at a time.
+        _ => failure(FailureCode::BadRequest),
+    }
+}
+
+pub(super) fn of_watch(error: &WatchError) -> Failure {
+    match error {
+        WatchError::Destination(error) => of_send(error),
+        WatchError::Limit(error) => of_limit(error),
+        _ => Failure::new(FailureCode::BadRequest, error.to_string()),
+    }
+}
+
+pub(super) fn of_create(error: &CreateError) -> Failure {
+    let failure = |code| Failure::new(code, error.to_string());
+    match error {
+        CreateError::Exists(_) => failure(FailureCode::GroupExists),
+        CreateError::Closed(_) => failure(FailureCode::EndpointClosed),
+        CreateError::Limit(error) => of_limit(error),
+        _ => failure(FailureCode::BadRequest),
+    }
+}
+
+pub(super) fn of_join(error: &JoinError) -> Failure {
+    let failure = |code| Failure::new(code, error.to_string());
+    match error {
+        JoinError::NoSuchGroup(_) => failure(FailureCode::NoSuchGroup),
+        JoinError::AlreadyMember(..) => failure(FailureCode::AlreadyMember),
+        JoinError::SendToPeer(_) => failure(FailureCode::BadRequest),
+        JoinError::ReceiveShut(_) | JoinError::Closed(_) => failure(FailureCode::EndpointClosed),
+        JoinError::Limit(error) => of_limit(error),
+        _ => failure(FailureCode::BadRequest),
+    }
+}
+
+pub(super) fn of_leave(error: &LeaveError) -> Failure {
+    Failure::new(FailureCode::NotAMember, error.to_string())
+}

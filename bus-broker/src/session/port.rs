@@ -1,0 +1,229 @@
+//! One endpoint of a connection: its queue's reader, its lanes, its watches.
+//!
+//! Invariant: the queue's reader either is in the session's list of readable ports, or holds a
+//! message that waits for its turn, or sleeps with its waker in the bus. So no message lies in a
+//! queue that nobody will look at.
+
+use std::{collections::BTreeMap, task::Waker};
+
+use bus_core::{
+    CreditError, Delivery, Destination, Draft, Endpoint, Receiver, Watch,
+    wire::{
+        BrokerFrame, Failure, FailureCode, Handle, LaneNumber, MAX_LANES, SendHead, SendId, Serial,
+    },
+};
+
+use super::{
+    failure,
+    lane_queue::WindowExceeded,
+    refuse, say,
+    sending::SendingLane,
+};
+use crate::{
+    connection::Context,
+    inbox::{Part, Signal, Token},
+    output::Output,
+};
+
+/// An endpoint of a connection.
+///
+/// Fields are dropped in their order: sends and watches end before the endpoint closes.
+#[derive(Debug)]
+pub(super) struct Port {
+    handle: Handle,
+    lanes: [Option<Box<SendingLane>>; MAX_LANES as usize],
+    watches: BTreeMap<Serial, Watch>,
+    receiver: Receiver,
+    waker: Waker,
+    /// It does not sleep.
+    awake: bool,
+    held: Option<Delivery>,
+    /// Nothing more will come than is in the queue.
+    receive_shut: bool,
+    endpoint: Endpoint,
+}
+
+impl Port {
+    pub(super) fn new(handle: Handle, endpoint: Endpoint, waker: Waker) -> Self {
+        let receiver = endpoint
+            .receiver()
+            .expect("nobody else knows this endpoint yet");
+        Self {
+            handle,
+            lanes: Default::default(),
+            watches: BTreeMap::new(),
+            receiver,
+            waker,
+            awake: false,
+            held: None,
+            receive_shut: false,
+            endpoint,
+        }
+    }
+
+    pub(super) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// It stops sleeping; false if it was awake.
+    pub(super) fn wake(&mut self) -> bool {
+        !std::mem::replace(&mut self.awake, true)
+    }
+
+    pub(super) fn next_delivery(&mut self) -> Option<Delivery> {
+        self.held.take().or_else(|| self.receiver.drain())
+    }
+
+    /// Keeps a message that has to wait.
+    pub(super) fn hold(&mut self, delivery: Delivery) {
+        self.held = Some(delivery);
+    }
+
+    /// Leaves its waker in the bus, unless there is something to read. True too if nothing will
+    /// ever come.
+    pub(super) fn fall_asleep(&mut self) -> bool {
+        // Once receiving is shut, what is in the queue is all, and the bus lets nobody sleep.
+        if self.receive_shut || self.receiver.sleep(self.waker.clone()) {
+            self.awake = false;
+        }
+        !self.awake
+    }
+
+    pub(super) fn shutdown_receive(&mut self) -> bus_core::Sequence {
+        let sequence = self.endpoint.shutdown_receive();
+        self.receive_shut = true;
+        sequence
+    }
+
+    pub(super) fn release(&mut self, messages: u32, bytes: u64) -> Result<(), CreditError> {
+        self.receiver.release(messages.into(), bytes)
+    }
+
+    pub(super) fn send(
+        &mut self,
+        token: Token,
+        head: &SendHead,
+        draft: Draft,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) -> Result<(), WindowExceeded> {
+        let id = head.id;
+        let place = &mut self.lanes[id.lane.index()];
+        let lane = match place {
+            Some(lane) => lane,
+            None => match self.endpoint.lane() {
+                Ok(lane) => {
+                    let part = Part::Lane(self.handle, id.lane);
+                    let waker = Signal::waker(context.inbox, token, part);
+                    let limits = context.shared.bus.limits();
+                    place.insert(Box::new(SendingLane::new(lane, waker, limits)))
+                }
+                Err(error) => {
+                    refuse(id, failure::of_limit(&error), output, context);
+                    return Ok(());
+                }
+            },
+        };
+        lane.send(head, draft, output, context)
+    }
+
+    pub(super) fn cancel(&mut self, id: SendId, output: &mut Output, context: &mut Context<'_>) {
+        if let Some(lane) = &mut self.lanes[id.lane.index()] {
+            lane.cancel(id, output, context);
+        }
+    }
+
+    pub(super) fn resume(&mut self, lane: LaneNumber) {
+        if let Some(lane) = &mut self.lanes[lane.index()] {
+            lane.resume();
+        }
+    }
+
+    pub(super) fn lane_decided(
+        &mut self,
+        number: LaneNumber,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) {
+        if let Some(lane) = &mut self.lanes[number.index()] {
+            lane.decided(self.handle, number, output, context);
+        }
+    }
+
+    /// Answers every send that has no answer: it is cancelled, unless the bus was faster.
+    pub(super) fn cancel_sends(&mut self, output: &mut Output, context: &mut Context<'_>) {
+        let lanes = (0..MAX_LANES).filter_map(LaneNumber::new);
+        for (number, lane) in lanes.zip(&mut self.lanes) {
+            if let Some(lane) = lane {
+                lane.cancel_all(self.handle, number, output, context);
+            }
+        }
+    }
+
+    /// Lanes whose heads wait in the bus.
+    pub(super) fn waiting_lanes(&self) -> usize {
+        let lanes = self.lanes.iter().flatten();
+        lanes.filter(|lane| lane.is_waiting()).count()
+    }
+
+    pub(super) fn watch(
+        &mut self,
+        token: Token,
+        serial: Serial,
+        destination: Destination,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) {
+        if self.watches.contains_key(&serial) {
+            let text = format!("watch {serial} has not been answered yet");
+            let failure = Failure::new(FailureCode::BadRequest, text);
+            return self.say_watch_failed(serial, failure, output);
+        }
+        let part = Part::Watch(self.handle, serial);
+        let waker = Signal::waker(context.inbox, token, part);
+        match self.endpoint.watch_writable(destination, waker) {
+            Ok(Some(watch)) => {
+                self.watches.insert(serial, watch);
+            }
+            Ok(None) => self.say_writable(serial, output),
+            Err(error) => self.say_watch_failed(serial, failure::of_watch(&error), output),
+        }
+    }
+
+    pub(super) fn unwatch(&mut self, serial: Serial) {
+        self.watches.remove(&serial);
+    }
+
+    pub(super) fn watch_decided(&mut self, serial: Serial, output: &mut Output) {
+        let Some(outcome) = self.watches.get_mut(&serial).and_then(Watch::outcome) else {
+            return;
+        };
+        self.watches.remove(&serial);
+        match outcome {
+            Ok(()) => self.say_writable(serial, output),
+            Err(error) => self.say_watch_failed(serial, failure::of_send(&error), output),
+        }
+    }
+
+    /// Answers every watch that has no answer.
+    pub(super) fn cancel_watches(&mut self, output: &mut Output) {
+        for serial in std::mem::take(&mut self.watches).into_keys() {
+            let failure = Failure::new(FailureCode::Cancelled, "the endpoint is closed");
+            self.say_watch_failed(serial, failure, output);
+        }
+    }
+
+    fn say_writable(&self, serial: Serial, output: &mut Output) {
+        let endpoint = self.handle;
+        say(BrokerFrame::Writable { endpoint, serial }, output);
+    }
+
+    fn say_watch_failed(&self, serial: Serial, failure: Failure, output: &mut Output) {
+        let frame = BrokerFrame::Error {
+            endpoint: self.handle,
+            serial,
+            failure: Box::new(failure),
+        };
+        say(frame, output);
+    }
+}

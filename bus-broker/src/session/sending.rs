@@ -1,0 +1,229 @@
+//! A lane with the bus behind it: the queue says what is next, the bus says how it went, the client
+//! is told.
+
+use std::task::Waker;
+
+use bus_core::{
+    Destination, Draft, Lane, Limits, Receipt, SendError, Submitted,
+    wire::{
+        Failure, FailureCode, Handle, LaneNumber, SendFlags, SendHead, SendId, Serial,
+        encode_receipt,
+    },
+};
+
+use super::{
+    failure,
+    lane_queue::{Arrival, Cancellation, LaneQueue, Outcome, Patience, Place, Window, WindowExceeded},
+    refuse,
+};
+use crate::{connection::Context, output::Output};
+
+/// A lane of an endpoint of a connection.
+#[derive(Debug)]
+pub(super) struct SendingLane {
+    queue: LaneQueue<(Destination, Draft)>,
+    lane: Lane,
+    waker: Waker,
+    /// The head waits in the bus.
+    waits: bool,
+}
+
+impl SendingLane {
+    pub(super) fn new(lane: Lane, waker: Waker, limits: &Limits) -> Self {
+        let window = Window {
+            messages: usize::try_from(limits.lane_messages).unwrap_or(usize::MAX),
+            bytes: limits.lane_bytes,
+        };
+        Self {
+            queue: LaneQueue::new(window),
+            lane,
+            waker,
+            waits: false,
+        }
+    }
+
+    /// Takes a SEND in, and hands the bus what it can take.
+    pub(super) fn send(
+        &mut self,
+        head: &SendHead,
+        draft: Draft,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) -> Result<(), WindowExceeded> {
+        let place = Place {
+            serial: head.id.serial,
+            bytes: (draft.attributes.encoded().len() + draft.payload.len()) as u64,
+            patience: if head.flags.contains(SendFlags::NONBLOCK) {
+                Patience::Refuse
+            } else {
+                Patience::Wait
+            },
+            independent: head.flags.contains(SendFlags::INDEPENDENT),
+        };
+        match self.queue.arrive(place, (head.destination, draft))? {
+            Arrival::Queued => self.go_on(head.id.endpoint, head.id.lane, output, context),
+            Arrival::Refused => refuse(head.id, lane_refused(), output, context),
+        }
+        Ok(())
+    }
+
+    /// The head's waker was called.
+    pub(super) fn decided(
+        &mut self,
+        endpoint: Handle,
+        number: LaneNumber,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) {
+        if let Some(outcome) = self.lane.poll_outcome() {
+            self.stop_waiting(context);
+            // It was there when the wait began.
+            let ended = matches!(outcome, Err(SendError::NoSuchGroup(_)));
+            let code = ended.then_some(FailureCode::GroupEnded);
+            self.answer_as(endpoint, number, outcome, code, output, context);
+            self.go_on(endpoint, number, output, context);
+        }
+    }
+
+    pub(super) fn cancel(&mut self, id: SendId, output: &mut Output, context: &mut Context<'_>) {
+        match self.queue.cancel(id.serial) {
+            Cancellation::Unknown => {}
+            Cancellation::Removed => refuse(id, cancelled(), output, context),
+            Cancellation::IsHead => {
+                if let Some(outcome) = self.lane.cancel() {
+                    self.stop_waiting(context);
+                    self.answer(id.endpoint, id.lane, outcome, output, context);
+                    self.go_on(id.endpoint, id.lane, output, context);
+                }
+            }
+        }
+    }
+
+    pub(super) fn cancel_all(
+        &mut self,
+        endpoint: Handle,
+        number: LaneNumber,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) {
+        for serial in self.queue.take_waiting() {
+            let id = send_id(endpoint, number, serial);
+            refuse(id, cancelled(), output, context);
+        }
+        if let Some(outcome) = self.lane.cancel() {
+            self.stop_waiting(context);
+            self.answer(endpoint, number, outcome, output, context);
+        }
+    }
+
+    pub(super) fn resume(&mut self) {
+        self.queue.resume();
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waits
+    }
+
+    /// Hands sends to the bus until one has to wait.
+    fn go_on(
+        &mut self,
+        endpoint: Handle,
+        number: LaneNumber,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) {
+        while let Some((place, (destination, draft))) = self.queue.next() {
+            let outcome = match place.patience {
+                Patience::Refuse => self.lane.try_send(destination, draft),
+                Patience::Wait => match self.lane.submit(destination, draft, self.waker.clone()) {
+                    Ok(Submitted::Committed(receipt)) => Ok(receipt),
+                    Ok(Submitted::Waiting) => {
+                        self.waits = true;
+                        *context.waiting_sends += 1;
+                        return;
+                    }
+                    Err(error) => Err(error),
+                },
+            };
+            self.answer(endpoint, number, outcome, output, context);
+        }
+    }
+
+    fn answer(
+        &mut self,
+        endpoint: Handle,
+        number: LaneNumber,
+        outcome: Result<Receipt, SendError>,
+        output: &mut Output,
+        context: &Context<'_>,
+    ) {
+        self.answer_as(endpoint, number, outcome, None, output, context);
+    }
+
+    /// Answers the head; with `code` if the waiting has shown more than the error says.
+    fn answer_as(
+        &mut self,
+        endpoint: Handle,
+        number: LaneNumber,
+        outcome: Result<Receipt, SendError>,
+        code: Option<FailureCode>,
+        output: &mut Output,
+        context: &Context<'_>,
+    ) {
+        let kind = match outcome {
+            Ok(_) => Outcome::Committed,
+            Err(_) => Outcome::Refused,
+        };
+        let Some(finished) = self.queue.finish(kind) else {
+            return;
+        };
+        let id = send_id(endpoint, number, finished.head);
+        match outcome {
+            Ok(receipt) => encode_receipt(output.frames(), id, &receipt_frame(&receipt)),
+            Err(error) => {
+                let mut failure = failure::of_send(&error);
+                failure.code = code.unwrap_or(failure.code);
+                refuse(id, failure, output, context);
+            }
+        }
+        for serial in finished.fallen {
+            let id = send_id(endpoint, number, serial);
+            refuse(id, lane_refused(), output, context);
+        }
+    }
+
+    fn stop_waiting(&mut self, context: &mut Context<'_>) {
+        if std::mem::take(&mut self.waits) {
+            *context.waiting_sends -= 1;
+        }
+    }
+}
+
+fn send_id(endpoint: Handle, lane: LaneNumber, serial: Serial) -> SendId {
+    SendId {
+        endpoint,
+        lane,
+        serial,
+    }
+}
+
+fn receipt_frame(receipt: &Receipt) -> bus_core::wire::Receipt {
+    bus_core::wire::Receipt {
+        sequence: receipt.sequence,
+        sender_serial: receipt.sender_serial,
+        after: receipt.after,
+        recipients: receipt.recipients,
+        dropped: receipt.dropped,
+    }
+}
+
+fn lane_refused() -> Failure {
+    Failure::new(
+        FailureCode::LaneRefused,
+        "an earlier send of this lane was refused, and the lane has not been resumed",
+    )
+}
+
+fn cancelled() -> Failure {
+    failure::of_send(&SendError::Cancelled)
+}
