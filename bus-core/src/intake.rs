@@ -270,9 +270,17 @@ impl Intake {
         drops.and_then(|drops| drops.take())
     }
 
-    /// A gap to report on its own: once everything that was queued has been read.
+    /// Whether nothing is queued: all has been drained, and its places are free again.
+    fn is_empty(&self) -> bool {
+        self.producer.as_ref().is_none_or(Producer::is_drained) && self.depth().0 == 0
+    }
+
+    /// A gap to report on its own: once everything that was queued has been taken.
+    ///
+    /// Drained is not enough. Behind a transport whose application has stopped reading, the ring
+    /// is empty and every place taken, so each message that is dropped would be a gap of its own.
     pub(crate) fn take_lone_gap(&mut self) -> Option<(Lost, GroupId, Gap)> {
-        if !self.producer.as_ref().is_none_or(Producer::is_drained) {
+        if !self.is_empty() {
             return None;
         }
         let found = self
@@ -285,6 +293,18 @@ impl Intake {
         found
     }
 
+    /// After a drop: takes the sleeping reader's waker, if the gap can be told now.
+    pub(crate) fn take_reader_of_gap(&mut self) -> Option<Waker> {
+        // Pairs with the fence in `free`: either this sees the last place freed, or the reader,
+        // who asks for a gap after freeing it, sees this one.
+        fence(Ordering::SeqCst);
+        if self.is_empty() {
+            self.take_reader()
+        } else {
+            None
+        }
+    }
+
     /// Takes the sleeping reader's waker, to be called once the locks are released.
     pub(crate) fn take_reader(&mut self) -> Option<Waker> {
         self.reader.take()
@@ -294,7 +314,7 @@ impl Intake {
     /// that is to be dropped without the lock.
     pub(crate) fn sleep(&mut self, waker: Waker) -> Result<Option<Waker>, Waker> {
         let drained = self.producer.as_ref().is_none_or(Producer::is_drained);
-        let gaps = self.core.gaps_pending.load(Ordering::Relaxed);
+        let gaps = self.core.gaps_pending.load(Ordering::Relaxed) && self.depth().0 == 0;
         if !mutated(Mutant::SleepWithoutLook) && (!drained || gaps || self.receive_shut) {
             return Err(waker);
         }

@@ -178,6 +178,13 @@ impl Receiver {
         Ok(())
     }
 
+    /// Whether there may be a gap to drain on its own, now that all places are free. To be asked
+    /// after a [`release`](Self::release) by a reader that sleeps: its own doing does not wake it.
+    #[must_use]
+    pub fn has_lone_gap(&self) -> bool {
+        self.core.has_gaps() && self.core.freed().0 == self.state.drained_messages
+    }
+
     /// Leaves `waker` to be woken once, when there is something to take or the endpoint has ended.
     /// False if that is so now: take it first.
     ///

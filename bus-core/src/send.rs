@@ -499,12 +499,13 @@ impl BusInner {
             {
                 intake.drop_message(drops, sequence);
                 receipt.dropped += 1;
+                effects.wake(intake.take_reader_of_gap());
             } else {
                 let missed = Intake::take_gap(recipient.drops);
                 intake.push(Arc::clone(&message), missed);
                 receipt.recipients += 1;
+                effects.wake(intake.take_reader());
             }
-            effects.wake(intake.take_reader());
         }
         if let Some(counters) = held.counters() {
             counters.messages += 1;
