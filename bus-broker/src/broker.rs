@@ -172,8 +172,14 @@ impl Broker {
     ///
     /// See [`BindError`].
     pub fn with_sockets(config: &Config, sockets: Vec<OwnedFd>) -> Result<Self, BindError> {
-        let listeners = sockets.into_iter().map(Listener::passed).collect::<Result<_, _>>();
-        Self::new(config, listeners.map_err(system("use a socket that was passed"))?)
+        let listeners = sockets
+            .into_iter()
+            .map(Listener::passed)
+            .collect::<Result<_, _>>();
+        Self::new(
+            config,
+            listeners.map_err(system("use a socket that was passed"))?,
+        )
     }
 
     fn new(config: &Config, listeners: Vec<Listener>) -> Result<Self, BindError> {
@@ -191,7 +197,9 @@ impl Broker {
             bus: Bus::new(config.limits.clone(), seed)?,
             incarnation: Incarnation::from_bytes(incarnation),
             started: Instant::now(),
-            address: listeners.first().map(|listener| listener.address().to_owned()),
+            address: listeners
+                .first()
+                .map(|listener| listener.address().to_owned()),
             counters: Counters::default(),
             inboxes: inboxes.clone(),
             connections: AtomicUsize::new(0),

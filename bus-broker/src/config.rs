@@ -270,7 +270,11 @@ mod tests {
             ("unknown table", "[limit]\n", "bus.toml:1:2: "),
             ("no threads", "threads = 0\n", "bus.toml:1:11: "),
             ("empty address", "listen = \"unix:\"\n", "bus.toml:1:10: "),
-            ("wrong format", "[log]\n  format = \"xml\"\n", "bus.toml:2:12: "),
+            (
+                "wrong format",
+                "[log]\n  format = \"xml\"\n",
+                "bus.toml:2:12: ",
+            ),
             ("unknown limit", "[limits]\nqueue = 7\n", "bus.toml:2:1: "),
         ] {
             let message = refused(text);

@@ -242,7 +242,10 @@ impl Connection {
         }
         let before = self.output.len();
         let sent = self.socket.send(&mut self.output).map_err(End::Socket)?;
-        shared.counters.bytes_written.add(before - self.output.len());
+        shared
+            .counters
+            .bytes_written
+            .add(before - self.output.len());
         self.output_blocked = sent == Sent::Rest;
         self.output.give_back(&mut workspace.spare);
         if self.output.take_descriptors_lost() {

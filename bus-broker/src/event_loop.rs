@@ -119,7 +119,19 @@ impl IoThread {
     fn tick(&self) {
         // A clock before 1970 is no reason to stop.
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        self.shared.bus.tick(now.unwrap_or_default());
+        for evicted in self.shared.bus.tick(now.unwrap_or_default()) {
+            tracing::warn!(
+                endpoint = %evicted.endpoint,
+                uid = evicted.credentials.uid,
+                pid = evicted.credentials.pid,
+                group = %evicted.name,
+                sequence = %evicted.sequence,
+                stalled = ?evicted.stalled,
+                queued_messages = evicted.queued_messages,
+                back_off = ?evicted.back_off,
+                "evicted: it did not read while senders waited for it"
+            );
+        }
     }
 
     fn handle(&mut self, data: u64, flags: EventFlags) {
@@ -290,7 +302,10 @@ impl IoThread {
         self.stopping = true;
         self.accept_again = None;
         self.acceptor.close();
-        let tokens = self.connections.iter().map(|(_, connection)| connection.token());
+        let tokens = self
+            .connections
+            .iter()
+            .map(|(_, connection)| connection.token());
         for token in tokens.collect::<Vec<_>>() {
             self.conclude(token, Err(End::Shutdown));
         }

@@ -36,7 +36,7 @@ pub(crate) struct Listener {
     /// What clients connect to, as it is announced.
     address: PathBuf,
     /// Of the socket that we bound ourselves; absent when it was passed to us.
-    claim: Option<Claim>,
+    _claim: Option<Claim>,
 }
 
 /// Our hold on a path: the lock, and which file we put there.
@@ -125,7 +125,7 @@ impl Listener {
         Ok(Self {
             socket,
             address,
-            claim: None,
+            _claim: None,
         })
     }
 
@@ -150,7 +150,7 @@ impl Listener {
         Ok(Self {
             socket,
             address: path.to_owned(),
-            claim: Some(Claim {
+            _claim: Some(Claim {
                 path: path.to_owned(),
                 device: file.st_dev,
                 inode: file.st_ino,
@@ -242,13 +242,11 @@ fn make_private_directory(directory: &Path) -> Result<(), ListenError> {
 /// A directory that somebody named by hand may be open to others, but not so that they could put
 /// their own socket in our place.
 fn check_directory(directory: &Path) -> Result<(), ListenError> {
-    let found = directory
-        .metadata()
-        .map_err(|source| ListenError::System {
-            action: "look at",
-            path: directory.to_owned(),
-            source,
-        })?;
+    let found = directory.metadata().map_err(|source| ListenError::System {
+        action: "look at",
+        path: directory.to_owned(),
+        source,
+    })?;
     let problem = if !found.is_dir() {
         "is not a directory"
     } else if found.mode() & 0o022 != 0 && found.mode() & 0o1000 == 0 {

@@ -250,7 +250,9 @@ mod tests {
 
     impl Concat for [IoSlice<'_>] {
         fn concat(&self) -> Vec<u8> {
-            self.iter().flat_map(|slice| slice.iter().copied()).collect()
+            self.iter()
+                .flat_map(|slice| slice.iter().copied())
+                .collect()
         }
     }
 
@@ -274,16 +276,29 @@ mod tests {
     fn a_batch_begins_with_the_frame_that_brings_descriptors() {
         let mut output = Output::default();
         output.frames().extend_from_slice(b"before ");
-        let (head, without) = (Bytes::from_static(b"with "), Bytes::from_static(b"without "));
+        let (head, without) = (
+            Bytes::from_static(b"with "),
+            Bytes::from_static(b"without "),
+        );
         output.push_with_descriptors(head, without, message_with_descriptor());
         output.frames().extend_from_slice(b"after");
         let batch = output.batch();
-        assert_eq!((text(&batch).as_slice(), batch.descriptors.len()), (&b"before "[..], 0));
+        assert_eq!(
+            (text(&batch).as_slice(), batch.descriptors.len()),
+            (&b"before "[..], 0)
+        );
         output.advance(7);
         let batch = output.batch();
-        assert_eq!((text(&batch).as_slice(), batch.descriptors.len()), (&b"with after"[..], 1));
+        assert_eq!(
+            (text(&batch).as_slice(), batch.descriptors.len()),
+            (&b"with after"[..], 1)
+        );
         output.advance(1);
-        assert_eq!(output.batch().descriptors.len(), 0, "they went with the first byte");
+        assert_eq!(
+            output.batch().descriptors.len(),
+            0,
+            "they went with the first byte"
+        );
     }
 
     #[test]
@@ -293,7 +308,10 @@ mod tests {
         output.push_with_descriptors(head, without, message_with_descriptor());
         output.lose_descriptors();
         let batch = output.batch();
-        assert_eq!((text(&batch).as_slice(), batch.descriptors.len()), (&b"without"[..], 0));
+        assert_eq!(
+            (text(&batch).as_slice(), batch.descriptors.len()),
+            (&b"without"[..], 0)
+        );
         assert_eq!(output.len(), 7);
         assert!(output.take_descriptors_lost());
         assert!(!output.take_descriptors_lost());

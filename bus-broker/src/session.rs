@@ -14,9 +14,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bus_core::wire::{
-    BrokerFrame, COPY_BYTES, ClientFrame, Failure, FailureCode, Goodbye, GoodbyeCode, Handle,
-    Hello, MAX_DESCRIPTORS, MessageHead, Notice, SendFrame, SendId, Serial, VERSION, Welcome,
-    encode_message, encode_message_head,
+    BrokerFrame, COPY_BYTES, ClientFrame, EvictionReason, Failure, FailureCode, Goodbye,
+    GoodbyeCode, Handle, Hello, MAX_DESCRIPTORS, MessageHead, Notice, SendFrame, SendId, Serial,
+    VERSION, Welcome, encode_message, encode_message_head,
 };
 use bus_core::{Credentials, Delivery, Destination, Draft, Gap, Message};
 use bytes::{Buf, BytesMut};
@@ -187,7 +187,12 @@ impl Session {
                 serial,
                 problem,
                 ..
-            } => answer_call(endpoint, serial, Err(Failure::from(&problem)), output),
+            } => answer_call(
+                endpoint,
+                serial,
+                Err(Box::new(Failure::from(&problem))),
+                output,
+            ),
             ClientFrame::Send(send) => return self.send(send, arrived, output, context),
             ClientFrame::Cancel(id) => {
                 if let Some(port) = self.ports.get_mut(&id.endpoint) {
@@ -205,8 +210,10 @@ impl Session {
                 bytes,
             } => {
                 if let Some(port) = self.ports.get_mut(&endpoint) {
-                    port.release(messages, bytes)
-                        .map_err(|error| fault(error.to_string()))?;
+                    let released = port.release(messages, bytes);
+                    if released.map_err(|error| fault(error.to_string()))? {
+                        self.set_readable(endpoint);
+                    }
                 }
             }
             ClientFrame::Watch {
@@ -338,7 +345,7 @@ impl Session {
         &mut self,
         handle: Handle,
         context: &mut Context<'_>,
-    ) -> Result<bus_core::EndpointId, Failure> {
+    ) -> Result<bus_core::EndpointId, Box<Failure>> {
         let endpoint = context
             .shared
             .bus
@@ -346,7 +353,8 @@ impl Session {
             .map_err(|error| failure::of_limit(&error))?;
         let id = endpoint.id();
         let waker = Signal::waker(context.inbox, self.token, Part::Queue(handle));
-        self.ports.insert(handle, Port::new(handle, endpoint, waker));
+        self.ports
+            .insert(handle, Port::new(handle, endpoint, waker));
         self.set_readable(handle);
         Ok(id)
     }
@@ -384,17 +392,12 @@ impl Session {
                     self.descriptors_out |= has_descriptors;
                     deliver(handle, &message, missed, output);
                 }
-                Some(Delivery::Gap { group, gap }) => say(
-                    BrokerFrame::Notice {
-                        endpoint: handle,
-                        notice: Notice::Gap {
-                            group_id: group,
-                            gap,
-                        },
-                    },
-                    output,
-                ),
-                Some(_) => {}
+                Some(other) => {
+                    if let Some(notice) = notice_of(other) {
+                        let endpoint = handle;
+                        say(BrokerFrame::Notice { endpoint, notice }, output);
+                    }
+                }
                 None if port.fall_asleep() => return Filled::Sleeps,
                 None => {}
             }
@@ -459,6 +462,25 @@ fn deliver(handle: Handle, message: &Arc<Message>, missed: Option<Gap>, output: 
     }
 }
 
+/// What an endpoint is told beside messages.
+fn notice_of(delivery: Delivery) -> Option<Notice> {
+    match delivery {
+        Delivery::Gap { group, gap } => Some(Notice::Gap {
+            group_id: group,
+            gap,
+        }),
+        Delivery::Evicted(eviction) => Some(Notice::Evicted {
+            group_id: eviction.group,
+            sequence: eviction.sequence,
+            reason: EvictionReason::Stalled,
+            stalled: eviction.stalled,
+            queued_messages: eviction.queued_messages,
+            back_off: eviction.back_off,
+        }),
+        _ => None,
+    }
+}
+
 /// Appends a frame.
 pub(crate) fn say(frame: BrokerFrame, output: &mut Output) {
     if let Err(error) = frame.encode(output.frames()) {
@@ -471,7 +493,7 @@ pub(crate) fn say(frame: BrokerFrame, output: &mut Output) {
 fn answer_call(
     endpoint: Handle,
     serial: Serial,
-    result: Result<bus_core::wire::Response, Failure>,
+    result: Result<bus_core::wire::Response, Box<Failure>>,
     output: &mut Output,
 ) {
     let frame = match result {
@@ -483,7 +505,7 @@ fn answer_call(
         Err(failure) => BrokerFrame::Error {
             endpoint,
             serial,
-            failure: Box::new(failure),
+            failure,
         },
     };
     say(frame, output);

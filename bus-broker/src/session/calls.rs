@@ -18,7 +18,7 @@ impl Session {
         request: &Request,
         output: &mut Output,
         context: &mut Context<'_>,
-    ) -> Result<Response, Failure> {
+    ) -> Result<Response, Box<Failure>> {
         let shared = context.shared;
         match request {
             Request::Ping => Ok(Response::Pong),
@@ -59,10 +59,10 @@ impl Session {
             }
             Request::FindGroup { group } => match shared.bus.find_group(group) {
                 Some(info) => Ok(Response::Group(group_info(info))),
-                None => Err(Failure::new(
-                    FailureCode::NoSuchGroup,
-                    format!("there is no group {group}"),
-                )),
+                None => {
+                    let text = format!("there is no group {group}");
+                    Err(Box::new(Failure::new(FailureCode::NoSuchGroup, text)))
+                }
             },
             Request::Groups { after, max } => {
                 let max = page(*max);
@@ -87,10 +87,10 @@ impl Session {
                     more: view.more,
                 })
             }
-            _ => Err(Failure::new(
+            _ => Err(Box::new(Failure::new(
                 FailureCode::Unsupported,
                 "this broker does not know the operation",
-            )),
+            ))),
         }
     }
 
@@ -98,20 +98,18 @@ impl Session {
         &mut self,
         handle: Handle,
         context: &mut Context<'_>,
-    ) -> Result<Response, Failure> {
+    ) -> Result<Response, Box<Failure>> {
         if self.ports.contains_key(&handle) {
-            return Err(Failure::new(
-                FailureCode::BadRequest,
-                format!("this connection has an endpoint {handle} already"),
-            ));
+            let text = format!("this connection has an endpoint {handle} already");
+            return Err(Box::new(Failure::new(FailureCode::BadRequest, text)));
         }
         let most = context.shared.bus.limits().endpoints_per_connection;
         if self.ports.len() >= usize::from(most) {
-            return Err(Failure::new(
-                FailureCode::LimitExceeded,
-                format!("this connection has {most} endpoints already"),
-            )
-            .with_limit("endpoints_per_connection", most.into()));
+            let text = format!("this connection has {most} endpoints already");
+            let failure = Failure::new(FailureCode::LimitExceeded, text);
+            return Err(Box::new(
+                failure.with_limit("endpoints_per_connection", most.into()),
+            ));
         }
         let endpoint = self.open_port(handle, context)?;
         Ok(Response::Opened { endpoint })
@@ -122,8 +120,11 @@ impl Session {
         handle: Handle,
         output: &mut Output,
         context: &mut Context<'_>,
-    ) -> Result<Response, Failure> {
-        let mut port = self.ports.remove(&handle).ok_or_else(|| no_such_port(handle))?;
+    ) -> Result<Response, Box<Failure>> {
+        let mut port = self
+            .ports
+            .remove(&handle)
+            .ok_or_else(|| Box::new(no_such_port(handle)))?;
         port.cancel_sends(output, context);
         port.cancel_watches(output);
         self.readable.retain(|readable| *readable != handle);
@@ -131,8 +132,10 @@ impl Session {
         Ok(Response::Closed)
     }
 
-    fn port(&mut self, handle: Handle) -> Result<&mut Port, Failure> {
-        self.ports.get_mut(&handle).ok_or_else(|| no_such_port(handle))
+    fn port(&mut self, handle: Handle) -> Result<&mut Port, Box<Failure>> {
+        self.ports
+            .get_mut(&handle)
+            .ok_or_else(|| Box::new(no_such_port(handle)))
     }
 }
 

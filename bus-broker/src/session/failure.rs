@@ -6,8 +6,7 @@ use bus_core::{
 };
 
 pub(super) fn of_limit(error: &LimitExceeded) -> Failure {
-    Failure::new(FailureCode::LimitExceeded, error.to_string())
-        .with_limit(error.limit, error.value)
+    Failure::new(FailureCode::LimitExceeded, error.to_string()).with_limit(error.limit, error.value)
 }
 
 pub(super) fn of_send(error: &SendError) -> Failure {
@@ -26,6 +25,7 @@ pub(super) fn of_send(error: &SendError) -> Failure {
         SendError::TooManyDescriptors { limit, .. } => {
             failure(FailureCode::LimitExceeded).with_limit("descriptors", (*limit).into())
         }
+        SendError::RecipientStalled(_) => failure(FailureCode::RecipientStalled),
         SendError::Cancelled => failure(FailureCode::Cancelled),
         // The broker submits one send of a lane at a time.
         _ => failure(FailureCode::BadRequest),
@@ -57,6 +57,7 @@ pub(super) fn of_join(error: &JoinError) -> Failure {
         JoinError::AlreadyMember(..) => failure(FailureCode::AlreadyMember),
         JoinError::SendToPeer(_) => failure(FailureCode::BadRequest),
         JoinError::ReceiveShut(_) | JoinError::Closed(_) => failure(FailureCode::EndpointClosed),
+        JoinError::BackOff(_, left) => failure(FailureCode::BackOff).with_retry_after(*left),
         JoinError::Limit(error) => of_limit(error),
         _ => failure(FailureCode::BadRequest),
     }

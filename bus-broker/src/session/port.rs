@@ -13,12 +13,7 @@ use bus_core::{
     },
 };
 
-use super::{
-    failure,
-    lane_queue::WindowExceeded,
-    refuse, say,
-    sending::SendingLane,
-};
+use super::{failure, lane_queue::WindowExceeded, refuse, say, sending::SendingLane};
 use crate::{
     connection::Context,
     inbox::{Part, Signal, Token},
@@ -95,8 +90,10 @@ impl Port {
         sequence
     }
 
-    pub(super) fn release(&mut self, messages: u32, bytes: u64) -> Result<(), CreditError> {
-        self.receiver.release(messages.into(), bytes)
+    /// Takes credit. True if that has left something to be told.
+    pub(super) fn release(&mut self, messages: u32, bytes: u64) -> Result<bool, CreditError> {
+        self.receiver.release(messages.into(), bytes)?;
+        Ok(self.receiver.has_lone_gap())
     }
 
     pub(super) fn send(

@@ -13,7 +13,9 @@ use bus_core::{
 
 use super::{
     failure,
-    lane_queue::{Arrival, Cancellation, LaneQueue, Outcome, Patience, Place, Window, WindowExceeded},
+    lane_queue::{
+        Arrival, Cancellation, LaneQueue, Outcome, Patience, Place, Window, WindowExceeded,
+    },
     refuse,
 };
 use crate::{connection::Context, output::Output};
@@ -179,7 +181,7 @@ impl SendingLane {
         };
         let id = send_id(endpoint, number, finished.head);
         match outcome {
-            Ok(receipt) => encode_receipt(output.frames(), id, &receipt_frame(&receipt)),
+            Ok(receipt) => encode_receipt(output.frames(), id, &receipt),
             Err(error) => {
                 let mut failure = failure::of_send(&error);
                 failure.code = code.unwrap_or(failure.code);
@@ -204,16 +206,6 @@ fn send_id(endpoint: Handle, lane: LaneNumber, serial: Serial) -> SendId {
         endpoint,
         lane,
         serial,
-    }
-}
-
-fn receipt_frame(receipt: &Receipt) -> bus_core::wire::Receipt {
-    bus_core::wire::Receipt {
-        sequence: receipt.sequence,
-        sender_serial: receipt.sender_serial,
-        after: receipt.after,
-        recipients: receipt.recipients,
-        dropped: receipt.dropped,
     }
 }
 

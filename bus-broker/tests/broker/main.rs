@@ -1,5 +1,7 @@
 //! The broker library over real sockets, spoken to by a client that is nothing but the codec.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -173,7 +175,7 @@ fn the_largest_payload_arrives_and_one_byte_more_is_too_large() {
     let (mut member, mut sender) = (fixture.client(), fixture.client());
     let group = Destination::Group(member.join("large"));
     let most = Limits::default().payload_bytes as usize;
-    let payload: Vec<u8> = (0..most).map(|at| (at % 251) as u8).collect();
+    let payload: Vec<u8> = (0..=250).cycle().take(most).collect();
     let reader = std::thread::spawn(move || member.receive().payload);
     let serial = sender.post(group, &payload);
     assert_eq!(sender.outcome(serial).unwrap().recipients, 1);
@@ -190,10 +192,18 @@ fn the_largest_payload_arrives_and_one_byte_more_is_too_large() {
 fn what_is_no_greeting_ends_that_connection_only() {
     let fixture = Fixture::new();
     let mut innocent = fixture.client();
-    for garbage in [&b"\0AUTH EXTERNAL\r\n"[..], b"UNISONO!", b"GET / HTTP/1.1\r\n\r\n"] {
+    for garbage in [
+        &b"\0AUTH EXTERNAL\r\n"[..],
+        b"UNISONO!",
+        b"GET / HTTP/1.1\r\n\r\n",
+    ] {
         let mut stranger = RawClient::silent(fixture.stream());
         stranger.write(garbage);
-        assert_eq!(stranger.goodbye(), None, "{garbage:?}: closed, without a word it knows");
+        assert_eq!(
+            stranger.goodbye(),
+            None,
+            "{garbage:?}: closed, without a word it knows"
+        );
     }
     innocent.ping();
     innocent.wait_for(|stats| stats.protocol_errors == 3 && stats.connections == 1);
@@ -204,9 +214,21 @@ fn a_bad_frame_is_named_and_ends_that_connection_only() {
     let fixture = Fixture::new();
     let mut innocent = fixture.client();
     for (case, bytes, says) in [
-        ("unknown kind", [16, 0, 0, 0, 0x77, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], "0x77"),
-        ("length of 4 GiB", [255, 255, 255, 255, 0x10, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], "SEND"),
-        ("length of 0", [0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], "SEND"),
+        (
+            "unknown kind",
+            [16, 0, 0, 0, 0x77, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            "0x77",
+        ),
+        (
+            "length of 4 GiB",
+            [255, 255, 255, 255, 0x10, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0],
+            "SEND",
+        ),
+        (
+            "length of 0",
+            [0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0],
+            "SEND",
+        ),
     ] {
         let mut bad = fixture.client();
         bad.write(&bytes);
@@ -297,9 +319,15 @@ fn g5_a_cancelled_send_has_reached_nobody() {
     );
     member.wait_for_waiting_sends(1);
     sender.cancel(second);
-    assert_eq!(sender.outcome(second).unwrap_err().code, FailureCode::Cancelled);
+    assert_eq!(
+        sender.outcome(second).unwrap_err().code,
+        FailureCode::Cancelled
+    );
     sender.cancel(head);
-    assert_eq!(sender.outcome(head).unwrap_err().code, FailureCode::Cancelled);
+    assert_eq!(
+        sender.outcome(head).unwrap_err().code,
+        FailureCode::Cancelled
+    );
     sender.cancel(head);
     member.credit(1, 5);
     sender.outcome(third).unwrap();
@@ -319,7 +347,13 @@ fn g5_nothing_else_is_held_back_by_a_send_that_waits() {
         lane: LaneNumber::new(5).unwrap(),
         ..id(serial)
     };
-    sender.say(&send_frame(other, free, b"overtakes", SendFlags::empty(), 0));
+    sender.say(&send_frame(
+        other,
+        free,
+        b"overtakes",
+        SendFlags::empty(),
+        0,
+    ));
     sender.outcome(serial).unwrap();
     assert_eq!(&sender.receive().payload[..], b"overtakes");
     // Another endpoint of the same connection.
@@ -339,10 +373,18 @@ fn g5_nothing_else_is_held_back_by_a_send_that_waits() {
     assert!(matches!(left, Ok(Response::Left { .. })), "{left:?}");
     let shut = sender.call(Request::ShutdownReceive);
     assert!(matches!(shut, Ok(Response::Shut { .. })), "{shut:?}");
-    assert_eq!(&sender.receive().payload[..], b"too", "what was queued stays readable");
+    assert_eq!(
+        &sender.receive().payload[..],
+        b"too",
+        "what was queued stays readable"
+    );
     drop(member);
     let ended = sender.outcome(waits).unwrap_err();
-    assert_eq!(ended.code, FailureCode::GroupEnded, "it went with its last member");
+    assert_eq!(
+        ended.code,
+        FailureCode::GroupEnded,
+        "it went with its last member"
+    );
 }
 
 #[test]
@@ -351,7 +393,10 @@ fn g9_what_is_sent_to_one_who_shut_down_fails() {
     let (mut deaf, mut sender) = (fixture.client(), fixture.client());
     deaf.call(Request::ShutdownReceive).unwrap();
     let serial = sender.post(Destination::Endpoint(deaf.endpoint()), b"hello?");
-    assert_eq!(sender.outcome(serial).unwrap_err().code, FailureCode::EndpointClosed);
+    assert_eq!(
+        sender.outcome(serial).unwrap_err().code,
+        FailureCode::EndpointClosed
+    );
     let serial = deaf.post(Destination::Endpoint(sender.endpoint()), b"still talking");
     deaf.outcome(serial).unwrap();
     assert_eq!(&sender.receive().payload[..], b"still talking");
@@ -381,8 +426,14 @@ fn g3_a_refused_lane_refuses_until_it_is_resumed() {
     let independent = sender.post_with(free, b"3", SendFlags::INDEPENDENT);
     let refusal = sender.outcome(refused).unwrap_err();
     assert_eq!(refusal.code, FailureCode::WouldBlock);
-    assert_eq!((refusal.full, refusal.full_count), (vec![member.endpoint()], 1));
-    assert_eq!(sender.outcome(fallen).unwrap_err().code, FailureCode::LaneRefused);
+    assert_eq!(
+        (refusal.full, refusal.full_count),
+        (vec![member.endpoint()], 1)
+    );
+    assert_eq!(
+        sender.outcome(fallen).unwrap_err().code,
+        FailureCode::LaneRefused
+    );
     sender.outcome(independent).unwrap();
     assert_eq!(&sender.receive().payload[..], b"3");
     sender.resume();
@@ -401,7 +452,10 @@ fn g5_a_send_that_lacks_only_its_senders_room_fails() {
     let serial = alone.post(to_self, b"fills");
     alone.outcome(serial).unwrap();
     let serial = alone.post(to_self, b"no room");
-    assert_eq!(alone.outcome(serial).unwrap_err().code, FailureCode::OwnQueueFull);
+    assert_eq!(
+        alone.outcome(serial).unwrap_err().code,
+        FailureCode::OwnQueueFull
+    );
 }
 
 #[test]
@@ -420,9 +474,9 @@ fn g6_a_watch_is_answered_once_there_is_room() {
     let writable = |sender: &mut RawClient, wanted: Serial| {
         sender.hear_that(|frame| match frame {
             BrokerFrame::Writable { serial, .. } if *serial == wanted => Some(Ok(())),
-            BrokerFrame::Error { serial, failure, .. } if *serial == wanted => {
-                Some(Err(failure.code.clone()))
-            }
+            BrokerFrame::Error {
+                serial, failure, ..
+            } if *serial == wanted => Some(Err(failure.code.clone())),
             _ => None,
         })
     };
@@ -465,7 +519,10 @@ fn g7_a_member_that_drops_learns_its_gap() {
     });
     assert_eq!(gap.0, group);
     assert_eq!(gap.1.count, 3);
-    assert_eq!((gap.1.first, gap.1.last), (receipts[2].sequence, receipts[4].sequence));
+    assert_eq!(
+        (gap.1.first, gap.1.last),
+        (receipts[2].sequence, receipts[4].sequence)
+    );
 }
 
 #[test]
@@ -539,7 +596,13 @@ fn descriptors_without_a_frame_for_them_end_that_connection() {
     assert_eq!(plain.goodbye().unwrap().code, GoodbyeCode::Protocol);
 
     let mut short = fixture.client();
-    short.say(&send_frame(id(Serial::FIRST), to, b"one", SendFlags::empty(), 1));
+    short.say(&send_frame(
+        id(Serial::FIRST),
+        to,
+        b"one",
+        SendFlags::empty(),
+        1,
+    ));
     assert_eq!(short.goodbye().unwrap().code, GoodbyeCode::Protocol);
 
     let mut many = fixture.client();
@@ -603,7 +666,10 @@ fn g10_a_member_that_does_not_read_its_socket_leaves_others_alone() {
         healthy.receive();
     }
     drop(stuck);
-    assert_eq!(sender.outcome(waits).unwrap_err().code, FailureCode::GroupEnded);
+    assert_eq!(
+        sender.outcome(waits).unwrap_err().code,
+        FailureCode::GroupEnded
+    );
 }
 
 #[test]
@@ -621,7 +687,10 @@ fn endpoints_of_a_connection_have_their_own_queues_and_answers() {
     assert_eq!(client.message().head.endpoint, second);
     client.call_as(second, Request::CloseEndpoint).unwrap();
     let serial = client.post(Destination::Endpoint(endpoint), b"too late");
-    assert_eq!(client.outcome(serial).unwrap_err().code, FailureCode::NoSuchEndpoint);
+    assert_eq!(
+        client.outcome(serial).unwrap_err().code,
+        FailureCode::NoSuchEndpoint
+    );
     let gone = client.call_as(second, Request::CloseEndpoint).unwrap_err();
     assert_eq!(gone.code, FailureCode::NoSuchEndpoint);
 }
@@ -633,10 +702,16 @@ fn closing_an_endpoint_answers_its_sends() {
     let (head, second) = (sender.post(group, b"head"), sender.post(group, b"second"));
     sender.call(Request::CloseEndpoint).unwrap();
     for serial in [head, second] {
-        assert_eq!(sender.outcome(serial).unwrap_err().code, FailureCode::Cancelled);
+        assert_eq!(
+            sender.outcome(serial).unwrap_err().code,
+            FailureCode::Cancelled
+        );
     }
     let serial = sender.post(group, b"from nobody");
-    assert_eq!(sender.outcome(serial).unwrap_err().code, FailureCode::NoSuchEndpoint);
+    assert_eq!(
+        sender.outcome(serial).unwrap_err().code,
+        FailureCode::NoSuchEndpoint
+    );
 }
 
 #[test]
@@ -662,8 +737,12 @@ fn listings_come_in_pages() {
         }
     }
     assert_eq!(listed, names);
-    let found = client.call(Request::FindGroup { group: name("group.g10") });
-    let Ok(Response::Group(info)) = found else { panic!("{found:?}") };
+    let found = client.call(Request::FindGroup {
+        group: name("group.g10"),
+    });
+    let Ok(Response::Group(info)) = found else {
+        panic!("{found:?}")
+    };
     assert_eq!((info.members, info.creator), (1, Some(client.endpoint())));
     let request = Request::Members {
         group_id: info.group_id,
@@ -689,7 +768,10 @@ fn two_hundred_connections_hear_each_other() {
     }
     let group = Destination::Group(group.unwrap());
     let mut senders = [fixture.client(), fixture.client()];
-    let sent: Vec<Serial> = senders.iter_mut().map(|sender| sender.post(group, b"hello all")).collect();
+    let sent: Vec<Serial> = senders
+        .iter_mut()
+        .map(|sender| sender.post(group, b"hello all"))
+        .collect();
     for (sender, serial) in senders.iter_mut().zip(sent) {
         assert_eq!(sender.outcome(serial).unwrap().recipients, 200);
     }
@@ -711,7 +793,10 @@ fn g8_connections_above_the_limit_are_told() {
     let fixture = Fixture::with(limits, 1);
     let clients: Vec<RawClient> = (0..3).map(|_| fixture.client()).collect();
     let refused = fixture.handle.connect().unwrap_err();
-    assert!(matches!(refused, ConnectError::LimitExceeded { limit: 3 }), "{refused}");
+    assert!(
+        matches!(refused, ConnectError::LimitExceeded { limit: 3 }),
+        "{refused}"
+    );
     drop(clients);
     let deadline = std::time::Instant::now() + raw_client::DEADLINE;
     while fixture.handle.connect().is_err() {
@@ -730,7 +815,10 @@ fn shutdown_tells_clients_and_ends_their_sends() {
     assert_eq!(member.goodbye().unwrap().code, GoodbyeCode::Shutdown);
     // Cancelled, unless the member that it waited for was the first to be told.
     let ended = sender.outcome(waits).unwrap_err().code;
-    assert!([FailureCode::Cancelled, FailureCode::GroupEnded].contains(&ended), "{ended}");
+    assert!(
+        [FailureCode::Cancelled, FailureCode::GroupEnded].contains(&ended),
+        "{ended}"
+    );
     assert_eq!(sender.goodbye().unwrap().code, GoodbyeCode::Shutdown);
     let refused = fixture.handle.connect().unwrap_err();
     assert!(matches!(refused, ConnectError::Ended), "{refused}");
@@ -742,10 +830,30 @@ fn a_call_that_cannot_be_read_is_answered_and_the_connection_goes_on() {
     let mut client = fixture.client();
     // {"op": "dance"}
     let body = b"\xa1\x62op\x65dance";
-    let mut bytes = vec![16 + body.len() as u8, 0, 0, 0, 0x02, 0, 0, 0, 0, 0, 0, 0, 42, 0, 0, 0];
+    let mut bytes = vec![
+        16 + u8::try_from(body.len()).unwrap(),
+        0,
+        0,
+        0,
+        0x02,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        42,
+        0,
+        0,
+        0,
+    ];
     bytes.extend(body);
     client.write(&bytes);
-    let BrokerFrame::Error { serial, failure, .. } = client.hear() else {
+    let BrokerFrame::Error {
+        serial, failure, ..
+    } = client.hear()
+    else {
         panic!("no error")
     };
     assert_eq!((serial.get(), failure.code), (42, FailureCode::Unsupported));

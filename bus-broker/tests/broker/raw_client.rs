@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use bus_core::wire::{
     BrokerFrame, ClientFrame, Failure, Goodbye, Handle, Hello, LaneNumber, MAGIC, MessageFrame,
-    Receipt, Request, Response, SendFlags, SendFrame, SendHead, SendId, Serial, Welcome,
+    Request, Response, SendFlags, SendFrame, SendHead, SendId, Serial, Welcome,
 };
-use bus_core::{Attributes, Destination, EndpointId, GroupId, GroupName, MemberFlags};
+use bus_core::{Attributes, Destination, EndpointId, GroupId, GroupName, MemberFlags, Receipt};
 use bytes::BytesMut;
 use rustix::cmsg_space;
 use rustix::net::{
@@ -146,11 +146,15 @@ impl RawClient {
         serial
     }
 
-    pub(crate) fn call(&mut self, request: Request) -> Result<Response, Failure> {
+    pub(crate) fn call(&mut self, request: Request) -> Result<Response, Box<Failure>> {
         self.call_as(Handle::FIRST, request)
     }
 
-    pub(crate) fn call_as(&mut self, endpoint: Handle, request: Request) -> Result<Response, Failure> {
+    pub(crate) fn call_as(
+        &mut self,
+        endpoint: Handle,
+        request: Request,
+    ) -> Result<Response, Box<Failure>> {
         let serial = self.next_serial();
         self.say(&ClientFrame::Call {
             endpoint,
@@ -165,7 +169,7 @@ impl RawClient {
             } if *s == serial => Some(Ok(response.clone())),
             BrokerFrame::Error {
                 serial: s, failure, ..
-            } if *s == serial => Some(Err((**failure).clone())),
+            } if *s == serial => Some(Err(failure.clone())),
             _ => None,
         })
     }
@@ -248,11 +252,11 @@ impl RawClient {
     }
 
     /// The answer to a SEND.
-    pub(crate) fn outcome(&mut self, serial: Serial) -> Result<Receipt, Failure> {
+    pub(crate) fn outcome(&mut self, serial: Serial) -> Result<Receipt, Box<Failure>> {
         self.hear_that(|frame| match frame {
             BrokerFrame::Receipt { id, receipt } if id.serial == serial => Some(Ok(*receipt)),
             BrokerFrame::Refused { id, failure } if id.serial == serial => {
-                Some(Err((**failure).clone()))
+                Some(Err(failure.clone()))
             }
             _ => None,
         })
