@@ -5,6 +5,7 @@ mod attributes;
 mod bus;
 mod directory;
 mod endpoint;
+pub mod framing;
 mod group;
 mod id;
 mod intake;
