@@ -1,0 +1,116 @@
+//! What the bus says about itself. All of it can be written as JSON with the field names that
+//! the command line shows.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bus_core::{EndpointId, GroupId, GroupName, Limits, Sequence};
+use serde::Serialize;
+
+/// A group, as [`Endpoint::groups`](crate::Endpoint::groups) lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct GroupInfo {
+    /// Its name.
+    pub name: GroupName,
+    /// Its id; a group that is created anew under the same name has another.
+    pub group_id: GroupId,
+    /// How many members it has.
+    pub members: u32,
+    /// Who created it.
+    pub creator: EndpointId,
+}
+
+/// The members of a group at one place in the order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Members {
+    /// The place in the order at which this list holds. (A list that is too long for one answer
+    /// is fetched in parts; then it is the place of the last part.)
+    pub sequence: Sequence,
+    /// The members, by rising endpoint id.
+    pub members: Vec<MemberInfo>,
+}
+
+/// A member of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct MemberInfo {
+    /// The endpoint.
+    pub endpoint: EndpointId,
+    /// User id of its process.
+    pub uid: u32,
+    /// Its process.
+    pub pid: u32,
+    /// Names of the member flags that are set: `loopback`, `drop-when-full`.
+    pub flags: Vec<String>,
+    /// Messages in its queue.
+    pub queued_messages: u32,
+    /// Bytes in its queue.
+    pub queued_bytes: u64,
+    /// Messages that its queue holds.
+    pub capacity: u32,
+    /// Messages that it has missed.
+    pub dropped: u64,
+    /// Since which place in the order it has been without room.
+    pub full_since_sequence: Option<Sequence>,
+    /// How many waiting sends wait for it.
+    pub blocks: u32,
+}
+
+/// The bus's live counters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Sends that wait for room now.
+    pub waiting_sends: u64,
+    /// Endpoints that exist now.
+    pub endpoints: u64,
+    /// Groups that exist now.
+    pub groups: u64,
+    /// Connections now.
+    pub connections: u64,
+    /// Messages committed since the start.
+    pub messages: u64,
+    /// Messages put into queues since the start: one message to three members counts three.
+    pub deliveries: u64,
+    /// Messages that drop-when-full members have missed since the start.
+    pub dropped: u64,
+    /// Sends refused since the start.
+    pub refused: u64,
+}
+
+/// What the broker is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Status {
+    /// The broker's version.
+    pub version: String,
+    /// Where it listens, if it says so.
+    pub address: Option<PathBuf>,
+    /// The bus's incarnation, in hexadecimal.
+    pub incarnation: String,
+    /// The broker's process.
+    pub pid: u32,
+    /// How long it has been running.
+    pub uptime_seconds: u64,
+    /// Its limits.
+    pub limits: Limits,
+}
+
+/// What a join did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Joined {
+    /// The group's id.
+    pub group_id: GroupId,
+    /// The place of the join in the order: every later message of the group arrives (G4).
+    pub sequence: Sequence,
+    /// Whether the join created the group.
+    pub created: bool,
+    /// How many members there are now, this one included.
+    pub members: u32,
+}
+
+/// How long a ping took.
+pub type RoundTrip = Duration;
