@@ -1,7 +1,6 @@
 //! What the bus says about itself. All of it can be written as JSON with the field names that
 //! the command line shows.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use bus_core::{EndpointId, GroupId, GroupName, Limits, Sequence};
@@ -17,8 +16,8 @@ pub struct GroupInfo {
     pub group_id: GroupId,
     /// How many members it has.
     pub members: u32,
-    /// Who created it.
-    pub creator: EndpointId,
+    /// Who created it, if that endpoint still lives.
+    pub creator: Option<EndpointId>,
 }
 
 /// The members of a group at one place in the order.
@@ -45,17 +44,17 @@ pub struct MemberInfo {
     /// Names of the member flags that are set: `loopback`, `drop-when-full`.
     pub flags: Vec<String>,
     /// Messages in its queue.
-    pub queued_messages: u32,
+    pub queued_messages: u64,
     /// Bytes in its queue.
     pub queued_bytes: u64,
     /// Messages that its queue holds.
-    pub capacity: u32,
+    pub capacity: u64,
     /// Messages that it has missed.
     pub dropped: u64,
     /// Since which place in the order it has been without room.
     pub full_since_sequence: Option<Sequence>,
     /// How many waiting sends wait for it.
-    pub blocks: u32,
+    pub blocks: u64,
 }
 
 /// The bus's live counters.
@@ -78,6 +77,12 @@ pub struct Stats {
     pub dropped: u64,
     /// Sends refused since the start.
     pub refused: u64,
+    /// Connections ended since the start because their program broke the protocol.
+    pub protocol_errors: u64,
+    /// Bytes read from connections since the start.
+    pub bytes_read: u64,
+    /// Bytes written to connections since the start.
+    pub bytes_written: u64,
 }
 
 /// What the broker is.
@@ -86,8 +91,10 @@ pub struct Stats {
 pub struct Status {
     /// The broker's version.
     pub version: String,
+    /// Version of the wire protocol on this connection.
+    pub protocol: u16,
     /// Where it listens, if it says so.
-    pub address: Option<PathBuf>,
+    pub address: Option<String>,
     /// The bus's incarnation, in hexadecimal.
     pub incarnation: String,
     /// The broker's process.
