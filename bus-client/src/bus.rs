@@ -1,25 +1,51 @@
 //! A connection and the endpoints on it.
 
 use std::future::Future;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use bus_core::{EndpointId, GroupId, Limits, NameError, Sequence};
+use bus_core::wire::{LaneNumber, MAX_PAGE, Request, Response, Serial};
+use bus_core::{EndpointId, GroupName, Limits, MemberFlags, NameError, Sequence};
 
 use crate::builder::Builder;
+use crate::connection::Connection;
+use crate::drive::Drive;
 use crate::error::{
     BrokerGone, ConnectError, CreateError, JoinError, OpenError, QueryError, ReceiveError,
 };
 use crate::group::{Group, JoinOptions, Member, RemoteEndpoint};
-use crate::info::{GroupInfo, Members, RoundTrip, Stats, Status};
+use crate::info::{GroupInfo, Joined, Members, RoundTrip, Stats, Status};
 use crate::message::Event;
+use crate::state::{CallError, GroupTarget, Interest, Purpose, Reader, State};
+use crate::waits::Wake;
 
 /// A connection to a broker, and the first endpoint on it: what [`Endpoint`] can do, a bus can.
 ///
-/// Cheap to clone; the connection ends when the last handle made from it is gone.
+/// Cheap to clone; the connection ends when the last handle made from it is gone. Whoever waits in
+/// any call does the connection's work for all, so there is no thread in the background.
+///
+/// A connection does not survive `fork`: in the child every operation fails with
+/// [`GoneReason::Forked`](crate::GoneReason::Forked), and the parent's connection is left alone.
+/// A child that was forked while another thread was inside the library may find its lock taken for
+/// ever, so a program with threads should `exec`.
+///
+/// ```no_run
+/// use bus_client::{Bus, Event};
+///
+/// let bus = Bus::connect()?;
+/// let chat = bus.join("org.example.Chat")?;
+/// chat.send("hello")?;
+/// for event in bus.events() {
+///     if let Event::Message(message) = event? {
+///         println!("{}: {}", message.sender(), message.text().unwrap_or("(no text)"));
+///     }
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Bus {
     endpoint: Endpoint,
@@ -44,47 +70,65 @@ impl Bus {
     }
 
     /// Settings for a connection: address, program name, backlog.
-    #[must_use]
     pub fn builder() -> Builder {
         Builder::new()
     }
 
-    /// Starts a broker in a thread of this process and connects to it. The broker ends with the
-    /// last handle of this bus. To let others in, see [`EmbeddedBroker`](crate::EmbeddedBroker).
-    ///
-    /// # Errors
-    ///
-    /// No descriptor or no thread was to be had.
-    #[cfg(feature = "embedded")]
-    pub fn embedded() -> Result<Self, ConnectError> {
-        unimplemented!()
+    pub(crate) fn new(connection: Connection) -> Self {
+        let id = connection.lock().endpoint_id(0);
+        Self {
+            endpoint: Endpoint {
+                inner: Arc::new(EndpointInner {
+                    connection: Arc::new(connection),
+                    key: 0,
+                    id,
+                }),
+            },
+        }
     }
 
     /// The bus's incarnation: ids and sequences of another one mean nothing here.
     #[must_use]
     pub fn incarnation(&self) -> [u8; 16] {
-        unimplemented!()
+        *self.connection().incarnation().as_bytes()
     }
 
     /// The bus's bounds, as the broker told them.
     #[must_use]
     pub fn limits(&self) -> &Limits {
-        unimplemented!()
+        self.connection().limits()
     }
 
-    /// Opens another endpoint on the same connection, with an id and a queue of its own.
+    /// Opens another endpoint on the same connection, with an id and a queue of its own. Blocks
+    /// for one round trip.
     ///
     /// # Errors
     ///
     /// A bound is reached, or the connection has ended.
     pub fn open_endpoint(&self) -> Result<Endpoint, OpenError> {
-        unimplemented!()
+        let connection = self.connection();
+        let (key, serial) = connection.lock().open_endpoint()?;
+        let id = connection.finish_call(serial, |response| match response {
+            Response::Opened { endpoint } => Some(endpoint),
+            _ => None,
+        })?;
+        Ok(Endpoint {
+            inner: Arc::new(EndpointInner {
+                connection: Arc::clone(connection),
+                key,
+                id,
+            }),
+        })
     }
 
     /// Says goodbye and ends the connection, for every handle made from it. What was queued here
     /// can still be received; sends in flight are [`Unknown`](crate::SendError::Unknown).
     pub fn close(&self) {
-        unimplemented!()
+        self.connection().lock().close();
+    }
+
+    fn connection(&self) -> &Arc<Connection> {
+        &self.inner.connection
     }
 }
 
@@ -93,13 +137,32 @@ impl Bus {
 /// Cheap to clone, and each method may be called from any thread. It is closed when the last
 /// handle made from it (groups, members, lanes, pending sends) is gone.
 #[derive(Clone, Debug)]
-pub struct Endpoint {}
+pub struct Endpoint {
+    pub(crate) inner: Arc<EndpointInner>,
+}
+
+/// An endpoint that is open. Dropping the last reference closes it.
+#[derive(Debug)]
+pub(crate) struct EndpointInner {
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) key: usize,
+    pub(crate) id: EndpointId,
+}
+
+impl Drop for EndpointInner {
+    fn drop(&mut self) {
+        // With the last endpoint the connection ends, and there is nothing to be said before.
+        if Arc::strong_count(&self.connection) > 1 {
+            self.connection.lock().close_endpoint(self.key);
+        }
+    }
+}
 
 impl Endpoint {
     /// This endpoint's id.
     #[must_use]
     pub fn endpoint_id(&self) -> EndpointId {
-        unimplemented!()
+        self.inner.id
     }
 
     /// Joins a group, and creates it if it does not exist. Blocks for one round trip.
@@ -117,24 +180,75 @@ impl Endpoint {
     ///
     /// See [`JoinError`].
     pub fn join_with(&self, group: &str, options: JoinOptions) -> Result<Member, JoinError> {
-        let _ = (group, options);
-        unimplemented!()
+        let name: GroupName = group.parse()?;
+        let connection = &self.inner.connection;
+        let (serial, target) = self.start_join(&name, options)?;
+        let joined = connection
+            .finish_call(serial, joined)
+            .map_err(|error| JoinError::from_call(error, &name))?;
+        Ok(Member::new(self.clone(), target, joined))
     }
 
-    /// Joins a group, as a future.
+    /// Joins a group, as a future. If it is dropped before it is done, the endpoint leaves again.
+    ///
+    /// See [`receive_async`](Self::receive_async) for who drives it.
     pub fn join_async(&self, group: &str, options: JoinOptions) -> JoinFuture {
-        let _ = (group, options);
-        unimplemented!()
+        let stage = match group.parse() {
+            Ok(name) => JoinStage::Ready(name, options),
+            Err(error) => JoinStage::Failed(error),
+        };
+        JoinFuture {
+            endpoint: self.clone(),
+            stage,
+            drive: Drive::default(),
+        }
+    }
+
+    fn start_join(
+        &self,
+        name: &GroupName,
+        options: JoinOptions,
+    ) -> Result<(Serial, Arc<GroupTarget>), JoinError> {
+        let mut flags = MemberFlags::empty();
+        flags.set(MemberFlags::LOOPBACK, options.loopback);
+        flags.set(MemberFlags::DROP_WHEN_FULL, options.drop_when_full);
+        let mut state = self.inner.connection.lock();
+        let group = state.group(name);
+        let request = Request::Join {
+            group: name.clone(),
+            flags,
+            create: options.create,
+        };
+        let purpose = Purpose::Join {
+            group: Arc::clone(&group),
+            flags,
+        };
+        let serial = state
+            .call(self.inner.key, purpose, request)
+            .map_err(|error| JoinError::from_call(error, name))?;
+        Ok((serial, group))
     }
 
     /// Creates a group without joining it. It lives while this endpoint does or it has a member.
+    /// Blocks for one round trip.
     ///
     /// # Errors
     ///
     /// See [`CreateError`].
     pub fn create(&self, group: &str) -> Result<Group, CreateError> {
-        let _ = group;
-        unimplemented!()
+        let name: GroupName = group.parse()?;
+        let connection = &self.inner.connection;
+        let target = connection.lock().group(&name);
+        let purpose = Purpose::Create(Arc::clone(&target));
+        let request = Request::Create {
+            group: name.clone(),
+        };
+        connection
+            .call(self.inner.key, purpose, request, |response| {
+                matches!(response, Response::Created { .. }).then_some(())
+            })
+            .map_err(|error| CreateError::from_call(error, &name))?;
+        Ok(Group::new(self.clone(), target))
     }
 
     /// A handle to send to a group. Nothing is asked of the broker yet.
@@ -143,15 +257,14 @@ impl Endpoint {
     ///
     /// The name breaks the rules for names.
     pub fn group(&self, name: &str) -> Result<Group, NameError> {
-        let _ = name;
-        unimplemented!()
+        let target = self.inner.connection.lock().group(&name.parse()?);
+        Ok(Group::new(self.clone(), target))
     }
 
-    /// A handle to send to one endpoint directly.
+    /// A handle to send to one endpoint directly. Nothing is asked of the broker yet.
     #[must_use]
     pub fn endpoint(&self, id: EndpointId) -> RemoteEndpoint {
-        let _ = id;
-        unimplemented!()
+        RemoteEndpoint::new(self.clone(), id)
     }
 
     /// Another line of sends of this endpoint, for a thread of its own: what waits in one lane
@@ -159,9 +272,23 @@ impl Endpoint {
     ///
     /// # Errors
     ///
-    /// The endpoint has all its lanes (16, unless the broker says otherwise).
+    /// The endpoint has all its lanes (16, unless the broker says otherwise), or a lane that was
+    /// given up still has sends under way.
     pub fn lane(&self) -> Result<Lane, OpenError> {
-        unimplemented!()
+        let connection = &self.inner.connection;
+        let number = connection.lock().open_lane(self.inner.key);
+        let number = number.ok_or_else(|| {
+            OpenError::LimitExceeded(format!(
+                "an endpoint has at most {} lanes",
+                connection.limits().lanes
+            ))
+        })?;
+        Ok(Lane {
+            inner: Arc::new(LaneInner {
+                endpoint: Arc::clone(&self.inner),
+                number,
+            }),
+        })
     }
 
     /// Waits for the next event.
@@ -170,7 +297,8 @@ impl Endpoint {
     ///
     /// The broker is gone and all that had arrived was received.
     pub fn receive(&self) -> Result<Event, ReceiveError> {
-        unimplemented!()
+        self.receive_until(None)
+            .map(|event| event.expect("without a deadline, waiting ends with an event"))
     }
 
     /// The next event if there is one. Does the I/O that is possible without blocking.
@@ -179,7 +307,13 @@ impl Endpoint {
     ///
     /// The broker is gone and all that had arrived was received.
     pub fn try_receive(&self) -> Result<Option<Event>, ReceiveError> {
-        unimplemented!()
+        let reader = Reader::Thread(thread::current().id());
+        let mut state = self.inner.connection.lock();
+        if let Some(received) = self.take(&mut state, reader) {
+            return received.map(Some);
+        }
+        state.turn();
+        self.take(&mut state, reader).transpose()
     }
 
     /// Waits at most `timeout` for the next event; `None` if none came.
@@ -188,35 +322,64 @@ impl Endpoint {
     ///
     /// The broker is gone and all that had arrived was received.
     pub fn receive_deadline(&self, timeout: Duration) -> Result<Option<Event>, ReceiveError> {
-        let _ = timeout;
-        unimplemented!()
+        self.receive_until(Instant::now().checked_add(timeout))
     }
 
-    /// The next event, as a future.
+    fn receive_until(&self, deadline: Option<Instant>) -> Result<Option<Event>, ReceiveError> {
+        let reader = Reader::Thread(thread::current().id());
+        self.inner
+            .connection
+            .wait(Interest::Inbox(self.inner.key), None, deadline, |state| {
+                self.take(state, reader)
+            })
+            .transpose()
+    }
+
+    fn take(&self, state: &mut State, reader: Reader) -> Option<Result<Event, ReceiveError>> {
+        if let Some(event) = state.take_event(self.inner.key, reader) {
+            return Some(Ok(event));
+        }
+        let gone = state.gone()?;
+        Some(Err(ReceiveError::BrokerGone(gone.clone())))
+    }
+
+    /// The next event, as a future. Dropping it loses no event.
     ///
-    /// Without the feature `tokio` the future needs somebody who calls
-    /// [`dispatch`](Self::dispatch), or a thread that waits in any blocking call of this
-    /// connection. Dropping it loses no event.
+    /// Inside a tokio runtime, with the feature `tokio`, it drives the connection itself.
+    /// Elsewhere it needs somebody who calls [`dispatch`](Self::dispatch), or a thread that waits
+    /// in any blocking call of this connection; its waker is called from there.
     pub fn receive_async(&self) -> ReceiveFuture {
-        unimplemented!()
+        ReceiveFuture {
+            endpoint: self.clone(),
+            drive: Drive::default(),
+        }
     }
 
     /// All events, as they come, until the broker is gone. Each step blocks as
     /// [`receive`](Self::receive) does.
     #[must_use]
     pub fn events(&self) -> Events {
-        unimplemented!()
+        Events {
+            endpoint: self.clone(),
+            ended: false,
+        }
     }
 
     /// Leaves all groups and takes no more messages: what is sent here fails with `EPIPE`. What
     /// was queued stays readable, and this endpoint may still send. Nothing later than the
-    /// returned place arrives.
+    /// returned place arrives. Blocks for one round trip.
+    ///
+    /// A [`receive`](Self::receive) that finds nothing afterwards waits for ever; take what was
+    /// queued with [`try_receive`](Self::try_receive) or a deadline.
     ///
     /// # Errors
     ///
     /// The connection has ended.
     pub fn shutdown_receive(&self) -> Result<Sequence, QueryError> {
-        unimplemented!()
+        self.ask(Request::ShutdownReceive, |response| match response {
+            Response::Shut { sequence } => Some(sequence),
+            _ => None,
+        })
     }
 
     /// All groups, by name. Long lists take several round trips.
@@ -225,45 +388,130 @@ impl Endpoint {
     ///
     /// See [`QueryError`].
     pub fn groups(&self) -> Result<Vec<GroupInfo>, QueryError> {
-        unimplemented!()
+        let mut all: Vec<GroupInfo> = Vec::new();
+        loop {
+            let after = all.last().map(|group| group.name.clone());
+            let request = Request::Groups {
+                after: after.clone(),
+                max: MAX_PAGE,
+            };
+            let (groups, more) = self.ask(request, |response| match response {
+                Response::Groups { groups, more } => Some((groups, more)),
+                _ => None,
+            })?;
+            // A page that does not get further would be asked for without an end.
+            let further = groups
+                .last()
+                .is_some_and(|last| after.is_none_or(|after| after < last.name));
+            all.extend(groups.into_iter().map(GroupInfo::from));
+            if !more || !further {
+                return Ok(all);
+            }
+        }
     }
 
-    /// A group and how many members it has; `None` if there is no such group.
+    /// Looks a group up; `None` if there is no such group. Blocks for one round trip.
     ///
     /// # Errors
     ///
     /// See [`QueryError`].
-    pub fn find_group(&self, group: &str) -> Result<Option<(GroupId, u32)>, QueryError> {
-        let _ = group;
-        unimplemented!()
+    pub fn find_group(&self, group: &str) -> Result<Option<GroupInfo>, QueryError> {
+        match self.look_up(&group.parse()?) {
+            Ok(info) => Ok(Some(info)),
+            Err(QueryError::NoSuchGroup(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
-    /// The members of a group. Long lists take several round trips.
+    fn look_up(&self, name: &GroupName) -> Result<GroupInfo, QueryError> {
+        let request = Request::FindGroup {
+            group: name.clone(),
+        };
+        let found =
+            self.inner
+                .connection
+                .call(
+                    self.inner.key,
+                    Purpose::Plain,
+                    request,
+                    |response| match response {
+                        Response::Group(info) => Some(GroupInfo::from(info)),
+                        _ => None,
+                    },
+                );
+        found.map_err(|error| QueryError::from_call(error, Some(name)))
+    }
+
+    /// The members of a group. Blocks for two round trips; long lists take more.
     ///
     /// # Errors
     ///
     /// See [`QueryError`].
     pub fn members(&self, group: &str) -> Result<Members, QueryError> {
-        let _ = group;
-        unimplemented!()
+        let name: GroupName = group.parse()?;
+        let group_id = self.look_up(&name)?.group_id;
+        let mut all = Members {
+            sequence: Sequence::from_raw(0),
+            members: Vec::new(),
+        };
+        loop {
+            let after = all.members.last().map(|member| member.endpoint);
+            let request = Request::Members {
+                group_id,
+                after,
+                max: MAX_PAGE,
+            };
+            let page =
+                self.inner
+                    .connection
+                    .call(
+                        self.inner.key,
+                        Purpose::Plain,
+                        request,
+                        |response| match response {
+                            Response::Members {
+                                sequence,
+                                members,
+                                more,
+                            } => Some((sequence, members, more)),
+                            _ => None,
+                        },
+                    );
+            let (sequence, members, more) =
+                page.map_err(|error| QueryError::from_call(error, Some(&name)))?;
+            let further = members
+                .last()
+                .is_some_and(|last| after.is_none_or(|after| after < last.endpoint));
+            all.sequence = sequence;
+            all.members.extend(members.into_iter().map(Into::into));
+            if !more || !further {
+                return Ok(all);
+            }
+        }
     }
 
-    /// The bus's live counters.
+    /// The bus's live counters. Blocks for one round trip.
     ///
     /// # Errors
     ///
     /// See [`QueryError`].
     pub fn stats(&self) -> Result<Stats, QueryError> {
-        unimplemented!()
+        self.ask(Request::Stats, |response| match response {
+            Response::Stats(stats) => Some(Stats::from(*stats)),
+            _ => None,
+        })
     }
 
-    /// What the broker is and how it is set.
+    /// What the broker is and how it is set. Blocks for one round trip.
     ///
     /// # Errors
     ///
     /// See [`QueryError`].
     pub fn status(&self) -> Result<Status, QueryError> {
-        unimplemented!()
+        self.ask(Request::Status, |response| match response {
+            Response::Status(status) => Some(Status::from(*status)),
+            _ => None,
+        })
     }
 
     /// Asks the broker for a sign of life, and says how long it took.
@@ -272,18 +520,35 @@ impl Endpoint {
     ///
     /// The connection has ended.
     pub fn ping(&self) -> Result<RoundTrip, QueryError> {
-        unimplemented!()
+        let start = Instant::now();
+        self.ask(Request::Ping, |response| {
+            matches!(response, Response::Pong).then_some(())
+        })?;
+        Ok(start.elapsed())
+    }
+
+    fn ask<T>(
+        &self,
+        request: Request,
+        pick: impl FnOnce(Response) -> Option<T>,
+    ) -> Result<T, QueryError> {
+        self.inner
+            .connection
+            .call(self.inner.key, Purpose::Plain, request, pick)
+            .map_err(|error| QueryError::from_call(error, None))
     }
 
     /// Does all the I/O that is possible without blocking, and wakes futures and threads that
-    /// got what they wait for. For main loops: call it when [`as_fd`](AsFd::as_fd) is readable,
+    /// got what they wait for. For main loops: call it when the descriptor ([`AsFd`]) is readable,
     /// then [`try_receive`](Self::try_receive) until it gives `None`.
     ///
     /// # Errors
     ///
     /// The connection has ended. What had arrived can still be received.
     pub fn dispatch(&self) -> Result<(), BrokerGone> {
-        unimplemented!()
+        let mut state = self.inner.connection.lock();
+        state.dispatch();
+        alive(&state)
     }
 
     /// As [`dispatch`](Self::dispatch), but waits at most `timeout` for something to do.
@@ -292,31 +557,70 @@ impl Endpoint {
     ///
     /// The connection has ended. What had arrived can still be received.
     pub fn dispatch_timeout(&self, timeout: Duration) -> Result<(), BrokerGone> {
-        let _ = timeout;
-        unimplemented!()
+        let deadline = Instant::now().checked_add(timeout);
+        let connection = &self.inner.connection;
+        let before = {
+            let mut state = connection.lock();
+            let before = state.arrivals();
+            state.dispatch();
+            before
+        };
+        connection.wait(Interest::Anything, None, deadline, |state| {
+            (state.arrivals() != before || state.gone().is_some()).then_some(())
+        });
+        alive(&connection.lock())
     }
 
-    /// Holds back the writing of sends until the guard is dropped, a good part of a buffer is
-    /// full, or somebody waits: many small sends then leave in one system call.
+    /// Holds back the writing of sends until the guard is dropped, 64 KiB have come together, or
+    /// somebody waits: many small sends then leave in one system call.
+    ///
+    /// ```no_run
+    /// # let bus = bus_client::Bus::connect()?;
+    /// let group = bus.group("org.example.Log")?;
+    /// let cork = bus.cork();
+    /// let pending = ["one", "two", "three"].map(|line| group.start_send(line));
+    /// drop(cork);
+    /// for send in pending {
+    ///     send?.wait()?;
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn cork(&self) -> Cork {
-        unimplemented!()
+        self.inner.connection.lock().cork();
+        Cork {
+            connection: Arc::clone(&self.inner.connection),
+        }
     }
+}
 
-    /// The descriptor for [`AsFd`], with the error that making it may have.
-    ///
-    /// # Errors
-    ///
-    /// This process has no descriptor left.
-    pub fn pollable(&self) -> io::Result<BorrowedFd<'_>> {
-        unimplemented!()
+fn alive(state: &State) -> Result<(), BrokerGone> {
+    state.gone().map_or(Ok(()), |gone| Err(gone.clone()))
+}
+
+fn joined(response: Response) -> Option<Joined> {
+    match response {
+        Response::Joined {
+            group_id,
+            sequence,
+            created,
+            members,
+        } => Some(Joined {
+            group_id,
+            sequence,
+            created,
+            members,
+        }),
+        _ => None,
     }
 }
 
 /// One descriptor for any main loop: poll it for reading only. It is readable when
-/// [`Endpoint::dispatch`] has something to do (output included), or an event waits to be received.
+/// [`Endpoint::dispatch`] has something to do (output included), or an event of an endpoint whose
+/// descriptor was asked for waits to be received. It is the same for all endpoints of a connection.
 impl AsFd for Endpoint {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        unimplemented!()
+        self.inner.connection.lock().set_polled(self.inner.key);
+        self.inner.connection.pollable()
     }
 }
 
@@ -327,49 +631,159 @@ impl AsFd for Bus {
 }
 
 /// A line of sends of one endpoint; see [`Endpoint::lane`]. Cheap to clone; its number is free
-/// again when the last handle is gone.
+/// again when the last handle is gone, destinations on it included.
 #[derive(Clone, Debug)]
-pub struct Lane {}
+pub struct Lane {
+    pub(crate) inner: Arc<LaneInner>,
+}
+
+/// A lane that is taken. Dropping the last reference frees it.
+#[derive(Debug)]
+pub(crate) struct LaneInner {
+    pub(crate) endpoint: Arc<EndpointInner>,
+    pub(crate) number: LaneNumber,
+}
+
+impl Drop for LaneInner {
+    fn drop(&mut self) {
+        let mut state = self.endpoint.connection.lock();
+        state.close_lane(self.endpoint.key, self.number);
+    }
+}
 
 /// Holds back writing; see [`Endpoint::cork`].
 #[derive(Debug)]
 #[must_use = "writing is held back only while the guard lives"]
-pub struct Cork {}
+pub struct Cork {
+    connection: Arc<Connection>,
+}
+
+impl Drop for Cork {
+    fn drop(&mut self) {
+        self.connection.lock().uncork();
+    }
+}
 
 /// The next event; see [`Endpoint::receive_async`].
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
-pub struct ReceiveFuture {}
+pub struct ReceiveFuture {
+    endpoint: Endpoint,
+    drive: Drive,
+}
 
 impl Future for ReceiveFuture {
     type Output = Result<Event, ReceiveError>;
 
-    fn poll(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Self::Output> {
-        unimplemented!()
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { endpoint, drive } = self.get_mut();
+        let connection = &endpoint.inner.connection;
+        drive.poll(connection, cx, |cx| {
+            let mut state = connection.lock();
+            if let Some(received) = endpoint.take(&mut state, Reader::Task) {
+                return Poll::Ready(received);
+            }
+            let wake = Wake::Task(cx.waker().clone());
+            state.set_wake(Interest::Inbox(endpoint.inner.key), wake);
+            state.before_sleep();
+            Poll::Pending
+        })
     }
 }
 
 /// A join; see [`Endpoint::join_async`].
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
-pub struct JoinFuture {}
+pub struct JoinFuture {
+    endpoint: Endpoint,
+    stage: JoinStage,
+    drive: Drive,
+}
+
+#[derive(Debug)]
+enum JoinStage {
+    Ready(GroupName, JoinOptions),
+    Asked(GroupName, Arc<GroupTarget>, Serial),
+    Failed(NameError),
+    Done,
+}
 
 impl Future for JoinFuture {
     type Output = Result<Member, JoinError>;
 
-    fn poll(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Self::Output> {
-        unimplemented!()
+    /// # Panics
+    ///
+    /// If it is polled again after it was ready.
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self {
+            endpoint,
+            stage,
+            drive,
+        } = self.get_mut();
+        match std::mem::replace(stage, JoinStage::Done) {
+            JoinStage::Failed(error) => return Poll::Ready(Err(error.into())),
+            JoinStage::Done => panic!("a join was polled after it was ready"),
+            JoinStage::Ready(name, options) => match endpoint.start_join(&name, options) {
+                Ok((serial, target)) => *stage = JoinStage::Asked(name, target, serial),
+                Err(error) => return Poll::Ready(Err(error)),
+            },
+            asked @ JoinStage::Asked(..) => *stage = asked,
+        }
+        let JoinStage::Asked(name, target, serial) = &*stage else {
+            unreachable!("all other stages were left above");
+        };
+        let connection = &endpoint.inner.connection;
+        let answer = drive.poll(connection, cx, |cx| poll_response(connection, *serial, cx));
+        let Poll::Ready(answer) = answer else {
+            return Poll::Pending;
+        };
+        let outcome = answer
+            .and_then(|response| connection.pick(response, joined))
+            .map(|joined| Member::new(endpoint.clone(), Arc::clone(target), joined))
+            .map_err(|error| JoinError::from_call(error, name));
+        *stage = JoinStage::Done;
+        Poll::Ready(outcome)
+    }
+}
+
+fn poll_response(
+    connection: &Connection,
+    serial: Serial,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Response, CallError>> {
+    let mut state = connection.lock();
+    state.before_sleep();
+    if let Some(answer) = state.take_response(serial) {
+        return Poll::Ready(answer);
+    }
+    state.set_wake(Interest::Answer(serial), Wake::Task(cx.waker().clone()));
+    Poll::Pending
+}
+
+impl Drop for JoinFuture {
+    fn drop(&mut self) {
+        if let JoinStage::Asked(_, _, serial) = self.stage {
+            self.endpoint.inner.connection.lock().abandon_join(serial);
+        }
     }
 }
 
 /// Iterator over events; see [`Endpoint::events`]. After an error it ends.
 #[derive(Debug)]
-pub struct Events {}
+pub struct Events {
+    endpoint: Endpoint,
+    ended: bool,
+}
 
 impl Iterator for Events {
     type Item = Result<Event, ReceiveError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        unimplemented!()
+        if self.ended {
+            return None;
+        }
+        let event = self.endpoint.receive();
+        self.ended = event.is_err();
+        Some(event)
     }
 }

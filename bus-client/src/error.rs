@@ -8,7 +8,10 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use bus_core::{EndpointId, GroupName, NameError};
+use bus_core::wire::{Failure, FailureCode};
+use bus_core::{ContentType, EndpointId, GroupName, NameError};
+
+use crate::state::{CallError, Target};
 
 /// The connection has ended, and why. Connect again to go on.
 ///
@@ -418,8 +421,8 @@ pub enum WatchError {
 #[non_exhaustive]
 pub enum DecodeError {
     /// The message says that it is neither CBOR nor JSON.
-    #[error("the payload is {0}, which holds no typed value")]
-    Untyped(crate::ContentType),
+    #[error("the message says that its payload is {0:?}, which holds no typed value")]
+    Untyped(ContentType),
     /// The payload is not valid CBOR, or not of this type.
     #[error("the payload is no such CBOR value: {0}")]
     Cbor(String),
@@ -434,4 +437,117 @@ pub enum DecodeError {
 pub struct EncodeError {
     pub(crate) format: &'static str,
     pub(crate) why: String,
+}
+
+/// What a failure means that has no variant of its own: its code, and its words.
+fn other(failure: Failure) -> (String, String) {
+    (failure.code.as_str().to_owned(), failure.text)
+}
+
+impl JoinError {
+    pub(crate) fn from_call(error: CallError, group: &GroupName) -> Self {
+        let failure = match error {
+            CallError::Gone(gone) => return gone.into(),
+            CallError::Failed(failure) => *failure,
+        };
+        match failure.code {
+            FailureCode::NoSuchGroup => Self::NoSuchGroup(group.clone()),
+            FailureCode::AlreadyMember => Self::AlreadyMember(group.clone()),
+            FailureCode::LimitExceeded => Self::LimitExceeded(failure.text),
+            FailureCode::PermissionDenied => Self::PermissionDenied(failure.text),
+            _ => {
+                let (code, text) = other(failure);
+                Self::Refused { code, text }
+            }
+        }
+    }
+}
+
+impl CreateError {
+    pub(crate) fn from_call(error: CallError, group: &GroupName) -> Self {
+        let failure = match error {
+            CallError::Gone(gone) => return gone.into(),
+            CallError::Failed(failure) => *failure,
+        };
+        match failure.code {
+            FailureCode::GroupExists => Self::GroupExists(group.clone()),
+            FailureCode::LimitExceeded => Self::LimitExceeded(failure.text),
+            FailureCode::PermissionDenied => Self::PermissionDenied(failure.text),
+            _ => {
+                let (code, text) = other(failure);
+                Self::Refused { code, text }
+            }
+        }
+    }
+}
+
+impl LeaveError {
+    pub(crate) fn from_call(error: CallError, group: &GroupName) -> Self {
+        let failure = match error {
+            CallError::Gone(gone) => return gone.into(),
+            CallError::Failed(failure) => *failure,
+        };
+        match failure.code {
+            FailureCode::NotAMember | FailureCode::NoSuchGroup => Self::NotAMember(group.clone()),
+            _ => {
+                let (code, text) = other(failure);
+                Self::Refused { code, text }
+            }
+        }
+    }
+}
+
+impl QueryError {
+    pub(crate) fn from_call(error: CallError, group: Option<&GroupName>) -> Self {
+        let failure = match error {
+            CallError::Gone(gone) => return gone.into(),
+            CallError::Failed(failure) => *failure,
+        };
+        match (&failure.code, group) {
+            (FailureCode::NoSuchGroup, Some(group)) => Self::NoSuchGroup(group.clone()),
+            (FailureCode::PermissionDenied, _) => Self::PermissionDenied(failure.text),
+            _ => {
+                let (code, text) = other(failure);
+                Self::Refused { code, text }
+            }
+        }
+    }
+}
+
+impl From<CallError> for OpenError {
+    fn from(error: CallError) -> Self {
+        let failure = match error {
+            CallError::Gone(gone) => return gone.into(),
+            CallError::Failed(failure) => *failure,
+        };
+        match failure.code {
+            FailureCode::LimitExceeded => Self::LimitExceeded(failure.text),
+            _ => {
+                let (code, text) = other(failure);
+                Self::Refused { code, text }
+            }
+        }
+    }
+}
+
+impl WatchError {
+    pub(crate) fn from_call(error: CallError, target: &Target) -> Self {
+        let failure = match error {
+            CallError::Gone(gone) => return gone.into(),
+            CallError::Failed(failure) => *failure,
+        };
+        match (&failure.code, target) {
+            (FailureCode::NoSuchGroup | FailureCode::GroupEnded, Target::Group(group)) => {
+                Self::NoSuchGroup(group.name().clone())
+            }
+            (FailureCode::NoSuchEndpoint | FailureCode::EndpointClosed, Target::Endpoint(id)) => {
+                Self::NoSuchEndpoint(*id)
+            }
+            (FailureCode::LimitExceeded, _) => Self::LimitExceeded(failure.text),
+            _ => {
+                let (code, text) = other(failure);
+                Self::Refused { code, text }
+            }
+        }
+    }
 }

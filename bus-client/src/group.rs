@@ -1,14 +1,17 @@
 //! Where messages go: a group by its name, or one endpoint by its id.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use bus_core::wire::{LaneNumber, Request, Response};
 use bus_core::{EndpointId, GroupId, GroupName, Sequence};
 
-use crate::bus::Lane;
+use crate::bus::{Endpoint, Lane, LaneInner};
 use crate::error::{LeaveError, SendError};
 use crate::info::Joined;
 use crate::message::{Outgoing, Receipt};
 use crate::send::{PendingSend, SendFuture};
+use crate::state::{Form, GroupTarget, NewSend, Purpose, Target};
 use crate::watch::Writable;
 
 /// How to join a group.
@@ -69,10 +72,20 @@ impl JoinOptions {
 
 /// A group to send to, by its name. One need not be a member. Cheap to clone.
 ///
-/// The broker knows groups by id. The handle looks the id up when it is first needed, and once
-/// more when the group it knew has ended and another has taken the name.
+/// The broker knows groups by id. The handle looks the id up when it is first needed. When the
+/// group that it knew has ended and another has taken the name, a send that waits for its answer
+/// looks it up once more; a pipelined one fails, and the next finds the new group.
 #[derive(Clone, Debug)]
-pub struct Group {}
+pub struct Group {
+    route: Route,
+    target: Arc<GroupTarget>,
+}
+
+/// One endpoint to send to, by its id. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct RemoteEndpoint {
+    route: Route,
+}
 
 /// A membership. It ends with [`leave`](Self::leave), or with its endpoint; dropping the handle
 /// ends nothing, so that a program which only receives need not keep it.
@@ -81,6 +94,16 @@ pub struct Group {}
 #[derive(Clone, Debug)]
 pub struct Member {
     group: Group,
+    joined: Joined,
+}
+
+/// From where and by which lane something is sent, and where it goes.
+#[derive(Clone, Debug)]
+pub(crate) struct Route {
+    pub(crate) endpoint: Endpoint,
+    /// The endpoint's first lane, if none.
+    lane: Option<Arc<LaneInner>>,
+    pub(crate) target: Target,
 }
 
 impl std::ops::Deref for Member {
@@ -92,10 +115,23 @@ impl std::ops::Deref for Member {
 }
 
 impl Member {
+    pub(crate) fn new(endpoint: Endpoint, target: Arc<GroupTarget>, joined: Joined) -> Self {
+        Self {
+            group: Group::new(endpoint, target),
+            joined,
+        }
+    }
+
     /// What the join did: the place in the order, whether it created the group, how many members.
     #[must_use]
     pub fn joined(&self) -> &Joined {
-        unimplemented!()
+        &self.joined
+    }
+
+    /// The group as one to send to, without the membership.
+    #[must_use]
+    pub fn group(&self) -> &Group {
+        &self.group
     }
 
     /// Leaves the group. Nothing later than the returned place arrives; what came earlier may
@@ -105,7 +141,21 @@ impl Member {
     ///
     /// Not a member any more, or the connection has ended.
     pub fn leave(&self) -> Result<Sequence, LeaveError> {
-        unimplemented!()
+        let group_id = self.joined.group_id;
+        let inner = &self.group.route.endpoint.inner;
+        let purpose = Purpose::Leave(group_id);
+        inner
+            .connection
+            .call(
+                inner.key,
+                purpose,
+                Request::Leave { group_id },
+                |response| match response {
+                    Response::Left { sequence } => Some(sequence),
+                    _ => None,
+                },
+            )
+            .map_err(|error| LeaveError::from_call(error, self.group.name()))
     }
 }
 
@@ -121,19 +171,19 @@ macro_rules! sending {
             /// See [`SendError`]; [`WouldDeadlock`](SendError::WouldDeadlock) when this program
             /// must read first.
             pub fn send(&self, message: impl Into<Outgoing>) -> Result<Receipt, SendError> {
-                let _ = message.into();
-                unimplemented!()
+                let new = self.route.prepare(message.into(), Form::Wait, true)?;
+                self.route.start(new)?.finish(None)
             }
 
             /// Sends if every recipient has room now. Blocks for one round trip to the broker,
-            /// never for a recipient.
+            /// and while those before it in its lane wait, but never for its own recipients.
             ///
             /// # Errors
             ///
             /// [`WouldBlock`](SendError::WouldBlock) names those without room.
             pub fn try_send(&self, message: impl Into<Outgoing>) -> Result<Receipt, SendError> {
-                let _ = message.into();
-                unimplemented!()
+                let new = self.route.prepare(message.into(), Form::TryAlone, true)?;
+                self.route.start(new)?.finish(None)
             }
 
             /// As [`send`](Self::send), but gives up once `timeout` has passed. Then the broker
@@ -147,15 +197,19 @@ macro_rules! sending {
                 message: impl Into<Outgoing>,
                 timeout: Duration,
             ) -> Result<Receipt, SendError> {
-                let _ = (message.into(), timeout);
-                unimplemented!()
+                let deadline = Instant::now().checked_add(timeout);
+                let new = self.route.prepare(message.into(), Form::Wait, true)?;
+                self.route.start(new)?.finish(deadline)
             }
 
             /// Sends without waiting for the receipt. Blocks while the lane's window is full
-            /// (64 messages or 1 MiB unanswered, unless the broker says otherwise).
+            /// (64 messages or 1 MiB unanswered, unless the broker says otherwise), and until
+            /// the message has left.
             ///
             /// Messages of one lane keep their order. The message is written at once, unless a
-            /// [`Cork`](crate::Cork) is held.
+            /// [`Cork`](crate::Cork) is held. If it may need room in the sender's own queue (the
+            /// sender is a member with loopback), the next message of the lane leaves only after
+            /// its answer.
             ///
             /// # Errors
             ///
@@ -164,29 +218,48 @@ macro_rules! sending {
                 &self,
                 message: impl Into<Outgoing>,
             ) -> Result<PendingSend, SendError> {
-                let _ = message.into();
-                unimplemented!()
+                let new = self.route.prepare(message.into(), Form::Wait, false)?;
+                self.route.start(new)?.departed()
             }
 
-            /// Sends, as a future. It enters its lane when it is first polled.
-            ///
-            /// Without the feature `tokio` the future needs somebody who calls
-            /// [`dispatch`](crate::Endpoint::dispatch), or a thread that waits in any blocking
-            /// call of this connection.
-            pub fn send_async(&self, message: impl Into<Outgoing>) -> SendFuture {
-                let _ = message.into();
-                unimplemented!()
-            }
-
-            /// Asks to be told when a send there would not block (G6). One answer for each
-            /// watch. Blocks at most for one round trip, to look the destination up.
+            /// As [`start_send`](Self::start_send), but the broker refuses the message if a
+            /// recipient has no room. After that it refuses what the lane has behind it, unless
+            /// that was marked [`independent`](Outgoing::independent), until
+            /// [`resume`](Self::resume).
             ///
             /// # Errors
             ///
-            /// None here; the answer says what is wrong.
-            #[must_use]
+            /// What is found before the message leaves; the rest is in the receipt.
+            pub fn start_try_send(
+                &self,
+                message: impl Into<Outgoing>,
+            ) -> Result<PendingSend, SendError> {
+                let new = self
+                    .route
+                    .prepare(message.into(), Form::TryPipelined, false)?;
+                self.route.start(new)?.departed()
+            }
+
+            /// Lets the lane take messages again after one of
+            /// [`start_try_send`](Self::start_try_send) was refused.
+            pub fn resume(&self) {
+                let inner = &self.route.endpoint.inner;
+                inner.connection.lock().resume(inner.key, self.route.lane());
+            }
+
+            /// Sends, as a future. It enters its lane when it is first polled; dropping it before
+            /// it is done cancels it if it still waits.
+            ///
+            /// See [`Endpoint::receive_async`] for who drives it.
+            pub fn send_async(&self, message: impl Into<Outgoing>) -> SendFuture {
+                let new = self.route.prepare(message.into(), Form::Wait, true);
+                SendFuture::new(self.route.endpoint.clone(), new)
+            }
+
+            /// Asks to be told when a send there would not block (G6). One answer for each
+            /// watch. Blocks for nothing.
             pub fn watch_writable(&self) -> Writable {
-                unimplemented!()
+                Writable::new(self.route.clone())
             }
 
             /// The same destination, sending through another lane.
@@ -196,8 +269,9 @@ macro_rules! sending {
             /// If `lane` belongs to another endpoint.
             #[must_use]
             pub fn on_lane(&self, lane: &Lane) -> Self {
-                let _ = lane;
-                unimplemented!()
+                let mut other = self.clone();
+                other.route.set_lane(lane);
+                other
             }
         }
     };
@@ -207,27 +281,102 @@ sending!(Group);
 sending!(RemoteEndpoint);
 
 impl Group {
+    pub(crate) fn new(endpoint: Endpoint, target: Arc<GroupTarget>) -> Self {
+        Self {
+            route: Route {
+                endpoint,
+                lane: None,
+                target: Target::Group(Arc::clone(&target)),
+            },
+            target,
+        }
+    }
+
     /// The group's name.
     #[must_use]
     pub fn name(&self) -> &GroupName {
-        unimplemented!()
+        self.target.name()
     }
 
     /// The group's id, if it was needed so far.
     #[must_use]
     pub fn id(&self) -> Option<GroupId> {
-        unimplemented!()
+        self.target.id()
     }
 }
 
-/// One endpoint to send to, by its id. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct RemoteEndpoint {}
-
 impl RemoteEndpoint {
+    pub(crate) fn new(endpoint: Endpoint, id: EndpointId) -> Self {
+        Self {
+            route: Route {
+                endpoint,
+                lane: None,
+                target: Target::Endpoint(id),
+            },
+        }
+    }
+
     /// The endpoint's id.
     #[must_use]
     pub fn id(&self) -> EndpointId {
-        unimplemented!()
+        match &self.route.target {
+            Target::Endpoint(id) => *id,
+            Target::Group(_) => unreachable!("it is made with an endpoint"),
+        }
+    }
+}
+
+impl Route {
+    fn lane(&self) -> LaneNumber {
+        self.lane
+            .as_ref()
+            .map_or(LaneNumber::FIRST, |lane| lane.number)
+    }
+
+    fn set_lane(&mut self, lane: &Lane) {
+        assert!(
+            Arc::ptr_eq(&lane.inner.endpoint, &self.endpoint.inner),
+            "a lane belongs to one endpoint, and cannot carry what another one sends"
+        );
+        self.lane = Some(Arc::clone(&lane.inner));
+    }
+
+    /// Checks a message against the bounds of the bus.
+    fn prepare(
+        &self,
+        mut message: Outgoing,
+        form: Form,
+        retry_stale: bool,
+    ) -> Result<NewSend, SendError> {
+        let limits = self.endpoint.inner.connection.limits();
+        let (bytes, limit) = (message.payload.len() as u64, limits.payload_bytes.into());
+        if bytes > limit {
+            return Err(SendError::TooLarge { bytes, limit });
+        }
+        let (given, limit) = (message.descriptors.len(), limits.descriptors.into());
+        if given > limit {
+            return Err(SendError::TooManyDescriptors { given, limit });
+        }
+        Ok(NewSend {
+            endpoint: self.endpoint.inner.key,
+            lane: self.lane(),
+            target: self.target.clone(),
+            attributes: message.attributes()?,
+            payload: message.payload,
+            descriptors: (given > 0).then(|| message.descriptors.into()),
+            form,
+            independent: message.independent,
+            retry_stale,
+        })
+    }
+
+    /// Puts a message into its lane.
+    fn start(&self, new: NewSend) -> Result<PendingSend, SendError> {
+        let serial = self.endpoint.inner.connection.lock().send(new)?;
+        Ok(PendingSend::new(
+            self.endpoint.clone(),
+            self.lane.clone(),
+            serial,
+        ))
     }
 }

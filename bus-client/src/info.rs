@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use bus_core::{EndpointId, GroupId, GroupName, Limits, Sequence};
+use bus_core::{EndpointId, GroupId, GroupName, Limits, MemberFlags, Sequence, wire};
 use serde::Serialize;
 
 /// A group, as [`Endpoint::groups`](crate::Endpoint::groups) lists it.
@@ -121,3 +121,73 @@ pub struct Joined {
 
 /// How long a ping took.
 pub type RoundTrip = Duration;
+
+impl From<wire::GroupInfo> for GroupInfo {
+    fn from(info: wire::GroupInfo) -> Self {
+        Self {
+            name: info.name,
+            group_id: info.group_id,
+            members: info.members,
+            creator: info.creator,
+        }
+    }
+}
+
+impl From<wire::MemberInfo> for MemberInfo {
+    fn from(info: wire::MemberInfo) -> Self {
+        Self {
+            endpoint: info.endpoint,
+            uid: info.uid,
+            pid: info.pid,
+            flags: flag_names(info.flags),
+            queued_messages: info.queued_messages,
+            queued_bytes: info.queued_bytes,
+            capacity: info.capacity,
+            dropped: info.dropped,
+            full_since_sequence: info.full_since_sequence,
+            blocks: info.blocks,
+        }
+    }
+}
+
+impl From<wire::Stats> for Stats {
+    fn from(stats: wire::Stats) -> Self {
+        Self {
+            waiting_sends: stats.waiting_sends,
+            endpoints: stats.endpoints,
+            groups: stats.groups,
+            connections: stats.connections,
+            messages: stats.messages,
+            deliveries: stats.deliveries,
+            dropped: stats.dropped,
+            refused: stats.refused,
+            protocol_errors: stats.protocol_errors,
+            bytes_read: stats.bytes_read,
+            bytes_written: stats.bytes_written,
+        }
+    }
+}
+
+impl From<wire::Status> for Status {
+    fn from(status: wire::Status) -> Self {
+        Self {
+            version: status.version,
+            protocol: status.protocol,
+            address: status.address,
+            incarnation: status.incarnation.to_string(),
+            pid: status.pid,
+            uptime_seconds: status.uptime_seconds,
+            limits: status.limits,
+        }
+    }
+}
+
+fn flag_names(flags: MemberFlags) -> Vec<String> {
+    let names = [
+        (MemberFlags::LOOPBACK, "loopback"),
+        (MemberFlags::SEND_TO_PEER, "send-to-peer"),
+        (MemberFlags::DROP_WHEN_FULL, "drop-when-full"),
+    ];
+    let set = names.iter().filter(|(flag, _)| flags.contains(*flag));
+    set.map(|(_, name)| (*name).to_owned()).collect()
+}

@@ -3,13 +3,25 @@
 
 mod builder;
 mod bus;
+mod connection;
+mod drive;
 #[cfg(feature = "embedded")]
 mod embedded;
 mod error;
 mod group;
+mod inbox;
+mod inflow;
 mod info;
+mod lane;
 mod message;
+mod outbox;
+mod pending;
+#[cfg(feature = "tokio")]
+mod reactor;
 mod send;
+mod state;
+mod transport;
+mod waits;
 mod watch;
 
 pub use builder::Builder;
@@ -22,8 +34,10 @@ pub use error::{
 };
 pub use group::{Group, JoinOptions, Member, RemoteEndpoint};
 pub use info::{GroupInfo, Joined, MemberInfo, Members, RoundTrip, Stats, Status};
-pub use message::{ContentType, Credentials, Event, Gap, Message, Outgoing, Receipt};
+pub use message::{Event, Gap, Message, Outgoing, Receipt};
 pub use send::{PendingSend, SendFuture};
 pub use watch::Writable;
 
-pub use bus_core::{EndpointId, GroupId, GroupName, Limits, NameError, Sequence};
+pub use bus_core::{
+    ContentType, Credentials, EndpointId, GroupId, GroupName, Limits, NameError, Sequence,
+};

@@ -1,15 +1,16 @@
 //! What comes out of a queue, and what goes to a send.
 
-use std::fmt;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime};
 
-use bus_core::{EndpointId, GroupId, GroupName, Sequence};
+use bus_core::{
+    Attributes, ContentType, Credentials, EndpointId, GroupId, GroupName, Sequence, wire,
+};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::error::{DecodeError, EncodeError};
+use crate::error::{DecodeError, EncodeError, MessageError};
 
 /// What an endpoint receives. More kinds will come: keep a `_` arm.
 #[derive(Debug)]
@@ -49,130 +50,121 @@ pub struct Gap {
     pub last: Sequence,
 }
 
-/// Who sent a message, as the kernel knew it when the sender connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct Credentials {
-    /// User id.
-    pub uid: u32,
-    /// Process id. The process may be gone, and the number be another's by now.
-    pub pid: u32,
-}
-
-/// What the bytes of a payload are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ContentType {
-    /// Anything.
-    #[default]
-    Bytes,
-    /// UTF-8 text. (The sender says so; [`Message::text`] checks.)
-    Text,
-    /// A value in CBOR.
-    Cbor,
-    /// A value in JSON.
-    Json,
-}
-
-impl fmt::Display for ContentType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Bytes => "bytes",
-            Self::Text => "text",
-            Self::Cbor => "CBOR",
-            Self::Json => "JSON",
-        })
-    }
-}
-
 /// A message as received.
 #[derive(Debug)]
 pub struct Message {
-    _stub: Bytes,
+    message: wire::MessageFrame,
+    group: Option<GroupName>,
+    missed: Option<Gap>,
+    descriptors: Vec<OwnedFd>,
+    descriptors_lost: bool,
 }
 
 impl Message {
+    pub(crate) fn new(
+        message: wire::MessageFrame,
+        group: Option<GroupName>,
+        missed: Option<Gap>,
+        descriptors: Vec<OwnedFd>,
+        descriptors_lost: bool,
+    ) -> Self {
+        Self {
+            message,
+            group,
+            missed,
+            descriptors,
+            descriptors_lost,
+        }
+    }
+
     /// Its place in the order of the bus. In one endpoint's queue these rise (G2).
     #[must_use]
     pub fn sequence(&self) -> Sequence {
-        unimplemented!()
+        self.message.head.sequence
     }
 
     /// The group it was sent to; `None` if it was sent to this endpoint directly.
     #[must_use]
     pub fn group(&self) -> Option<&str> {
-        unimplemented!()
+        self.group.as_ref().map(GroupName::as_str)
     }
 
     /// The id of the group it was sent to; `None` if it was sent to this endpoint directly.
     #[must_use]
     pub fn group_id(&self) -> Option<GroupId> {
-        unimplemented!()
+        self.message.head.group
     }
 
     /// Who sent it; answer with [`Endpoint::endpoint`](crate::Endpoint::endpoint).
     #[must_use]
     pub fn sender(&self) -> EndpointId {
-        unimplemented!()
+        self.message.head.sender
     }
 
     /// 1, 2, 3 ... for each sender.
     #[must_use]
     pub fn sender_serial(&self) -> u64 {
-        unimplemented!()
+        self.message.head.sender_serial
     }
 
-    /// The sender's process, as the kernel knew it when it connected.
+    /// The sender's user and process, as the kernel knew them when it connected. The process may
+    /// be gone, and its number be another's by now.
     #[must_use]
     pub fn credentials(&self) -> Credentials {
-        unimplemented!()
+        self.message.head.credentials
     }
 
     /// When the message took its place in the order, by the broker's clock.
     #[must_use]
     pub fn commit_time(&self) -> SystemTime {
-        unimplemented!()
+        SystemTime::UNIX_EPOCH + Duration::from_nanos(self.message.head.commit_time)
     }
 
     /// The key, if the sender set one.
     #[must_use]
     pub fn key(&self) -> Option<&[u8]> {
-        unimplemented!()
+        self.message.attributes.key()
     }
 
     /// The operation, if the sender named one.
     #[must_use]
     pub fn operation(&self) -> Option<&str> {
-        unimplemented!()
+        self.message.attributes.operation()
     }
 
     /// The fields `name=value`, in the sender's order.
     pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
-        [].into_iter()
+        self.message.attributes.fields()
     }
 
-    /// What the payload's bytes are.
+    /// The value of the field of this name.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.message.attributes.field(name)
+    }
+
+    /// What the payload's bytes are, as the sender says.
     #[must_use]
     pub fn content_type(&self) -> ContentType {
-        unimplemented!()
+        self.message.attributes.content_type()
     }
 
     /// The payload's bytes.
     #[must_use]
     pub fn payload(&self) -> &[u8] {
-        unimplemented!()
+        &self.message.payload
     }
 
     /// The payload's bytes, without a copy where the library holds no other part of them.
     #[must_use]
     pub fn into_payload(self) -> Vec<u8> {
-        unimplemented!()
+        self.message.payload.into()
     }
 
     /// The payload as text, if it is UTF-8, whatever its content type.
     #[must_use]
     pub fn text(&self) -> Option<&str> {
-        unimplemented!()
+        str::from_utf8(&self.message.payload).ok()
     }
 
     /// The payload as a value, by its content type: CBOR or JSON.
@@ -181,25 +173,43 @@ impl Message {
     ///
     /// The message says that it is neither, or the payload is no `T`.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
-        unimplemented!()
+        match self.content_type() {
+            ContentType::Cbor => decode_cbor(self.payload()),
+            ContentType::Json => serde_json::from_slice(self.payload())
+                .map_err(|error| DecodeError::Json(error.to_string())),
+            other => Err(DecodeError::Untyped(other)),
+        }
     }
 
     /// Takes the descriptors that came with it, each close-on-exec. The second call gets none.
     #[must_use]
     pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
-        unimplemented!()
+        std::mem::take(&mut self.descriptors)
     }
 
     /// Whether the message had descriptors that this process had no room for.
     #[must_use]
     pub fn descriptors_lost(&self) -> bool {
-        unimplemented!()
+        self.descriptors_lost
     }
 
     /// What a drop-when-full membership missed of this group just before this message.
     #[must_use]
     pub fn missed(&self) -> Option<&Gap> {
-        unimplemented!()
+        self.missed.as_ref()
+    }
+}
+
+fn decode_cbor<T: DeserializeOwned>(mut payload: &[u8]) -> Result<T, DecodeError> {
+    let value = ciborium::from_reader(&mut payload)
+        .map_err(|error| DecodeError::Cbor(error.to_string()))?;
+    if payload.is_empty() {
+        Ok(value)
+    } else {
+        Err(DecodeError::Cbor(format!(
+            "{} bytes follow the value",
+            payload.len()
+        )))
     }
 }
 
@@ -307,6 +317,25 @@ impl Outgoing {
         self
     }
 
+    /// The block of attributes for the wire.
+    pub(crate) fn attributes(&mut self) -> Result<Attributes, MessageError> {
+        let plain = self.key.is_none() && self.operation.is_none() && self.fields.is_empty();
+        if plain && self.content_type == ContentType::Bytes {
+            return Ok(Attributes::EMPTY);
+        }
+        let mut builder = Attributes::builder().content_type(self.content_type);
+        if let Some(key) = self.key.take() {
+            builder = builder.key(key);
+        }
+        if let Some(operation) = self.operation.take() {
+            builder = builder.operation(operation);
+        }
+        for (name, value) in self.fields.drain(..) {
+            builder = builder.field(name, value);
+        }
+        builder.build().map_err(|e| MessageError(e.to_string()))
+    }
+
     fn with(payload: Vec<u8>, content_type: ContentType) -> Self {
         Self {
             payload: payload.into(),
@@ -362,6 +391,3 @@ pub struct Receipt {
     /// Drop-when-full members that had no room and missed it.
     pub dropped: u32,
 }
-
-/// How long an application waits when it says nothing: for a greeting.
-pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(10);

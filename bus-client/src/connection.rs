@@ -1,0 +1,361 @@
+//! The lock around [`State`], and the threads that sleep with it released.
+//!
+//! A thread that waits here does the connection's work meanwhile if nobody else does; [`waits`]
+//! says how the threads agree on who. Wakers are called when the lock is released, never under it.
+//!
+//! After `fork`, a child must not touch the socket: both would read parts of one stream. Each I/O
+//! compares the process id and ends the child's copy of the connection, leaving the parent's alone.
+//!
+//! [`waits`]: crate::waits
+
+use std::any::Any;
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::ops::{Deref, DerefMut};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bus_core::Limits;
+use bus_core::wire::{
+    BrokerFrame, ClientFrame, Hello, Incarnation, MAGIC, Request, Response, Serial, VERSION,
+    Welcome,
+};
+use bytes::{Buf, BytesMut};
+use parking_lot::{Mutex, MutexGuard};
+use rustix::io::Errno;
+
+use crate::error::GoneReason;
+use crate::inbox::Amount;
+use crate::inflow::{Filled, Inflow};
+use crate::state::{CallError, Interest, Purpose, Sender, State};
+use crate::transport::{Output, Transport};
+use crate::waits::Wake;
+
+/// One connection to a broker. It ends when the last reference to it is gone.
+pub(crate) struct Connection {
+    state: Mutex<State>,
+    transport: Arc<Transport>,
+    limits: Limits,
+    incarnation: Incarnation,
+    #[cfg(feature = "tokio")]
+    pub(crate) reactor: crate::reactor::Reactor,
+    /// What must outlive the connection, such as an embedded broker.
+    _keep: Option<Box<dyn Any + Send + Sync>>,
+}
+
+/// Why there was no greeting.
+#[derive(Debug)]
+pub(crate) enum GreetingError {
+    /// The broker said goodbye instead.
+    Refused { code: String, text: String },
+    /// The time passed.
+    TimedOut,
+    /// The stream ended, or was none of this protocol.
+    Gone(GoneReason),
+    /// The system failed us.
+    System(io::Error),
+}
+
+/// The lock, held. Letting it go calls the wakers that were gathered under it.
+pub(crate) struct Locked<'a> {
+    guard: Option<MutexGuard<'a, State>>,
+}
+
+impl Connection {
+    /// Greets the broker at the other end of a connected socket.
+    pub(crate) fn open(
+        socket: OwnedFd,
+        hello: Hello,
+        timeout: Duration,
+        backlog: Amount,
+        keep: Option<Box<dyn Any + Send + Sync>>,
+    ) -> Result<Self, GreetingError> {
+        let transport = Transport::new(socket).map_err(GreetingError::System)?;
+        let mut inflow = Inflow::new();
+        let welcome = greet(&transport, &mut inflow, hello, timeout)?;
+        let transport = Arc::new(transport);
+        let state = State::new(
+            Arc::clone(&transport),
+            inflow,
+            welcome.limits.clone(),
+            welcome.endpoint,
+            backlog,
+        );
+        Ok(Self {
+            state: Mutex::new(state),
+            transport,
+            limits: welcome.limits,
+            incarnation: welcome.incarnation,
+            #[cfg(feature = "tokio")]
+            reactor: crate::reactor::Reactor::default(),
+            _keep: keep,
+        })
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    pub(crate) fn pollable(&self) -> BorrowedFd<'_> {
+        self.transport.pollable()
+    }
+
+    pub(crate) fn lock(&self) -> Locked<'_> {
+        Locked {
+            guard: Some(self.state.lock()),
+        }
+    }
+
+    /// Waits until `wish` gives something, doing the connection's work meanwhile; `None` once
+    /// `deadline` has passed. `wish` must give something when the connection is gone.
+    ///
+    /// `blocked` is a send that the calling thread waits for and because of which it cannot read.
+    pub(crate) fn wait<T>(
+        &self,
+        interest: Interest,
+        blocked: Option<Serial>,
+        deadline: Option<Instant>,
+        mut wish: impl FnMut(&mut State) -> Option<T>,
+    ) -> Option<T> {
+        let mut state = self.lock();
+        if let Some(wished) = wish(&mut state) {
+            return Some(wished);
+        }
+        if let Some(serial) = blocked {
+            state.block(serial, Sender::Thread(thread::current().id()));
+        }
+        let id = state.waits().enter();
+        let wished = loop {
+            if let Some(wished) = wish(&mut state) {
+                break Some(wished);
+            }
+            state.before_sleep();
+            if let Some(wished) = wish(&mut state) {
+                break Some(wished);
+            }
+            let timeout =
+                match deadline.map(|deadline| deadline.checked_duration_since(Instant::now())) {
+                    None => None,
+                    Some(Some(left)) if !left.is_zero() => Some(left),
+                    Some(_) => break None,
+                };
+            state.set_wake(interest, Wake::Thread(id));
+            if state.waits().lead(id) {
+                let output = state.output();
+                let slept = state.unlocked(|| self.transport.wait(output, timeout));
+                state.waits().woke(&self.transport);
+                if let Err(error) = slept {
+                    state.sleep_failed(&error);
+                }
+                state.read();
+            } else {
+                let condvar = state.waits().follow(id);
+                state.sleep_on(&condvar, timeout);
+                state.waits().unfollow(id);
+            }
+        };
+        state.clear_wake(interest, &Wake::Thread(id));
+        state.waits().exit(id);
+        if let Some(serial) = blocked {
+            state.unblock(serial);
+        }
+        state.stopped_waiting();
+        wished
+    }
+
+    /// Asks the broker and waits for the answer, of which `pick` takes what it wants.
+    pub(crate) fn call<T>(
+        &self,
+        endpoint: usize,
+        purpose: Purpose,
+        request: Request,
+        pick: impl FnOnce(Response) -> Option<T>,
+    ) -> Result<T, CallError> {
+        let serial = self.lock().call(endpoint, purpose, request)?;
+        self.finish_call(serial, pick)
+    }
+
+    /// Waits for the answer to a call.
+    pub(crate) fn finish_call<T>(
+        &self,
+        serial: Serial,
+        pick: impl FnOnce(Response) -> Option<T>,
+    ) -> Result<T, CallError> {
+        let response = self
+            .wait(Interest::Answer(serial), None, None, |state| {
+                state.take_response(serial)
+            })
+            .expect("without a deadline, waiting ends with an answer")?;
+        self.pick(response, pick)
+    }
+
+    /// Takes what is wanted of an answer. A broker that answers something else is not to be
+    /// trusted any more.
+    pub(crate) fn pick<T>(
+        &self,
+        response: Response,
+        pick: impl FnOnce(Response) -> Option<T>,
+    ) -> Result<T, CallError> {
+        pick(response).ok_or_else(|| {
+            let mut state = self.lock();
+            state.break_off("DONE with the answer to another question");
+            CallError::Gone(state.gone().cloned().unwrap_or_else(|| {
+                unreachable!("the connection was broken off a line above");
+            }))
+        })
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.state.get_mut().close();
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("incarnation", &self.incarnation)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Locked<'a> {
+    fn guard(&mut self) -> &mut MutexGuard<'a, State> {
+        self.guard
+            .as_mut()
+            .expect("the lock is held until the drop")
+    }
+
+    /// Does something with the lock released.
+    fn unlocked<T>(&mut self, action: impl FnOnce() -> T) -> T {
+        let wakers = self.settle();
+        MutexGuard::unlocked(self.guard(), || {
+            wakers.into_iter().for_each(std::task::Waker::wake);
+            action()
+        })
+    }
+
+    /// Sleeps with the lock released until the condition variable is notified.
+    fn sleep_on(&mut self, condvar: &parking_lot::Condvar, timeout: Option<Duration>) {
+        let wakers = self.settle();
+        if !wakers.is_empty() {
+            // What is awaited may happen meanwhile, so the caller looks again before it sleeps.
+            MutexGuard::unlocked(self.guard(), || {
+                wakers.into_iter().for_each(std::task::Waker::wake);
+            });
+            return;
+        }
+        match timeout {
+            Some(timeout) => {
+                condvar.wait_for(self.guard(), timeout);
+            }
+            None => condvar.wait(self.guard()),
+        }
+    }
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        self.guard
+            .as_ref()
+            .expect("the lock is held until the drop")
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        self.guard()
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let wakers = self.settle();
+        self.guard = None;
+        wakers.into_iter().for_each(std::task::Waker::wake);
+    }
+}
+
+/// Writes the greeting and reads the broker's.
+fn greet(
+    transport: &Transport,
+    inflow: &mut Inflow,
+    hello: Hello,
+    timeout: Duration,
+) -> Result<Welcome, GreetingError> {
+    let mut out = BytesMut::from(&MAGIC[..]);
+    ClientFrame::Hello(hello)
+        .encode(&mut out)
+        .map_err(|error| GreetingError::System(io::Error::other(error)))?;
+    let deadline = Instant::now().checked_add(timeout);
+    loop {
+        while !out.is_empty() {
+            match transport.write(&[IoSlice::new(&out)], &[]) {
+                Ok(written) => out.advance(written),
+                Err(Errno::AGAIN) => break,
+                // Perhaps it has said why.
+                Err(Errno::PIPE | Errno::CONNRESET) => out.clear(),
+                Err(error) => return Err(GreetingError::System(error.into())),
+            }
+        }
+        let filled = match inflow.fill(transport) {
+            Ok(filled) => filled,
+            Err(Errno::CONNRESET) => Filled::End,
+            Err(error) => return Err(GreetingError::System(error.into())),
+        };
+        let arrival = inflow
+            .next()
+            .map_err(|offence| GreetingError::Gone(GoneReason::Protocol(offence.into())))?;
+        match arrival.map(|arrival| arrival.frame) {
+            Some(BrokerFrame::Welcome(welcome)) => return check(*welcome),
+            Some(BrokerFrame::Goodbye(goodbye)) => {
+                return Err(GreetingError::Refused {
+                    code: goodbye.code.as_str().to_owned(),
+                    text: goodbye.text,
+                });
+            }
+            Some(_) => return Err(GreetingError::Gone(offence("a frame before WELCOME"))),
+            None if filled == Filled::End => return Err(GreetingError::Gone(GoneReason::Closed)),
+            None => {}
+        }
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(GreetingError::TimedOut);
+        }
+        let output = if out.is_empty() {
+            Output::Idle
+        } else {
+            Output::Pending
+        };
+        if filled != Filled::More {
+            transport
+                .wait(output, left)
+                .map_err(GreetingError::System)?;
+        }
+    }
+}
+
+fn check(welcome: Welcome) -> Result<Welcome, GreetingError> {
+    if welcome.version != VERSION {
+        return Err(GreetingError::Gone(offence(
+            "WELCOME with a version that was not offered",
+        )));
+    }
+    if let Err(error) = welcome.limits.check() {
+        return Err(GreetingError::Gone(offence(&format!("WELCOME: {error}"))));
+    }
+    Ok(welcome)
+}
+
+fn offence(text: &str) -> GoneReason {
+    GoneReason::Protocol(text.into())
+}

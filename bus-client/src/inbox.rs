@@ -1,0 +1,378 @@
+//! What has arrived for one endpoint and was not yet received, and the credit that goes back.
+//!
+//! The endpoint's queue is one queue in two places: the broker keeps what it has not delivered,
+//! and this inbox keeps the rest; the places of both together are the queue's capacity. A message
+//! holds its place until its credit is returned.
+//!
+//! Invariants:
+//! - Items leave in the order in which they came (G2).
+//! - `items` is the backlog, then the rest. What is in the backlog has given its place back
+//!   already, so that senders go on while the application cannot read; the backlog is bounded.
+//! - `held` counts the places of the rest, `owed` those that the application has freed and the
+//!   broker does not know of. Together they never exceed the capacity, or the broker has broken
+//!   the protocol.
+//!
+//! Returning credit costs a frame, so it is gathered up to an eighth of the capacity. Where the
+//! queue is nearly full somebody may be waiting: then an application that takes its time returns
+//! each place at once, and one that reads in a row returns them every few microseconds. Whoever is
+//! about to sleep returns all (see [`return_all`](Inbox::return_all)).
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use bus_core::wire;
+
+/// An amount of messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Amount {
+    pub(crate) messages: u32,
+    pub(crate) bytes: u64,
+}
+
+impl Amount {
+    fn add(&mut self, bytes: u64) {
+        self.messages += 1;
+        self.bytes += bytes;
+    }
+
+    fn sub(&mut self, bytes: u64) {
+        self.messages -= 1;
+        self.bytes -= bytes;
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            messages: self.messages + other.messages,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+
+    /// Whether something of this amount has room for one more: below both limits.
+    pub(crate) fn below(self, limit: Self) -> bool {
+        self.messages < limit.messages && self.bytes < limit.bytes
+    }
+}
+
+/// One thing that has arrived.
+#[derive(Debug)]
+pub(crate) enum Item {
+    Message {
+        message: wire::MessageFrame,
+        descriptors: Vec<OwnedFd>,
+        descriptors_lost: bool,
+    },
+    Gap {
+        group_id: bus_core::GroupId,
+        gap: bus_core::Gap,
+    },
+}
+
+impl Item {
+    /// What it holds of the queue. Notices hold nothing.
+    fn charge(&self) -> Option<u64> {
+        match self {
+            Self::Message { message, .. } => Some(message.charged_bytes()),
+            Self::Gap { .. } => None,
+        }
+    }
+}
+
+/// What has arrived for one endpoint.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    items: VecDeque<Item>,
+    capacity: Amount,
+    held: Amount,
+    owed: Amount,
+    returned: Option<Instant>,
+    backlog_limit: Amount,
+    backlog: Amount,
+    /// How many items at the front are in the backlog, notices counted.
+    backlog_items: usize,
+    notices: usize,
+}
+
+impl Inbox {
+    pub(crate) fn new(capacity: Amount, backlog_limit: Amount) -> Self {
+        Self {
+            items: VecDeque::new(),
+            capacity,
+            held: Amount::default(),
+            owed: Amount::default(),
+            returned: None,
+            backlog_limit,
+            backlog: Amount::default(),
+            backlog_items: 0,
+            notices: 0,
+        }
+    }
+
+    /// Takes in what arrived.
+    ///
+    /// # Errors
+    ///
+    /// The broker has sent more than it had credit for.
+    pub(crate) fn push(&mut self, item: Item) -> Result<(), &'static str> {
+        match item.charge() {
+            Some(bytes) => {
+                if !self.held.plus(self.owed).below(self.capacity) {
+                    return Err("MESSAGE beyond the credit of its endpoint");
+                }
+                self.held.add(bytes);
+            }
+            None => {
+                // Each gap follows a full queue, so there cannot be as many as this.
+                if self.notices >= MAX_NOTICES {
+                    return Err("more notices than an endpoint can have");
+                }
+                self.notices += 1;
+            }
+        }
+        self.items.push_back(item);
+        Ok(())
+    }
+
+    pub(crate) fn front(&self) -> Option<&Item> {
+        self.items.front()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// Hands out the oldest item. Its place is owed to the broker.
+    pub(crate) fn take(&mut self) -> Option<Item> {
+        let item = self.items.pop_front()?;
+        let in_backlog = self.backlog_items > 0;
+        if in_backlog {
+            self.backlog_items -= 1;
+        }
+        match item.charge() {
+            None => self.notices -= 1,
+            Some(bytes) if in_backlog => self.backlog.sub(bytes),
+            Some(bytes) => {
+                self.held.sub(bytes);
+                self.owed.add(bytes);
+            }
+        }
+        Some(item)
+    }
+
+    /// Moves what the backlog has room for into it. Its places are owed to the broker.
+    pub(crate) fn fill_backlog(&mut self) {
+        while self.backlog.below(self.backlog_limit)
+            && let Some(item) = self.items.get(self.backlog_items)
+        {
+            if let Some(bytes) = item.charge() {
+                self.held.sub(bytes);
+                self.owed.add(bytes);
+                self.backlog.add(bytes);
+            }
+            self.backlog_items += 1;
+        }
+    }
+
+    /// Whether others may be waiting for this endpoint and only the application can help: the
+    /// queue and the backlog are full.
+    pub(crate) fn is_stuck(&self) -> bool {
+        !self.held.below(self.capacity) && !self.backlog.below(self.backlog_limit)
+    }
+
+    /// Whether the queue has room once the broker knows what it is owed.
+    pub(crate) fn has_room(&self) -> bool {
+        self.held.below(self.capacity)
+    }
+
+    /// What is to be returned after a [`take`](Self::take): nothing, or all that is owed.
+    pub(crate) fn return_some(&mut self) -> Option<Amount> {
+        let eighth = Amount {
+            messages: self.capacity.messages.div_ceil(8),
+            bytes: self.capacity.bytes.div_ceil(8),
+        };
+        let due = if !self.owed.below(eighth) {
+            true
+        } else if self.is_nearly_full(eighth) {
+            self.returned
+                .is_none_or(|returned| returned.elapsed() >= RETURN_EVERY)
+        } else {
+            false
+        };
+        if due { self.return_all() } else { None }
+    }
+
+    /// All that is owed, if anything is.
+    pub(crate) fn return_all(&mut self) -> Option<Amount> {
+        if self.owed == Amount::default() {
+            return None;
+        }
+        if self.is_nearly_full(Amount {
+            messages: self.capacity.messages.div_ceil(8),
+            bytes: self.capacity.bytes.div_ceil(8),
+        }) {
+            self.returned = Some(Instant::now());
+        }
+        Some(std::mem::take(&mut self.owed))
+    }
+
+    fn is_nearly_full(&self, eighth: Amount) -> bool {
+        let used = self.held.plus(self.owed);
+        used.messages + eighth.messages >= self.capacity.messages
+            || used.bytes + eighth.bytes >= self.capacity.bytes
+    }
+}
+
+/// How often an application that reads in a row returns places of a queue that is nearly full.
+const RETURN_EVERY: Duration = Duration::from_micros(20);
+/// Notices that may wait to be received.
+const MAX_NOTICES: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use bus_core::wire::{Credentials, Handle, MessageHead};
+    use bus_core::{Attributes, EndpointId, GroupId, Sequence};
+
+    use super::*;
+
+    fn message(sequence: u64, bytes: usize) -> Item {
+        Item::Message {
+            message: wire::MessageFrame {
+                head: MessageHead {
+                    endpoint: Handle::FIRST,
+                    sequence: Sequence::from_raw(sequence),
+                    group: Some(GroupId::from_raw(1)),
+                    sender: EndpointId::from_raw(2),
+                    sender_serial: sequence,
+                    commit_time: 0,
+                    deadline: 0,
+                    credentials: Credentials { uid: 0, pid: 0 },
+                    missed: None,
+                    descriptors: 0,
+                    descriptors_lost: false,
+                },
+                attributes: Attributes::EMPTY,
+                payload: vec![0; bytes].into(),
+            },
+            descriptors: Vec::new(),
+            descriptors_lost: false,
+        }
+    }
+
+    fn gap() -> Item {
+        Item::Gap {
+            group_id: GroupId::from_raw(1),
+            gap: bus_core::Gap {
+                count: 1,
+                first: Sequence::from_raw(1),
+                last: Sequence::from_raw(1),
+            },
+        }
+    }
+
+    fn amount(messages: u32, bytes: u64) -> Amount {
+        Amount { messages, bytes }
+    }
+
+    fn inbox(capacity: u32, backlog: u32) -> Inbox {
+        Inbox::new(amount(capacity, 1000), amount(backlog, 1000))
+    }
+
+    #[test]
+    fn places_are_counted_until_their_credit_is_returned() {
+        let mut inbox = inbox(2, 0);
+        inbox.push(message(1, 10)).unwrap();
+        inbox.push(message(2, 5)).unwrap();
+        assert!(!inbox.has_room());
+        assert!(inbox.push(message(3, 1)).is_err(), "beyond the credit");
+        inbox.take().unwrap();
+        assert!(inbox.push(message(3, 1)).is_err(), "taken and not returned");
+        assert_eq!(inbox.return_all(), Some(amount(1, 10)));
+        assert_eq!(inbox.return_all(), None, "each place is returned once");
+        inbox.push(message(3, 1)).unwrap();
+    }
+
+    #[test]
+    fn the_message_that_crosses_the_bytes_is_taken_and_the_next_is_not() {
+        let mut inbox = inbox(8, 0);
+        inbox.push(message(1, 999)).unwrap();
+        inbox.push(message(2, 5000)).unwrap();
+        assert!(!inbox.has_room());
+        assert!(inbox.push(message(3, 0)).is_err());
+    }
+
+    #[test]
+    fn the_backlog_returns_places_and_keeps_the_order() {
+        let mut inbox = inbox(4, 2);
+        for sequence in 1..=4 {
+            inbox.push(message(sequence, 1)).unwrap();
+        }
+        inbox.fill_backlog();
+        assert_eq!(inbox.return_all(), Some(amount(2, 2)));
+        assert!(!inbox.is_stuck());
+        inbox.push(gap()).unwrap();
+        inbox.push(message(5, 1)).unwrap();
+        inbox.push(message(6, 1)).unwrap();
+        assert!(inbox.is_stuck(), "queue and backlog are full");
+        inbox.fill_backlog();
+        assert_eq!(inbox.return_all(), None);
+
+        let mut taken = Vec::new();
+        while let Some(item) = inbox.take() {
+            if let Item::Message { message, .. } = item {
+                taken.push(message.head.sequence.get());
+            }
+        }
+        assert_eq!(taken, [1, 2, 3, 4, 5, 6]);
+        assert_eq!(
+            inbox.return_all(),
+            Some(amount(4, 4)),
+            "those of the backlog were returned before"
+        );
+        assert_eq!((inbox.held, inbox.backlog), (amount(0, 0), amount(0, 0)));
+    }
+
+    #[test]
+    fn credit_of_a_queue_that_is_not_full_returns_in_eighths() {
+        let mut inbox = inbox(64, 0);
+        for sequence in 1..=32 {
+            inbox.push(message(sequence, 1)).unwrap();
+        }
+        let mut returned = Vec::new();
+        while inbox.take().is_some() {
+            returned.extend(inbox.return_some().map(|credit| credit.messages));
+        }
+        assert_eq!(returned, [8, 8, 8, 8]);
+    }
+
+    #[test]
+    fn credit_of_a_full_queue_returns_at_once_to_a_slow_reader() {
+        let mut inbox = inbox(64, 0);
+        for sequence in 1..=64 {
+            inbox.push(message(sequence, 1)).unwrap();
+        }
+        inbox.take().unwrap();
+        assert_eq!(inbox.return_some(), Some(amount(1, 1)));
+        let first = Instant::now();
+        inbox.take().unwrap();
+        let second = inbox.return_some();
+        assert!(
+            second.is_some() || first.elapsed() < Duration::from_millis(1),
+            "gathered only for an instant"
+        );
+        while inbox.returned.is_some_and(|at| at.elapsed() < RETURN_EVERY) {}
+        inbox.take().unwrap();
+        assert!(inbox.return_some().is_some());
+    }
+
+    #[test]
+    fn notices_hold_no_place_and_are_bounded() {
+        let mut inbox = inbox(1, 0);
+        for _ in 0..MAX_NOTICES {
+            inbox.push(gap()).unwrap();
+        }
+        assert!(inbox.push(gap()).is_err());
+        assert!(inbox.has_room());
+        while inbox.take().is_some() {}
+        assert_eq!(inbox.return_all(), None);
+    }
+}
