@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bus_core::wire::{LaneNumber, Request, Response};
-use bus_core::{EndpointId, GroupId, GroupName, Sequence};
+use bus_core::{EndpointId, GroupId, GroupName, Receipt, Sequence};
 
 use crate::bus::{Endpoint, Lane, LaneInner};
 use crate::error::{LeaveError, SendError};
 use crate::info::Joined;
-use crate::message::{Outgoing, Receipt};
+use crate::message::Outgoing;
 use crate::send::{PendingSend, SendFuture};
 use crate::state::{Form, GroupTarget, NewSend, Purpose, Target};
 use crate::watch::Writable;

@@ -229,8 +229,8 @@ const MAX_NOTICES: usize = 4096;
 
 #[cfg(test)]
 mod tests {
-    use bus_core::wire::{Credentials, Handle, MessageHead};
-    use bus_core::{Attributes, EndpointId, GroupId, Sequence};
+    use bus_core::wire::{Handle, MessageHead};
+    use bus_core::{Attributes, Credentials, EndpointId, GroupId, Sequence};
 
     use super::*;
 

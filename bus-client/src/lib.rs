@@ -24,6 +24,11 @@ mod transport;
 mod waits;
 mod watch;
 
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
 pub use builder::Builder;
 pub use bus::{Bus, Cork, Endpoint, Events, JoinFuture, Lane, ReceiveFuture};
 #[cfg(feature = "embedded")]
@@ -34,7 +39,7 @@ pub use error::{
 };
 pub use group::{Group, JoinOptions, Member, RemoteEndpoint};
 pub use info::{GroupInfo, Joined, MemberInfo, Members, RoundTrip, Stats, Status};
-pub use message::{Event, Gap, Message, Outgoing, Receipt};
+pub use message::{Event, Gap, Message, Outgoing};
 pub use send::{PendingSend, SendFuture};
 pub use watch::Writable;
 

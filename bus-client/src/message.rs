@@ -15,6 +15,10 @@ use crate::error::{DecodeError, EncodeError, MessageError};
 /// What an endpoint receives. More kinds will come: keep a `_` arm.
 #[derive(Debug)]
 #[non_exhaustive]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every event is a message, and a box for each would cost more than it saves"
+)]
 pub enum Event {
     /// A message.
     Message(Message),
@@ -373,21 +377,4 @@ impl From<Vec<u8>> for Outgoing {
     fn from(bytes: Vec<u8>) -> Self {
         Self::bytes(bytes)
     }
-}
-
-/// Where a sent message stands in the order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Receipt {
-    /// Its place in the order of the bus.
-    pub sequence: Sequence,
-    /// 1, 2, 3 ... of the sending endpoint; refused sends take none.
-    pub sender_serial: u64,
-    /// The highest sequence that the sending endpoint had been delivered before: the message
-    /// follows everything up to there (G3).
-    pub after: Sequence,
-    /// How many queues it was put into.
-    pub recipients: u32,
-    /// Drop-when-full members that had no room and missed it.
-    pub dropped: u32,
 }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bus_core::Receipt;
 use bus_core::wire::Serial;
 
 use crate::bus::{Endpoint, LaneInner};
 use crate::drive::Drive;
 use crate::error::SendError;
-use crate::message::Receipt;
 use crate::state::{CancelReason, Interest, NewSend, Sender};
 use crate::waits::Wake;
 

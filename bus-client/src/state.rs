@@ -26,7 +26,7 @@ use bus_core::wire::{
     MAX_LANES, Notice, Request, Response, SendFlags, SendHead, SendId, Serial,
 };
 use bus_core::{
-    Attributes, Destination, EndpointId, GroupId, GroupName, Limits, MemberFlags, Sequence,
+    Attributes, Destination, EndpointId, GroupId, GroupName, Limits, MemberFlags, Receipt, Sequence,
 };
 use bytes::Bytes;
 use rustix::io::Errno;
@@ -36,7 +36,7 @@ use crate::error::{BrokerGone, GoneReason, SendError};
 use crate::inbox::{Amount, Inbox, Item};
 use crate::inflow::{Arrival, Filled, Inflow};
 use crate::lane::LaneState;
-use crate::message::{Event, Gap, Message, Receipt};
+use crate::message::{Event, Gap, Message};
 use crate::outbox::{Outbox, Written};
 use crate::pending::Pending;
 use crate::transport::{Output, Transport};
@@ -486,6 +486,21 @@ impl State {
         true
     }
 
+    #[cfg(test)]
+    pub(crate) fn pretend_to_be_forked(&mut self) {
+        self.pid += 1;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn queued_sends(&self) -> usize {
+        self.queued_sends
+    }
+
+    #[cfg(test)]
+    pub(crate) fn known_groups(&self, key: usize) -> usize {
+        self.endpoints[key].groups.len()
+    }
+
     /// For the thread that is about to sleep or to read: writes what can be written, returns all
     /// credit.
     pub(crate) fn before_sleep(&mut self) {
@@ -535,8 +550,8 @@ impl State {
     /// Somebody is about to poll for this endpoint.
     pub(crate) fn set_polled(&mut self, key: usize) {
         self.polled = true;
-        self.attention = true;
-        self.endpoints[key].polled = true;
+        // Once, for what happened before; a loop may ask for the descriptor at every turn.
+        self.attention |= !std::mem::replace(&mut self.endpoints[key].polled, true);
     }
 
     /// Somebody is about to poll for whatever comes, and calls [`dispatch`](Self::dispatch).
@@ -707,13 +722,6 @@ impl State {
                 _ => Ok(()),
             },
             BrokerFrame::Receipt { id, receipt } => {
-                let receipt = Receipt {
-                    sequence: receipt.sequence,
-                    sender_serial: receipt.sender_serial,
-                    after: receipt.after,
-                    recipients: receipt.recipients,
-                    dropped: receipt.dropped,
-                };
                 self.check_send("RECEIPT", id)?;
                 self.end_send(id.serial, Ok(receipt));
                 Ok(())

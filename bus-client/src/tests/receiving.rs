@@ -1,0 +1,417 @@
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::Duration;
+
+use bus_core::wire::{BrokerFrame, ClientFrame, Notice, Request, Response};
+use bus_core::{Attributes, ContentType, Gap, GroupId, Limits, Sequence};
+
+use crate::testing::{GROUP, PATIENCE, encoded, pair, pair_with};
+use crate::{Builder, Bus, Event, Message};
+
+fn small_queue(messages: u32) -> Limits {
+    Limits {
+        queue_messages: messages,
+        ..Limits::default()
+    }
+}
+
+fn message(bus: &Bus) -> Message {
+    match bus.receive_deadline(PATIENCE).unwrap() {
+        Some(Event::Message(message)) => message,
+        other => panic!("{other:?} where a message was expected"),
+    }
+}
+
+#[test]
+fn frames_that_come_in_pieces_arrive_whole() {
+    let (bus, mut broker) = pair();
+    let first = encoded(&BrokerFrame::Message(broker.group_message(b"one")));
+    let second = encoded(&BrokerFrame::Message(broker.group_message(b"two")));
+    let all = [first, second].concat();
+    for byte in &all[..all.len() - 1] {
+        broker.put_bytes(&[*byte]);
+        // Each piece is read by itself.
+        let _ = bus.dispatch();
+    }
+    assert_eq!(message(&bus).payload(), b"one");
+    assert!(bus.try_receive().unwrap().is_none());
+    broker.put_bytes(&all[all.len() - 1..]);
+    assert_eq!(message(&bus).payload(), b"two");
+}
+
+#[test]
+fn large_messages_arrive_whole_among_small_ones() {
+    let (bus, mut broker) = pair();
+    let large: Vec<u8> = (0..900_000_u32).map(|i| i.to_le_bytes()[1]).collect();
+    let expected = large.clone();
+    let sending = thread::spawn(move || {
+        broker.message(b"before");
+        broker.message(&large);
+        broker.message(b"after");
+        broker
+    });
+    assert_eq!(message(&bus).payload(), b"before");
+    assert!(message(&bus).into_payload() == expected);
+    assert_eq!(message(&bus).payload(), b"after");
+    sending.join().unwrap();
+}
+
+#[test]
+fn a_message_tells_all_that_its_sender_said() {
+    let (bus, mut broker) = pair();
+    let joining = thread::spawn({
+        let bus = bus.clone();
+        move || bus.join("org.example.Chat").map(|_| ())
+    });
+    broker.join();
+    joining.join().unwrap().unwrap();
+
+    let mut frame = broker.group_message(br#"{"a": [1, 2]}"#);
+    frame.attributes = Attributes::builder()
+        .key(b"k")
+        .operation("op")
+        .content_type(ContentType::Json)
+        .field("x", "1")
+        .field("y", "2")
+        .build()
+        .unwrap();
+    frame.head.commit_time = 1_500_000_000;
+    frame.head.missed = Some(Gap {
+        count: 2,
+        first: Sequence::from_raw(1),
+        last: Sequence::from_raw(2),
+    });
+    broker.put(&BrokerFrame::Message(frame));
+    let message = message(&bus);
+    assert_eq!(message.group(), Some("org.example.Chat"));
+    assert_eq!(message.group_id(), Some(GROUP));
+    assert_eq!(message.sender().get(), 8);
+    assert_eq!(
+        (message.credentials().uid, message.credentials().pid),
+        (1, 2)
+    );
+    assert_eq!(message.key(), Some(&b"k"[..]));
+    assert_eq!(message.operation(), Some("op"));
+    assert_eq!(
+        message.fields().collect::<Vec<_>>(),
+        [("x", "1"), ("y", "2")]
+    );
+    assert_eq!(message.field("y"), Some("2"));
+    assert_eq!(message.content_type(), ContentType::Json);
+    let value: std::collections::HashMap<String, Vec<u8>> = message.decode().unwrap();
+    assert_eq!(value["a"], [1, 2]);
+    assert!(message.decode::<String>().is_err());
+    let since = message.commit_time().duration_since(std::time::UNIX_EPOCH);
+    assert_eq!(since.unwrap(), Duration::from_millis(1500));
+    let missed = message.missed().unwrap();
+    assert_eq!((missed.count, missed.last.get()), (2, 2));
+    assert_eq!(missed.group.as_ref().unwrap().as_str(), "org.example.Chat");
+}
+
+#[test]
+fn a_direct_message_has_no_group() {
+    let (bus, mut broker) = pair();
+    let mut frame = broker.group_message(b"to you");
+    frame.head.group = None;
+    broker.put(&BrokerFrame::Message(frame));
+    let message = message(&bus);
+    assert_eq!((message.group(), message.group_id()), (None, None));
+    assert_eq!(message.text(), Some("to you"));
+    assert!(
+        message.decode::<String>().is_err(),
+        "plain bytes are untyped"
+    );
+}
+
+#[test]
+fn g7_a_gap_after_the_last_message_is_an_event() {
+    let (bus, mut broker) = pair();
+    broker.put(&BrokerFrame::Notice {
+        endpoint: bus_core::wire::Handle::FIRST,
+        notice: Notice::Unknown {
+            kind: "of-tomorrow".to_owned(),
+            body: {
+                let mut body = Vec::new();
+                let map = std::collections::BTreeMap::from([("type", "of-tomorrow")]);
+                ciborium::into_writer(&map, &mut body).unwrap();
+                body.into()
+            },
+        },
+    });
+    let gap = Gap {
+        count: 3,
+        first: Sequence::from_raw(4),
+        last: Sequence::from_raw(9),
+    };
+    broker.put(&BrokerFrame::Notice {
+        endpoint: bus_core::wire::Handle::FIRST,
+        notice: Notice::Gap {
+            group_id: GROUP,
+            gap,
+        },
+    });
+    match bus.receive_deadline(PATIENCE).unwrap() {
+        Some(Event::Gap(gap)) => {
+            assert_eq!((gap.count, gap.first.get(), gap.last.get()), (3, 4, 9));
+            assert_eq!((gap.group_id, gap.group), (GROUP, None));
+        }
+        other => panic!("{other:?}, and notices that are unknown are passed over"),
+    }
+}
+
+#[test]
+fn g4_messages_that_overtake_the_answer_to_a_join_wait_for_the_name() {
+    let (bus, mut broker) = pair();
+    let joining = thread::spawn({
+        let bus = bus.clone();
+        move || bus.join("org.example.Chat").map(|_| ())
+    });
+    let (handle, serial, _) = broker.call();
+    broker.message(b"early");
+    assert!(bus.try_receive().unwrap().is_none());
+    let response = Response::Joined {
+        group_id: GROUP,
+        sequence: Sequence::from_raw(0),
+        created: false,
+        members: 2,
+    };
+    broker.done((handle, serial), response);
+    joining.join().unwrap().unwrap();
+    assert_eq!(message(&bus).group(), Some("org.example.Chat"));
+}
+
+#[test]
+fn g4_what_came_before_a_leave_still_has_its_name() {
+    let (bus, mut broker) = pair();
+    let leaving = thread::spawn({
+        let bus = bus.clone();
+        move || {
+            let member = bus.join("org.example.Chat").unwrap();
+            let sequence = member.leave().unwrap();
+            (member, sequence)
+        }
+    });
+    broker.join();
+    broker.message(b"before");
+    let (handle, serial, request) = broker.call();
+    assert_eq!(request, Request::Leave { group_id: GROUP });
+    let sequence = Sequence::from_raw(50);
+    broker.done((handle, serial), Response::Left { sequence });
+    let (_member, left) = leaving.join().unwrap();
+    assert_eq!(left, sequence);
+    assert_eq!(message(&bus).group(), Some("org.example.Chat"));
+}
+
+#[test]
+fn credit_is_exact_when_the_reader_goes_to_sleep() {
+    let (bus, mut broker) = pair();
+    for payload in [&b"a"[..], b"bb", b"ccc"] {
+        broker.message(payload);
+    }
+    let reading = thread::spawn(move || {
+        for _ in 0..3 {
+            message(&bus);
+        }
+        // Sleeps until the broker has gone.
+        bus.receive().is_err()
+    });
+    broker.await_credit(3, 6);
+    drop(broker);
+    assert!(reading.join().unwrap());
+}
+
+#[test]
+fn credit_is_exact_when_a_reader_that_polls_finds_nothing() {
+    let (bus, mut broker) = pair();
+    broker.message(b"a");
+    assert_eq!(message(&bus).payload(), b"a");
+    assert!(bus.try_receive().unwrap().is_none());
+    broker.await_credit(1, 1);
+}
+
+#[test]
+fn credit_is_gathered_while_there_is_more_to_read() {
+    let (bus, mut broker) = pair_with(small_queue(64), Builder::new());
+    for _ in 0..32 {
+        broker.message(b"x");
+    }
+    // All of it is here before the first is taken.
+    while bus.inner.connection.lock().arrivals() < 32 {
+        bus.dispatch_timeout(PATIENCE).unwrap();
+    }
+    for _ in 0..32 {
+        message(&bus);
+    }
+    broker.await_credit(32, 32);
+    assert_eq!(broker.credit_frames, 4, "an eighth of the queue each");
+}
+
+#[test]
+fn g8_messages_beyond_the_credit_end_the_connection() {
+    let (bus, mut broker) = pair_with(small_queue(2), Builder::new());
+    for _ in 0..3 {
+        broker.message(b"x");
+    }
+    let _ = bus.dispatch_timeout(PATIENCE);
+    message(&bus);
+    message(&bus);
+    let error = bus.receive().unwrap_err();
+    assert!(error.to_string().contains("credit"), "{error}");
+}
+
+#[test]
+fn events_end_after_the_loss_of_the_broker() {
+    let (bus, mut broker) = pair();
+    broker.message(b"1");
+    broker.message(b"2");
+    drop(broker);
+    let outcomes: Vec<bool> = bus.events().map(|event| event.is_ok()).collect();
+    assert_eq!(outcomes, [true, true, false]);
+}
+
+#[test]
+fn a_deadline_without_an_event_gives_none() {
+    let (bus, _broker) = pair();
+    let event = bus.receive_deadline(Duration::from_millis(1)).unwrap();
+    assert!(event.is_none());
+}
+
+#[test]
+fn descriptors_come_with_their_message_and_are_acknowledged() {
+    let (bus, mut broker) = pair();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut frame = broker.group_message(b"take this");
+    frame.head.descriptors = 1;
+    broker.message(b"plain");
+    broker.put_with_descriptors(&BrokerFrame::Message(frame), &[theirs.into()]);
+    broker.message(b"plain");
+    assert!(message(&bus).take_descriptors().is_empty());
+    let mut with = message(&bus);
+    assert!(!with.descriptors_lost());
+    let taken = with.take_descriptors();
+    assert_eq!((taken.len(), with.take_descriptors().len()), (1, 0));
+    assert!(message(&bus).take_descriptors().is_empty());
+    assert_eq!(broker.next(), ClientFrame::DescriptorsTaken);
+
+    let mut file = File::from(taken.into_iter().next().unwrap());
+    file.write_all(b"hi").unwrap();
+    let mut said = [0; 2];
+    let mut ours = ours;
+    ours.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"hi");
+    let flags = rustix::io::fcntl_getfd(&file).unwrap();
+    assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+}
+
+#[test]
+fn descriptors_that_did_not_come_are_lost_and_the_message_is_not() {
+    let (bus, mut broker) = pair();
+    let mut frame = broker.group_message(b"announced");
+    frame.head.descriptors = 2;
+    broker.put(&BrokerFrame::Message(frame));
+    let mut message = message(&bus);
+    assert!(message.descriptors_lost());
+    assert!(message.take_descriptors().is_empty());
+    assert_eq!(broker.next(), ClientFrame::DescriptorsTaken);
+}
+
+#[test]
+fn descriptors_that_were_not_announced_end_the_connection() {
+    let (bus, mut broker) = pair();
+    let (one, two) = UnixStream::pair().unwrap();
+    let mut frame = broker.group_message(b"one of two");
+    frame.head.descriptors = 1;
+    broker.put_with_descriptors(&BrokerFrame::Message(frame), &[one.into(), two.into()]);
+    let error = bus.receive().unwrap_err();
+    assert!(error.to_string().contains("announces 1"), "{error}");
+}
+
+#[test]
+fn each_endpoint_of_a_connection_has_its_own_queue() {
+    let (bus, mut broker) = pair();
+    let opening = thread::spawn({
+        let bus = bus.clone();
+        move || bus.open_endpoint()
+    });
+    let (handle, serial, request) = broker.call();
+    assert_eq!((handle.get(), request), (1, Request::OpenEndpoint));
+    let endpoint = bus_core::EndpointId::from_raw(77);
+    broker.done((handle, serial), Response::Opened { endpoint });
+    let second = opening.join().unwrap().unwrap();
+    assert_eq!(second.endpoint_id(), endpoint);
+
+    let mut frame = broker.group_message(b"for the second");
+    frame.head.endpoint = handle;
+    broker.put(&BrokerFrame::Message(frame));
+    broker.message(b"for the first");
+    assert_eq!(message(&bus).payload(), b"for the first");
+    let received = second.receive().unwrap().into_message().unwrap();
+    assert_eq!(received.payload(), b"for the second");
+    assert!(second.try_receive().unwrap().is_none());
+    drop(second);
+    let (closing, serial, request) = broker.call();
+    assert_eq!((closing, request), (handle, Request::CloseEndpoint));
+    assert_eq!(broker.credit[&1], (1, 14));
+
+    // Until the answer, messages may still be under way.
+    let mut late = broker.group_message(b"late");
+    late.head.endpoint = handle;
+    broker.put(&BrokerFrame::Message(late));
+    broker.done((handle, serial), Response::Closed);
+    broker.message(b"still here");
+    assert_eq!(message(&bus).payload(), b"still here");
+}
+
+#[test]
+fn an_endpoint_that_the_broker_does_not_open_is_an_error() {
+    let (bus, mut broker) = pair();
+    let opening = thread::spawn({
+        let bus = bus.clone();
+        move || bus.open_endpoint()
+    });
+    let (handle, serial, _) = broker.call();
+    broker.error((handle, serial), bus_core::wire::FailureCode::LimitExceeded);
+    let error = opening.join().unwrap().unwrap_err();
+    assert!(error.to_string().contains("limit exceeded"), "{error}");
+    broker.message(b"the first goes on");
+    message(&bus);
+}
+
+#[test]
+fn names_of_groups_that_were_left_are_forgotten_in_time() {
+    let (bus, mut broker) = pair();
+    let churning = thread::spawn({
+        let bus = bus.clone();
+        move || {
+            for number in 0..3 {
+                let member = bus.join(&format!("g{number}")).unwrap();
+                member.leave().unwrap();
+            }
+        }
+    });
+    for number in 0..3 {
+        let (handle, serial, _) = broker.call();
+        let group_id = GroupId::from_raw(100 + number);
+        let sequence = Sequence::from_raw(2 * number);
+        let joined = Response::Joined {
+            group_id,
+            sequence,
+            created: true,
+            members: 1,
+        };
+        broker.done((handle, serial), joined);
+        let (handle, serial, _) = broker.call();
+        let sequence = Sequence::from_raw(2 * number + 1);
+        broker.done((handle, serial), Response::Left { sequence });
+    }
+    churning.join().unwrap();
+    assert_eq!(bus.inner.connection.lock().known_groups(0), 3);
+    let mut frame = broker.group_message(b"later");
+    frame.head.sequence = Sequence::from_raw(4);
+    frame.head.group = Some(GroupId::from_raw(102));
+    broker.put(&BrokerFrame::Message(frame));
+    assert_eq!(message(&bus).group(), Some("g2"), "it was left at 5");
+    assert_eq!(bus.inner.connection.lock().known_groups(0), 1);
+}
