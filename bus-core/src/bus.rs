@@ -384,7 +384,13 @@ pub(crate) enum Departure {
 
 impl BusInner {
     fn lock_of(&self, id: u64) -> LockIndex {
-        LockIndex::from_hash(self.hasher.hash_one(id))
+        // A model says by its choice of endpoints which of them share a lock.
+        let hash = if cfg!(bus_loom) {
+            id
+        } else {
+            self.hasher.hash_one(id)
+        };
+        LockIndex::from_hash(hash)
     }
 
     /// Nanoseconds since the Unix epoch at the last tick.

@@ -14,6 +14,8 @@ mod limits;
 mod lock_set;
 mod membership;
 mod message;
+#[cfg(bus_loom)]
+pub mod modelled;
 mod name;
 mod notice;
 mod queue;

@@ -20,27 +20,26 @@
 
 use std::fmt;
 use std::mem::MaybeUninit;
-use std::sync::Arc;
 
 use crossbeam_utils::CachePadded;
 
 use crate::Gap;
 use crate::message::Message;
 use crate::notice::Eviction;
-use crate::sync::{AtomicU64, Mutant, Ordering, UnsafeCell, mutated};
+use crate::sync::{AtomicU64, Mutant, Ordering, RingArc as Arc, UnsafeCell, mutated};
 use crate::view::ViewChange;
 
 /// What a queue holds.
 #[derive(Debug)]
 pub(crate) enum Entry {
     Message {
-        message: Arc<Message>,
+        message: std::sync::Arc<Message>,
         /// What was dropped for this endpoint of the message's group just before it (G7).
         missed: Option<Gap>,
     },
     /// A change in a group that the endpoint watches.
     View {
-        change: Arc<ViewChange>,
+        change: std::sync::Arc<ViewChange>,
         /// Changes that it missed just before this one.
         missed: Option<Gap>,
     },

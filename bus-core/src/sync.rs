@@ -18,6 +18,14 @@ pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 #[cfg(bus_loom)]
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
+/// What the two ends of a ring share. It is loom's in a model, because who drops the last one
+/// touches the slots, and only what loom sees orders that after the other end's last access. The
+/// other `Arc`s guard nothing and stay invisible.
+#[cfg(bus_loom)]
+pub(crate) use loom::sync::Arc as RingArc;
+#[cfg(not(bus_loom))]
+pub(crate) use std::sync::Arc as RingArc;
+
 use std::sync::Arc;
 use std::task::{Wake, Waker};
 
@@ -238,12 +246,26 @@ impl Parker {
     }
 }
 
-/// One synchronisation decision, switched off.
-///
-/// Each is caught by a model in `loom-tests`, whose table says which; outside the models
-/// [`mutated`] is a constant `false` and nothing of this remains in the code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mutant {
+macro_rules! mutants {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// One synchronisation decision, switched off.
+        ///
+        /// Each is caught by a model in `loom-tests`, whose table says which; outside the models
+        /// [`mutated`] is a constant `false` and nothing of this remains in the code.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Mutant {
+            $($(#[$doc])* $name,)*
+        }
+
+        #[cfg(bus_loom)]
+        impl Mutant {
+            /// Every mutant with its name.
+            pub(crate) const ALL: &[(&str, Self)] = &[$((stringify!($name), Self::$name),)*];
+        }
+    };
+}
+
+mutants! {
     /// A send commits on the membership that it loaded, without looking at the generation again.
     SkipGenerationCheck,
     /// A change of membership takes only the lock of the endpoint that it is about.
@@ -294,12 +316,15 @@ pub(crate) const fn mutated(_: Mutant) -> bool {
     false
 }
 
+/// Whether a mutant was chosen for this process, by `UNISONO_MUTANT`.
 #[cfg(bus_loom)]
 pub(crate) fn mutated(mutant: Mutant) -> bool {
     use std::sync::OnceLock;
-    static CHOSEN: OnceLock<Option<String>> = OnceLock::new();
-    let chosen = CHOSEN.get_or_init(|| std::env::var("UNISONO_MUTANT").ok());
-    chosen
-        .as_deref()
-        .is_some_and(|name| name == format!("{mutant:?}"))
+    static CHOSEN: OnceLock<Option<Mutant>> = OnceLock::new();
+    let chosen = || {
+        let wanted = std::env::var("UNISONO_MUTANT").ok()?;
+        let found = Mutant::ALL.iter().find(|(name, _)| *name == wanted);
+        Some(found.expect("UNISONO_MUTANT names a mutant").1)
+    };
+    *CHOSEN.get_or_init(chosen) == Some(mutant)
 }
