@@ -211,17 +211,20 @@ impl Receiver {
     ///
     /// There is nothing, for now or for ever.
     pub fn try_receive(&mut self) -> Result<Delivery, ReceiveError> {
-        // Asked first: an endpoint that has ended gets nothing more, so what the queue says after
-        // this is final.
-        let ended = self.has_ended();
-        match self.drain() {
-            Some(delivery) => {
-                self.release_drained();
-                Ok(delivery)
-            }
-            None if ended => Err(ReceiveError::Ended),
-            None => Err(ReceiveError::Empty),
+        if let Some(delivery) = self.drain_and_release() {
+            return Ok(delivery);
         }
+        if !self.has_ended() {
+            return Err(ReceiveError::Empty);
+        }
+        // An endpoint that has ended gets nothing more, so what the queue says after that is final.
+        self.drain_and_release().ok_or(ReceiveError::Ended)
+    }
+
+    fn drain_and_release(&mut self) -> Option<Delivery> {
+        let delivery = self.drain()?;
+        self.release_drained();
+        Some(delivery)
     }
 
     fn has_ended(&self) -> bool {
