@@ -249,13 +249,20 @@ impl Lane {
         draft: impl Into<Draft>,
     ) -> Result<Receipt, SendError> {
         let mut draft = Some(draft.into());
-        let mut guard = CancelOnDrop(self);
+        let mut guard = CancelOnDrop {
+            lane: self,
+            waits: false,
+        };
         std::future::poll_fn(move |context| guard.poll(to, &mut draft, context)).await
     }
 }
 
 /// A send that is cancelled when its future is dropped.
-struct CancelOnDrop<'a>(&'a mut Lane);
+struct CancelOnDrop<'a> {
+    lane: &'a mut Lane,
+    /// The lane's waiting send is this future's. One that was submitted before is not.
+    waits: bool,
+}
 
 impl CancelOnDrop<'_> {
     fn poll(
@@ -265,21 +272,31 @@ impl CancelOnDrop<'_> {
         context: &Context<'_>,
     ) -> Poll<Result<Receipt, SendError>> {
         if let Some(draft) = draft.take() {
-            return match self.0.start(to, draft, Some(context.waker().clone())) {
+            return match self.lane.start(to, draft, Some(context.waker().clone())) {
                 Ok(Submitted::Committed(receipt)) => Poll::Ready(Ok(receipt)),
-                Ok(Submitted::Waiting) => Poll::Pending,
+                Ok(Submitted::Waiting) => {
+                    self.waits = true;
+                    Poll::Pending
+                }
                 Err(error) => Poll::Ready(Err(error)),
             };
         }
-        let Some(key) = self.0.waiting else {
+        let Some(key) = self.lane.waiting else {
             return Poll::Ready(Err(SendError::Cancelled));
         };
         let waker = context.waker().clone();
-        let old = self.0.bus.inner.waiting.lock().replace_waker(key, waker);
+        let old = self
+            .lane
+            .bus
+            .inner
+            .waiting
+            .lock()
+            .replace_waker(key, waker);
         match old {
             Some(_) => Poll::Pending,
             None => {
-                let outcome = self.0.poll_outcome();
+                self.waits = false;
+                let outcome = self.lane.poll_outcome();
                 Poll::Ready(outcome.unwrap_or(Err(SendError::Cancelled)))
             }
         }
@@ -288,7 +305,9 @@ impl CancelOnDrop<'_> {
 
 impl Drop for CancelOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.cancel();
+        if self.waits {
+            self.lane.cancel();
+        }
     }
 }
 
