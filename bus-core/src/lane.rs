@@ -293,8 +293,8 @@ impl CancelOnDrop<'_> {
             .lock()
             .replace_waker(key, waker);
         match old {
-            Some(_) => Poll::Pending,
-            None => {
+            Ok(_) => Poll::Pending,
+            Err(_) => {
                 self.waits = false;
                 let outcome = self.lane.poll_outcome();
                 Poll::Ready(outcome.unwrap_or(Err(SendError::Cancelled)))

@@ -139,10 +139,15 @@ pub enum SendError {
 }
 
 /// Wakers to be called once every lock is released, and things to be dropped then.
+///
+/// Dropping a waker or a payload runs code of whoever made it. A waker may hold the last reference
+/// to a task, the task a lane, and a lane that is dropped enters the waiting room: under its lock
+/// that would be a deadlock.
 #[derive(Debug, Default)]
 #[must_use = "a reader that is not woken sleeps beside a message"]
 pub(crate) struct Effects {
     wakers: Vec<Waker>,
+    discarded: Vec<(Option<Outgoing>, Option<Waker>)>,
 }
 
 impl Effects {
@@ -155,11 +160,19 @@ impl Effects {
         self.wakers.extend(waker);
     }
 
-    /// Calls the wakers. No lock of the bus may be held.
+    /// Keeps what is of no use any more until the locks are released.
+    pub(crate) fn discard(&mut self, outgoing: Option<Outgoing>, waker: Option<Waker>) {
+        if outgoing.is_some() || waker.is_some() {
+            self.discarded.push((outgoing, waker));
+        }
+    }
+
+    /// Calls the wakers and drops what was discarded. No lock of the bus may be held.
     pub(crate) fn run(&mut self) {
         for waker in self.wakers.drain(..) {
             waker.wake();
         }
+        self.discarded.clear();
     }
 }
 

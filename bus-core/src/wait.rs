@@ -158,29 +158,26 @@ impl WaitingRoom {
         waker: Option<Waker>,
         effects: &mut Effects,
     ) -> Result<Entered, SendError> {
-        // Each turn serves one queue that owes places to others; more turns than recipients could
-        // only come from readers that free places meanwhile, and then it is in line like others.
-        let mut turns = 0;
-        let (full, at) = loop {
-            match bus.attempt(&mut outgoing, Standing::Newcomer, None, effects)? {
-                Attempt::Committed(receipt) => return Ok(Entered::Committed(receipt)),
-                Attempt::Writable => return Err(SendError::LaneBusy),
-                Attempt::Full { full, at } => break (full, at),
-                Attempt::Owed { at } if turns < 16 => {
-                    turns += 1;
-                    self.serve(bus, at.id(), effects);
-                }
-                Attempt::Owed { at } => break (FullRecipients::one(at.id()), at),
+        let own = outgoing.sender.id();
+        let (at, waker) = match (self.try_newcomer(bus, &mut outgoing, effects), waker) {
+            (Ok(Attempt::Full { full, at }), Some(waker)) if !full.is_only(own) => (at, waker),
+            (Ok(Attempt::Owed { at }), Some(waker)) => (at, waker),
+            (attempt, waker) => {
+                let blocking = waker.is_some();
+                effects.discard(Some(outgoing), waker);
+                return match attempt? {
+                    Attempt::Committed(receipt) => Ok(Entered::Committed(receipt)),
+                    Attempt::Full { .. } if blocking => Err(SendError::OwnQueueFull),
+                    Attempt::Full { full, .. } => Err(SendError::WouldBlock {
+                        full: Box::new(full),
+                    }),
+                    Attempt::Owed { at } => Err(SendError::WouldBlock {
+                        full: Box::new(FullRecipients::one(at.id())),
+                    }),
+                    Attempt::Writable => unreachable!("a send has a message"),
+                };
             }
         };
-        let Some(waker) = waker else {
-            return Err(SendError::WouldBlock {
-                full: Box::new(full),
-            });
-        };
-        if full.is_only(outgoing.sender.id()) {
-            return Err(SendError::OwnQueueFull);
-        }
         let key = self.insert(Interest::Send, outgoing, waker);
         self.register(key, &at);
         if !mutated(Mutant::NoSecondLook) {
@@ -202,22 +199,40 @@ impl WaitingRoom {
         waker: Waker,
         effects: &mut Effects,
     ) -> Result<Option<WaitKey>, SendError> {
+        let at = match self.try_newcomer(bus, &mut outgoing, effects) {
+            Ok(Attempt::Full { at, .. } | Attempt::Owed { at }) => at,
+            settled => {
+                effects.discard(Some(outgoing), Some(waker));
+                return settled.map(|_| None);
+            }
+        };
+        let key = self.insert(Interest::Watch, outgoing, waker);
+        self.register(key, &at);
+        self.settle(bus, key, effects);
+        match self.take_outcome(key) {
+            Some(outcome) => outcome.map(|_| None),
+            None => Ok(Some(key)),
+        }
+    }
+
+    /// Tries somebody who has not waited, and first serves queues that owe places to those who
+    /// have.
+    ///
+    /// Each turn serves one queue; more turns than a few can only come from readers that free
+    /// places meanwhile, and then the newcomer is in line like others.
+    fn try_newcomer(
+        &mut self,
+        bus: &BusInner,
+        outgoing: &mut Outgoing,
+        effects: &mut Effects,
+    ) -> Result<Attempt, SendError> {
         for _ in 0..16 {
-            match bus.attempt(&mut outgoing, Standing::Newcomer, None, effects)? {
-                Attempt::Committed(_) | Attempt::Writable => return Ok(None),
+            match bus.attempt(outgoing, Standing::Newcomer, None, effects)? {
                 Attempt::Owed { at } => self.serve(bus, at.id(), effects),
-                Attempt::Full { at, .. } => {
-                    let key = self.insert(Interest::Watch, outgoing, waker);
-                    self.register(key, &at);
-                    self.settle(bus, key, effects);
-                    return match self.take_outcome(key) {
-                        Some(outcome) => outcome.map(|_| None),
-                        None => Ok(Some(key)),
-                    };
-                }
+                settled => return Ok(settled),
             }
         }
-        Ok(None)
+        bus.attempt(outgoing, Standing::Newcomer, None, effects)
     }
 
     fn insert(&mut self, interest: Interest, outgoing: Outgoing, waker: Waker) -> WaitKey {
@@ -399,7 +414,7 @@ impl WaitingRoom {
         let wait = &mut self.waits[key.0];
         self.sending -= usize::from(wait.interest == Interest::Send);
         wait.outcome = Some(outcome);
-        wait.outgoing = None;
+        effects.discard(wait.outgoing.take(), None);
         effects.wake(wait.waker.take());
         if wait.senior.is_some() {
             self.seniors.remove(&wait.ticket);
@@ -440,18 +455,24 @@ impl WaitingRoom {
         if mutated(Mutant::CancelLeavesSend) {
             return Err(SendError::Cancelled);
         }
-        let mut nobody = Effects::default();
-        self.decide(key, Err(SendError::Cancelled), &mut nobody);
+        // Who cancels needs no wake-up.
+        effects.discard(None, self.waits[key.0].waker.take());
+        self.decide(key, Err(SendError::Cancelled), effects);
         self.after_seniors(bus, effects);
         self.take_outcome(key).unwrap_or(Err(SendError::Cancelled))
     }
 
-    /// Puts another waker in the place of a wait's, and gives back the old one. None if the wait
-    /// has been decided.
-    pub(crate) fn replace_waker(&mut self, key: WaitKey, waker: Waker) -> Option<Option<Waker>> {
-        let wait = self.waits.get_mut(key.0)?;
-        wait.outgoing.as_ref()?;
-        Some(wait.waker.replace(waker))
+    /// Puts another waker in the place of a wait's, and gives back the old one; or the new one if
+    /// the wait has been decided. The caller drops it without the lock.
+    pub(crate) fn replace_waker(
+        &mut self,
+        key: WaitKey,
+        waker: Waker,
+    ) -> Result<Option<Waker>, Waker> {
+        match self.waits.get_mut(key.0) {
+            Some(wait) if wait.outgoing.is_some() => Ok(wait.waker.replace(waker)),
+            _ => Err(waker),
+        }
     }
 
     /// Groups or an endpoint have changed: tries every wait that they matter to.
