@@ -329,7 +329,8 @@ pub(crate) enum Attempt {
     Committed(Receipt),
     /// Nothing to commit: the route is writable.
     Writable,
-    /// Some recipients have no room. `at` is one of them, preferably the one asked about.
+    /// Some recipients have no room. `at` is one of them: where it is registered, if that is one;
+    /// the sender itself only if there is no other.
     Full {
         full: FullRecipients,
         at: Arc<EndpointCore>,
@@ -391,7 +392,7 @@ impl BusInner {
             self.push_while_checking(&mut held, outgoing, effects);
         }
         Some(
-            match self.check(&mut held, &outgoing.route, standing, registered) {
+            match self.check(&mut held, outgoing, standing, registered) {
                 Err(error) => Err(error),
                 Ok(Some(refusal)) => Ok(refusal),
                 Ok(None) if outgoing.message.is_none() => Ok(Attempt::Writable),
@@ -427,14 +428,15 @@ impl BusInner {
     fn check(
         &self,
         held: &mut Held<'_>,
-        route: &Route,
+        outgoing: &Outgoing,
         standing: Standing<'_>,
         registered: Option<EndpointId>,
     ) -> Result<Option<Attempt>, SendError> {
+        let own = outgoing.sender.id();
         let mut full = FullRecipients::none();
         let mut at: Option<Arc<EndpointCore>> = None;
         let mut owed = None;
-        for recipient in route.recipients() {
+        for recipient in outgoing.route.recipients() {
             let id = recipient.place.id;
             let Some(intake) = held.intake(recipient.place) else {
                 return Err(SendError::NoSuchEndpoint(id));
@@ -455,7 +457,15 @@ impl BusInner {
             };
             if !may {
                 full.add(id);
-                if at.is_none() || registered == Some(id) {
+                // Its own queue is the last one to wait at: a sender that is blocked does not read
+                // it, so nobody would look again when the others have room and it is the only one.
+                let better = match &at {
+                    None => true,
+                    Some(_) if mutated(Mutant::WaitAtOwnQueue) => registered == Some(id),
+                    Some(found) if found.id() == own => true,
+                    Some(_) => registered == Some(id) && id != own,
+                };
+                if better {
                     at = Some(Arc::clone(&intake.core));
                 }
             } else if owed.is_none()

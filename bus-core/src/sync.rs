@@ -290,6 +290,8 @@ mutants! {
     NoFenceInRelease,
     /// No fence between registering a waiting send and looking for room.
     NoFenceInRegister,
+    /// A send that lacks its own sender's room and another's may wait at its own queue.
+    WaitAtOwnQueue,
     /// A waiting send that found another recipient full stays registered where it was.
     StayRegistered,
     /// Who frees a place serves only the first waiting send.

@@ -9,7 +9,8 @@
 //!
 //! 1. Each waiting send has a ticket, and is registered at *one* queue that it lacks. When that
 //!    queue frees a place, its sends are tried in the order of their tickets. One that finds
-//!    another recipient full moves there; its place goes to the next.
+//!    another recipient full moves there; its place goes to the next. At its own sender's queue a
+//!    send waits only if it lacks no other, and a blocking one ends with `OwnQueueFull` then.
 //! 2. A newcomer takes no place in a queue at which older sends are registered; it serves them
 //!    first, and then sees what is left. So nobody passes a send at the queue it waits for.
 //! 3. A send that is registered elsewhere does not hold back others: a fan-out that waits for a
