@@ -285,13 +285,7 @@ impl CancelOnDrop<'_> {
             return Poll::Ready(Err(SendError::Cancelled));
         };
         let waker = context.waker().clone();
-        let old = self
-            .lane
-            .bus
-            .inner
-            .waiting
-            .lock()
-            .replace_waker(key, waker);
+        let old = self.lane.bus.inner.waiting.lock().replace_waker(key, waker);
         match old {
             Ok(_) => Poll::Pending,
             Err(_) => {

@@ -18,6 +18,7 @@ use crate::membership::{MemberFlags, Membership};
 use crate::message::{Destination, Message, Stamp};
 
 use crate::sync::{Mutant, mutated};
+use crate::wait::Turn;
 
 /// The bus's answer to a send: its place in the order, and whom it reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -316,11 +317,38 @@ pub(crate) struct Outgoing {
 pub(crate) enum Standing<'a> {
     /// It has not waited: places that older waiting sends are owed are not for it.
     Newcomer,
-    /// It waits, and it is its turn.
-    Waiter,
-    /// It has waited long enough for the reserve places, unless one of these older sends, which
-    /// have as well, needs the same one.
-    Senior { older: &'a [Route] },
+    /// It waits, and leaves to older ones the places at the queues where they do.
+    Waiter(Turn<'a>),
+    /// It has waited long enough for the reserve places as well, those apart that older seniors
+    /// need.
+    Senior(Turn<'a>),
+}
+
+impl Standing<'_> {
+    /// Whether room at a queue is owed to older waiting sends.
+    fn owes(self, core: &EndpointCore) -> bool {
+        if core.waiting_sends() == 0 {
+            return false;
+        }
+        match self {
+            Self::Newcomer => !mutated(Mutant::PassOlder),
+            Self::Waiter(turn) | Self::Senior(turn) => {
+                turn.follows_another_at(core.id()) && !mutated(Mutant::WaiterPassesOlder)
+            }
+        }
+    }
+
+    /// Whether it may go beyond a queue's capacity.
+    fn takes_reserve(self, intake: &Intake) -> bool {
+        match self {
+            Self::Newcomer | Self::Waiter(_) => false,
+            Self::Senior(turn) => {
+                intake.has_reserve()
+                    && (!turn.is_claimed_by_older(intake.id())
+                        || mutated(Mutant::ReservePassesOlder))
+            }
+        }
+    }
 }
 
 /// How an attempt ended.
@@ -335,7 +363,7 @@ pub(crate) enum Attempt {
         full: FullRecipients,
         at: Arc<EndpointCore>,
     },
-    /// All have room, and older sends wait for some at `at`.
+    /// All have room, and at `at` it is owed to older sends; where it is registered, if that is one.
     Owed {
         at: Arc<EndpointCore>,
     },
@@ -435,7 +463,7 @@ impl BusInner {
         let own = outgoing.sender.id();
         let mut full = FullRecipients::none();
         let mut at: Option<Arc<EndpointCore>> = None;
-        let mut owed = None;
+        let mut owed: Option<Arc<EndpointCore>> = None;
         for recipient in outgoing.route.recipients() {
             let id = recipient.place.id;
             let Some(intake) = held.intake(recipient.place) else {
@@ -447,15 +475,11 @@ impl BusInner {
             if recipient.drops.is_some() {
                 continue;
             }
-            let may = match standing {
-                _ if intake.has_room() => true,
-                Standing::Senior { older } => {
-                    let claimed = older.iter().any(|route| route.needs(id));
-                    intake.has_reserve() && (!claimed || mutated(Mutant::ReservePassesOlder))
+            if intake.has_room() {
+                if standing.owes(&intake.core) && (owed.is_none() || registered == Some(id)) {
+                    owed = Some(Arc::clone(&intake.core));
                 }
-                Standing::Newcomer | Standing::Waiter => false,
-            };
-            if !may {
+            } else if !standing.takes_reserve(intake) {
                 full.add(id);
                 // Its own queue is the last one to wait at: a sender that is blocked does not read
                 // it, so nobody would look again when the others have room and it is the only one.
@@ -468,12 +492,6 @@ impl BusInner {
                 if better {
                     at = Some(Arc::clone(&intake.core));
                 }
-            } else if owed.is_none()
-                && matches!(standing, Standing::Newcomer)
-                && intake.core.waiting_sends() != 0
-                && !mutated(Mutant::PassOlder)
-            {
-                owed = Some(Arc::clone(&intake.core));
             }
         }
         Ok(match (at, owed) {
@@ -564,8 +582,6 @@ impl BusInner {
 
 /// A drop-when-full member takes a message if it has room that no older waiting send is owed.
 fn takes_dropper(intake: &Intake, standing: Standing<'_>) -> bool {
-    let owed = matches!(standing, Standing::Newcomer)
-        && intake.core.waiting_sends() != 0
-        && !mutated(Mutant::DropperPassesOlder);
+    let owed = standing.owes(&intake.core) && !mutated(Mutant::DropperPassesOlder);
     intake.has_room() && !owed
 }

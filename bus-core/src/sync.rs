@@ -298,6 +298,8 @@ mutants! {
     ServeOnlyOne,
     /// A newcomer takes a place that an older waiting send is owed.
     PassOlder,
+    /// A waiting send takes a place that an older one waits for at another queue.
+    WaiterPassesOlder,
     /// A drop-when-full member takes a place that an older waiting send is owed.
     DropperPassesOlder,
     /// A send that missed its offers never gets the reserve place.

@@ -11,8 +11,10 @@
 //!    queue frees a place, its sends are tried in the order of their tickets. One that finds
 //!    another recipient full moves there; its place goes to the next. At its own sender's queue a
 //!    send waits only if it lacks no other, and a blocking one ends with `OwnQueueFull` then.
-//! 2. A newcomer takes no place in a queue at which older sends are registered; it serves them
-//!    first, and then sees what is left. So nobody passes a send at the queue it waits for.
+//! 2. Nobody takes a place in a queue at which an older send is registered. A newcomer serves those
+//!    first, and then sees what is left. A waiting send moves there and gets in line: the reader
+//!    that freed the place has seen that somebody is registered and is on its way to serve them.
+//!    So nobody passes a send at the queue it waits for.
 //! 3. A send that is registered elsewhere does not hold back others: a fan-out that waits for a
 //!    dead member costs the healthy ones nothing.
 //! 4. By rule 3, a fan-out can be offered a place in one queue, find another full, and the other
@@ -28,7 +30,8 @@
 //!
 //! While its recipients read (each at least one message within [`PATIENCE`]), a waiting send is
 //! overtaken at the queue it waits for at most [`MISSED_OFFERS`] times: rules 1 and 2 let nobody
-//! younger pass there but when the offer was its own and it could not use it. From then on it lacks
+//! younger pass there but when the offer was its own and it could not use it. Wherever it moves,
+//! it was offered a place and missed it, whoever made it look. From then on it lacks
 //! only recipients whose reserve place is taken, by rule 5 nobody younger takes one, so what it
 //! lacks shrinks with every message that one of those recipients takes, and is nothing when each
 //! has taken one.
@@ -50,9 +53,7 @@ use crate::bus::BusInner;
 use crate::id::{EndpointId, GroupId};
 use crate::intake::{EndpointCore, Interest};
 use crate::message::Destination;
-use crate::send::{
-    Attempt, Effects, FullRecipients, Outgoing, Receipt, Route, SendError, Standing,
-};
+use crate::send::{Attempt, Effects, FullRecipients, Outgoing, Receipt, SendError, Standing};
 use crate::sync::{Mutant, mutated};
 
 /// Offers of a place that a waiting send misses, because another recipient is full, before it may
@@ -312,8 +313,7 @@ impl WaitingRoom {
             match self.settle(bus, key, effects) {
                 // Without the reserve place this queue has nothing for the next ones either.
                 Settled::Rests if self.waits[key.0].senior.is_none() => no_room = true,
-                Settled::Rests | Settled::Decided => {}
-                Settled::Moved => self.miss_offer(bus, key, effects),
+                Settled::Rests | Settled::Decided | Settled::Moved => {}
             }
             if mutated(Mutant::ServeOnlyOne) {
                 return;
@@ -322,7 +322,7 @@ impl WaitingRoom {
     }
 
     /// A send was offered a place and could not use it.
-    fn miss_offer(&mut self, bus: &BusInner, key: WaitKey, effects: &mut Effects) {
+    fn miss_offer(&mut self, bus: &BusInner, key: WaitKey) {
         let wait = &mut self.waits[key.0];
         wait.missed_offers += 1;
         let due = wait.missed_offers >= MISSED_OFFERS && wait.interest == Interest::Send;
@@ -333,7 +333,6 @@ impl WaitingRoom {
                 stuck: false,
             });
             self.seniors.insert(wait.ticket, key);
-            self.settle(bus, key, effects);
         }
     }
 
@@ -344,17 +343,20 @@ impl WaitingRoom {
     fn settle(&mut self, bus: &BusInner, key: WaitKey, effects: &mut Effects) -> Settled {
         let mut settled = Settled::Rests;
         loop {
-            let older = self.claims_before(key);
             let wait = &mut self.waits[key.0];
             let Some(mut outgoing) = wait.outgoing.take() else {
                 return Settled::Decided;
             };
-            let standing = match wait.senior {
-                Some(_) => Standing::Senior { older: &older },
-                None => Standing::Waiter,
+            let (ticket, registered, senior) = (wait.ticket, wait.at, wait.senior.is_some());
+            let turn = Turn { room: self, ticket };
+            let standing = if senior {
+                Standing::Senior(turn)
+            } else {
+                Standing::Waiter(turn)
             };
-            let attempt = bus.attempt(&mut outgoing, standing, wait.at, effects);
+            let attempt = bus.attempt(&mut outgoing, standing, registered, effects);
             let sender = outgoing.sender.id();
+            let wait = &mut self.waits[key.0];
             wait.outgoing = Some(outgoing);
             match attempt {
                 Err(error) => self.decide(key, Err(error), effects),
@@ -371,6 +373,7 @@ impl WaitingRoom {
                     }
                     self.unregister(key);
                     self.register(key, &at);
+                    self.miss_offer(bus, key);
                     settled = Settled::Moved;
                     if mutated(Mutant::NoSecondLook) {
                         return settled;
@@ -380,29 +383,6 @@ impl WaitingRoom {
             }
             return Settled::Decided;
         }
-    }
-
-    /// Routes of the older senior sends that are not stuck: what they need is theirs first.
-    fn claims_before(&self, key: WaitKey) -> Vec<Route> {
-        let wait = &self.waits[key.0];
-        if wait.senior.is_none() {
-            return Vec::new();
-        }
-        let older = self
-            .seniors
-            .range(..wait.ticket)
-            .map(|(_, key)| &self.waits[key.0]);
-        let stuck = |wait: &&Wait| {
-            wait.senior.is_some_and(|progress| progress.stuck) && !mutated(Mutant::StuckKeepsClaims)
-        };
-        older
-            .filter(|wait| !stuck(wait))
-            .filter_map(|wait| {
-                wait.outgoing
-                    .as_ref()
-                    .map(|outgoing| outgoing.route.clone())
-            })
-            .collect()
     }
 
     fn decide(
@@ -651,6 +631,35 @@ impl WaitingRoom {
     /// Sends that wait now.
     pub(crate) fn sending(&self) -> usize {
         self.sending
+    }
+}
+
+/// A waiting send's place among the others, while it is tried.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Turn<'a> {
+    room: &'a WaitingRoom,
+    ticket: Ticket,
+}
+
+impl Turn<'_> {
+    /// Whether an older send is registered at a queue.
+    pub(crate) fn follows_another_at(self, queue: EndpointId) -> bool {
+        let line = self.room.lines.get(&queue);
+        let first = line.and_then(|line| line.sends.keys().next());
+        first.is_some_and(|first| *first < self.ticket)
+    }
+
+    /// Whether an older senior send that is not stuck needs a place in a queue: its reserve place
+    /// is for that one first.
+    pub(crate) fn is_claimed_by_older(self, queue: EndpointId) -> bool {
+        let older = self.room.seniors.range(..self.ticket);
+        let claims = |wait: &Wait| {
+            let stuck = wait.senior.is_some_and(|progress| progress.stuck);
+            let route = wait.outgoing.as_ref().map(|outgoing| &outgoing.route);
+            (!stuck || mutated(Mutant::StuckKeepsClaims))
+                && route.is_some_and(|route| route.needs(queue))
+        };
+        older.map(|(_, key)| &self.room.waits[key.0]).any(claims)
     }
 }
 

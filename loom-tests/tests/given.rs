@@ -12,7 +12,9 @@ use bus_core_modelled::{
 pub fn explore(model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.max_branches = 50_000;
-    builder.preemption_bound.get_or_insert(if cfg!(feature = "long") { 3 } else { 2 });
+    builder
+        .preemption_bound
+        .get_or_insert(if cfg!(feature = "long") { 3 } else { 2 });
     let runs = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&runs);
     let start = Instant::now();
@@ -20,7 +22,11 @@ pub fn explore(model: impl Fn() + Send + Sync + 'static) {
         counted.fetch_add(1, Ordering::Relaxed);
         model();
     });
-    println!("{} interleavings in {:?}", runs.load(Ordering::Relaxed), start.elapsed());
+    println!(
+        "{} interleavings in {:?}",
+        runs.load(Ordering::Relaxed),
+        start.elapsed()
+    );
 }
 
 pub fn bus(queue_messages: u32) -> Bus {
@@ -32,7 +38,8 @@ pub fn bus(queue_messages: u32) -> Bus {
 }
 
 pub fn endpoint(bus: &Bus) -> Endpoint {
-    bus.open_endpoint(Credentials { uid: 1, pid: 1 }).expect("room for an endpoint")
+    bus.open_endpoint(Credentials { uid: 1, pid: 1 })
+        .expect("room for an endpoint")
 }
 
 pub fn join(endpoint: &Endpoint, name: &str, flags: MemberFlags) -> Destination {
