@@ -310,6 +310,8 @@ mutants! {
     StuckKeepsClaims,
     /// Those who wait for a member are not served when it leaves or is closed.
     LeaveServesNobody,
+    /// Younger seniors are not tried when groups change that an older one's claims came from.
+    ChangeKeepsClaims,
     /// A cancelled send stays where it was.
     CancelLeavesSend,
 }

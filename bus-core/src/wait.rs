@@ -117,7 +117,7 @@ pub(crate) struct WaitingRoom {
     seniors: BTreeMap<Ticket, WaitKey>,
     /// Undecided sends, for the counters.
     sending: usize,
-    /// A senior has gone or is stuck: others may go on.
+    /// A senior has gone, is stuck, or may need other queues than before: others may go on.
     seniors_moved: bool,
     /// Since when endpoints have been full while sends waited for them.
     stalls: HashMap<EndpointId, Progress>,
@@ -469,6 +469,9 @@ impl WaitingRoom {
         for (_, key) in keys {
             self.settle(bus, key, effects);
         }
+        // A senior that no longer needs a queue leaves its reserve place to a younger one, which
+        // may be registered there without having anything to do with what has changed.
+        self.seniors_moved |= !self.seniors.is_empty() && !mutated(Mutant::ChangeKeepsClaims);
         self.after_seniors(bus, effects);
     }
 
