@@ -398,6 +398,11 @@ impl BusInner {
         self.now.load(Ordering::Relaxed)
     }
 
+    /// Time since the Unix epoch, at the last tick.
+    fn ticked(&self) -> Duration {
+        Duration::from_nanos(self.now())
+    }
+
     /// How long the bus has been running, at the last tick.
     pub(crate) fn running(&self) -> Duration {
         Duration::from_nanos(self.running.load(Ordering::Relaxed))
@@ -440,7 +445,7 @@ impl BusInner {
             let mut directory = self.directory.lock();
             let name = directory.group(group)?.group.name.clone();
             let (pid, stall) = (core.credentials.pid, self.limits.stall);
-            let back_off = directory.begin_back_off(pid, &name, stall, self.running());
+            let back_off = directory.begin_back_off(pid, &name, stall, self.ticked());
             Eviction {
                 endpoint: core.id(),
                 credentials: core.credentials,
@@ -613,7 +618,7 @@ impl BusInner {
         let held = record.memberships.len() + usize::try_from(unread).unwrap_or(usize::MAX);
         LimitExceeded::check("memberships (ends not yet read)", held, memberships)?;
         if !options.flags.contains(MemberFlags::DROP_WHEN_FULL)
-            && let Some(left) = directory.back_off(core.credentials.pid, name, self.running())
+            && let Some(left) = directory.back_off(core.credentials.pid, name, self.ticked())
         {
             return Err(JoinError::BackOff(name.clone(), left));
         }

@@ -93,7 +93,9 @@ impl Directory {
         self.group(*self.names.get(name)?)
     }
 
-    /// Notes an eviction at `now` of the bus's running time, and says how long the back-off is.
+    /// Notes an eviction at `now`, and says how long the back-off is.
+    ///
+    /// This is wall time: an idle bus is not ticked, and its running time stands still.
     pub(crate) fn begin_back_off(
         &mut self,
         pid: u32,
