@@ -294,6 +294,9 @@ impl BrokerHandle {
     ///
     /// See [`ConnectError`].
     pub fn connect(&self) -> Result<OwnedFd, ConnectError> {
+        if self.shared.stopping.load(Ordering::Relaxed) {
+            return Err(ConnectError::Ended);
+        }
         let (theirs, ours) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::STREAM,

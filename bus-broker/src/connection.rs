@@ -45,7 +45,8 @@ pub(crate) struct Connection {
     output: Output,
     /// The socket takes no more now.
     output_blocked: bool,
-    /// The client has to read before it is read.
+    /// Frames in `unread` wait for their turn, or for the client to read; until then it is not
+    /// read itself.
     input_paused: bool,
     /// What epoll was last told to watch for.
     interest: EventFlags,
@@ -251,7 +252,7 @@ impl Connection {
         if self.output.take_descriptors_lost() {
             self.protocol.descriptors_lost();
         }
-        if self.input_paused && self.output.has_room_for_answers() {
+        if self.input_paused && !self.ending && self.output.has_room_for_answers() {
             self.input_paused = false;
             self.resume_reading(shared, inbox, workspace)?;
         }
@@ -259,7 +260,7 @@ impl Connection {
             Flushed::Idle
         } else if self.ending {
             Flushed::Finished
-        } else if self.protocol.has_more() || !self.output.is_empty() {
+        } else if self.protocol.has_more() || self.input_paused || !self.output.is_empty() {
             Flushed::More
         } else {
             Flushed::Idle
@@ -343,7 +344,7 @@ impl Connection {
                 self.unread = Vec::with_capacity(bytes);
             }
             Progress::Needs(_) => {}
-            Progress::OutputFull => self.input_paused = true,
+            Progress::OutputFull | Progress::TurnOver => self.input_paused = true,
         }
         self.unread.extend_from_slice(frames);
         if self.unread.is_empty() {

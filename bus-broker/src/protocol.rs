@@ -35,6 +35,8 @@ pub(crate) enum Progress {
     Needs(usize),
     /// The client has to read before it may ask for more.
     OutputFull,
+    /// It has had its share of this turn.
+    TurnOver,
 }
 
 impl Protocol {

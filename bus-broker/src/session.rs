@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bus_core::wire::{
     BrokerFrame, COPY_BYTES, ClientFrame, EvictionReason, Failure, FailureCode, Goodbye,
@@ -76,9 +77,13 @@ impl Session {
                 arrived.descriptors.len()
             )));
         }
-        loop {
+        let until = Instant::now() + TURN;
+        for count in 1_u32.. {
             if !output.has_room_for_answers() {
                 return Ok(Progress::OutputFull);
+            }
+            if count.is_multiple_of(FRAMES_A_LOOK) && Instant::now() > until {
+                return Ok(Progress::TurnOver);
             }
             let needed = ClientFrame::bytes_needed(unread).map_err(|error| bad_frame(&error))?;
             if unread.len() < needed {
@@ -98,6 +103,7 @@ impl Session {
                 None => return Ok(Progress::Needs(needed)),
             }
         }
+        Ok(Progress::TurnOver)
     }
 
     /// A part of the connection has something to do.
@@ -263,8 +269,9 @@ impl Session {
         };
         say(BrokerFrame::Welcome(Box::new(welcome)), output);
         tracing::debug!(
-            connection = self.token.index,
             %endpoint,
+            uid = self.credentials.uid,
+            pid = self.credentials.pid,
             program = hello.program.as_deref(),
             "welcome"
         );
@@ -535,5 +542,10 @@ fn fault(text: impl Into<String>) -> End {
 /// Payloads above this go to the socket from where they lie; below it a copy is cheaper than the
 /// extra slice and its reference count.
 const SHARE_BYTES: usize = 4 << 10;
+/// How long one connection's frames are acted on before the others have their turn. A read holds a
+/// thousand small frames, and what one of them costs depends on how many it is for.
+const TURN: Duration = Duration::from_millis(1);
+/// How often the clock is looked at meanwhile.
+const FRAMES_A_LOOK: u32 = 16;
 /// Messages that one endpoint of a connection gives before the next one has its turn.
 const MESSAGES_A_TURN: usize = 64;

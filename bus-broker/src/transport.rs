@@ -138,8 +138,10 @@ impl Socket {
                     }
                 }
                 Err(Errno::AGAIN) => return Ok(Sent::Rest),
-                // Too many descriptors of this user are on their way through sockets already.
-                Err(Errno::TOOMANYREFS) => output.lose_descriptors(),
+                Err(error @ (Errno::PIPE | Errno::CONNRESET)) => return Err(error),
+                // Too many of this user are on their way through sockets, or they are of a kind
+                // that must not be passed. That is their sender's doing, not this client's.
+                Err(_) if !borrowed.is_empty() => output.lose_descriptors(),
                 Err(error) => return Err(error),
             }
         }

@@ -6,11 +6,12 @@ use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bus_broker::{Broker, BrokerHandle, Config, ConnectError, Listen, RunError};
 use bus_core::wire::{
-    BrokerFrame, ClientFrame, FailureCode, GoodbyeCode, Handle, Hello, LaneNumber, MAGIC, Notice,
-    Request, Response, SendFlags, SendId, Serial,
+    BrokerFrame, ClientFrame, FailureCode, Goodbye, GoodbyeCode, Handle, Hello, LaneNumber, MAGIC,
+    Notice, Request, Response, SendFlags, SendId, Serial,
 };
 use bus_core::{Destination, EndpointId, GroupId, Limits, MemberFlags};
 use bytes::BytesMut;
@@ -670,6 +671,54 @@ fn g10_a_member_that_does_not_read_its_socket_leaves_others_alone() {
         sender.outcome(waits).unwrap_err().code,
         FailureCode::GroupEnded
     );
+}
+
+#[test]
+fn g8_a_stalled_member_is_evicted_and_told_and_the_sender_goes_on() {
+    let limits = Limits {
+        stall: Duration::from_millis(100),
+        ..small_queue(2)
+    };
+    let fixture = Fixture::with(limits, 2);
+    let (mut member, mut sender, group) = full_member(&fixture, 2);
+    let waits = sender.post(group, b"waits");
+    assert_eq!(sender.outcome(waits).unwrap().recipients, 0);
+    let (evicted_from, queued) = member.hear_that(|frame| match frame {
+        BrokerFrame::Notice {
+            notice:
+                Notice::Evicted {
+                    group_id,
+                    queued_messages,
+                    ..
+                },
+            ..
+        } => Some((*group_id, *queued_messages)),
+        _ => None,
+    });
+    assert_eq!(Destination::Group(evicted_from), group);
+    assert_eq!(queued, 2);
+    let again = Request::Join {
+        group: name("full"),
+        flags: MemberFlags::empty(),
+        create: true,
+    };
+    let refused = member.call(again).unwrap_err();
+    assert_eq!(refused.code, FailureCode::BackOff);
+    assert!(refused.retry_after.is_some());
+    member.join_with("full", MemberFlags::DROP_WHEN_FULL);
+}
+
+#[test]
+fn a_client_that_says_goodbye_is_gone() {
+    let fixture = Fixture::new();
+    let (mut leaver, mut other) = (fixture.client(), fixture.client());
+    leaver.join("left");
+    leaver.say(&ClientFrame::Goodbye(Goodbye::new(
+        GoodbyeCode::Done,
+        "bye",
+    )));
+    assert_eq!(leaver.goodbye(), None, "closed without another word");
+    other.wait_for(|stats| stats.endpoints == 1 && stats.groups == 0 && stats.connections == 1);
 }
 
 #[test]
