@@ -5,10 +5,12 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use ciborium::Value;
 
+use super::super::cbor::text_under;
 use super::super::{
-    BrokerFrame, ClientFrame, EvictionReason, Failure, FailureCode, Goodbye, GoodbyeCode, Handle,
-    Hello, Incarnation, LaneNumber, MAGIC, MessageFrame, MessageHead, Notice, Request, Response,
-    SendFlags, SendFrame, SendHead, SendId, Serial, Welcome, take_magic,
+    BrokerFrame, ClientFrame, EvictionReason, Failure, FailureCode, Goodbye, GoodbyeCode,
+    HEADER_BYTES, Handle, Hello, Incarnation, LaneNumber, MAGIC, MAX_FRAME_BYTES, MAX_PAGE,
+    MAX_TEXT_BYTES, MessageFrame, MessageHead, Notice, Request, Response, SendFlags, SendFrame,
+    SendHead, SendId, Serial, Welcome, take_magic,
 };
 use super::{Direction, corpus, encoded};
 use crate::{
@@ -390,6 +392,14 @@ fn the_page_names_every_code_operation_limit_and_bound() {
     for word in operations.chain(failures).chain(goodbyes) {
         assert!(PAGE.contains(&format!("`{word}`")), "{word}");
     }
+    for (_, frame) in corpus::broker() {
+        let bytes = encoded(&frame);
+        if let Some(kind) = text_under(&bytes[HEADER_BYTES..], "type")
+            && kind != "rain"
+        {
+            assert!(PAGE.contains(&format!("\n| `{kind}` |")), "{kind}");
+        }
+    }
     for (name, default) in limits() {
         assert!(
             PAGE.contains(&format!("| `{name}` | {default} |")),
@@ -397,9 +407,10 @@ fn the_page_names_every_code_operation_limit_and_bound() {
         );
     }
     for bound in [
-        super::super::MAX_FRAME_BYTES,
-        super::super::MAX_TEXT_BYTES,
-        super::super::MAX_PAGE as usize,
+        MAX_FRAME_BYTES,
+        MAX_FRAME_BYTES - HEADER_BYTES,
+        MAX_TEXT_BYTES,
+        MAX_PAGE as usize,
         crate::MAX_ATTRIBUTES_BYTES,
         crate::MAX_FIELDS_BYTES,
     ] {
@@ -411,7 +422,7 @@ fn the_page_names_every_code_operation_limit_and_bound() {
 /// Names and values of all limits, out of the frame that tells them.
 fn limits() -> Vec<(String, i128)> {
     let (_, welcome) = &broker_examples()[0];
-    let body: Value = ciborium::from_reader(&encoded(welcome)[16..]).unwrap();
+    let body: Value = ciborium::from_reader(&encoded(welcome)[HEADER_BYTES..]).unwrap();
     let limits = body
         .into_map()
         .unwrap()
