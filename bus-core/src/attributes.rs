@@ -376,24 +376,12 @@ pub(crate) fn check(block: &[u8]) -> Result<(), AttributesError> {
     if block.len() > MAX_ATTRIBUTES_BYTES {
         return Err(AttributesError::BlockTooLong { given: block.len() });
     }
-    let mut rest = block;
-    let mut before = 0;
-    let mut names = [&[][..]; MAX_FIELDS];
-    let mut fields = 0;
-    let mut fields_bytes = 0;
-    while let Some(&tag) = rest.first() {
-        let at = block.len() - rest.len();
-        if !(KEY..=FIELD).contains(&tag) {
-            return Err(AttributesError::UnknownTag { tag, at });
-        }
-        let (_, value, after) = split_item(rest).ok_or_else(|| cut(rest, at))?;
-        if tag < before || (tag == before && tag != FIELD) {
-            return Err(AttributesError::Order {
-                tag,
-                after: before,
-                at,
-            });
-        }
+    let mut items = Items {
+        block,
+        at: 0,
+        before: 0,
+    };
+    while let Some((tag, value)) = items.next()? {
         match tag {
             KEY => check_length("the key", value, 0, MAX_KEY_BYTES)?,
             OPERATION => {
@@ -406,28 +394,63 @@ pub(crate) fn check(block: &[u8]) -> Result<(), AttributesError> {
                     return Err(AttributesError::ContentType(value[0]));
                 }
             }
-            _ => {
-                let name = check_field(value, at)?;
-                fields_bytes += value.len() - 1;
-                if fields_bytes > MAX_FIELDS_BYTES {
-                    return Err(AttributesError::FieldsTooLong {
-                        given: fields_bytes,
-                    });
-                }
-                let Some(place) = names.get_mut(fields) else {
-                    return Err(AttributesError::TooManyFields);
-                };
-                *place = name;
-                if names[..fields].contains(&name) {
-                    return Err(AttributesError::FieldTwice(text(name).to_owned()));
-                }
-                fields += 1;
-            }
+            // Tags ascend, so from here on there are only fields.
+            _ => return check_fields(value, &mut items),
         }
-        before = tag;
-        rest = after;
     }
     Ok(())
+}
+
+/// Checks all fields; `first` is the item of the first one, the others are what is left.
+fn check_fields<'a>(first: &'a [u8], items: &mut Items<'a>) -> Result<(), AttributesError> {
+    let mut names = [&[][..]; MAX_FIELDS];
+    let mut count = 0;
+    let mut given = 0;
+    let mut next = Some(first);
+    while let Some(item) = next {
+        let name = check_field(item, items.at - ITEM_HEAD_BYTES - item.len())?;
+        given += item.len() - 1;
+        if given > MAX_FIELDS_BYTES {
+            return Err(AttributesError::FieldsTooLong { given });
+        }
+        if names[..count].contains(&name) {
+            return Err(AttributesError::FieldTwice(text(name).to_owned()));
+        }
+        *names.get_mut(count).ok_or(AttributesError::TooManyFields)? = name;
+        count += 1;
+        next = items.next()?.map(|(_, item)| item);
+    }
+    Ok(())
+}
+
+/// Walks a block item by item, and sees to it that tags are known and ascend.
+struct Items<'a> {
+    block: &'a [u8],
+    at: usize,
+    before: u8,
+}
+
+impl<'a> Items<'a> {
+    fn next(&mut self) -> Result<Option<(u8, &'a [u8])>, AttributesError> {
+        let (at, rest) = (self.at, &self.block[self.at..]);
+        let Some(&tag) = rest.first() else {
+            return Ok(None);
+        };
+        if !(KEY..=FIELD).contains(&tag) {
+            return Err(AttributesError::UnknownTag { tag, at });
+        }
+        let (_, value, _) = split_item(rest).ok_or_else(|| cut(rest, at))?;
+        if tag < self.before || (tag == self.before && tag != FIELD) {
+            return Err(AttributesError::Order {
+                tag,
+                after: self.before,
+                at,
+            });
+        }
+        self.before = tag;
+        self.at += ITEM_HEAD_BYTES + value.len();
+        Ok(Some((tag, value)))
+    }
 }
 
 /// Checks one field's item, and gives its name.

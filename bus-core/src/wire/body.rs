@@ -62,6 +62,7 @@ pub(super) fn zero(frame: &'static str, field: &'static str, value: u32) -> Resu
 
 /// Takes the frame of `length` bytes off `unread`, and gives its attributes, which were checked
 /// and have `block` bytes from `at` on, and its payload, which is the rest.
+#[inline]
 pub(super) fn take_tail(
     unread: &mut BytesMut,
     at: usize,

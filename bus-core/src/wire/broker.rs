@@ -144,10 +144,9 @@ impl BrokerFrame {
         let Some(bytes) = unread.get(HEADER_BYTES..header.length) else {
             return Ok(None);
         };
-        let name = header.shape.name;
         let endpoint = header.endpoint();
         let frame = match header.shape.kind {
-            kind::MESSAGE => return Self::decode_message(&header, unread).map(Some),
+            kind::MESSAGE => return Self::decode_message(&header, unread),
             kind::RECEIPT => Self::Receipt {
                 id: header.send_id(),
                 receipt: Receipt {
@@ -158,35 +157,12 @@ impl BrokerFrame {
                     dropped: u32_at(bytes, 28),
                 },
             },
-            kind::REFUSED => Self::Refused {
-                id: header.send_id(),
-                failure: body::control(name, bytes)?,
-            },
-            kind::DONE => Self::Done {
-                endpoint,
-                serial: header.serial(),
-                response: body::control(name, bytes)?,
-            },
-            kind::ERROR => Self::Error {
-                endpoint,
-                serial: header.serial(),
-                failure: body::control(name, bytes)?,
-            },
-            kind::NOTICE => Self::Notice {
-                endpoint,
-                notice: Notice::decode(bytes).map_err(|problem| WireError::Body {
-                    frame: name,
-                    problem,
-                })?,
-            },
             kind::WRITABLE => Self::Writable {
                 endpoint,
                 serial: header.serial(),
             },
-            kind::WELCOME => Self::Welcome(body::control(name, bytes)?),
             both::DESCRIPTORS_TAKEN => Self::DescriptorsTaken,
-            both::GOODBYE => Self::Goodbye(body::control(name, bytes)?),
-            kind => unreachable!("kind {kind:#04x} has a shape and no decoder"),
+            _ => Self::decode_control(&header, bytes)?,
         };
         body::pass(unread, header.length);
         Ok(Some(frame))
@@ -255,7 +231,42 @@ impl BrokerFrame {
         }
     }
 
-    fn decode_message(header: &Header, unread: &mut BytesMut) -> Result<Self, WireError> {
+    /// The kinds with a CBOR body. Not inlined: what serde needs on the stack would be paid for by
+    /// every MESSAGE.
+    #[inline(never)]
+    fn decode_control(header: &Header, bytes: &[u8]) -> Result<Self, WireError> {
+        let name = header.shape.name;
+        let endpoint = header.endpoint();
+        Ok(match header.shape.kind {
+            kind::WELCOME => Self::Welcome(body::control(name, bytes)?),
+            kind::REFUSED => Self::Refused {
+                id: header.send_id(),
+                failure: body::control(name, bytes)?,
+            },
+            kind::DONE => Self::Done {
+                endpoint,
+                serial: header.serial(),
+                response: body::control(name, bytes)?,
+            },
+            kind::ERROR => Self::Error {
+                endpoint,
+                serial: header.serial(),
+                failure: body::control(name, bytes)?,
+            },
+            kind::NOTICE => Self::Notice {
+                endpoint,
+                notice: Notice::decode(bytes).map_err(|problem| WireError::Body {
+                    frame: name,
+                    problem,
+                })?,
+            },
+            both::GOODBYE => Self::Goodbye(body::control(name, bytes)?),
+            kind => unreachable!("kind {kind:#04x} has a shape and no decoder"),
+        })
+    }
+
+    #[inline]
+    fn decode_message(header: &Header, unread: &mut BytesMut) -> Result<Option<Self>, WireError> {
         let name = header.shape.name;
         let (fixed, mut tail) = unread[HEADER_BYTES..header.length].split_at(MESSAGE.fixed);
         let group = u64_at(fixed, 8);
@@ -308,11 +319,11 @@ impl BrokerFrame {
             descriptors_lost: lost == 1,
         };
         let (attributes, payload) = body::take_tail(unread, at, header.length, block);
-        Ok(Self::Message(MessageFrame {
+        Ok(Some(Self::Message(MessageFrame {
             head,
             attributes,
             payload,
-        }))
+        })))
     }
 }
 

@@ -178,21 +178,7 @@ impl ClientFrame {
         };
         let name = header.shape.name;
         let frame = match header.shape.kind {
-            kind::SEND => return Self::decode_send(&header, unread).map(Some),
-            kind::HELLO => Self::Hello(body::control(name, bytes)?),
-            kind::CALL => match Request::decode(bytes) {
-                Ok(request) => Self::Call {
-                    endpoint: header.endpoint(),
-                    serial: header.serial(),
-                    request,
-                },
-                Err(problem) => Self::BadCall {
-                    endpoint: header.endpoint(),
-                    serial: header.serial(),
-                    problem,
-                    body: Bytes::copy_from_slice(bytes),
-                },
-            },
+            kind::SEND => return Self::decode_send(&header, unread),
             kind::CANCEL => Self::Cancel(header.send_id()),
             kind::RESUME => Self::Resume {
                 endpoint: header.endpoint(),
@@ -216,8 +202,7 @@ impl ClientFrame {
                 serial: header.serial(),
             },
             both::DESCRIPTORS_TAKEN => Self::DescriptorsTaken,
-            both::GOODBYE => Self::Goodbye(body::control(name, bytes)?),
-            kind => unreachable!("kind {kind:#04x} has a shape and no decoder"),
+            _ => Self::decode_control(&header, bytes)?,
         };
         body::pass(unread, header.length);
         Ok(Some(frame))
@@ -310,7 +295,33 @@ impl ClientFrame {
         }
     }
 
-    fn decode_send(header: &Header, unread: &mut BytesMut) -> Result<Self, WireError> {
+    /// The kinds with a CBOR body. Not inlined: what serde needs on the stack would be paid for by
+    /// every SEND.
+    #[inline(never)]
+    fn decode_control(header: &Header, body: &[u8]) -> Result<Self, WireError> {
+        let name = header.shape.name;
+        Ok(match header.shape.kind {
+            kind::HELLO => Self::Hello(body::control(name, body)?),
+            kind::CALL => match Request::decode(body) {
+                Ok(request) => Self::Call {
+                    endpoint: header.endpoint(),
+                    serial: header.serial(),
+                    request,
+                },
+                Err(problem) => Self::BadCall {
+                    endpoint: header.endpoint(),
+                    serial: header.serial(),
+                    problem,
+                    body: Bytes::copy_from_slice(body),
+                },
+            },
+            both::GOODBYE => Self::Goodbye(body::control(name, body)?),
+            kind => unreachable!("kind {kind:#04x} has a shape and no decoder"),
+        })
+    }
+
+    #[inline]
+    fn decode_send(header: &Header, unread: &mut BytesMut) -> Result<Option<Self>, WireError> {
         let name = header.shape.name;
         let (fixed, tail) = unread[HEADER_BYTES..header.length].split_at(SEND.fixed);
         body::zero(name, "reserved", u16_at(fixed, 18).into())?;
@@ -324,11 +335,11 @@ impl ClientFrame {
         };
         let (attributes, payload) =
             body::take_tail(unread, HEADER_BYTES + SEND.fixed, header.length, block);
-        Ok(Self::Send(SendFrame {
+        Ok(Some(Self::Send(SendFrame {
             head,
             attributes,
             payload,
-        }))
+        })))
     }
 }
 

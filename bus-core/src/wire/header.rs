@@ -170,6 +170,10 @@ impl Header {
     ///
     /// The length is looked at as soon as its own four bytes have come, and the kind with it as
     /// soon as that byte has: a bad peer is found out before it makes anybody wait.
+    ///
+    /// Inlined, so that it stays in registers: handed over in memory, byte fields that are written
+    /// one by one and read together cost more than all the checks.
+    #[inline(always)]
     pub(super) fn decode(
         unread: &[u8],
         shape_of: impl Fn(u8) -> Option<&'static Shape>,
@@ -206,6 +210,7 @@ impl Header {
         Ok(Some(header))
     }
 
+    #[inline(always)]
     fn check(&self) -> Result<(), WireError> {
         let Shape { name, .. } = *self.shape;
         if self.flags & !self.shape.flags != 0 {
