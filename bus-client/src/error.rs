@@ -7,6 +7,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bus_core::wire::{Failure, FailureCode};
 use bus_core::{ContentType, EndpointId, GroupName, NameError};
@@ -116,7 +117,7 @@ pub enum ConnectError {
         /// Where we tried.
         address: String,
         /// How long we waited.
-        after: std::time::Duration,
+        after: Duration,
     },
     /// The connection ended before the greeting was complete.
     #[error("no greeting from {address}: {gone}")]
@@ -276,6 +277,18 @@ pub enum JoinError {
     /// This endpoint is already a member. Open another endpoint to be there twice.
     #[error("already a member of {0}")]
     AlreadyMember(GroupName),
+    /// The endpoint's process was evicted from the group not long ago. Join with
+    /// [`drop_when_full`](crate::JoinOptions::drop_when_full), or try again after this time.
+    #[error(
+        "evicted from {group} not long ago: only a join with drop-when-full is possible for \
+         another {retry_after:?}"
+    )]
+    BackOff {
+        /// The group.
+        group: GroupName,
+        /// How long a join without drop-when-full is refused.
+        retry_after: Duration,
+    },
     /// A bound of the bus is reached; the text names it and its value.
     #[error("limit exceeded: {0}")]
     LimitExceeded(String),
@@ -453,6 +466,10 @@ impl JoinError {
         match failure.code {
             FailureCode::NoSuchGroup => Self::NoSuchGroup(group.clone()),
             FailureCode::AlreadyMember => Self::AlreadyMember(group.clone()),
+            FailureCode::BackOff => Self::BackOff {
+                group: group.clone(),
+                retry_after: failure.retry_after.unwrap_or_default(),
+            },
             FailureCode::LimitExceeded => Self::LimitExceeded(failure.text),
             FailureCode::PermissionDenied => Self::PermissionDenied(failure.text),
             _ => {

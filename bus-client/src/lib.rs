@@ -39,7 +39,7 @@ pub use error::{
 };
 pub use group::{Group, JoinOptions, Member, RemoteEndpoint};
 pub use info::{GroupInfo, Joined, MemberInfo, Members, RoundTrip, Stats, Status};
-pub use message::{Event, Gap, Message, Outgoing};
+pub use message::{Event, Evicted, Gap, Message, Outgoing};
 pub use send::{PendingSend, SendFuture};
 pub use watch::Writable;
 

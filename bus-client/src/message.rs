@@ -15,16 +15,15 @@ use crate::error::{DecodeError, EncodeError, MessageError};
 /// What an endpoint receives. More kinds will come: keep a `_` arm.
 #[derive(Debug)]
 #[non_exhaustive]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly every event is a message, and a box for each would cost more than it saves"
-)]
 pub enum Event {
     /// A message.
     Message(Message),
     /// Messages of a drop-when-full membership were dropped, and the queue has run empty since.
     /// (Where another message of the group followed, that one tells it: [`Message::missed`].)
     Gap(Gap),
+    /// The endpoint is no longer a member of a group, because it made senders wait for too long.
+    /// Nothing of the group comes after this.
+    Evicted(Evicted),
 }
 
 impl Event {
@@ -33,7 +32,7 @@ impl Event {
     pub fn into_message(self) -> Option<Message> {
         match self {
             Self::Message(message) => Some(message),
-            Self::Gap(_) => None,
+            Self::Gap(_) | Self::Evicted(_) => None,
         }
     }
 }
@@ -52,6 +51,25 @@ pub struct Gap {
     pub first: Sequence,
     /// The last missed message's place in the order.
     pub last: Sequence,
+}
+
+/// The end of a membership that was stalled (G8).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Evicted {
+    /// The group's name, where the library still knows it.
+    pub group: Option<GroupName>,
+    /// The group.
+    pub group_id: GroupId,
+    /// Where in the order the membership ended.
+    pub sequence: Sequence,
+    /// For how long the endpoint had made senders wait.
+    pub stalled: Duration,
+    /// Messages in its queue that it had not taken.
+    pub queued_messages: u64,
+    /// How long it may join the group again only with
+    /// [`drop_when_full`](crate::JoinOptions::drop_when_full).
+    pub back_off: Duration,
 }
 
 /// A message as received.

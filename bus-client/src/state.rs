@@ -36,7 +36,7 @@ use crate::error::{BrokerGone, GoneReason, SendError};
 use crate::inbox::{Amount, Inbox, Item};
 use crate::inflow::{Arrival, Filled, Inflow};
 use crate::lane::LaneState;
-use crate::message::{Event, Gap, Message};
+use crate::message::{Event, Evicted, Gap, Message};
 use crate::outbox::{Outbox, Written};
 use crate::pending::Pending;
 use crate::transport::{Output, Transport};
@@ -285,7 +285,9 @@ impl EndpointState {
                 .head
                 .group
                 .is_none_or(|group| self.groups.contains_key(&group)),
-            Some(Item::Gap { group_id, .. }) => self.groups.contains_key(group_id),
+            Some(Item::Gap { group_id, .. } | Item::Evicted { group_id, .. }) => {
+                self.groups.contains_key(group_id)
+            }
         }
     }
 
@@ -718,6 +720,25 @@ impl State {
             BrokerFrame::Notice { endpoint, notice } => match notice {
                 Notice::Gap { group_id, gap } => {
                     self.deliver(endpoint, Item::Gap { group_id, gap })
+                }
+                Notice::Evicted {
+                    group_id,
+                    sequence,
+                    stalled,
+                    queued_messages,
+                    back_off,
+                    ..
+                } => {
+                    let item = Item::Evicted {
+                        group_id,
+                        sequence,
+                        stalled,
+                        queued_messages,
+                        back_off,
+                    };
+                    self.deliver(endpoint, item)?;
+                    self.left(endpoint.get() as usize, group_id, sequence);
+                    Ok(())
                 }
                 _ => Ok(()),
             },
@@ -1481,7 +1502,9 @@ impl State {
     }
 
     fn left(&mut self, key: usize, group: GroupId, sequence: Sequence) {
-        let endpoint = &mut self.endpoints[key];
+        let Some(endpoint) = self.endpoints.get_mut(key) else {
+            return;
+        };
         let Some(known) = endpoint.groups.get_mut(&group) else {
             return;
         };
@@ -1863,6 +1886,25 @@ impl EndpointState {
                 ))
             }
             Item::Gap { group_id, gap } => Event::Gap(named(gap, group_id, self.name_of(group_id))),
+            Item::Evicted {
+                group_id,
+                sequence,
+                stalled,
+                queued_messages,
+                back_off,
+            } => {
+                let group = self.name_of(group_id);
+                // Its place in the order is its own, so the name has served.
+                self.forget_left(Sequence::from_raw(sequence.get().saturating_add(1)));
+                Event::Evicted(Evicted {
+                    group,
+                    group_id,
+                    sequence,
+                    stalled,
+                    queued_messages,
+                    back_off,
+                })
+            }
         }
     }
 }

@@ -4,11 +4,14 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
-use bus_core::wire::{BrokerFrame, ClientFrame, Notice, Request, Response};
+use bus_core::wire::{
+    BrokerFrame, ClientFrame, EvictionReason, Failure, FailureCode, Handle, Notice, Request,
+    Response,
+};
 use bus_core::{Attributes, ContentType, Gap, GroupId, Limits, Sequence};
 
 use crate::testing::{GROUP, PATIENCE, encoded, pair, pair_with};
-use crate::{Builder, Bus, Event, Message};
+use crate::{Builder, Bus, Event, JoinError, Message};
 
 fn small_queue(messages: u32) -> Limits {
     Limits {
@@ -129,7 +132,7 @@ fn a_direct_message_has_no_group() {
 fn g7_a_gap_after_the_last_message_is_an_event() {
     let (bus, mut broker) = pair();
     broker.put(&BrokerFrame::Notice {
-        endpoint: bus_core::wire::Handle::FIRST,
+        endpoint: Handle::FIRST,
         notice: Notice::Unknown {
             kind: "of-tomorrow".to_owned(),
             body: {
@@ -146,7 +149,7 @@ fn g7_a_gap_after_the_last_message_is_an_event() {
         last: Sequence::from_raw(9),
     };
     broker.put(&BrokerFrame::Notice {
-        endpoint: bus_core::wire::Handle::FIRST,
+        endpoint: Handle::FIRST,
         notice: Notice::Gap {
             group_id: GROUP,
             gap,
@@ -159,6 +162,51 @@ fn g7_a_gap_after_the_last_message_is_an_event() {
         }
         other => panic!("{other:?}, and notices that are unknown are passed over"),
     }
+}
+
+#[test]
+fn g8_an_eviction_is_told_at_its_place_and_ends_the_membership() {
+    let (bus, mut broker) = pair();
+    let joining = thread::spawn({
+        let bus = bus.clone();
+        move || bus.join("org.example.Chat").map(|_| ())
+    });
+    broker.join();
+    joining.join().unwrap().unwrap();
+    broker.message(b"before");
+    broker.put(&BrokerFrame::Notice {
+        endpoint: Handle::FIRST,
+        notice: Notice::Evicted {
+            group_id: GROUP,
+            sequence: Sequence::from_raw(40),
+            reason: EvictionReason::Stalled,
+            stalled: Duration::from_secs(10),
+            queued_messages: 256,
+            back_off: Duration::from_secs(1),
+        },
+    });
+    assert_eq!(message(&bus).payload(), b"before");
+    match bus.receive_deadline(PATIENCE).unwrap() {
+        Some(Event::Evicted(evicted)) => {
+            assert_eq!(evicted.group.unwrap().as_str(), "org.example.Chat");
+            assert_eq!((evicted.group_id, evicted.sequence.get()), (GROUP, 40));
+            assert_eq!(evicted.stalled, Duration::from_secs(10));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(bus.inner.connection.lock().known_groups(0), 0);
+
+    let joining = thread::spawn(move || bus.join("org.example.Chat").map(|_| ()));
+    let (endpoint, serial, _) = broker.call();
+    let failure = Failure::new(FailureCode::BackOff, "").with_retry_after(Duration::from_secs(1));
+    broker.put(&BrokerFrame::Error {
+        endpoint,
+        serial,
+        failure: Box::new(failure),
+    });
+    let error = joining.join().unwrap().unwrap_err();
+    assert!(matches!(error, JoinError::BackOff { .. }), "{error}");
+    assert!(error.to_string().contains("drop-when-full"), "{error}");
 }
 
 #[test]
@@ -251,12 +299,14 @@ fn credit_is_gathered_while_there_is_more_to_read() {
 #[test]
 fn g8_messages_beyond_the_credit_end_the_connection() {
     let (bus, mut broker) = pair_with(small_queue(2), Builder::new());
-    for _ in 0..3 {
+    for _ in 0..4 {
         broker.message(b"x");
     }
-    let _ = bus.dispatch_timeout(PATIENCE);
-    message(&bus);
-    message(&bus);
+    while bus.dispatch_timeout(PATIENCE).is_ok() {}
+    // Two of the queue, and one in the place that is kept.
+    for _ in 0..3 {
+        message(&bus);
+    }
     let error = bus.receive().unwrap_err();
     assert!(error.to_string().contains("credit"), "{error}");
 }
@@ -372,7 +422,7 @@ fn an_endpoint_that_the_broker_does_not_open_is_an_error() {
         move || bus.open_endpoint()
     });
     let (handle, serial, _) = broker.call();
-    broker.error((handle, serial), bus_core::wire::FailureCode::LimitExceeded);
+    broker.error((handle, serial), FailureCode::LimitExceeded);
     let error = opening.join().unwrap().unwrap_err();
     assert!(error.to_string().contains("limit exceeded"), "{error}");
     broker.message(b"the first goes on");
