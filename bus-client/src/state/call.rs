@@ -1,0 +1,298 @@
+//! Calls: what is asked outside the order of sends, and what the answers change here.
+
+use std::sync::Arc;
+
+use bus_core::wire::{ClientFrame, Failure, FailureCode, Request, Response, Serial};
+use bus_core::{GroupId, GroupName, MemberFlags, Sequence};
+
+use super::endpoint::KnownGroup;
+use super::send::Stage;
+use super::target::{GroupTarget, Target};
+use super::{Entry, State, TOO_MUCH_PENDING, Urgency, handle};
+use crate::error::BrokerGone;
+use crate::waits::Wake;
+
+#[derive(Debug)]
+pub(super) struct CallEntry {
+    pub(super) endpoint: usize,
+    pub(super) purpose: Purpose,
+    pub(super) answer: Option<Result<Response, CallError>>,
+    pub(super) wake: Option<Wake>,
+    pub(super) abandoned: bool,
+}
+
+/// What an answer to a call changes here, beside that somebody waits for it.
+#[derive(Debug)]
+pub(crate) enum Purpose {
+    Plain,
+    /// Looks a group up for the send or watch `asker`, which fails if there is none.
+    Resolve {
+        group: Arc<GroupTarget>,
+        asker: Serial,
+    },
+    Create(Arc<GroupTarget>),
+    Join {
+        group: Arc<GroupTarget>,
+        flags: MemberFlags,
+    },
+    Leave(GroupId),
+    Open,
+    Close,
+}
+
+/// Why a call did nothing.
+#[derive(Clone, Debug)]
+pub(crate) enum CallError {
+    Failed(Box<Failure>),
+    Gone(BrokerGone),
+}
+
+impl State {
+    /// Asks the broker.
+    pub(crate) fn call(
+        &mut self,
+        key: usize,
+        purpose: Purpose,
+        request: Request,
+    ) -> Result<Serial, CallError> {
+        if let Some(gone) = &self.gone {
+            return Err(CallError::Gone(gone.clone()));
+        }
+        if let Purpose::Join { group, flags } = &purpose {
+            let endpoint = &mut self.endpoints[key];
+            endpoint.joining += 1;
+            if needs_own_room(*flags) {
+                endpoint.loopbacks.push(group.name().clone());
+            }
+        }
+        let entry = Entry::Call(CallEntry {
+            endpoint: key,
+            purpose,
+            answer: None,
+            wake: None,
+            abandoned: false,
+        });
+        let Ok(serial) = self.pending.insert(entry) else {
+            let text = TOO_MUCH_PENDING;
+            return Err(CallError::Failed(Box::new(Failure::new(
+                FailureCode::LimitExceeded,
+                text,
+            ))));
+        };
+        self.outbox.put(&ClientFrame::Call {
+            endpoint: handle(key),
+            serial,
+            request,
+        });
+        Ok(serial)
+    }
+
+    /// Takes the call's answer, and its entry with it.
+    pub(crate) fn take_response(&mut self, serial: Serial) -> Option<Result<Response, CallError>> {
+        match self.pending.get(serial) {
+            Some(Entry::Call(CallEntry {
+                answer: Some(_), ..
+            })) => {}
+            _ => return None,
+        }
+        match self.pending.remove(serial) {
+            Some(Entry::Call(call)) => call.answer,
+            _ => unreachable!("it was there a moment ago"),
+        }
+    }
+
+    pub(super) fn answer_call(&mut self, serial: Serial, answer: Result<Response, CallError>) {
+        let Some(Entry::Call(call)) = self.pending.get_mut(serial) else {
+            return;
+        };
+        call.answer = Some(answer);
+        let (wake, abandoned) = (call.wake.take(), call.abandoned);
+        if abandoned {
+            self.pending.remove(serial);
+        } else {
+            self.woken(wake);
+        }
+    }
+
+    pub(super) fn done(&mut self, serial: Serial, response: Response) -> Result<(), String> {
+        let Some(Entry::Call(call)) = self.pending.get_mut(serial) else {
+            return Err(format!(
+                "DONE for a call that was not made: serial {serial}"
+            ));
+        };
+        let key = call.endpoint;
+        let abandoned = call.abandoned;
+        // The purpose has served when the answer is here.
+        match (
+            std::mem::replace(&mut call.purpose, Purpose::Plain),
+            &response,
+        ) {
+            (Purpose::Plain, _) => {}
+            (Purpose::Resolve { group, .. }, Response::Group(info)) => {
+                self.resolved(&group, Some(info.group_id));
+            }
+            (Purpose::Create(group), Response::Created { group_id, .. }) => {
+                self.resolved(&group, Some(*group_id));
+            }
+            (Purpose::Join { group, .. }, Response::Joined { group_id, .. }) => {
+                self.joined(key, &group, *group_id);
+                if abandoned {
+                    self.leave_group(key, *group_id);
+                }
+            }
+            (Purpose::Leave(group_id), Response::Left { sequence }) => {
+                self.left(key, group_id, *sequence);
+            }
+            (Purpose::Open, Response::Opened { endpoint }) => self.endpoints[key].id = *endpoint,
+            (Purpose::Close, Response::Closed) => self.closed(key),
+            (purpose, response) => {
+                return Err(format!("DONE answers {purpose:?} with {response:?}"));
+            }
+        }
+        self.answer_call(serial, Ok(response));
+        Ok(())
+    }
+
+    pub(super) fn failed(&mut self, serial: Serial, failure: Box<Failure>) {
+        match self.pending.get_mut(serial) {
+            Some(Entry::Call(call)) => {
+                let key = call.endpoint;
+                match std::mem::replace(&mut call.purpose, Purpose::Plain) {
+                    Purpose::Resolve { group, asker } => {
+                        self.unresolved(&group, asker, &failure);
+                    }
+                    Purpose::Join { group, flags } => {
+                        self.endpoints[key].joining -= 1;
+                        self.forget_loopback(key, group.name(), flags);
+                        self.wake_receivers(key);
+                    }
+                    Purpose::Open => {
+                        self.endpoints.remove(key);
+                    }
+                    Purpose::Close => self.closed(key),
+                    Purpose::Plain | Purpose::Create(_) | Purpose::Leave(_) => {}
+                }
+                self.answer_call(serial, Err(CallError::Failed(failure)));
+            }
+            Some(Entry::Watch(watch)) => {
+                if failure.code == FailureCode::NoSuchGroup
+                    && std::mem::take(&mut watch.retry_stale)
+                    && let Target::Group(group) = &watch.target
+                {
+                    group.set_id(None);
+                    watch.left = false;
+                    self.start_watch(serial);
+                } else {
+                    self.answer_watch(serial, Err(CallError::Failed(failure)));
+                }
+            }
+            // A watch's answer may have crossed with giving it up.
+            Some(Entry::Send(_)) | None => {}
+        }
+    }
+
+    pub(super) fn joined(&mut self, key: usize, group: &Arc<GroupTarget>, id: GroupId) {
+        let endpoint = &mut self.endpoints[key];
+        endpoint.joining -= 1;
+        let known = KnownGroup {
+            name: group.name().clone(),
+            left: None,
+        };
+        if endpoint
+            .groups
+            .insert(id, known)
+            .is_some_and(|before| before.left.is_some())
+        {
+            endpoint.left_groups -= 1;
+        }
+        self.resolved(group, Some(id));
+        self.wake_receivers(key);
+    }
+
+    pub(super) fn left(&mut self, key: usize, group: GroupId, sequence: Sequence) {
+        let Some(endpoint) = self.endpoints.get_mut(key) else {
+            return;
+        };
+        let Some(known) = endpoint.groups.get_mut(&group) else {
+            return;
+        };
+        if known.left.replace(sequence).is_none() {
+            endpoint.left_groups += 1;
+        }
+        let name = known.name.clone();
+        if endpoint.left_groups > LEFT_GROUPS_KEPT
+            && let Some((&oldest, _)) = endpoint
+                .groups
+                .iter()
+                .filter(|(_, known)| known.left.is_some())
+                .min_by_key(|(_, known)| known.left)
+        {
+            endpoint.groups.remove(&oldest);
+            endpoint.left_groups -= 1;
+        }
+        self.forget_loopback(key, &name, MemberFlags::LOOPBACK);
+    }
+
+    pub(super) fn forget_loopback(&mut self, key: usize, name: &GroupName, flags: MemberFlags) {
+        let loopbacks = &mut self.endpoints[key].loopbacks;
+        if needs_own_room(flags)
+            && let Some(at) = loopbacks.iter().position(|loopback| loopback == name)
+        {
+            loopbacks.swap_remove(at);
+        }
+    }
+
+    /// Leaves a group that somebody joined and then lost interest in.
+    pub(super) fn leave_group(&mut self, key: usize, group_id: GroupId) {
+        if let Ok(serial) = self.call(key, Purpose::Leave(group_id), Request::Leave { group_id }) {
+            self.abandon(serial);
+        }
+    }
+
+    pub(super) fn closed(&mut self, key: usize) {
+        self.endpoints.remove(key);
+        // What was abandoned before the endpoint was closed gets no answer any more. An answer to
+        // a call that still comes changes nothing here, for the key may be another's by then.
+        for serial in self.pending.serials() {
+            let belongs = match self.pending.get_mut(serial) {
+                Some(Entry::Send(send)) => send.new.endpoint == key,
+                Some(Entry::Watch(watch)) => watch.endpoint == key,
+                Some(Entry::Call(call)) => {
+                    if call.endpoint == key {
+                        call.purpose = Purpose::Plain;
+                    }
+                    false
+                }
+                None => false,
+            };
+            if belongs
+                && let Some(Entry::Send(send)) = self.pending.remove(serial)
+                && matches!(send.stage, Stage::Queued { .. })
+            {
+                self.queued_sends -= 1;
+            }
+        }
+    }
+
+    /// Nobody wants to be a member any more: leaves as soon as the join is answered.
+    pub(crate) fn abandon_join(&mut self, serial: Serial) {
+        let key = match self.pending.get(serial) {
+            Some(Entry::Call(call)) => call.endpoint,
+            _ => return,
+        };
+        match self.take_response(serial) {
+            Some(Ok(Response::Joined { group_id, .. })) => self.leave_group(key, group_id),
+            Some(_) => {}
+            None => self.abandon(serial),
+        }
+        self.flush(Urgency::Soon);
+    }
+}
+
+/// Whether a membership of these flags makes the sender's own room count.
+fn needs_own_room(flags: MemberFlags) -> bool {
+    flags.contains(MemberFlags::LOOPBACK) && !flags.contains(MemberFlags::DROP_WHEN_FULL)
+}
+
+/// Groups left whose names are kept for messages that may still come.
+const LEFT_GROUPS_KEPT: usize = 1024;

@@ -1,0 +1,277 @@
+//! An endpoint of the connection: its inbox, its lanes, and the groups that messages come from.
+//!
+//! What it receives is not handed out while its group is unknown and a join is not yet answered:
+//! the answer, which may be overtaken by the first messages, tells the name.
+
+use std::collections::HashMap;
+use std::thread::ThreadId;
+
+use bus_core::wire::{ClientFrame, LaneNumber, MAX_LANES, Request, Serial};
+use bus_core::{EndpointId, GroupId, GroupName, Sequence};
+
+use super::call::{CallError, Purpose};
+use super::target::Target;
+use super::{State, Urgency, handle};
+use crate::inbox::{Amount, Inbox, Item};
+use crate::lane::LaneState;
+use crate::message::{Event, Evicted, Gap, Message};
+use crate::waits::Wake;
+
+/// One endpoint of the connection.
+#[derive(Debug)]
+pub(super) struct EndpointState {
+    pub(super) id: EndpointId,
+    pub(super) inbox: Inbox,
+    pub(super) receivers: Vec<Wake>,
+    pub(super) reader: Reader,
+    pub(super) lanes: Vec<LaneState>,
+    pub(super) groups: HashMap<GroupId, KnownGroup>,
+    /// How many of `groups` were left.
+    pub(super) left_groups: usize,
+    /// Groups, joined or about to be, from which a message of this endpoint's own comes back and
+    /// needs room here.
+    pub(super) loopbacks: Vec<GroupName>,
+    pub(super) joining: usize,
+    pub(super) closing: bool,
+    /// A main loop polls for this endpoint.
+    pub(super) polled: bool,
+}
+
+/// A group that messages may come from.
+#[derive(Debug)]
+pub(super) struct KnownGroup {
+    pub(super) name: GroupName,
+    /// Where the endpoint left it: later messages need it no more.
+    pub(super) left: Option<Sequence>,
+}
+
+/// Who received from an endpoint last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reader {
+    Nobody,
+    Thread(ThreadId),
+    Task,
+}
+
+impl EndpointState {
+    /// Whether there is something to receive.
+    pub(super) fn is_ready(&self, gone: bool) -> bool {
+        match self.inbox.front() {
+            None => false,
+            Some(_) if gone || self.joining == 0 => true,
+            Some(Item::Message { message, .. }) => message
+                .head
+                .group
+                .is_none_or(|group| self.groups.contains_key(&group)),
+            Some(Item::Gap { group_id, .. } | Item::Evicted { group_id, .. }) => {
+                self.groups.contains_key(group_id)
+            }
+        }
+    }
+
+    pub(super) fn name_of(&self, group: GroupId) -> Option<GroupName> {
+        self.groups.get(&group).map(|known| known.name.clone())
+    }
+
+    /// Forgets groups that were left before `now` in the order: nothing of theirs can follow.
+    pub(super) fn forget_left(&mut self, now: Sequence) {
+        if self.left_groups > 0 {
+            self.groups
+                .retain(|_, known| known.left.is_none_or(|left| left >= now));
+            self.left_groups = self
+                .groups
+                .values()
+                .filter(|known| known.left.is_some())
+                .count();
+        }
+    }
+
+    /// Whether a message to this target may need room in this endpoint's own queue.
+    pub(super) fn may_reach_itself(&self, target: &Target) -> bool {
+        match target {
+            Target::Endpoint(id) => *id == self.id,
+            Target::Group(group) => self.loopbacks.contains(group.name()),
+        }
+    }
+
+    /// What the application gets for an item.
+    pub(super) fn event(&mut self, item: Item) -> Event {
+        match item {
+            Item::Message {
+                message,
+                descriptors,
+                descriptors_lost,
+            } => {
+                let group = message.head.group.and_then(|group| self.name_of(group));
+                let missed = match (message.head.missed, message.head.group) {
+                    (Some(gap), Some(group_id)) => Some(named(gap, group_id, group.clone())),
+                    _ => None,
+                };
+                self.forget_left(message.head.sequence);
+                Event::Message(Message::new(
+                    message,
+                    group,
+                    missed,
+                    descriptors,
+                    descriptors_lost,
+                ))
+            }
+            Item::Gap { group_id, gap } => Event::Gap(named(gap, group_id, self.name_of(group_id))),
+            Item::Evicted {
+                group_id,
+                sequence,
+                stalled,
+                queued_messages,
+                back_off,
+            } => {
+                let group = self.name_of(group_id);
+                // Its place in the order is its own, so the name has served.
+                self.forget_left(Sequence::from_raw(sequence.get().saturating_add(1)));
+                Event::Evicted(Evicted {
+                    group,
+                    group_id,
+                    sequence,
+                    stalled,
+                    queued_messages,
+                    back_off,
+                })
+            }
+        }
+    }
+}
+
+impl State {
+    pub(super) fn insert_endpoint(&mut self) -> usize {
+        let capacity = Amount {
+            messages: self.limits.queue_messages,
+            bytes: self.limits.queue_bytes,
+        };
+        let lanes = usize::from(self.limits.lanes.clamp(1, MAX_LANES));
+        let mut endpoint = EndpointState {
+            id: EndpointId::from_raw(0),
+            inbox: Inbox::new(capacity, self.backlog),
+            receivers: Vec::new(),
+            reader: Reader::Nobody,
+            lanes: (0..lanes).map(|_| LaneState::default()).collect(),
+            groups: HashMap::new(),
+            left_groups: 0,
+            loopbacks: Vec::new(),
+            joining: 0,
+            closing: false,
+            polled: false,
+        };
+        endpoint.lanes[0].open = true;
+        let key = self.endpoints.insert(endpoint);
+        self.keys_end = self.keys_end.max(key + 1);
+        key
+    }
+
+    /// Asks for a further endpoint; gives its key and the call.
+    pub(crate) fn open_endpoint(&mut self) -> Result<(usize, Serial), CallError> {
+        let key = self.insert_endpoint();
+        match self.call(key, Purpose::Open, Request::OpenEndpoint) {
+            Ok(serial) => Ok((key, serial)),
+            Err(error) => {
+                self.endpoints.remove(key);
+                Err(error)
+            }
+        }
+    }
+
+    /// The last handle of an endpoint is gone.
+    pub(crate) fn close_endpoint(&mut self, key: usize) {
+        if self.gone.is_some() {
+            return;
+        }
+        let endpoint = &mut self.endpoints[key];
+        endpoint.closing = true;
+        while endpoint.inbox.take().is_some() {}
+        endpoint.receivers.clear();
+        if let Ok(serial) = self.call(key, Purpose::Close, Request::CloseEndpoint) {
+            self.abandon(serial);
+        }
+        self.flush(Urgency::Now);
+    }
+
+    /// Takes a free lane; `None` if all are taken.
+    pub(crate) fn open_lane(&mut self, key: usize) -> Option<LaneNumber> {
+        let lanes = &mut self.endpoints[key].lanes;
+        let free = lanes.iter().position(|lane| !lane.open && lane.is_idle())?;
+        lanes[free].open = true;
+        u8::try_from(free).ok().and_then(LaneNumber::new)
+    }
+
+    pub(crate) fn close_lane(&mut self, key: usize, lane: LaneNumber) {
+        if let Some(endpoint) = self.endpoints.get_mut(key) {
+            endpoint.lanes[lane.index()].open = false;
+            self.resume(key, lane);
+        }
+    }
+
+    /// The application goes on after a pipelined send that does not wait was refused.
+    pub(crate) fn resume(&mut self, key: usize, lane: LaneNumber) {
+        if std::mem::take(&mut self.endpoints[key].lanes[lane.index()].refused) {
+            self.put_resume(key, lane);
+            self.flush(Urgency::Soon);
+        }
+    }
+
+    pub(super) fn put_resume(&mut self, key: usize, lane: LaneNumber) {
+        if self.gone.is_none() {
+            self.outbox.put(&ClientFrame::Resume {
+                endpoint: handle(key),
+                lane,
+            });
+        }
+    }
+
+    /// Takes the next event of an endpoint, if there is one.
+    pub(crate) fn take_event(&mut self, key: usize, reader: Reader) -> Option<Event> {
+        let gone = self.gone.is_some();
+        let endpoint = &mut self.endpoints[key];
+        endpoint.reader = reader;
+        if !endpoint.is_ready(gone) {
+            return None;
+        }
+        let item = endpoint.inbox.take()?;
+        let credit = endpoint.inbox.return_some();
+        let event = endpoint.event(item);
+        if let Some(credit) = credit {
+            self.put_credit(key, credit);
+            self.flush(Urgency::Now);
+        }
+        Some(event)
+    }
+
+    pub(super) fn put_credit(&mut self, key: usize, credit: Amount) {
+        if self.gone.is_some() || self.endpoints[key].closing {
+            return;
+        }
+        self.outbox.put(&ClientFrame::Credit {
+            endpoint: handle(key),
+            messages: credit.messages,
+            bytes: credit.bytes,
+        });
+        // A send may have come back for want of this very room.
+        self.pump_endpoint(key);
+    }
+
+    pub(super) fn return_all_credit(&mut self) {
+        for key in self.keys() {
+            let endpoint = self.endpoints.get_mut(key);
+            if let Some(credit) = endpoint.and_then(|endpoint| endpoint.inbox.return_all()) {
+                self.put_credit(key, credit);
+            }
+        }
+    }
+}
+
+fn named(gap: bus_core::Gap, group_id: GroupId, group: Option<GroupName>) -> Gap {
+    Gap {
+        group,
+        group_id,
+        count: gap.count,
+        first: gap.first,
+        last: gap.last,
+    }
+}

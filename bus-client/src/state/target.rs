@@ -1,0 +1,136 @@
+//! Where sends and watches go, and how a group's name becomes its id.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bus_core::wire::{Failure, Request, Serial};
+use bus_core::{Destination, EndpointId, GroupId, GroupName};
+
+use super::call::{CallError, Purpose};
+use super::send::Stage;
+use super::{Entry, State};
+
+/// A group's name, and its id once it is known.
+///
+/// The fields are atomic so that handles can be shared; they change under the connection's lock
+/// only, so nothing is ordered by them.
+#[derive(Debug)]
+pub(crate) struct GroupTarget {
+    name: GroupName,
+    /// 0 while it is unknown: the broker has no such group id.
+    id: AtomicU64,
+    /// Somebody is looking it up.
+    resolving: AtomicBool,
+}
+
+impl GroupTarget {
+    pub(crate) fn new(name: GroupName) -> Self {
+        Self {
+            name,
+            id: AtomicU64::new(0),
+            resolving: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &GroupName {
+        &self.name
+    }
+
+    pub(crate) fn id(&self) -> Option<GroupId> {
+        match self.id.load(Ordering::Relaxed) {
+            0 => None,
+            id => Some(GroupId::from_raw(id)),
+        }
+    }
+
+    pub(super) fn set_id(&self, id: Option<GroupId>) {
+        self.id.store(id.map_or(0, GroupId::get), Ordering::Relaxed);
+    }
+}
+
+/// Where a send or watch goes.
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    Group(Arc<GroupTarget>),
+    Endpoint(EndpointId),
+}
+
+impl Target {
+    pub(super) fn destination(&self) -> Option<Destination> {
+        match self {
+            Self::Group(group) => group.id().map(Destination::Group),
+            Self::Endpoint(id) => Some(Destination::Endpoint(*id)),
+        }
+    }
+}
+
+impl State {
+    /// The handle of a name. Handles of one name share what is known of it.
+    pub(crate) fn group(&mut self, name: &GroupName) -> Arc<GroupTarget> {
+        if let Some(group) = self.groups.get(name) {
+            return Arc::clone(group);
+        }
+        if self.groups.len() >= GROUPS_KEPT {
+            self.groups.retain(|_, group| Arc::strong_count(group) > 1);
+        }
+        let group = Arc::new(GroupTarget::new(name.clone()));
+        self.groups.insert(name.clone(), Arc::clone(&group));
+        group
+    }
+
+    /// Looks a group up for a send or watch, unless that is under way.
+    pub(super) fn resolve(&mut self, key: usize, target: &Target, asker: Serial) {
+        let Target::Group(group) = target else {
+            return;
+        };
+        if group.resolving.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let purpose = Purpose::Resolve {
+            group: Arc::clone(group),
+            asker,
+        };
+        let request = Request::FindGroup {
+            group: group.name().clone(),
+        };
+        match self.call(key, purpose, request) {
+            Ok(serial) => self.abandon(serial),
+            Err(_) => group.resolving.store(false, Ordering::Relaxed),
+        }
+    }
+
+    pub(super) fn resolved(&mut self, group: &GroupTarget, id: Option<GroupId>) {
+        group.set_id(id);
+        group.resolving.store(false, Ordering::Relaxed);
+        for serial in std::mem::take(&mut self.queued_watches) {
+            self.start_watch(serial);
+        }
+        self.pump_all();
+    }
+
+    pub(super) fn unresolved(
+        &mut self,
+        group: &Arc<GroupTarget>,
+        asker: Serial,
+        failure: &Failure,
+    ) {
+        // First the one that asked, so that its lane is not held up by it once more.
+        match self.pending.get(asker) {
+            Some(Entry::Send(send)) if matches!(send.stage, Stage::Queued { .. }) => {
+                let error = send.error(failure, &self.limits);
+                group.resolving.store(false, Ordering::Relaxed);
+                self.end_send(asker, Err(error));
+            }
+            Some(Entry::Watch(_)) => {
+                self.answer_watch(asker, Err(CallError::Failed(Box::new(failure.clone()))));
+            }
+            _ => {}
+        }
+        if group.id().is_none() {
+            self.resolved(group, None);
+        }
+    }
+}
+
+/// Handles of groups that are shared by name.
+const GROUPS_KEPT: usize = 1024;
