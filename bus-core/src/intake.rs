@@ -280,7 +280,7 @@ impl Intake {
     /// Drained is not enough. Behind a transport whose application has stopped reading, the ring
     /// is empty and every place taken, so each message that is dropped would be a gap of its own.
     pub(crate) fn take_lone_gap(&mut self) -> Option<(Lost, GroupId, Gap)> {
-        if !self.is_empty() {
+        if !self.is_empty() && !mutated(Mutant::LoneGapEarly) {
             return None;
         }
         let found = self
@@ -314,7 +314,8 @@ impl Intake {
     /// that is to be dropped without the lock.
     pub(crate) fn sleep(&mut self, waker: Waker) -> Result<Option<Waker>, Waker> {
         let drained = self.producer.as_ref().is_none_or(Producer::is_drained);
-        let gaps = self.core.gaps_pending.load(Ordering::Relaxed) && self.depth().0 == 0;
+        let gaps =
+            self.core.has_gaps() && self.depth().0 == 0 && !mutated(Mutant::SleepBesideGap);
         if !mutated(Mutant::SleepWithoutLook) && (!drained || gaps || self.receive_shut) {
             return Err(waker);
         }
@@ -528,6 +529,12 @@ impl EndpointCore {
     /// The highest sequence that a send of this endpoint must follow (G3).
     pub(crate) fn seen(&self) -> Sequence {
         let sent = Sequence::from_raw(self.sent.load(Ordering::Relaxed));
+        if mutated(Mutant::TakenNotFollowed) {
+            return sent;
+        }
+        if mutated(Mutant::SentNotFollowed) {
+            return self.taken();
+        }
         self.taken().max(sent)
     }
 

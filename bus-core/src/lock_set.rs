@@ -156,7 +156,7 @@ impl Held<'_> {
         shard
             .intakes
             .get_mut(place.slot as usize)
-            .filter(|intake| intake.id() == place.id)
+            .filter(|intake| intake.id() == place.id || mutated(Mutant::SlotNotCompared))
     }
 
     /// Takes an endpoint out of its shard; the caller drops it once the locks are released.
@@ -177,8 +177,13 @@ impl Held<'_> {
             lowest.get_or_insert(at);
         }
         tick += 1;
-        for (_, shard) in self.shards() {
-            shard.clock = tick;
+        for (at, shard) in self.shards() {
+            if !(mutated(Mutant::AdvanceOneClock) && Some(at) != lowest) {
+                shard.clock = tick;
+            }
+        }
+        if mutated(Mutant::SequenceWithoutLock) {
+            lowest = None;
         }
         Sequence::from_raw(tick << LOCK_BITS | lowest.unwrap_or(0) as u64)
     }

@@ -11,7 +11,7 @@ use crate::intake::{EndpointCore, Lost, ReaderState};
 use crate::message::{Gap, Message};
 use crate::notice::Eviction;
 use crate::queue::Entry;
-use crate::sync::Parker;
+use crate::sync::{Mutant, Parker, mutated};
 use crate::view::ViewChange;
 
 /// What comes out of a queue.
@@ -101,7 +101,7 @@ impl Receiver {
     pub(crate) fn take_seat(bus: Bus, core: Arc<EndpointCore>) -> Option<Self> {
         let state = {
             let mut seat = core.seat.lock();
-            if std::mem::replace(&mut seat.occupied, true) {
+            if std::mem::replace(&mut seat.occupied, true) && !mutated(Mutant::SeatTakenTwice) {
                 return None;
             }
             std::mem::take(&mut seat.state)
@@ -216,6 +216,9 @@ impl Receiver {
         }
         if !self.has_ended() {
             return Err(ReceiveError::Empty);
+        }
+        if mutated(Mutant::EndWithoutLook) {
+            return Err(ReceiveError::Ended);
         }
         // An endpoint that has ended gets nothing more, so what the queue says after that is final.
         self.drain_and_release().ok_or(ReceiveError::Ended)

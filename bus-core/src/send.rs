@@ -206,7 +206,7 @@ impl Route {
                 .contains(MemberFlags::LOOPBACK)
         });
         let mut locks = membership.locks_without(skip);
-        if locks.is_empty() {
+        if locks.is_empty() && !mutated(Mutant::EmptySetTakesNoLock) {
             locks = LockBits::one(group.home);
         }
         Self::Group {
@@ -413,11 +413,8 @@ impl BusInner {
         if let Some(group) = outgoing.route.ended() {
             return Some(Err(SendError::NoSuchGroup(group)));
         }
-        if outgoing.sender.is_closed() {
+        if outgoing.sender.is_closed() && !mutated(Mutant::ClosedSenderCommits) {
             return Some(Err(SendError::Closed));
-        }
-        if mutated(Mutant::PushWhileChecking) {
-            self.push_while_checking(&mut held, outgoing, effects);
         }
         Some(
             match self.check(&mut held, outgoing, standing, registered) {
@@ -469,7 +466,7 @@ impl BusInner {
             let Some(intake) = held.intake(recipient.place) else {
                 return Err(SendError::NoSuchEndpoint(id));
             };
-            if intake.is_receive_shut() {
+            if intake.is_receive_shut() && !mutated(Mutant::ShutStillReceives) {
                 return Err(SendError::ReceiveShut(id));
             }
             if recipient.drops.is_some() {
@@ -479,7 +476,7 @@ impl BusInner {
                 if standing.owes(&intake.core) && (owed.is_none() || registered == Some(id)) {
                     owed = Some(Arc::clone(&intake.core));
                 }
-            } else if !standing.takes_reserve(intake) {
+            } else if !standing.takes_reserve(intake) && !mutated(Mutant::DeliverToSome) {
                 full.add(id);
                 // Its own queue is the last one to wait at: a sender that is blocked does not read
                 // it, so nobody would look again when the others have room and it is the only one.
@@ -535,12 +532,17 @@ impl BusInner {
             let Some(intake) = held.intake(recipient.place) else {
                 continue;
             };
+            if mutated(Mutant::DeliverToSome) && !intake.has_room() {
+                continue;
+            }
             if let Some(drops) = recipient.drops
                 && !takes_dropper(intake, standing)
             {
                 intake.drop_message(drops, sequence);
                 receipt.dropped += 1;
-                effects.wake(intake.take_reader_of_gap());
+                if !mutated(Mutant::DropWakesNobody) {
+                    effects.wake(intake.take_reader_of_gap());
+                }
             } else {
                 let missed = Intake::take_gap(recipient.drops);
                 intake.push(Arc::clone(&message), missed);
@@ -555,28 +557,6 @@ impl BusInner {
         }
         drop(held);
         receipt
-    }
-
-    /// What the mutant of the same name does: deliver to those that were checked, whatever comes
-    /// of the others.
-    fn push_while_checking(
-        &self,
-        held: &mut Held<'_>,
-        outgoing: &mut Outgoing,
-        effects: &mut Effects,
-    ) {
-        let Some(message) = &outgoing.message else {
-            return;
-        };
-        for recipient in outgoing.route.recipients() {
-            match held.intake(recipient.place) {
-                Some(intake) if intake.has_room() => {
-                    intake.push(Arc::clone(message), None);
-                    effects.wake(intake.take_reader());
-                }
-                _ => return,
-            }
-        }
     }
 }
 

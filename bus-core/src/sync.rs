@@ -272,18 +272,44 @@ mutants! {
     ChangeTakesOneLock,
     /// Locks are taken in descending order by those whose set holds the highest one.
     LocksOutOfOrder,
-    /// A message is pushed to each recipient as soon as that one was checked.
-    PushWhileChecking,
+    /// Nothing is locked for a group without recipients.
+    EmptySetTakesNoLock,
+    /// A message of an endpoint that has been closed is still committed.
+    ClosedSenderCommits,
+    /// An endpoint's slot is used without comparing whose it is now.
+    SlotNotCompared,
+    /// An endpoint that receives nothing any more is still sent to.
+    ShutStillReceives,
+    /// A message goes to those recipients that have room.
+    DeliverToSome,
     /// Locks are released between the pushes to two recipients.
     ReleaseBetweenPushes,
     /// The sequence is drawn from the lowest held lock's clock alone.
     SequenceFromOneClock,
+    /// A commit moves on the clock of its lowest held lock only.
+    AdvanceOneClock,
+    /// Two commits with the same tick have the same sequence.
+    SequenceWithoutLock,
+    /// The sequence is drawn without regard to what the sender has taken.
+    TakenNotFollowed,
+    /// The sequence is drawn without regard to what the sender has sent.
+    SentNotFollowed,
     /// The queue's tail is published with no ordering.
     TailRelaxed,
     /// The queue's head is published with no ordering.
     HeadRelaxed,
     /// A reader goes to sleep without looking at its queue again under its lock.
     SleepWithoutLook,
+    /// A reader goes to sleep beside a gap that it has not been told of.
+    SleepBesideGap,
+    /// A reader that finds its queue empty, and then its endpoint ended, does not look again.
+    EndWithoutLook,
+    /// The reader's place is given to who asks, though somebody has it.
+    SeatTakenTwice,
+    /// A gap is told on its own before what was queued is read.
+    LoneGapEarly,
+    /// A reader that sleeps is not woken by a gap.
+    DropWakesNobody,
     /// A waiting send does not look again after it was registered.
     NoSecondLook,
     /// No fence between freeing a place and looking for waiting sends.
@@ -296,6 +322,10 @@ mutants! {
     StayRegistered,
     /// Who frees a place serves only the first waiting send.
     ServeOnlyOne,
+    /// Who frees a place serves sends only, and no watches.
+    ServeNoWatches,
+    /// Who frees a place tries the youngest waiting send first.
+    YoungestFirst,
     /// A newcomer takes a place that an older waiting send is owed.
     PassOlder,
     /// A waiting send takes a place that an older one waits for at another queue.
@@ -314,6 +344,8 @@ mutants! {
     ChangeKeepsClaims,
     /// A cancelled send stays where it was.
     CancelLeavesSend,
+    /// A cancelled send is said to be so, though it was committed before.
+    CancelForgetsOutcome,
 }
 
 #[cfg(not(bus_loom))]

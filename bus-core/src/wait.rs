@@ -280,8 +280,9 @@ impl WaitingRoom {
 
     /// A place was freed at `queue`: commits what can be.
     pub(crate) fn serve(&mut self, bus: &BusInner, queue: EndpointId, effects: &mut Effects) {
-        for interest in [Interest::Send, Interest::Watch] {
-            self.serve_line(bus, queue, interest, effects);
+        self.serve_line(bus, queue, Interest::Send, effects);
+        if !mutated(Mutant::ServeNoWatches) {
+            self.serve_line(bus, queue, Interest::Watch, effects);
         }
         self.after_seniors(bus, effects);
     }
@@ -299,10 +300,15 @@ impl WaitingRoom {
             let Some(line) = self.lines.get_mut(&queue) else {
                 return;
             };
-            let Some((ticket, key)) = line.of(interest).range(next..).next() else {
+            let mut rest = line.of(interest).range(next..);
+            let first = if mutated(Mutant::YoungestFirst) {
+                rest.next_back()
+            } else {
+                rest.next()
+            };
+            let Some((ticket, key)) = first.map(|(ticket, key)| (*ticket, *key)) else {
                 return;
             };
-            let (ticket, key) = (*ticket, *key);
             next = ticket + 1;
             if no_room && self.waits[key.0].senior.is_none() {
                 if self.seniors.is_empty() {
@@ -431,6 +437,9 @@ impl WaitingRoom {
         effects: &mut Effects,
     ) -> Result<Option<Receipt>, SendError> {
         if let Some(outcome) = self.take_outcome(key) {
+            if mutated(Mutant::CancelForgetsOutcome) {
+                return Err(SendError::Cancelled);
+            }
             return outcome;
         }
         if mutated(Mutant::CancelLeavesSend) {
