@@ -594,7 +594,7 @@ impl BusInner {
             return Err(JoinError::SendToPeer(name.clone()));
         }
         let mut directory = self.directory.lock();
-        let record = directory.endpoints.get(&id).ok_or(JoinError::Closed(id))?;
+        let record = (directory.endpoints.get_mut(&id)).ok_or(JoinError::Closed(id))?;
         if record.receive_shut {
             return Err(JoinError::ReceiveShut(id));
         }
@@ -604,7 +604,8 @@ impl BusInner {
         let memberships = self.limits.memberships;
         LimitExceeded::check("memberships", record.memberships.len(), memberships)?;
         // Losses not yet told outlast their membership; without a bound an endpoint that comes and
-        // goes and never reads would pile them up.
+        // goes and never reads would pile them up. Those that have been told count no more.
+        record.keep_drops(&[], None);
         let known = record.drops.len();
         LimitExceeded::check("memberships (losses not yet read)", known, 2 * memberships)?;
 
