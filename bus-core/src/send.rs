@@ -170,10 +170,24 @@ impl Effects {
 
     /// Calls the wakers and drops what was discarded. No lock of the bus may be held.
     pub(crate) fn run(&mut self) {
-        for waker in self.wakers.drain(..) {
+        let mut rest = WakeRest(self.wakers.drain(..));
+        while let Some(waker) = rest.0.next() {
             waker.wake();
         }
+        drop(rest);
         self.discarded.clear();
+    }
+}
+
+/// Wakers that have not been called. One that panics does not keep the others asleep: that would
+/// be a lost wake-up of somebody who has nothing to do with it.
+struct WakeRest<'a>(std::vec::Drain<'a, Waker>);
+
+impl Drop for WakeRest<'_> {
+    fn drop(&mut self) {
+        for waker in &mut self.0 {
+            waker.wake();
+        }
     }
 }
 
