@@ -216,7 +216,7 @@ impl AsRef<[u8]> for UsesTheBus {
 impl Drop for UsesTheBus {
     fn drop(&mut self) {
         // Takes every lock there is.
-        self.0.stats();
+        let _ = self.0.stats();
         let party = Party::on(&self.0);
         party.join("dropped");
     }
@@ -296,7 +296,7 @@ impl Wake for WakerUsesTheBus {
 
 impl Drop for WakerUsesTheBus {
     fn drop(&mut self) {
-        self.0.stats();
+        let _ = self.0.stats();
         let endpoint = self.0.open_endpoint(crate::given::ME).unwrap();
         endpoint
             .join(&"woken".parse().unwrap(), JoinOptions::create())

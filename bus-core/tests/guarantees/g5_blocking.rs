@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::thread;
 
-use bus_core::{Bus, Delivery, Destination, Lane, SendError, Submitted};
+use bus_core::{Bus, Delivery, Destination, Lane, SendError};
 
 use crate::given::{Party, Wakes, bus, full, outcome, soon, take_all, wait};
 

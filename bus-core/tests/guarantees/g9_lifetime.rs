@@ -162,7 +162,7 @@ fn g9_a_closed_endpoint_leaves_nothing_behind() {
     let bus = bus(1);
     let before = bus.stats();
     {
-        let (mut a, mut b) = (Party::on(&bus), Party::on(&bus));
+        let (mut a, b) = (Party::on(&bus), Party::on(&bus));
         let group = a.join("g");
         b.join("g");
         a.send(group, "x");

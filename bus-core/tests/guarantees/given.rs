@@ -10,19 +10,19 @@ use bus_core::{
     Limits, MemberFlags, Message, Receipt, ReceiveError, Receiver, SendError, Sequence, Submitted,
 };
 
-pub const ME: Credentials = Credentials { uid: 1000, pid: 1 };
+pub(crate) const ME: Credentials = Credentials { uid: 1000, pid: 1 };
 
 /// The one generous deadline of tests that wait for another thread.
-pub fn soon() -> Instant {
+pub(crate) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)
 }
 
-pub fn bus_with(limits: Limits) -> Bus {
+pub(crate) fn bus_with(limits: Limits) -> Bus {
     Bus::new(limits, 1).unwrap()
 }
 
 /// A bus whose queues hold so many messages.
-pub fn bus(queue_messages: u32) -> Bus {
+pub(crate) fn bus(queue_messages: u32) -> Bus {
     bus_with(Limits {
         queue_messages,
         ..Limits::default()
@@ -30,14 +30,14 @@ pub fn bus(queue_messages: u32) -> Bus {
 }
 
 /// An endpoint with its reader and a lane.
-pub struct Party {
-    pub endpoint: Endpoint,
-    pub reader: Receiver,
-    pub lane: Lane,
+pub(crate) struct Party {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) reader: Receiver,
+    pub(crate) lane: Lane,
 }
 
 impl Party {
-    pub fn on(bus: &Bus) -> Self {
+    pub(crate) fn on(bus: &Bus) -> Self {
         let endpoint = bus.open_endpoint(ME).unwrap();
         Self {
             reader: endpoint.receiver().unwrap(),
@@ -46,20 +46,20 @@ impl Party {
         }
     }
 
-    pub fn id(&self) -> EndpointId {
+    pub(crate) fn id(&self) -> EndpointId {
         self.endpoint.id()
     }
 
     /// Where to send what is for this endpoint alone.
-    pub fn here(&self) -> Destination {
+    pub(crate) fn here(&self) -> Destination {
         Destination::Endpoint(self.id())
     }
 
-    pub fn join(&self, group: &str) -> GroupId {
+    pub(crate) fn join(&self, group: &str) -> GroupId {
         self.join_with(group, MemberFlags::empty())
     }
 
-    pub fn join_with(&self, group: &str, flags: MemberFlags) -> GroupId {
+    pub(crate) fn join_with(&self, group: &str, flags: MemberFlags) -> GroupId {
         let options = JoinOptions::create().with(flags);
         self.endpoint
             .join(&group.parse().unwrap(), options)
@@ -68,25 +68,25 @@ impl Party {
     }
 
     /// Sends what must not have to wait.
-    pub fn send(&mut self, to: impl Into<To>, text: &str) -> Receipt {
+    pub(crate) fn send(&mut self, to: impl Into<To>, text: &str) -> Receipt {
         self.lane.try_send(to.into().0, text).unwrap()
     }
 
-    pub fn try_send(&mut self, to: impl Into<To>, text: &str) -> Result<Receipt, SendError> {
+    pub(crate) fn try_send(&mut self, to: impl Into<To>, text: &str) -> Result<Receipt, SendError> {
         self.lane.try_send(to.into().0, text)
     }
 
     /// Submits what must wait, and gives what counts its wake-ups.
-    pub fn wait(&mut self, to: impl Into<To>, text: &str) -> Arc<Wakes> {
+    pub(crate) fn wait(&mut self, to: impl Into<To>, text: &str) -> Arc<Wakes> {
         wait(&mut self.lane, to, text)
     }
 
     /// Takes one message and frees its place.
-    pub fn take(&mut self) -> String {
+    pub(crate) fn take(&mut self) -> String {
         text(&self.take_message())
     }
 
-    pub fn take_message(&mut self) -> Arc<Message> {
+    pub(crate) fn take_message(&mut self) -> Arc<Message> {
         match self.reader.try_receive() {
             Ok(Delivery::Message { message, .. }) => message,
             other => panic!("a message was expected, not {other:?}"),
@@ -94,12 +94,12 @@ impl Party {
     }
 
     /// Takes everything, which must be messages.
-    pub fn take_all(&mut self) -> Vec<String> {
+    pub(crate) fn take_all(&mut self) -> Vec<String> {
         take_all(&mut self.reader)
     }
 
     /// The gap that comes next, alone.
-    pub fn take_gap(&mut self) -> (GroupId, Gap) {
+    pub(crate) fn take_gap(&mut self) -> (GroupId, Gap) {
         match self.reader.try_receive() {
             Ok(Delivery::Gap { group, gap }) => (group, gap),
             other => panic!("a gap was expected, not {other:?}"),
@@ -108,7 +108,7 @@ impl Party {
 }
 
 /// Where to send, from whatever says so.
-pub struct To(pub Destination);
+pub(crate) struct To(pub(crate) Destination);
 
 impl From<GroupId> for To {
     fn from(group: GroupId) -> Self {
@@ -128,11 +128,11 @@ impl From<Destination> for To {
     }
 }
 
-pub fn text(message: &Message) -> String {
+pub(crate) fn text(message: &Message) -> String {
     String::from_utf8(message.payload().to_vec()).unwrap()
 }
 
-pub fn take_all(reader: &mut Receiver) -> Vec<String> {
+pub(crate) fn take_all(reader: &mut Receiver) -> Vec<String> {
     let mut texts = Vec::new();
     loop {
         match reader.try_receive() {
@@ -144,7 +144,7 @@ pub fn take_all(reader: &mut Receiver) -> Vec<String> {
     }
 }
 
-pub fn wait(lane: &mut Lane, to: impl Into<To>, text: &str) -> Arc<Wakes> {
+pub(crate) fn wait(lane: &mut Lane, to: impl Into<To>, text: &str) -> Arc<Wakes> {
     let wakes = Wakes::new();
     let submitted = lane.submit(to.into().0, text, wakes.waker()).unwrap();
     assert_eq!(submitted, Submitted::Waiting, "{text}");
@@ -153,18 +153,18 @@ pub fn wait(lane: &mut Lane, to: impl Into<To>, text: &str) -> Arc<Wakes> {
 
 /// Counts how often a waker was called.
 #[derive(Debug, Default)]
-pub struct Wakes(AtomicUsize);
+pub(crate) struct Wakes(AtomicUsize);
 
 impl Wakes {
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self::default())
     }
 
-    pub fn waker(self: &Arc<Self>) -> Waker {
+    pub(crate) fn waker(self: &Arc<Self>) -> Waker {
         Waker::from(Arc::clone(self))
     }
 
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.0.load(Ordering::SeqCst)
     }
 }
@@ -176,20 +176,20 @@ impl Wake for Wakes {
 }
 
 /// The outcome of a waiting send that must have been decided.
-pub fn outcome(lane: &mut Lane) -> Result<Receipt, SendError> {
+pub(crate) fn outcome(lane: &mut Lane) -> Result<Receipt, SendError> {
     lane.poll_outcome()
         .expect("the waiting send has been decided")
 }
 
 /// The named recipients and their number.
-pub fn full(refused: Result<Receipt, SendError>) -> (Vec<EndpointId>, u32) {
+pub(crate) fn full(refused: Result<Receipt, SendError>) -> (Vec<EndpointId>, u32) {
     match refused {
         Err(SendError::WouldBlock { full }) => (full.named().to_vec(), full.count()),
         other => panic!("would block, not {other:?}"),
     }
 }
 
-pub fn assert_rising(sequences: &[Sequence]) {
+pub(crate) fn assert_rising(sequences: &[Sequence]) {
     for pair in sequences.windows(2) {
         assert!(pair[0] < pair[1], "{} before {}", pair[0], pair[1]);
     }
