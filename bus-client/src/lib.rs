@@ -32,7 +32,7 @@ mod tests;
 pub use builder::Builder;
 pub use bus::{Bus, Cork, Endpoint, Events, JoinFuture, Lane, ReceiveFuture};
 #[cfg(feature = "embedded")]
-pub use embedded::EmbeddedBroker;
+pub use embedded::{EmbeddedBroker, EmbeddedBuilder};
 pub use error::{
     BrokerGone, ConnectError, CreateError, DecodeError, EncodeError, GoneReason, JoinError,
     LeaveError, MessageError, OpenError, QueryError, ReceiveError, SendError, WatchError,
