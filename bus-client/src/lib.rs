@@ -44,5 +44,5 @@ pub use send::{PendingSend, SendFuture};
 pub use watch::Writable;
 
 pub use bus_core::{
-    ContentType, Credentials, EndpointId, GroupId, GroupName, Limits, NameError, Sequence,
+    ContentType, Credentials, EndpointId, GroupId, GroupName, Limits, NameError, Receipt, Sequence,
 };
