@@ -314,8 +314,7 @@ impl Intake {
     /// that is to be dropped without the lock.
     pub(crate) fn sleep(&mut self, waker: Waker) -> Result<Option<Waker>, Waker> {
         let drained = self.producer.as_ref().is_none_or(Producer::is_drained);
-        let gaps =
-            self.core.has_gaps() && self.depth().0 == 0 && !mutated(Mutant::SleepBesideGap);
+        let gaps = self.core.has_gaps() && self.depth().0 == 0 && !mutated(Mutant::SleepBesideGap);
         if !mutated(Mutant::SleepWithoutLook) && (!drained || gaps || self.receive_shut) {
             return Err(waker);
         }

@@ -1,2 +1,86 @@
-//! The command line of Unisono.
-fn main() {}
+//! `unisono`: the bus from the command line.
+//!
+//! Reading order: [`cli`] says what can be asked for; a file per verb does it; [`trace`] is what
+//! `listen`, `send` and `verify` have in common; [`output`], [`input`], [`signals`] and [`exit`]
+//! are the edges to the process.
+
+#![deny(unsafe_code)]
+
+mod cli;
+mod connect;
+mod demo;
+mod duration;
+mod exit;
+mod input;
+mod listen;
+mod listing;
+mod output;
+mod pages;
+mod payload;
+mod ping;
+mod progress;
+mod run;
+mod send;
+mod signals;
+mod trace;
+mod verify;
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use nix::sys::signal::Signal;
+
+use crate::{
+    cli::{Cli, Verb},
+    exit::Failure,
+    output::Output,
+    signals::Signals,
+};
+
+fn main() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
+    let also: &[Signal] = match cli.verb {
+        Verb::Run(_) => &[Signal::SIGCHLD],
+        _ => &[],
+    };
+    let signals = Signals::block(also).context("cannot block signals")?;
+    let mut output = Output::new(cli.quiet);
+    Ok(match dispatch(&cli, signals, &mut output) {
+        Ok(code) => code,
+        Err(failure) => {
+            if !matches!(failure, Failure::ClosedPipe) {
+                eprintln!("unisono: {failure}");
+            }
+            failure.exit().into()
+        }
+    })
+}
+
+/// Does what the verb says. These two see to signals themselves; for all others SIGINT and SIGTERM
+/// end the process wherever it is.
+fn dispatch(cli: &Cli, signals: Signals, output: &mut Output) -> Result<ExitCode, Failure> {
+    match &cli.verb {
+        Verb::Run(options) => return run::run(options, &signals, output),
+        Verb::Demo(options) => return demo::run(options, signals, output).map(ExitCode::from),
+        _ => {}
+    }
+    let notice = signals
+        .end_quietly()
+        .map_err(|error| Failure::about("cannot watch for signals", error))?;
+    let connect = || connect::connect(cli);
+    let done = match &cli.verb {
+        Verb::Listen(options) => listen::run(options, &connect()?, &notice, output)?,
+        Verb::Send(options) => send::run(options, &connect()?, output)?,
+        Verb::Groups(options) => listing::groups(options, &connect()?, output)?,
+        Verb::Members(options) => listing::members(options, &connect()?, output)?,
+        Verb::Stats(options) => listing::stats(options, &connect()?, output)?,
+        Verb::Status(options) => listing::status(options, &connect()?, output)?,
+        Verb::Ping(options) => ping::run(options, cli, output)?,
+        Verb::Verify(options) => verify::run(options, output)?,
+        Verb::Completions(options) => pages::completions(options, output)?,
+        Verb::Man(options) => pages::man(options, output)?,
+        Verb::Run(_) | Verb::Demo(_) => unreachable!("both were handled above"),
+    };
+    Ok(done.into())
+}

@@ -1,0 +1,377 @@
+//! The command line's definition: verbs, options, help.
+//!
+//! Invariant: this is the only description of the command line. The parser, the shell completions
+//! and the man pages are all made from it, so they cannot disagree.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+
+use crate::duration;
+
+/// Ordered multicast between the programs of one machine.
+///
+/// Programs join named groups. A message that is sent to a group reaches every member or none, and
+/// all members see all messages in the same order.
+#[derive(Debug, Parser)]
+#[command(
+    name = "unisono",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = true,
+    max_term_width = 100,
+    after_long_help = EXIT_CODES
+)]
+pub(crate) struct Cli {
+    /// The broker's socket: a path, or unix:PATH.
+    ///
+    /// Without it, $UNISONO_ADDRESS; without that, $XDG_RUNTIME_DIR/unisono/bus.
+    #[arg(
+        long,
+        global = true,
+        env = "UNISONO_ADDRESS",
+        hide_env = true,
+        value_name = "PATH",
+        value_hint = ValueHint::FilePath
+    )]
+    pub(crate) address: Option<String>,
+
+    /// Say nothing on standard error but errors.
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+const EXIT_CODES: &str = "\
+Exit status:
+  0  done; also after SIGINT or SIGTERM, and when nobody reads the output any more
+  1  error
+  2  usage
+  3  would block, or timed out: the message has reached nobody
+  4  evicted, or the broker is gone
+  5  verify found a violation
+
+Durations are 250ms, 5s, 1min, or a number of seconds; fractions are fine.";
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Join groups and print a line for each message
+    #[command(visible_alias = "sub", after_long_help = LISTEN_FORMS)]
+    Listen(Listen),
+    /// Send to a group
+    #[command(visible_alias = "pub")]
+    Send(Send),
+    /// List the groups
+    Groups(Listing),
+    /// List the members of a group
+    Members(Members),
+    /// Show the broker's counters
+    Stats(Listing),
+    /// Show the broker's version, incarnation and limits
+    Status(Listing),
+    /// Measure how long the broker takes to answer
+    Ping(Ping),
+    /// Run a command with a private bus of its own
+    Run(Run),
+    /// Check recorded traces for one order, duplicates, gaps, loss and causality
+    Verify(Verify),
+    /// Show one order at work: several processes, several senders, equal digests
+    Demo(Demo),
+    /// Print a completion script for a shell
+    Completions(Completions),
+    /// Print the manual page, or write all of them
+    Man(Man),
+}
+
+const LISTEN_FORMS: &str = "\
+Without --json a line is the payload. A payload that is not UTF-8, or has a newline or another \
+control character but the tab in it, is shown with escapes (\\n, \\r, \\\\, \\x1b): use --json where it must \
+be told apart. Typed payloads (CBOR, JSON) are shown as JSON. With several groups, a line begins \
+with the group's name, a colon and a space. What is not a message is told on standard error.
+
+With --json a line is an object with a \"type\":
+  joined   group, sequence, endpoint, flags, members, created
+  message  sequence, group, sender, sender_serial, and payload or payload_base64;
+           where set: content_type, key or key_base64, operation, fields;
+           after a loss: missed, first, last
+  gap      group, missed, first, last: a loss that no message has followed yet
+  evicted  group, sequence, reason
+  left     group, sequence: everything up to that place has been printed
+  end      reason, and through: the trace is complete up to that sequence";
+
+/// Options of `listen`.
+#[derive(Debug, Args)]
+pub(crate) struct Listen {
+    /// The groups to join; those that do not exist are created
+    #[arg(required = true, value_name = "GROUP")]
+    pub(crate) groups: Vec<String>,
+    /// End after this many messages
+    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// End with status 3 when no message has come for this long
+    #[arg(long, short, value_name = "T", value_parser = duration::parse)]
+    pub(crate) timeout: Option<Duration>,
+    /// Also receive what this endpoint itself sends
+    #[arg(long)]
+    pub(crate) loopback: bool,
+    /// Miss messages rather than make senders wait; what is missed is counted and told
+    #[arg(long)]
+    pub(crate) drop_when_full: bool,
+    /// Fail if a group does not exist, rather than create it
+    #[arg(long)]
+    pub(crate) no_create: bool,
+    /// Print a JSON object a line
+    #[arg(long, short)]
+    pub(crate) json: bool,
+}
+
+/// Options of `send`.
+#[derive(Debug, Args)]
+pub(crate) struct Send {
+    /// The group; it must exist, unless --wait-members waits for it
+    #[arg(value_name = "GROUP")]
+    pub(crate) group: String,
+    /// The message. Without it, all of standard input is one message
+    #[arg(value_name = "TEXT", conflicts_with_all = ["lines", "file"])]
+    pub(crate) text: Option<OsString>,
+    /// Make each line of the input a message of its own, without its newline, empty ones too
+    #[arg(long, short)]
+    pub(crate) lines: bool,
+    /// Read the input from a file; - is standard input
+    #[arg(long, short, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+    /// First wait until the group has this many members
+    #[arg(long, short, value_name = "N")]
+    pub(crate) wait_members: Option<u64>,
+    /// Fail with status 3 rather than wait for room
+    #[arg(long, conflicts_with = "timeout")]
+    pub(crate) nonblock: bool,
+    /// Fail with status 3 when a message, or --wait-members, has waited for this long
+    #[arg(long, short, value_name = "T", value_parser = duration::parse)]
+    pub(crate) timeout: Option<Duration>,
+    /// A key for filters
+    #[arg(long, short, value_name = "KEY")]
+    pub(crate) key: Option<OsString>,
+    /// An operation's name
+    #[arg(long, short, value_name = "NAME")]
+    pub(crate) operation: Option<String>,
+    /// A field; may be given up to 16 times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = field)]
+    pub(crate) field: Vec<(String, String)>,
+    /// Print a receipt a line, as a JSON object
+    #[arg(long, short)]
+    pub(crate) json: bool,
+}
+
+/// Options of the verbs that only show something.
+#[derive(Debug, Args)]
+pub(crate) struct Listing {
+    /// Print JSON: one object, or an object a line
+    #[arg(long, short)]
+    pub(crate) json: bool,
+}
+
+/// Options of `members`.
+#[derive(Debug, Args)]
+pub(crate) struct Members {
+    /// The group
+    #[arg(value_name = "GROUP")]
+    pub(crate) group: String,
+    /// Print a JSON object a line
+    #[arg(long, short)]
+    pub(crate) json: bool,
+}
+
+/// Options of `ping`.
+#[derive(Debug, Args)]
+pub(crate) struct Ping {
+    /// Ask this many times
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: u64,
+    /// End with status 3 when an answer takes longer than this
+    #[arg(long, short, value_name = "T", default_value = "5s", value_parser = duration::parse)]
+    pub(crate) timeout: Duration,
+    /// Print a JSON object a line
+    #[arg(long, short)]
+    pub(crate) json: bool,
+}
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// The command and its arguments; UNISONO_ADDRESS tells it where the bus is
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND",
+        value_hint = ValueHint::CommandWithArguments
+    )]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Options of `verify`.
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// What `listen --json` printed, a file for each listener
+    #[arg(required = true, value_name = "LISTEN", value_hint = ValueHint::FilePath)]
+    pub(crate) traces: Vec<PathBuf>,
+    /// What `send --json` printed; without it, causality and loss at all are not checked
+    #[arg(long, num_args = 1.., value_name = "SEND", value_hint = ValueHint::FilePath)]
+    pub(crate) sends: Vec<PathBuf>,
+    /// Print the findings as one JSON object
+    #[arg(long, short)]
+    pub(crate) json: bool,
+}
+
+/// Options of `demo`.
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Processes that listen
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=64))]
+    pub(crate) members: u64,
+    /// Processes that send
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=64))]
+    pub(crate) senders: u64,
+    /// Messages of each sender; the text is repeated as often as that takes
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub(crate) messages: u64,
+    /// The text whose lines are sent, instead of the one that comes with the program
+    #[arg(long, short, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+    /// Keep the message lines of each member here, for sha256sum and verify, and the receipts in
+    /// its folder sends
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) traces: Option<PathBuf>,
+    /// Give up after this long
+    #[arg(long, short, value_name = "T", default_value = "50s", value_parser = duration::parse)]
+    pub(crate) timeout: Duration,
+}
+
+/// Options of `completions`.
+#[derive(Debug, Args)]
+pub(crate) struct Completions {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub(crate) shell: Shell,
+}
+
+/// Options of `man`.
+#[derive(Debug, Args)]
+pub(crate) struct Man {
+    /// The verb whose page to print; without it, the page of unisono itself
+    #[arg(value_name = "VERB")]
+    pub(crate) verb: Option<String>,
+    /// Write all pages into this folder instead
+    #[arg(long, value_name = "DIR", conflicts_with = "verb", value_hint = ValueHint::DirPath)]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+fn field(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some(("", _)) => Err("the name is empty".to_owned()),
+        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+        None => Err("a field is NAME=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, error::ErrorKind};
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("unisono").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn aliases_and_short_options_of_the_field_work() {
+        let Verb::Listen(listen) = parse("sub a b -n 3 -j -q -t 250ms").expect("parses").verb
+        else {
+            panic!("sub is listen");
+        };
+        assert_eq!(listen.groups, ["a", "b"]);
+        assert_eq!(listen.count, Some(3));
+        assert_eq!(listen.timeout, Some(Duration::from_millis(250)));
+        assert!(listen.json);
+
+        let Verb::Send(send) = parse("pub g hello -t 1.5").expect("parses").verb else {
+            panic!("pub is send");
+        };
+        assert_eq!(send.text, Some("hello".into()));
+        assert_eq!(send.timeout, Some(Duration::from_millis(1_500)));
+    }
+
+    #[test]
+    fn global_options_work_before_and_after_the_verb() {
+        for line in ["--address /x groups", "groups --address /x"] {
+            assert_eq!(
+                parse(line).expect(line).address.as_deref(),
+                Some("/x"),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn contradictions_are_usage_errors() {
+        for line in [
+            "send g text --lines",
+            "send g text --file x",
+            "send g text --nonblock --timeout 1s",
+            "listen",
+            "listen g --count 0",
+            "listen g --timeout soon",
+            "send g x --field =v",
+            "send g x --field novalue",
+            "run",
+            "verify",
+            "demo --members 0",
+            "frobnicate",
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn run_takes_the_commands_own_options() {
+        for line in ["run -- ls -l --json", "run ls -l --json"] {
+            let Verb::Run(run) = parse(line).expect(line).verb else {
+                panic!("run");
+            };
+            assert_eq!(run.command, ["ls", "-l", "--json"], "{line}");
+        }
+    }
+
+    #[test]
+    fn verify_takes_several_files_on_both_sides() {
+        let Verb::Verify(verify) = parse("verify a b --sends c d").expect("parses").verb else {
+            panic!("verify");
+        };
+        assert_eq!((verify.traces.len(), verify.sends.len()), (2, 2));
+    }
+
+    #[test]
+    fn help_shows_the_aliases_and_exits_with_0() {
+        let error = parse("--help").expect_err("help is told as an error");
+        assert_eq!(error.kind(), ErrorKind::DisplayHelp);
+        assert_eq!(error.exit_code(), 0);
+        let help = error.to_string();
+        assert!(
+            help.contains("[alias: sub]") && help.contains("[alias: pub]"),
+            "{help}"
+        );
+    }
+}

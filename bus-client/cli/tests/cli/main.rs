@@ -1,0 +1,9 @@
+//! The command line end to end: the very program, over real sockets, with a broker in this process.
+
+mod demo;
+mod harness;
+mod listen;
+mod run;
+mod send;
+mod show;
+mod verify;
