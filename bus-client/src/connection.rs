@@ -350,8 +350,19 @@ fn check(welcome: Welcome) -> Result<Welcome, GreetingError> {
             "WELCOME with a version that was not offered",
         )));
     }
-    if let Err(error) = welcome.limits.check() {
-        return Err(GreetingError::Gone(offence(&format!("WELCOME: {error}"))));
+    // A later broker may allow more than this library would; without these nothing works.
+    let limits = &welcome.limits;
+    for (name, limit) in [
+        ("queue_messages", limits.queue_messages.into()),
+        ("queue_bytes", limits.queue_bytes),
+        ("lane_messages", limits.lane_messages.into()),
+        ("lane_bytes", limits.lane_bytes),
+    ] {
+        if limit == 0 {
+            return Err(GreetingError::Gone(offence(&format!(
+                "WELCOME: {name} is 0"
+            ))));
+        }
     }
     Ok(welcome)
 }

@@ -147,7 +147,7 @@ impl Inbox {
         let used = self.held.plus(self.owed);
         used.below(self.capacity)
             || (used.messages <= self.capacity.messages
-                && used.bytes <= self.capacity.bytes + MAX_MESSAGE_BYTES)
+                && used.bytes <= self.capacity.bytes.saturating_add(MAX_MESSAGE_BYTES))
     }
 
     pub(crate) fn front(&self) -> Option<&Item> {
@@ -203,13 +203,9 @@ impl Inbox {
 
     /// What is to be returned after a [`take`](Self::take): nothing, or all that is owed.
     pub(crate) fn return_some(&mut self) -> Option<Amount> {
-        let eighth = Amount {
-            messages: self.capacity.messages.div_ceil(8),
-            bytes: self.capacity.bytes.div_ceil(8),
-        };
-        let due = if !self.owed.below(eighth) {
+        let due = if !self.owed.below(self.eighth()) {
             true
-        } else if self.is_nearly_full(eighth) {
+        } else if self.is_nearly_full() {
             self.returned
                 .is_none_or(|returned| returned.elapsed() >= RETURN_EVERY)
         } else {
@@ -223,19 +219,24 @@ impl Inbox {
         if self.owed == Amount::default() {
             return None;
         }
-        if self.is_nearly_full(Amount {
-            messages: self.capacity.messages.div_ceil(8),
-            bytes: self.capacity.bytes.div_ceil(8),
-        }) {
+        if self.is_nearly_full() {
             self.returned = Some(Instant::now());
         }
         Some(std::mem::take(&mut self.owed))
     }
 
-    fn is_nearly_full(&self, eighth: Amount) -> bool {
+    fn eighth(&self) -> Amount {
+        Amount {
+            messages: self.capacity.messages.div_ceil(8),
+            bytes: self.capacity.bytes.div_ceil(8),
+        }
+    }
+
+    fn is_nearly_full(&self) -> bool {
+        let eighth = self.eighth();
         let used = self.held.plus(self.owed);
-        used.messages + eighth.messages >= self.capacity.messages
-            || used.bytes + eighth.bytes >= self.capacity.bytes
+        used.messages.saturating_add(eighth.messages) >= self.capacity.messages
+            || used.bytes.saturating_add(eighth.bytes) >= self.capacity.bytes
     }
 }
 

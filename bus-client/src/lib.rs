@@ -1,5 +1,104 @@
 //! Client library for Unisono, the ordered multicast message bus.
+//!
+//! A program connects ([`Bus::connect`]), joins groups by name ([`Endpoint::join`]), sends to groups
+//! and receives what others send. All members of a group see the same messages in the same order,
+//! and a message reaches all of them or none.
+//!
+//! ```
+//! use bus_client::{Bus, EmbeddedBroker};
+//!
+//! // A broker of our own; with one that runs already it is just `Bus::connect()`.
+//! let broker = EmbeddedBroker::start()?;
+//! let (alice, bob) = (broker.connect()?, broker.connect()?);
+//! alice.join("org.example.Chat")?;
+//! bob.join("org.example.Chat")?;
+//!
+//! let receipt = alice.group("org.example.Chat")?.send("hello")?;
+//! let message = bob.receive()?.into_message().expect("nothing else was sent");
+//! assert_eq!(message.text(), Some("hello"));
+//! assert_eq!(message.sequence(), receipt.sequence, "its place in the order");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Sending
+//!
+//! | form | waits for | |
+//! |---|---|---|
+//! | [`send`](Group::send) | room at every recipient | the receipt says where in the order it stands |
+//! | [`try_send`](Group::try_send) | the broker's answer | [`SendError::WouldBlock`] names those without room |
+//! | [`send_deadline`](Group::send_deadline) | room, so long | [`SendError::TimedOut`]: it reached nobody |
+//! | [`start_send`](Group::start_send) | a place in the lane's window | many are under way at once; see also [`Endpoint::cork`] |
+//! | [`send_async`](Group::send_async) | room, as a future | |
+//!
+//! An endpoint's sends are one line: what waits holds back those behind it. A thread that must not be
+//! held back by another takes a [`Lane`] of its own. [`Endpoint::endpoint`] sends to one endpoint.
+//!
+//! # Receiving
+//!
+//! All groups of an endpoint deliver into its one queue, from which [`receive`](Endpoint::receive),
+//! [`try_receive`](Endpoint::try_receive), [`receive_deadline`](Endpoint::receive_deadline),
+//! [`receive_async`](Endpoint::receive_async) and [`events`](Endpoint::events) take. A queue that is
+//! full makes those wait who send to it, unless the membership is
+//! [`drop_when_full`](JoinOptions::drop_when_full). Who makes others wait for too long is evicted
+//! ([`Event::Evicted`]).
+//!
+//! # Two programs that wait for each other
+//!
+//! While a thread waits for a send it cannot read, and perhaps the one that it waits for is waiting for
+//! it. So the library takes messages into a bounded backlog meanwhile ([`Builder::backlog`]), and
+//! both go on. If the backlog is full as well the send fails with [`SendError::WouldDeadlock`]: it
+//! has reached nobody; receive, then send again.
+//!
+//! # Threads, main loops, tasks
+//!
+//! Every handle can be used from every thread. The library starts no thread: whoever waits in a
+//! blocking call does the connection's work for all.
+//!
+//! A main loop (GLib's, calloop's, epoll) polls one descriptor for reading, [`AsFd`] of [`Bus`] and
+//! [`Endpoint`], and calls [`Endpoint::dispatch`] when it is readable. Futures need no particular runtime;
+//! they are woken by whoever dispatches, or with the feature `tokio` by tokio's reactor.
+//!
+//! # The end
+//!
+//! When the broker goes, what had arrived can still be received; then every operation answers with
+//! [`BrokerGone`]. What was in flight is [`SendError::Unknown`]. A connection does not survive `fork`;
+//! see [`Bus`].
+//!
+//! # Features
+//!
+//! - `embedded`: [`EmbeddedBroker`] and [`Bus::embedded`] run the broker in a thread.
+//! - `tokio`: futures drive their connection on tokio's reactor.
+//!
+//! # Inside
+//!
+//! In reading order; each file needs mostly those above it.
+//!
+//! | file | what it knows |
+//! |---|---|
+//! | `error`, `info`, `message` | what applications see |
+//! | `transport` | bytes and descriptors to and from the broker, and readiness |
+//! | `outbox`, `inflow` | frames on their way out, and in |
+//! | `inbox` | what has arrived for an endpoint, its backlog, and credit |
+//! | `lane`, `pending` | sends that wait here, and what is not yet answered |
+//! | `waits` | who sleeps, who polls for all, who is woken |
+//! | `state` | all that threads share, and what each frame does to it |
+//! | `connection` | the lock around it, the greeting, and sleeping |
+//! | `drive`, `reactor` | who does the I/O while a future waits |
+//! | `bus`, `group`, `send`, `watch`, `builder`, `embedded` | the public handles |
+//!
+//! **Invariant:** nothing blocks, waits or calls out under the connection's lock.
+//!
+//! **Invariant:** the library has no thread, no static and no signal of its own.
+//!
+//! [`AsFd`]: std::os::fd::AsFd
 #![deny(unsafe_code)]
+#![cfg_attr(
+    not(feature = "embedded"),
+    allow(
+        rustdoc::broken_intra_doc_links,
+        reason = "links to what the feature brings"
+    )
+)]
 
 mod builder;
 mod bus;

@@ -58,13 +58,12 @@ impl State {
         if let Some(gone) = &self.gone {
             return Err(CallError::Gone(gone.clone()));
         }
-        if let Purpose::Join { group, flags } = &purpose {
-            let endpoint = &mut self.endpoints[key];
-            endpoint.joining += 1;
-            if needs_own_room(*flags) {
-                endpoint.loopbacks.push(group.name().clone());
+        let loopback = match &purpose {
+            Purpose::Join { group, flags } => {
+                Some(needs_own_room(*flags).then(|| group.name().clone()))
             }
-        }
+            _ => None,
+        };
         let entry = Entry::Call(CallEntry {
             endpoint: key,
             purpose,
@@ -79,6 +78,11 @@ impl State {
                 text,
             ))));
         };
+        if let Some(loopback) = loopback {
+            let endpoint = &mut self.endpoints[key];
+            endpoint.joining += 1;
+            endpoint.loopbacks.extend(loopback);
+        }
         self.outbox.put(&ClientFrame::Call {
             endpoint: handle(key),
             serial,
@@ -129,10 +133,10 @@ impl State {
         ) {
             (Purpose::Plain, _) => {}
             (Purpose::Resolve { group, .. }, Response::Group(info)) => {
-                self.resolved(&group, Some(info.group_id));
+                self.resolved(&group, info.group_id);
             }
             (Purpose::Create(group), Response::Created { group_id, .. }) => {
-                self.resolved(&group, Some(*group_id));
+                self.resolved(&group, *group_id);
             }
             (Purpose::Join { group, .. }, Response::Joined { group_id, .. }) => {
                 self.joined(key, &group, *group_id);
@@ -205,7 +209,7 @@ impl State {
         {
             endpoint.left_groups -= 1;
         }
-        self.resolved(group, Some(id));
+        self.resolved(group, id);
         self.wake_receivers(key);
     }
 

@@ -12,6 +12,7 @@ use bus_core::wire::{
 use bus_core::{Attributes, Destination, EndpointId, Limits, Receipt};
 use bytes::Bytes;
 
+use super::call::CallError;
 use super::target::Target;
 use super::{Entry, State, TOO_MUCH_PENDING, Urgency, handle};
 use crate::error::SendError;
@@ -309,8 +310,15 @@ impl State {
         };
         let Some(to) = send.new.target.destination() else {
             let target = send.new.target.clone();
-            self.resolve(key, &target, serial);
-            return false;
+            return match self.resolve(key, &target, serial) {
+                Ok(()) => false,
+                Err(CallError::Gone(_)) => false,
+                Err(CallError::Failed(_)) => {
+                    let text = TOO_MUCH_PENDING.to_owned();
+                    self.end_send(serial, Err(SendError::LimitExceeded(text)));
+                    true
+                }
+            };
         };
         let endpoint = &mut self.endpoints[key];
         let alone = match send.new.form {

@@ -79,12 +79,21 @@ impl State {
     }
 
     /// Looks a group up for a send or watch, unless that is under way.
-    pub(super) fn resolve(&mut self, key: usize, target: &Target, asker: Serial) {
+    ///
+    /// # Errors
+    ///
+    /// It was not asked, and nobody else has. The asker cannot wait for an answer.
+    pub(super) fn resolve(
+        &mut self,
+        key: usize,
+        target: &Target,
+        asker: Serial,
+    ) -> Result<(), CallError> {
         let Target::Group(group) = target else {
-            return;
+            return Ok(());
         };
-        if group.resolving.swap(true, Ordering::Relaxed) {
-            return;
+        if group.resolving.load(Ordering::Relaxed) {
+            return Ok(());
         }
         let purpose = Purpose::Resolve {
             group: Arc::clone(group),
@@ -93,32 +102,26 @@ impl State {
         let request = Request::FindGroup {
             group: group.name().clone(),
         };
-        match self.call(key, purpose, request) {
-            Ok(serial) => self.abandon(serial),
-            Err(_) => group.resolving.store(false, Ordering::Relaxed),
-        }
+        let serial = self.call(key, purpose, request)?;
+        self.abandon(serial);
+        group.resolving.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
-    pub(super) fn resolved(&mut self, group: &GroupTarget, id: Option<GroupId>) {
-        group.set_id(id);
+    /// A group's id is known: from a look-up, or because this connection made or joined it.
+    pub(super) fn resolved(&mut self, group: &GroupTarget, id: GroupId) {
+        group.set_id(Some(id));
         group.resolving.store(false, Ordering::Relaxed);
-        for serial in std::mem::take(&mut self.queued_watches) {
-            self.start_watch(serial);
-        }
-        self.pump_all();
+        self.after_lookup();
     }
 
-    pub(super) fn unresolved(
-        &mut self,
-        group: &Arc<GroupTarget>,
-        asker: Serial,
-        failure: &Failure,
-    ) {
-        // First the one that asked, so that its lane is not held up by it once more.
+    /// A look-up has failed. Only the one that asked fails with it: others may have come since, and
+    /// the group too.
+    pub(super) fn unresolved(&mut self, group: &GroupTarget, asker: Serial, failure: &Failure) {
+        group.resolving.store(false, Ordering::Relaxed);
         match self.pending.get(asker) {
             Some(Entry::Send(send)) if matches!(send.stage, Stage::Queued { .. }) => {
                 let error = send.error(failure, &self.limits);
-                group.resolving.store(false, Ordering::Relaxed);
                 self.end_send(asker, Err(error));
             }
             Some(Entry::Watch(_)) => {
@@ -126,9 +129,14 @@ impl State {
             }
             _ => {}
         }
-        if group.id().is_none() {
-            self.resolved(group, None);
+        self.after_lookup();
+    }
+
+    fn after_lookup(&mut self) {
+        for serial in std::mem::take(&mut self.queued_watches) {
+            self.start_watch(serial);
         }
+        self.pump_all();
     }
 }
 

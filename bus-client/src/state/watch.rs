@@ -61,8 +61,10 @@ impl State {
             }
             None => {
                 let target = watch.target.clone();
-                self.queued_watches.push(serial);
-                self.resolve(key, &target, serial);
+                match self.resolve(key, &target, serial) {
+                    Ok(()) => self.queued_watches.push(serial),
+                    Err(error) => self.answer_watch(serial, Err(error)),
+                }
             }
         }
     }
