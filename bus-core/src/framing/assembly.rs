@@ -48,7 +48,7 @@ pub struct Assembly {
     seen: usize,
     /// Its length, once known.
     length: Option<NonZeroUsize>,
-    /// When its first byte was there.
+    /// When its first byte was there. Without it, nothing was seen and no length is known.
     since: Option<Instant>,
     broken: Option<FrameError>,
 }
@@ -89,36 +89,47 @@ impl Assembly {
         if let Some(error) = self.broken {
             return Err(error);
         }
-        match self.advance(framer, unread, now) {
-            Err(error) => Err(self.fail(error)),
-            fine => fine,
-        }
+        self.advance(framer, unread, now)
+            .map_err(|error| self.fail(error))
     }
 
+    #[inline]
     fn advance(
         &mut self,
         framer: &(impl Framer + ?Sized),
         unread: Unread<'_>,
         now: Instant,
     ) -> Result<Option<usize>, FrameError> {
-        let there = unread.len();
-        if self.length.is_none() && there > self.seen {
-            self.length = self.measure(framer, unread)?;
-            self.seen = there;
-        }
-        if let Some(length) = self.length
-            && length.get() <= there
+        let length = match self.length {
+            None if unread.len() > self.seen => self.measure(framer, unread)?,
+            known => known,
+        };
+        if let Some(length) = length
+            && length.get() <= unread.len()
         {
-            (self.seen, self.length, self.since) = (0, None, None);
+            if self.since.is_some() {
+                (self.seen, self.length, self.since) = (0, None, None);
+            }
             return Ok(Some(length.get()));
         }
-        if there > 0 {
-            self.since.get_or_insert(now);
-        }
-        self.in_time(now)?;
+        self.await_more(unread.len(), length, now)?;
         Ok(None)
     }
 
+    fn await_more(
+        &mut self,
+        there: usize,
+        length: Option<NonZeroUsize>,
+        now: Instant,
+    ) -> Result<(), FrameError> {
+        if there > 0 {
+            (self.seen, self.length) = (there, length);
+            self.since.get_or_insert(now);
+        }
+        self.in_time(now)
+    }
+
+    #[inline]
     fn measure(
         &self,
         framer: &(impl Framer + ?Sized),

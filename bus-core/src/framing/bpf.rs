@@ -244,8 +244,17 @@ fn load(stack: &[u8], width: Width, signed: bool, at: usize) -> Option<u64> {
 }
 
 fn store(stack: &mut [u8], width: Width, at: usize, value: u64) -> Option<()> {
-    let place = stack.get_mut(at..)?.get_mut(..width.bytes().into())?;
-    place.copy_from_slice(value.to_le_bytes().get(..place.len())?);
+    match width {
+        Width::Byte => put::<1>(stack, at, value),
+        Width::Half => put::<2>(stack, at, value),
+        Width::Word => put::<4>(stack, at, value),
+        Width::Double => put::<8>(stack, at, value),
+    }
+}
+
+fn put<const N: usize>(stack: &mut [u8], at: usize, value: u64) -> Option<()> {
+    let place = stack.get_mut(at..)?.first_chunk_mut::<N>()?;
+    *place = *value.to_le_bytes().first_chunk()?;
     Some(())
 }
 

@@ -146,6 +146,7 @@ impl LengthPrefix {
         })
     }
 
+    #[inline]
     fn field(&self, unread: Unread<'_>) -> Option<u64> {
         // One branch for the order of the bytes, none in the usual case of a width known at the
         // call: this runs for every message.

@@ -32,7 +32,8 @@ fn exit() -> Vec<u8> {
 
 fn run(code: &[Vec<u8>], message: &[u8]) -> Outcome {
     let program = Program::verify(&code.concat(), 1).expect("the program is good");
-    program.run(Unread::from(message), &[message.len().try_into().unwrap()])
+    let length = u32::try_from(message.len()).expect("messages here are short");
+    program.run(Unread::from(message), &[length])
 }
 
 /// What an instruction makes of r0 with these values in r0 and r1.
