@@ -1,1 +1,36 @@
-//! Placeholder until the module map lands.
+//! What the tests with real processes have in common: a broker, programs on its bus, clients that
+//! misbehave, and what may be said of their traces.
+//!
+//! Nothing here knows a private item of another crate: a test starts the programs that a user
+//! starts, and speaks the protocol that a stranger speaks.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`programs`] | finds `bus-broker` and `unisono`, and builds them where they are missing |
+//! | [`broker`] | a broker on a private socket, killed and looked after when it is dropped |
+//! | [`process`] | a program whose lines, signals and end a test waits for |
+//! | [`raw`] | a client that is nothing but the codec on a socket |
+//! | [`trace`] | what `listen --json` printed, and the guarantees it must show |
+//! | [`deadline`] | waiting: for an event, with one deadline, without sleeping |
+//! | [`needs`] | programs that a test needs and a machine may lack |
+//! | [`random`] | numbers that are the same in every run |
+//!
+//! **Waiting.** No test sleeps. What can be an event is waited for as one: a line, an end of file, a
+//! frame. The rest is asked for again and again with [`deadline::eventually`]; each question goes
+//! to the broker and back, so it costs what it takes.
+//!
+//! **Programs that may be missing.** A test that needs a program which is no part of the workspace is
+//! named `needs_...` and ignored, with the reason, where it is missing; `UNISONO_REQUIRE=all` makes
+//! it fail instead. `build.rs` says how.
+
+#![deny(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+pub mod broker;
+pub mod deadline;
+pub mod needs;
+pub mod process;
+pub mod programs;
+pub mod random;
+pub mod raw;
+pub mod trace;

@@ -1,0 +1,38 @@
+//! Finds out which programs the tests can use, so that those that lack one are ignored.
+//!
+//! libtest decides what is ignored when a test is compiled, so this is where to look. For each
+//! program that is there, the cfg `has_PROGRAM` is set; a test that needs one says
+//! `#[cfg_attr(not(has_sha256sum), ignore = "needs sha256sum")]`, and is then reported by libtest
+//! as ignored, with that reason. Under `UNISONO_REQUIRE=all` every cfg is set: the test runs, and
+//! `tests::needs` fails it with what to install.
+
+use std::env;
+use std::path::PathBuf;
+
+fn main() {
+    println!("cargo::rerun-if-env-changed=UNISONO_REQUIRE");
+    println!("cargo::rerun-if-env-changed=PATH");
+    let required = env::var("UNISONO_REQUIRE").is_ok_and(|wanted| wanted == "all");
+    for program in PROGRAMS {
+        println!("cargo::rustc-check-cfg=cfg(has_{program})");
+        let found = find(program);
+        match &found {
+            Some(path) => println!("cargo::rerun-if-changed={}", path.display()),
+            // A file that does not exist counts as changed, so this looks again each time.
+            None => println!("cargo::rerun-if-changed=missing-{program}"),
+        }
+        if required || found.is_some() {
+            println!("cargo::rustc-cfg=has_{program}");
+        }
+    }
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .map(|directory| directory.join(program))
+        .find(|candidate| candidate.is_file())
+}
+
+/// What the tests use beside what they build.
+const PROGRAMS: [&str; 1] = ["sha256sum"];

@@ -1,0 +1,270 @@
+//! A broker of a test's own: the program `bus-broker` on a socket in a directory that goes with it.
+//!
+//! Invariant: it is killed when it is dropped. A test that has passed, and has not ended its broker,
+//! fails if the broker has died meanwhile or a thread of it has panicked; of one that fails, the
+//! broker's log is printed.
+
+use std::io::{BufRead, BufReader, Read};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use bus_core::wire::{MemberInfo, Stats};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::deadline::eventually;
+use crate::process::{Launch, Process};
+use crate::programs;
+use crate::raw::RawClient;
+
+/// A running broker.
+#[derive(Debug)]
+pub struct Broker {
+    directory: TempDir,
+    socket: PathBuf,
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    log: Arc<Mutex<String>>,
+    log_reader: Option<JoinHandle<()>>,
+    ended: bool,
+}
+
+impl Broker {
+    /// A broker with the defaults.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::with("")
+    }
+
+    /// A broker with these lines under `[limits]`.
+    #[must_use]
+    pub fn with_limits(limits: &str) -> Self {
+        Self::with(&format!("[limits]\n{limits}\n"))
+    }
+
+    /// A broker with this configuration file.
+    #[must_use]
+    pub fn with(config: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("bus");
+        Self::start_in(directory, socket, config)
+    }
+
+    fn start_in(directory: TempDir, socket: PathBuf, config: &str) -> Self {
+        let file = directory.path().join("broker.toml");
+        fs::write(&file, config).unwrap();
+        let mut child = Command::new(programs::bus_broker())
+            .arg("--listen")
+            .arg(&socket)
+            .arg("--config")
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let log_reader = std::thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                for line in stderr.lines() {
+                    let mut log = log.lock().unwrap();
+                    log.push_str(&line.unwrap());
+                    log.push('\n');
+                }
+            }
+        });
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let broker = Self {
+            directory,
+            socket,
+            child,
+            stdout,
+            log,
+            log_reader: Some(log_reader),
+            ended: false,
+        };
+        assert_eq!(line, format!("listening on {}\n", broker.socket.display()));
+        broker
+    }
+
+    /// A new broker on the same socket, after this one has ended.
+    #[must_use]
+    pub fn again(mut self) -> Self {
+        assert!(self.ended, "there is one already");
+        // The directory lives on, and this one's remains go.
+        let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
+        let socket = self.socket.clone();
+        Self::start_in(directory, socket, "")
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// A file in its directory.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A file in its directory, with this in it.
+    #[must_use]
+    pub fn file_with(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.file(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// A client that is nothing but the codec.
+    #[must_use]
+    pub fn raw(&self) -> RawClient {
+        RawClient::connect(&self.socket)
+    }
+
+    /// The command line on this bus, about to be started with the words of `line`.
+    #[must_use]
+    pub fn unisono(&self, line: &str) -> Launch {
+        self.launch(programs::unisono()).line(line)
+    }
+
+    /// A program on this bus.
+    #[must_use]
+    pub fn launch(&self, program: impl AsRef<std::ffi::OsStr>) -> Launch {
+        Launch::new(program).env("UNISONO_ADDRESS", &self.socket)
+    }
+
+    /// A started `listen --json`, that has joined and prints to `trace`.
+    #[must_use]
+    pub fn listener(&self, line: &str, trace: &Path) -> Process {
+        let process = self
+            .unisono("listen --json")
+            .line(line)
+            .output_to(trace)
+            .start();
+        eventually("joined", || match fs::read_to_string(trace) {
+            Ok(text) if text.contains('\n') => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+        process
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How many descriptors it has open.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        open.count()
+    }
+
+    /// Memory that it occupies, in KiB.
+    #[must_use]
+    pub fn resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        number.unwrap().parse().unwrap()
+    }
+
+    /// Asks until its counters are like this.
+    #[track_caller]
+    pub fn until(&self, what: &str, reached: impl Fn(&Stats) -> bool) -> Stats {
+        let mut client = self.raw();
+        eventually(what, || {
+            let stats = client.stats();
+            if reached(&stats) {
+                Ok(stats)
+            } else {
+                Err(format!("{stats:?}"))
+            }
+        })
+    }
+
+    /// Asks until the members of a group are like this.
+    #[track_caller]
+    pub fn until_members(
+        &self,
+        group: &str,
+        what: &str,
+        reached: impl Fn(&[MemberInfo]) -> bool,
+    ) -> Vec<MemberInfo> {
+        let mut client = self.raw();
+        eventually(what, || match client.members(group) {
+            Ok(members) if reached(&members) => Ok(members),
+            other => Err(format!("{other:?}")),
+        })
+    }
+
+    /// What it has logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Waits until it has logged a line with all of these in it.
+    #[track_caller]
+    pub fn until_logged(&self, parts: &[&str]) {
+        eventually("logged", || {
+            let log = self.log();
+            let mut lines = log.lines();
+            if lines.any(|line| parts.iter().all(|part| line.contains(part))) {
+                Ok(())
+            } else {
+                Err(format!("{parts:?} is not in:\n{log}"))
+            }
+        });
+    }
+
+    /// Sends it a signal, and does not wait.
+    pub fn signal(&mut self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().try_into().unwrap());
+        kill(pid, signal).unwrap();
+        self.ended = true;
+    }
+
+    /// Waits for the end that it was told to come to, and checks that it wrote nothing more to its
+    /// standard output.
+    pub fn ended(&mut self) -> ExitStatus {
+        assert!(self.ended, "nobody told it to end");
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "", "standard output has one line");
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let died = if self.ended {
+            None
+        } else {
+            self.child.try_wait().unwrap()
+        };
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(reader) = self.log_reader.take() {
+            let _ = reader.join();
+        }
+        let log = self.log();
+        if std::thread::panicking() {
+            eprintln!("the broker's log:\n{log}");
+            return;
+        }
+        assert_eq!(died, None, "the broker has ended by itself:\n{log}");
+        assert!(!log.contains("panicked"), "{log}");
+    }
+}
