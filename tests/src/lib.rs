@@ -10,14 +10,15 @@
 //! | [`broker`] | a broker on a private socket, killed and looked after when it is dropped |
 //! | [`process`] | a program whose lines, signals and end a test waits for |
 //! | [`raw`] | a client that is nothing but the codec on a socket |
+//! | [`senders`] | processes that send for as long as a test wants them to |
 //! | [`trace`] | what `listen --json` printed, and the guarantees it must show |
 //! | [`deadline`] | waiting: for an event, with one deadline, without sleeping |
 //! | [`needs`] | programs that a test needs and a machine may lack |
 //! | [`random`] | numbers that are the same in every run |
 //!
-//! **Waiting.** No test sleeps. What can be an event is waited for as one: a line, an end of file, a
-//! frame. The rest is asked for again and again with [`deadline::eventually`]; each question goes
-//! to the broker and back, so it costs what it takes.
+//! **Waiting.** No test sleeps for something to have happened meanwhile. What can be an event is
+//! waited for as one: a line, an end of file, a frame. The rest (counters, mostly) is looked at
+//! again and again by [`deadline::eventually`], until it is so or the one deadline is reached.
 //!
 //! **Programs that may be missing.** A test that needs a program which is no part of the workspace is
 //! named `needs_...` and ignored, with the reason, where it is missing; `UNISONO_REQUIRE=all` makes
@@ -33,4 +34,5 @@ pub mod process;
 pub mod programs;
 pub mod random;
 pub mod raw;
+pub mod senders;
 pub mod trace;

@@ -79,7 +79,7 @@ impl Trace {
                         sequence: number("sequence"),
                         sender: number("sender"),
                         sender_serial: number("sender_serial"),
-                        payload: value["payload"].as_str().expect(line).to_owned(),
+                        payload: payload(&value).expect(line),
                     });
                     trace.message_lines.push_str(line);
                     trace.message_lines.push('\n');
@@ -169,6 +169,11 @@ impl Trace {
         let own: Vec<&Heard> = self.messages.iter().collect();
         assert_eq!(own, expected);
     }
+}
+
+fn payload(line: &Value) -> Option<String> {
+    let text = line.get("payload").or_else(|| line.get("payload_base64"))?;
+    text.as_str().map(str::to_owned)
 }
 
 /// G1 and G2: all traces are the same, byte by byte, in order, and nothing comes twice.
