@@ -4,8 +4,8 @@
 //! fails if the broker has died meanwhile or a thread of it has panicked; of one that fails, the
 //! broker's log is printed.
 
-use std::io::{BufRead, BufReader, Read};
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -146,15 +146,20 @@ impl Broker {
     /// A started `listen --json`, that has joined and prints to `trace`.
     #[must_use]
     pub fn listener(&self, line: &str, trace: &Path) -> Process {
-        let process = self
+        let mut process = self
             .unisono("listen --json")
             .line(line)
             .output_to(trace)
             .start();
-        eventually("joined", || match fs::read_to_string(trace) {
-            Ok(text) if text.contains('\n') => Ok(()),
+        let joined = eventually("joined", || match fs::read_to_string(trace) {
+            Ok(text) if text.contains('\n') => Ok(true),
+            _ if !process.runs() => Ok(false),
             other => Err(format!("{other:?}")),
         });
+        if !joined {
+            let _ = process.end().with(0);
+            panic!("it ended before it joined");
+        }
         process
     }
 

@@ -145,7 +145,10 @@ impl Process {
     /// The next line that it prints, without its newline.
     #[track_caller]
     pub fn line(&self) -> String {
-        let lines = self.lines.as_ref().expect("its output is not taken elsewhere");
+        let lines = self
+            .lines
+            .as_ref()
+            .expect("its output is not taken elsewhere");
         match lines.recv_timeout(DEADLINE) {
             Ok(line) => line.trim_end_matches('\n').to_owned(),
             Err(error) => panic!("{}: no line: {error}", self.what),
@@ -296,6 +299,11 @@ impl Ended {
             self.errors
         );
         self
+    }
+
+    /// Its exit status, if it ended by itself.
+    pub fn code(&self) -> Option<i32> {
+        self.status.code()
     }
 
     /// It was ended by this signal.

@@ -28,14 +28,15 @@ pub fn unisono() -> PathBuf {
 }
 
 fn directory() -> &'static Path {
-    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
-    DIRECTORY.get_or_init(|| {
+    static DIRECTORY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let found = DIRECTORY.get_or_init(|| {
         let directory = profile_directory();
         if !up_to_date(&directory) {
-            build(&directory);
+            build(&directory)?;
         }
-        directory
-    })
+        Ok(directory)
+    });
+    found.as_ref().expect("the programs under test")
 }
 
 fn profile_directory() -> PathBuf {
@@ -53,12 +54,18 @@ fn up_to_date(directory: &Path) -> bool {
         return false;
     };
     let root = workspace();
-    let sources = ["Cargo.toml", "Cargo.lock", "bus-core", "bus-broker", "bus-client"];
+    let sources = [
+        "Cargo.toml",
+        "Cargo.lock",
+        "bus-core",
+        "bus-broker",
+        "bus-client",
+    ];
     let youngest = sources.iter().filter_map(|name| youngest(&root.join(name)));
     youngest.max() <= Some(one.min(other))
 }
 
-fn build(directory: &Path) {
+fn build(directory: &Path) -> Result<(), String> {
     let profile = match directory.file_name().and_then(|name| name.to_str()) {
         Some("debug") => "dev",
         Some(other) => other,
@@ -73,7 +80,11 @@ fn build(directory: &Path) {
         command.args(["--package", program, "--bin", program]);
     }
     let status = command.status().expect("cargo runs, as it ran this test");
-    assert!(status.success(), "{command:?}: {status}");
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("{command:?}: {status}"))
+    }
 }
 
 fn workspace() -> &'static Path {

@@ -64,7 +64,11 @@ impl Trace {
         let mut trace = Self::default();
         for line in text.lines() {
             let value: Value = serde_json::from_str(line).expect(line);
-            let number = |key: &str| value[key].as_u64().unwrap_or_else(|| panic!("{key}: {line}"));
+            let number = |key: &str| {
+                value[key]
+                    .as_u64()
+                    .unwrap_or_else(|| panic!("{key}: {line}"))
+            };
             if value.get("missed").is_some() {
                 let missed = (number("missed"), number("first"), number("last"));
                 trace.missed.push(missed);
@@ -107,7 +111,10 @@ impl Trace {
     pub fn by_sender(&self) -> BTreeMap<u64, Vec<&str>> {
         let mut senders = BTreeMap::<u64, Vec<&str>>::new();
         for heard in &self.messages {
-            senders.entry(heard.sender).or_default().push(&heard.payload);
+            senders
+                .entry(heard.sender)
+                .or_default()
+                .push(&heard.payload);
         }
         senders
     }
@@ -127,7 +134,10 @@ impl Trace {
                 "{heard:?} comes after serial {serial:?}"
             );
         }
-        assert!(self.left.is_none_or(|left| last < left), "{last} is after the leave");
+        assert!(
+            self.left.is_none_or(|left| last < left),
+            "{last} is after the leave"
+        );
     }
 
     /// G1, G2 and G4 between this trace and a complete one: of what `all` has, this one has what
@@ -157,14 +167,22 @@ impl Trace {
         };
         let untold: Vec<_> = missing.iter().filter(|sequence| !told(sequence)).collect();
         assert!(untold.is_empty(), "missing, and not told: {untold:?}");
-        assert_eq!(missing.len() as u64, self.missed_count(), "{:?}", self.missed);
+        assert_eq!(
+            missing.len() as u64,
+            self.missed_count(),
+            "{:?}",
+            self.missed
+        );
     }
 
     /// As [`assert_part_of`](Self::assert_part_of) for a trace that was cut: it has the beginning.
     #[track_caller]
     pub fn assert_beginning_of(&self, all: &Self) {
         self.assert_ordered();
-        let expected = all.messages.iter().filter(|heard| heard.sequence > self.joined);
+        let expected = all
+            .messages
+            .iter()
+            .filter(|heard| heard.sequence > self.joined);
         let expected: Vec<&Heard> = expected.take(self.messages.len()).collect();
         let own: Vec<&Heard> = self.messages.iter().collect();
         assert_eq!(own, expected);
@@ -183,7 +201,11 @@ pub fn assert_identical(traces: &[Trace]) {
     for trace in traces {
         trace.assert_ordered();
         assert_eq!(trace.missed, []);
-        let unique: HashSet<_> = trace.messages.iter().map(|m| (m.sender, m.sender_serial)).collect();
+        let unique: HashSet<_> = trace
+            .messages
+            .iter()
+            .map(|m| (m.sender, m.sender_serial))
+            .collect();
         assert_eq!(unique.len(), trace.messages.len(), "something comes twice");
     }
     for other in others {

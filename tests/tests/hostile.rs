@@ -73,8 +73,15 @@ impl Innocents {
 /// The broker ends this connection, and says that what came was no frame.
 #[track_caller]
 fn assert_bad_frame(mut client: RawClient, case: &str) {
-    let goodbye = client.goodbye().unwrap_or_else(|| panic!("{case}: no goodbye"));
-    assert_eq!(goodbye.code, GoodbyeCode::BadFrame, "{case}: {}", goodbye.text);
+    let goodbye = client
+        .goodbye()
+        .unwrap_or_else(|| panic!("{case}: no goodbye"));
+    assert_eq!(
+        goodbye.code,
+        GoodbyeCode::BadFrame,
+        "{case}: {}",
+        goodbye.text
+    );
     assert!(!goodbye.text.is_empty(), "{case}: the offence is named");
 }
 
@@ -178,7 +185,13 @@ fn conversation() -> Vec<u8> {
             endpoint: Handle::FIRST,
             lane: LaneNumber::FIRST,
         },
-        call(5, Request::Groups { after: None, max: 7 }),
+        call(
+            5,
+            Request::Groups {
+                after: None,
+                max: 7,
+            },
+        ),
         ClientFrame::Cancel(id(serial(3))),
         ClientFrame::Unwatch {
             endpoint: Handle::FIRST,
@@ -303,7 +316,11 @@ fn good_frames_out_of_turn_end_their_connection() {
         ("credit for nothing", true, credit(1, 0)),
         ("credit for bytes of nothing", true, credit(0, 1)),
         ("credit for very much", true, credit(u32::MAX, u64::MAX)),
-        ("DESCRIPTORS_TAKEN for none", true, ClientFrame::DescriptorsTaken),
+        (
+            "DESCRIPTORS_TAKEN for none",
+            true,
+            ClientFrame::DescriptorsTaken,
+        ),
     ];
     for (case, greeted, frame) in rows {
         let mut client = RawClient::silent(broker.socket());
@@ -366,7 +383,9 @@ fn frames_about_what_is_not_there_are_answered_or_passed_over() {
     client.say(&ClientFrame::Send(send_frame(send, address, b"x")));
     let refused = client.outcome(serial).unwrap_err();
     assert_eq!(refused.code, FailureCode::NoSuchEndpoint);
-    let left = client.call_as(nobody, Request::ShutdownReceive).unwrap_err();
+    let left = client
+        .call_as(nobody, Request::ShutdownReceive)
+        .unwrap_err();
     assert_eq!(left.code, FailureCode::NoSuchEndpoint);
     client.ping();
 }
@@ -379,9 +398,21 @@ fn a_call_that_cannot_be_read_is_answered_and_the_connection_goes_on() {
         ("nothing", b"", FailureCode::BadRequest),
         ("no CBOR", b"\xff\xff\xff", FailureCode::BadRequest),
         ("a number", b"\x01", FailureCode::BadRequest),
-        ("an unknown operation", b"\xa1\x62op\x63fly", FailureCode::Unsupported),
-        ("a join without a group", b"\xa1\x62op\x64join", FailureCode::BadRequest),
-        ("bytes after the map", b"\xa1\x62op\x64ping\x00", FailureCode::BadRequest),
+        (
+            "an unknown operation",
+            b"\xa1\x62op\x63fly",
+            FailureCode::Unsupported,
+        ),
+        (
+            "a join without a group",
+            b"\xa1\x62op\x64join",
+            FailureCode::BadRequest,
+        ),
+        (
+            "bytes after the map",
+            b"\xa1\x62op\x64ping\x00",
+            FailureCode::BadRequest,
+        ),
     ];
     for (case, body, code) in rows {
         let serial = client.next_serial();
@@ -392,7 +423,10 @@ fn a_call_that_cannot_be_read_is_answered_and_the_connection_goes_on() {
     // Nested as deep as a frame is long: refused without a stack that deep.
     let serial = client.next_serial();
     client.write(&frame_bytes(0x02, 0, 0, serial.get(), &[0x81; 65_536]));
-    assert_eq!(client.answer(serial).unwrap_err().code, FailureCode::BadRequest);
+    assert_eq!(
+        client.answer(serial).unwrap_err().code,
+        FailureCode::BadRequest
+    );
     client.ping();
 }
 
@@ -470,7 +504,10 @@ fn g8_a_client_that_never_reads_its_answers_is_not_read_and_waits_alone() {
         assert!(written < 1_000_000, "the broker reads for ever");
     }
     let grown = broker.resident_kib().saturating_sub(before);
-    assert!(grown < 32 << 10, "{grown} KiB for answers that nobody reads");
+    assert!(
+        grown < 32 << 10,
+        "{grown} KiB for answers that nobody reads"
+    );
     innocents.end(&broker);
     // Nothing was lost: it gets an answer for each question that it asked to its end.
     deaf.stream.set_nonblocking(false).unwrap();

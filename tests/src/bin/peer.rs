@@ -77,7 +77,6 @@ impl Trace {
         };
         self.heard += 1;
         self.seen = message.sequence().get();
-        // The keys stand as `listen` has them, so that equal traces are equal bytes.
         let line = json!({
             "type": "message", "sequence": self.seen, "group": message.group(),
             "sender": message.sender().get(), "sender_serial": message.sender_serial(),
