@@ -310,6 +310,8 @@ mutants! {
     LoneGapEarly,
     /// A reader that sleeps is not woken by a gap.
     DropWakesNobody,
+    /// No fence between noting a gap and looking whether the reader has freed its last place.
+    NoFenceInDrop,
     /// A waiting send does not look again after it was registered.
     NoSecondLook,
     /// No fence between freeing a place and looking for waiting sends.
