@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::id::EndpointId;
-use crate::message::{Credentials, Destination, Message};
+use crate::message::{Credentials, Destination, Message, Payload};
 use crate::queue::{self, Consumer, Entry, Producer};
 use crate::sync::Mutant;
 
@@ -15,11 +15,11 @@ pub fn mutants() -> impl Iterator<Item = &'static str> {
     Mutant::ALL.iter().map(|(name, _)| *name)
 }
 
-/// The end of a ring that numbers go into.
+/// The end of a ring that messages go into.
 #[derive(Debug)]
 pub struct RingIn(Producer);
 
-/// The end of a ring that numbers come out of.
+/// The end of a ring that messages come out of.
 #[derive(Debug)]
 pub struct RingOut(Consumer);
 
@@ -31,12 +31,11 @@ pub fn ring(places: usize) -> (RingIn, RingOut) {
 }
 
 impl RingIn {
-    /// Appends a message that carries `number`. False if no slot is free.
-    pub fn push(&mut self, number: u64) -> bool {
+    /// Appends a message. False if no slot is free.
+    pub fn push(&mut self, payload: impl Into<Payload>) -> bool {
         let nobody = Credentials { uid: 0, pid: 0 };
         let to = Destination::Endpoint(EndpointId::from_raw(0));
-        let draft = number.to_le_bytes().to_vec().into();
-        let message = Message::new(EndpointId::from_raw(0), nobody, to, draft);
+        let message = Message::new(EndpointId::from_raw(0), nobody, to, payload.into().into());
         let entry = Entry::Message {
             message: Arc::new(message),
             missed: None,
@@ -46,12 +45,11 @@ impl RingIn {
 }
 
 impl RingOut {
-    /// Takes the oldest message's number.
-    pub fn pop(&mut self) -> Option<u64> {
-        let Some(Entry::Message { message, .. }) = self.0.pop() else {
-            return None;
-        };
-        let bytes = <[u8; 8]>::try_from(&**message.payload());
-        Some(u64::from_le_bytes(bytes.expect("8 bytes were pushed")))
+    /// Takes the oldest message's payload.
+    pub fn pop(&mut self) -> Option<Payload> {
+        match self.0.pop()? {
+            Entry::Message { message, .. } => Some(message.payload().clone()),
+            other => unreachable!("only messages were pushed, and not {other:?}"),
+        }
     }
 }

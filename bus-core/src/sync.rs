@@ -170,10 +170,6 @@ mod modelled {
         current: loom::sync::atomic::AtomicUsize,
     }
 
-    #[expect(
-        clippy::disallowed_types,
-        reason = "the table of versions is not modelled"
-    )]
     impl<T> Snapshot<T> {
         pub(crate) fn new(value: super::Arc<T>) -> Self {
             Self {

@@ -1,2 +1,15 @@
+//! Models of `bus-core`'s own code: every interleaving of a few threads with one or two operations
+//! each, explored by loom. `given.rs` says how far, `mutants.rs` which guarantee is modelled where
+//! and how each model is shown to notice what it is for.
+
+mod cancel;
+mod drop_when_full;
 mod given;
+mod isolation;
+mod membership;
+mod mutants;
 mod order;
+mod queue;
+mod reader;
+mod senior;
+mod waiting;

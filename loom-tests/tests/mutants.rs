@@ -1,0 +1,270 @@
+//! Each synchronisation decision of `bus-core`, switched off, and the model that must notice.
+//!
+//! A model that passes says little until it has been seen to fail. `bus-core`'s `sync.rs` lists its
+//! synchronisation decisions as mutants; one is switched off by naming it in `UNISONO_MUTANT`, and
+//! then the model in [`CAUGHT`] must fail. To see how one fails, run
+//!
+//! ```text
+//! UNISONO_MUTANT=NoSecondLook cargo test -p loom-tests place_freed
+//! ```
+//!
+//! | guarantee | what is raced | models | mutants |
+//! |---|---|---|---|
+//! | G1 all or nothing | refusals, cancelling, deadlines | `order::g1_*`, `cancel::g5_a_cancelled_send_has_*`, `cancel::g5_a_send_past_*` | `DeliverToSome`, `Cancel*` |
+//! | G2 one order | two senders, overlapping groups, unicast, unequal clocks | `order::g2_*` | `LocksOutOfOrder`, `ReleaseBetweenPushes`, `SequenceFromOneClock`, `AdvanceOneClock`, `SequenceWithoutLock` |
+//! | G3 causality | a chain over a third party; a chain that shares no lock | `order::g3_*` | `TakenNotFollowed`, `SentNotFollowed` |
+//! | G4 views | join and leave between a sender's snapshot and its locks; the empty group | `membership::g4_*` | `SkipGenerationCheck`, `ChangeTakesOneLock`, `EmptySetTakesNoLock` |
+//! | G5 no wake-up is lost | a place freed while a send goes to wait; leave, close, end | `waiting::g5_*`, `cancel::*` | `NoSecondLook`, `NoFence*`, `LeaveServesNobody`, `WaitAtOwnQueue` |
+//! | G5 others go on | one member full until the others are through | `isolation::*` | `StayRegistered`, `ServeOnlyOne` |
+//! | G5 nobody starves | newcomers and younger sends; readers that alternate; dead members | `waiting::g5_*_pass_*`, `senior::*` | `PassOlder`, `WaiterPassesOlder`, `YoungestFirst`, `NoReservePlace`, `ReservePassesOlder`, `StuckKeepsClaims`, `ChangeKeepsClaims` |
+//! | G6 readiness | a watch that begins while a place is freed | `waiting::g6_*` | `ServeNoWatches` |
+//! | G7 dropping is visible | drops while the reader reads, sleeps, or is owed to others | `drop_when_full::*` | `DropperPassesOlder`, `LoneGapEarly`, `SleepBesideGap`, `DropWakesNobody`, `NoFenceInDrop` |
+//! | G9 lifetime | close and shutdown against sends and readers; slots used again | `membership::g9_*`, `cancel::g9_*` | `ClosedSenderCommits`, `SlotNotCompared`, `ShutStillReceives`, `EndWithoutLook` |
+//! | the queue | a ring that wraps; a reader that goes to sleep; two that want to read | `queue::*`, `reader::*`, `waiting::g5_a_message_*` | `TailRelaxed`, `HeadRelaxed`, `SleepWithoutLook`, `SeatTakenTwice` |
+
+use std::collections::BTreeSet;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bus_core_modelled::modelled;
+
+/// A mutant, and the model that fails with it.
+const CAUGHT: &[(&str, &str)] = &[
+    (
+        "SkipGenerationCheck",
+        "membership::g4_join_that_returns_before_the_commit_leaves_no_hole",
+    ),
+    (
+        "ChangeTakesOneLock",
+        "membership::g4_join_that_returns_before_the_commit_leaves_no_hole",
+    ),
+    (
+        "LocksOutOfOrder",
+        "order::g2_overlapping_groups_share_one_order",
+    ),
+    (
+        "EmptySetTakesNoLock",
+        "membership::g4_empty_recipient_set_against_a_join",
+    ),
+    (
+        "ClosedSenderCommits",
+        "membership::g9_a_closed_endpoint_sends_nothing_more",
+    ),
+    (
+        "SlotNotCompared",
+        "membership::g9_a_stranger_in_a_reused_slot_gets_nothing",
+    ),
+    (
+        "ShutStillReceives",
+        "membership::g9_what_was_sent_before_shutdown_receive_is_still_read",
+    ),
+    (
+        "DeliverToSome",
+        "order::g1_a_refused_send_has_reached_nobody",
+    ),
+    (
+        "ReleaseBetweenPushes",
+        "order::g2_two_senders_reach_two_members_in_one_order",
+    ),
+    (
+        "SequenceFromOneClock",
+        "order::g2_sequences_rise_where_clocks_differ",
+    ),
+    (
+        "AdvanceOneClock",
+        "order::g2_sequences_rise_where_clocks_differ",
+    ),
+    (
+        "SequenceWithoutLock",
+        "order::g2_sequences_of_disjoint_sends_are_unique",
+    ),
+    (
+        "TakenNotFollowed",
+        "order::g3_sequences_rise_along_a_chain_that_shares_no_lock",
+    ),
+    (
+        "SentNotFollowed",
+        "order::g3_sequences_rise_along_a_chain_that_shares_no_lock",
+    ),
+    (
+        "TailRelaxed",
+        "queue::ring_hands_over_finished_slots_across_its_wrap",
+    ),
+    (
+        "HeadRelaxed",
+        "queue::ring_hands_over_finished_slots_across_its_wrap",
+    ),
+    (
+        "SleepWithoutLook",
+        "waiting::g5_a_message_that_comes_while_its_reader_goes_to_sleep_wakes_it",
+    ),
+    (
+        "SleepBesideGap",
+        "drop_when_full::g7_a_last_gap_is_told_to_a_reader_that_waits",
+    ),
+    (
+        "EndWithoutLook",
+        "membership::g9_what_was_sent_before_shutdown_receive_is_still_read",
+    ),
+    (
+        "SeatTakenTwice",
+        "reader::one_reader_at_a_time_and_the_next_goes_on_where_it_stopped",
+    ),
+    (
+        "LoneGapEarly",
+        "drop_when_full::g7_a_last_gap_is_told_to_a_reader_that_waits",
+    ),
+    (
+        "DropWakesNobody",
+        "drop_when_full::g7_a_gap_is_told_to_a_reader_that_sleeps_beside_its_last_credit",
+    ),
+    (
+        "NoFenceInDrop",
+        "drop_when_full::g7_a_gap_is_told_to_a_reader_that_sleeps_beside_its_last_credit",
+    ),
+    (
+        "NoSecondLook",
+        "waiting::g5_a_place_freed_while_a_send_goes_to_wait_is_not_lost",
+    ),
+    (
+        "NoFenceInRelease",
+        "waiting::g5_a_place_freed_while_a_send_goes_to_wait_is_not_lost",
+    ),
+    (
+        "NoFenceInRegister",
+        "waiting::g5_a_place_freed_while_a_send_goes_to_wait_is_not_lost",
+    ),
+    (
+        "WaitAtOwnQueue",
+        "waiting::g5_a_send_that_lacks_only_its_own_room_is_told_so",
+    ),
+    (
+        "StayRegistered",
+        "isolation::g5_a_send_that_finds_another_queue_full_waits_there",
+    ),
+    (
+        "ServeOnlyOne",
+        "waiting::g5_a_place_that_is_not_used_passes_on",
+    ),
+    (
+        "ServeNoWatches",
+        "waiting::g6_a_watch_is_woken_when_there_is_room",
+    ),
+    (
+        "YoungestFirst",
+        "waiting::g5_places_are_given_in_the_order_of_arrival",
+    ),
+    (
+        "PassOlder",
+        "waiting::g5_a_newcomer_does_not_pass_a_waiting_send",
+    ),
+    (
+        "WaiterPassesOlder",
+        "waiting::g5_a_waiting_send_does_not_pass_an_older_one_at_another_queue",
+    ),
+    (
+        "DropperPassesOlder",
+        "drop_when_full::g7_a_dropping_membership_does_not_pass_a_waiting_send",
+    ),
+    (
+        "NoReservePlace",
+        "senior::g5_a_fan_out_is_overtaken_at_most_a_fixed_number_of_times",
+    ),
+    (
+        "ReservePassesOlder",
+        "senior::g5_a_younger_senior_leaves_the_reserve_place_to_an_older_one",
+    ),
+    (
+        "StuckKeepsClaims",
+        "senior::g5_a_senior_stuck_on_a_dead_member_holds_back_nobody",
+    ),
+    (
+        "LeaveServesNobody",
+        "cancel::g5_a_leave_wakes_those_who_wait_for_the_member",
+    ),
+    (
+        "ChangeKeepsClaims",
+        "senior::g5_a_leave_wakes_those_whom_it_frees_a_reserve_place",
+    ),
+    (
+        "CancelLeavesSend",
+        "cancel::g5_a_cancelled_send_has_reached_nobody_and_a_receipt_means_everybody",
+    ),
+    (
+        "CancelForgetsOutcome",
+        "cancel::g5_a_cancelled_send_has_reached_nobody_and_a_receipt_means_everybody",
+    ),
+];
+
+/// A model that fails does so at once; this is for one that does not.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// How a model ended in a process of its own, with one decision switched off. A process, because
+/// loom aborts where threads deadlock.
+fn run(mutant: &str, model: &str) -> Result<(), String> {
+    let models = std::env::current_exe().expect("this test runs");
+    let mut child = Command::new(models)
+        .args(["--exact", model, "--nocapture"])
+        .env("UNISONO_MUTANT", mutant)
+        .env("RUST_BACKTRACE", "0")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("this test runs, so it can be run again");
+    let start = Instant::now();
+    loop {
+        match child.try_wait().expect("our own child") {
+            Some(status) if status.success() => {
+                return Err(format!("{mutant}: {model} passes all the same"));
+            }
+            Some(_) => return Ok(()),
+            None if start.elapsed() > LIMIT => {
+                child.kill().expect("our own child");
+                child.wait().expect("our own child");
+                return Err(format!("{mutant}: {model} has not ended after {LIMIT:?}"));
+            }
+            // Std has no wait with a time limit; this is how often to look, and decides nothing.
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+/// Each mutant is caught by the model that the table names, so none of these models passes for want
+/// of looking, and none of these decisions could be left out unnoticed.
+#[test]
+fn each_mutant_is_caught() {
+    let (even, odd): (Vec<_>, Vec<_>) = CAUGHT.iter().enumerate().partition(|(at, _)| at % 2 == 0);
+    let caught = |half: Vec<(usize, &(&str, &str))>| -> Vec<String> {
+        half.into_iter()
+            .filter_map(|(_, (mutant, model))| run(mutant, model).err())
+            .collect()
+    };
+    let missed = std::thread::scope(|scope| {
+        let other = scope.spawn(|| caught(odd));
+        let mut missed = caught(even);
+        missed.extend(other.join().unwrap());
+        missed
+    });
+    assert!(missed.is_empty(), "{missed:#?}");
+}
+
+/// The table names every mutant that there is, once, and models that there are.
+#[test]
+fn the_table_is_complete() {
+    let named: Vec<&str> = CAUGHT.iter().map(|(mutant, _)| *mutant).collect();
+    assert_eq!(named, modelled::mutants().collect::<Vec<_>>());
+    let models = std::env::current_exe().expect("this test runs");
+    let list = Command::new(models).arg("--list").output().expect("lists");
+    let list = String::from_utf8(list.stdout).expect("names of tests");
+    let models: BTreeSet<&str> = list
+        .lines()
+        .filter_map(|line| line.strip_suffix(": test"))
+        .collect();
+    for (mutant, model) in CAUGHT {
+        assert!(
+            models.contains(model),
+            "{mutant}: there is no model {model}"
+        );
+    }
+}

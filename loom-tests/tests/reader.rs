@@ -1,0 +1,53 @@
+//! The reader's place: one at a time drains a queue, and hands over all of it.
+
+use std::sync::Arc;
+
+use loom::thread;
+
+use crate::given::{
+    assert_one_order, bus, endpoints, explore, lane, queued, reader, sent, taken, texts, to,
+};
+
+/// Given a queue with three messages, when two threads ask for the reader's place and each takes one
+/// message if it gets it, then each message is taken once, in order.
+#[test]
+fn one_reader_at_a_time_and_the_next_goes_on_where_it_stopped() {
+    explore(|| {
+        let bus = bus(4);
+        let [alice, bob] = endpoints(&bus);
+        let mut alices = lane(&alice);
+        for text in ["1", "2", "3"] {
+            sent(&mut alices, to(&bob), text);
+        }
+        let bob = Arc::new(bob);
+        let take_one = |bob: &bus_core_modelled::Endpoint| {
+            let mut reading = bob.receiver()?;
+            reading.try_receive().ok().map(taken)
+        };
+        let other = Arc::clone(&bob);
+        let reading = thread::spawn(move || take_one(&other));
+        let mine = take_one(&bob);
+        let others = reading.join().unwrap();
+        let mut all: Vec<_> = mine.into_iter().chain(others).collect();
+        assert!(!all.is_empty(), "one of them got the place");
+        all.sort_by_key(|taken| taken.sequence);
+        all.extend(queued(&bob));
+        assert_eq!(texts(&all), ["1", "2", "3"]);
+        assert_one_order(&[&all]);
+    });
+}
+
+/// Given an endpoint that has no queue yet, because nobody could send to it, when the first message
+/// comes while somebody sits in the reader's place, then the reader gets it.
+#[test]
+fn a_queue_that_is_made_while_its_reader_waits_is_handed_to_it() {
+    explore(|| {
+        let bus = bus(4);
+        let [alice, bob] = endpoints(&bus);
+        let (mut alices, to_bob) = (lane(&alice), to(&bob));
+        let mut reading = reader(&bob);
+        let sending = thread::spawn(move || sent(&mut alices, to_bob, "first"));
+        assert_eq!(taken(reading.receive().unwrap()).text, "first");
+        sending.join().unwrap();
+    });
+}
