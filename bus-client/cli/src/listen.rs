@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bus_client::{Bus, ContentType, Event, Gap, JoinOptions, Member, Message, Outgoing, SendError};
+use bus_client::{
+    Bus, ContentType, Event, Evicted, Gap, GroupId, GroupName, JoinOptions, LeaveError, Member,
+    Message, Outgoing, SendError,
+};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -48,6 +51,7 @@ pub(crate) fn run(
     match &end {
         Ok(Why::Count) => listener.end("count")?,
         Ok(Why::Timeout) => listener.end("timeout")?,
+        Ok(Why::Evicted) => listener.end("evicted")?,
         Ok(Why::Signal) => listener.leave()?,
         Err(failure) if failure.exit() == Exit::Gone => listener.end("broker-gone")?,
         Err(_) => {}
@@ -58,6 +62,10 @@ pub(crate) fn run(
             Exit::NotSent,
             format_args!("no message for {:?}", options.timeout.unwrap_or_default()),
         )),
+        Why::Evicted => Err(Failure::new(
+            Exit::Gone,
+            "evicted: no group is left to listen to",
+        )),
     }
 }
 
@@ -67,6 +75,8 @@ enum Why {
     Count,
     Signal,
     Timeout,
+    /// From the last group.
+    Evicted,
 }
 
 #[derive(Debug)]
@@ -130,6 +140,9 @@ impl Listener<'_> {
                 quiet_since = Instant::now();
                 if self.print(&event)? {
                     return Ok(Why::Count);
+                }
+                if self.members.is_empty() {
+                    return Ok(Why::Evicted);
                 }
                 if notice.given() {
                     return Ok(Why::Signal);
@@ -197,7 +210,7 @@ impl Listener<'_> {
             Event::Gap(gap) => {
                 if self.options.json {
                     self.output.json(&TraceLine::Gap(GapLine {
-                        group: gap_group(gap),
+                        group: group_name(gap.group.as_ref(), gap.group_id),
                         missed: missed(gap),
                     }))?;
                 } else {
@@ -205,9 +218,28 @@ impl Listener<'_> {
                 }
                 self.through = self.through.max(Some(gap.last.get()));
             }
+            Event::Evicted(evicted) => self.print_evicted(evicted)?,
             _ => {}
         }
         Ok(false)
+    }
+
+    fn print_evicted(&mut self, evicted: &Evicted) -> Result<(), Failure> {
+        let group = group_name(evicted.group.as_ref(), evicted.group_id);
+        let reason = format!("stalled for {:?}", evicted.stalled);
+        self.members
+            .retain(|member| member.joined().group_id != evicted.group_id);
+        if self.options.json {
+            self.output.json(&TraceLine::Evicted(Ended {
+                group,
+                sequence: Some(evicted.sequence.get()),
+                reason: Some(reason),
+            }))?;
+        } else {
+            self.output.note(&format!("evicted from {group}: {reason}"));
+        }
+        self.through = self.through.max(Some(evicted.sequence.get()));
+        Ok(())
     }
 
     fn print_text(&mut self, group: &str, message: &Message) -> Result<(), Failure> {
@@ -226,7 +258,7 @@ impl Listener<'_> {
         let Gap {
             count, first, last, ..
         } = gap;
-        let group = gap_group(gap);
+        let group = group_name(gap.group.as_ref(), gap.group_id);
         self.output.note(&format!(
             "missed {count} messages of {group}, {first} to {last}"
         ));
@@ -239,8 +271,12 @@ impl Listener<'_> {
     fn leave(&mut self) -> Result<(), Failure> {
         let mut left = Vec::new();
         for member in std::mem::take(&mut self.members) {
-            let sequence = member.leave()?.get();
-            left.push((member.name().as_str().to_owned(), sequence));
+            match member.leave() {
+                Ok(sequence) => left.push((member.name().as_str().to_owned(), sequence.get())),
+                // Its notice is on its way to us.
+                Err(LeaveError::NotAMember(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         if self.drain_to_fence()? {
             return self.end("count");
@@ -360,10 +396,11 @@ fn shown(message: &Message) -> std::borrow::Cow<'_, str> {
     }
 }
 
-fn gap_group(gap: &Gap) -> String {
-    match &gap.group {
-        Some(group) => group.as_str().to_owned(),
-        None => format!("group {}", gap.group_id),
+/// The name, or what there is to tell where the library does not know it any more.
+fn group_name(name: Option<&GroupName>, id: GroupId) -> String {
+    match name {
+        Some(name) => name.as_str().to_owned(),
+        None => format!("group {id}"),
     }
 }
 

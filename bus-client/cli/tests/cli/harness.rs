@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use bus_client::{Bus, EmbeddedBroker};
+use bus_client::{Bus, EmbeddedBroker, Limits};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -27,8 +27,14 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     pub(crate) fn new() -> Self {
+        Self::with(Limits::default())
+    }
+
+    /// With limits other than the usual ones.
+    pub(crate) fn with(limits: Limits) -> Self {
+        let broker = EmbeddedBroker::builder().limits(limits).start();
         Self {
-            broker: EmbeddedBroker::start().expect("a broker"),
+            broker: broker.expect("a broker"),
         }
     }
 

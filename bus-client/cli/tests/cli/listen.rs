@@ -1,6 +1,8 @@
 //! `unisono listen`.
 
-use bus_client::Outgoing;
+use std::time::Duration;
+
+use bus_client::{Limits, Outgoing};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -247,4 +249,46 @@ fn g7_a_drop_when_full_listener_is_told_what_it_missed() {
         path("sends")
     );
     fixture.run(&line).assert_code(0);
+}
+
+/// Given a listener that is stopped while a sender waits for it,
+/// when it goes on after the stall limit, then it says from where on it was no member, and ends
+/// with 4; and the sender was not held up for ever.
+#[test]
+fn g8_a_stalled_listener_is_told_that_it_was_evicted() {
+    let fixture = Fixture::with(Limits {
+        stall: Duration::from_millis(100),
+        ..Limits::default()
+    });
+    let (listener, _) = fixture.listen("g");
+    listener.signal(Signal::SIGSTOP);
+    let sent = fixture.run_with("send g --lines --json", &b"some text\n".repeat(2_000));
+    let sent = sent.assert_code(0);
+    assert_eq!(sent.lines().len(), 2_000);
+    listener.signal(Signal::SIGCONT);
+    let output = listener.finish().assert_code(4);
+    assert!(output.error().contains("evicted"), "{}", output.error());
+    let lines = output.lines();
+    let [heard @ .., evicted, end] = &lines[..] else {
+        panic!("evicted and end");
+    };
+    assert_eq!(
+        (&evicted["type"], &evicted["group"]),
+        (&json!("evicted"), &json!("g"))
+    );
+    assert_eq!(
+        (&end["type"], &end["reason"]),
+        (&json!("end"), &json!("evicted"))
+    );
+    let place = evicted["sequence"].as_u64();
+    let before = sent
+        .lines()
+        .iter()
+        .filter(|r| r["sequence"].as_u64() < place)
+        .count();
+    assert_eq!(
+        messages(heard).len(),
+        before,
+        "all that was sent before, and nothing after"
+    );
 }
