@@ -29,6 +29,7 @@ impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Self {
         let exit = match &error {
             ConnectError::BadAddress { .. } => Exit::Usage,
+            ConnectError::TimedOut { .. } => Exit::NotSent,
             ConnectError::Gone { .. } => Exit::Gone,
             _ => Exit::Error,
         };

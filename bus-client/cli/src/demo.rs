@@ -12,7 +12,9 @@ mod traces;
 use std::{
     collections::BTreeSet,
     fs,
+    io::{BufWriter, Write as _},
     path::{Path, PathBuf},
+    process::ChildStdout,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -57,31 +59,27 @@ pub(crate) fn run(
     ))?;
 
     let started = Instant::now();
-    let mut crew = Crew::new(broker.address().to_owned())?;
     let heard = Arc::new(AtomicU64::new(0));
+    // Dropped last, when the processes have ended and so have their outputs.
+    let mut recorders = Recorders::default();
+    let mut crew = Crew::new(broker.address().to_owned())?;
     for number in 1..=options.members {
         let stdout = crew.start(listener(&plan, number))?;
-        let (folder, heard, events) = (plan.folder.clone(), Arc::clone(&heard), events.clone());
-        thread::Builder::new()
-            .name(format!("member {number}"))
-            .spawn(move || {
-                let summary = folder.record(number, stdout, &heard);
-                // Nobody listens any more once the demonstration has failed.
-                let _ = events.send(Happened::Recorded(number, summary));
-            })
-            .map_err(|error| Failure::about("cannot start a thread", error))?;
+        recorders.start(number, stdout, &plan.folder, &heard, &events)?;
     }
     for number in 1..=options.senders {
-        crew.start_into(
-            sender(options, &plan, number),
-            &plan.folder.receipts(number),
-        )?;
+        let receipts = plan.folder.receipts(number);
+        crew.start_into(sender(options, &plan, number), &receipts)?;
     }
     drop(events);
 
     let progress = progress(output, plan.total * options.members);
     let deadline = started + options.timeout;
-    let summaries = match collect(&plan, options, &arrivals, &heard, &progress, deadline) {
+    let mut look = || {
+        progress.set_position(heard.load(Ordering::Relaxed));
+        crew.check()
+    };
+    let summaries = match collect(&plan, options, &arrivals, deadline, &mut look) {
         Ok(summaries) => summaries,
         // An interrupt is no failure; the processes and the folder go with their owners.
         Err(Stop::Interrupted) => return Ok(Exit::Done),
@@ -91,6 +89,43 @@ pub(crate) fn run(
     broker.shutdown();
     progress.finish_and_clear();
     conclude(options, &plan, &summaries, started.elapsed(), output)
+}
+
+/// The threads that record what the members print. They hold the folder, and it is removed only
+/// if they have ended when the program does.
+#[derive(Debug, Default)]
+struct Recorders(Vec<thread::JoinHandle<()>>);
+
+impl Recorders {
+    fn start(
+        &mut self,
+        number: u64,
+        stdout: ChildStdout,
+        folder: &Folder,
+        heard: &Arc<AtomicU64>,
+        events: &mpsc::Sender<Happened>,
+    ) -> Result<(), Failure> {
+        let (folder, heard, events) = (folder.clone(), Arc::clone(heard), events.clone());
+        let recorder = thread::Builder::new()
+            .name(format!("member {number}"))
+            .spawn(move || {
+                let summary = folder.record(number, stdout, &heard);
+                // Nobody listens any more once the demonstration has failed.
+                let _ = events.send(Happened::Recorded(summary));
+            })
+            .map_err(|error| Failure::about("cannot start a thread", error))?;
+        self.0.push(recorder);
+        Ok(())
+    }
+}
+
+impl Drop for Recorders {
+    fn drop(&mut self) {
+        for recorder in self.0.drain(..) {
+            // One that panicked has said so itself.
+            let _ = recorder.join();
+        }
+    }
 }
 
 /// What was prepared.
@@ -106,10 +141,8 @@ impl Plan {
     fn new(options: &cli::Demo) -> Result<Self, Failure> {
         let folder = Folder::new(options.traces.as_deref())?;
         let text = match &options.file {
-            Some(path) => {
-                fs::read_to_string(path).map_err(|error| Failure::about(path.display(), error))?
-            }
-            None => TEXT.to_owned(),
+            Some(path) => fs::read(path).map_err(|error| Failure::about(path.display(), error))?,
+            None => TEXT.as_bytes().to_owned(),
         };
         let input = folder.input();
         write_lines(&input, &text, options.messages)?;
@@ -122,18 +155,16 @@ impl Plan {
 }
 
 /// Writes as many lines as a sender sends, the text repeated as often as that takes.
-fn write_lines(path: &Path, text: &str, count: u64) -> Result<(), Failure> {
+fn write_lines(path: &Path, text: &[u8], count: u64) -> Result<(), Failure> {
     let about = |error| Failure::about(path.display(), error);
-    if text.is_empty() {
-        return Err(Failure::error("the text has no lines"));
+    let text = text.strip_suffix(b"\n").unwrap_or(text);
+    let lines = text.split(|byte| *byte == b'\n').cycle();
+    let mut file = BufWriter::new(fs::File::create(path).map_err(about)?);
+    for line in lines.take(usize::try_from(count).map_err(Failure::error)?) {
+        file.write_all(line).map_err(about)?;
+        file.write_all(b"\n").map_err(about)?;
     }
-    let mut file = std::io::BufWriter::new(fs::File::create(path).map_err(about)?);
-    let count = usize::try_from(count).map_err(Failure::error)?;
-    for line in text.lines().cycle().take(count) {
-        std::io::Write::write_all(&mut file, line.as_bytes()).map_err(about)?;
-        std::io::Write::write_all(&mut file, b"\n").map_err(about)?;
-    }
-    std::io::Write::flush(&mut file).map_err(about)
+    file.flush().map_err(about)
 }
 
 fn listener(plan: &Plan, number: u64) -> Process {
@@ -158,7 +189,7 @@ fn sender(options: &cli::Demo, plan: &Plan, number: u64) -> Process {
 #[derive(Debug)]
 enum Happened {
     /// A member's output has ended.
-    Recorded(u64, Result<Summary, Failure>),
+    Recorded(Result<Summary, Failure>),
     /// SIGINT or SIGTERM.
     Interrupted,
 }
@@ -181,36 +212,25 @@ fn watch_signals(signals: Signals, events: mpsc::Sender<Happened>) -> Result<(),
         .map_err(|error| Failure::about("cannot start a thread", error))
 }
 
-/// Waits until every member's output has ended.
+/// Waits until every member's output has ended; has a `look` at things meanwhile.
 fn collect(
     plan: &Plan,
     options: &cli::Demo,
     arrivals: &mpsc::Receiver<Happened>,
-    heard: &AtomicU64,
-    progress: &ProgressBar,
     deadline: Instant,
+    look: &mut impl FnMut() -> Result<(), Failure>,
 ) -> Result<Vec<Summary>, Stop> {
     let mut summaries = Vec::new();
-    let failed = |text: String| Stop::Failed(Failure::error(text));
     while u64::try_from(summaries.len()).is_ok_and(|n| n < options.members) {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            let heard = heard.load(Ordering::Relaxed);
-            return Err(failed(format!(
-                "not done within {:?}: {heard} deliveries",
-                options.timeout
-            )));
+            let timeout = options.timeout;
+            let failure = Failure::error(format_args!("not done within {timeout:?}"));
+            return Err(Stop::Failed(failure));
         }
         match arrivals.recv_timeout(left.min(REDRAW)) {
-            Ok(Happened::Recorded(number, summary)) => {
-                let summary = summary.map_err(Stop::Failed)?;
-                if summary.messages != plan.total {
-                    let (got, total) = (summary.messages, plan.total);
-                    return Err(failed(format!(
-                        "member {number} ended after {got} of {total} messages"
-                    )));
-                }
-                summaries.push(summary);
+            Ok(Happened::Recorded(summary)) => {
+                summaries.push(whole(summary, plan).map_err(Stop::Failed)?);
             }
             Ok(Happened::Interrupted) => return Err(Stop::Interrupted),
             Err(RecvTimeoutError::Timeout) => {}
@@ -218,10 +238,25 @@ fn collect(
                 unreachable!("the signal thread holds a sender")
             }
         }
-        progress.set_position(heard.load(Ordering::Relaxed));
+        look().map_err(Stop::Failed)?;
     }
     summaries.sort_by_key(|summary| summary.number);
     Ok(summaries)
+}
+
+/// A member's summary, if it received all messages.
+fn whole(summary: Result<Summary, Failure>, plan: &Plan) -> Result<Summary, Failure> {
+    let summary = summary?;
+    let Summary {
+        number, messages, ..
+    } = summary;
+    if messages == plan.total {
+        return Ok(summary);
+    }
+    let total = plan.total;
+    Err(Failure::error(format_args!(
+        "member {number} ended after {messages} of {total} messages"
+    )))
 }
 
 fn conclude(
@@ -327,9 +362,10 @@ mod tests {
     fn the_text_is_repeated_to_as_many_lines_as_are_sent() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("input");
-        write_lines(&path, "a\n\nb", 5).expect("written");
+        write_lines(&path, b"a\n\nb\n", 5).expect("written");
         assert_eq!(fs::read_to_string(&path).expect("read"), "a\n\nb\na\n\n");
-        assert!(write_lines(&path, "", 5).is_err());
+        write_lines(&path, b"", 2).expect("written");
+        assert_eq!(fs::read_to_string(&path).expect("read"), "\n\n");
     }
 
     #[test]

@@ -92,7 +92,9 @@ impl Crew {
     pub(super) fn wait(mut self, deadline: Instant) -> Result<(), Failure> {
         while let Some((name, child)) = self.running.last_mut() {
             let about = |error| Failure::about(&*name, error);
-            if !ends_before(child, deadline).map_err(about)? {
+            if child.try_wait().map_err(about)?.is_none()
+                && !ends_before(child, deadline).map_err(about)?
+            {
                 return Err(Failure::about(&*name, "has not ended"));
             }
             let status = child.wait().map_err(about)?;
@@ -100,6 +102,19 @@ impl Crew {
                 return Err(Failure::about(&*name, status));
             }
             self.running.pop();
+        }
+        Ok(())
+    }
+
+    /// Tells if one of them has failed.
+    pub(super) fn check(&mut self) -> Result<(), Failure> {
+        for (name, child) in &mut self.running {
+            let ended = child
+                .try_wait()
+                .map_err(|error| Failure::about(&*name, error))?;
+            if let Some(status) = ended.filter(|status| !status.success()) {
+                return Err(Failure::about(name, status));
+            }
         }
         Ok(())
     }
@@ -122,7 +137,8 @@ fn ends_before(child: &Child, deadline: Instant) -> io::Result<bool> {
 
 impl Drop for Crew {
     fn drop(&mut self) {
-        for (_, child) in &mut self.running {
+        // The senders first: they would complain of members that go.
+        for (_, child) in self.running.iter_mut().rev() {
             // It may have ended by itself.
             let _ = child.kill();
             let _ = child.wait();
