@@ -67,12 +67,12 @@ impl RawClient {
         client
     }
 
-    /// Writes magic and HELLO.
+    /// Writes magic and HELLO to a broker that may have refused the connection already.
     pub fn greet(&mut self) {
         let mut bytes = BytesMut::from(&MAGIC[..]);
         let hello = ClientFrame::Hello(Hello::new());
         hello.encode(&mut bytes).unwrap();
-        self.write(&bytes);
+        self.try_write(&bytes);
     }
 
     /// Takes the answer to [`greet`](Self::greet).

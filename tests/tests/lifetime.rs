@@ -150,10 +150,13 @@ fn descriptors_of_those_who_die_or_break_the_protocol_are_closed() {
     let refused = sender.outcome(serial).unwrap_err();
     assert_eq!(refused.code, FailureCode::NoSuchGroup);
     drop(sender);
-    // With bytes that announce none, and in the middle of a frame.
+    // With a frame that announces none, and in the middle of one.
+    let mut client = broker.raw();
+    client.write_descriptors(&tests::raw::header_bytes(16, 0x16, 0), &held);
+    assert_eq!(client.goodbye().unwrap().code, GoodbyeCode::Protocol);
     let mut client = broker.raw();
     client.write_descriptors(&[16, 0, 0], &held);
-    assert_eq!(client.goodbye().unwrap().code, GoodbyeCode::Protocol);
+    drop(client);
     let mut client = broker.raw();
     let mut bytes = tests::raw::header_bytes(16 + 20 + 100, 0x10, 1);
     bytes[6] = 16;
