@@ -294,7 +294,7 @@ impl BrokerHandle {
     ///
     /// See [`ConnectError`].
     pub fn connect(&self) -> Result<OwnedFd, ConnectError> {
-        if self.shared.stopping.load(Ordering::Relaxed) {
+        if self.shared.is_stopping() {
             return Err(ConnectError::Ended);
         }
         let (theirs, ours) = rustix::net::socketpair(
@@ -363,6 +363,11 @@ impl Shared {
             place,
         };
         thread.post_newcomer(newcomer)
+    }
+
+    /// Whether the broker is about to end.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 
     pub(crate) fn stop(&self) {

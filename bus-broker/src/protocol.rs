@@ -105,9 +105,6 @@ impl Protocol {
     /// has a word for that and the client may still hear it.
     pub(crate) fn close(&mut self, end: &End, output: &mut Output, context: &mut Context<'_>) {
         let Self::Unisono(session) = self else { return };
-        if *end == End::Shutdown {
-            session.cancel_sends(output, context);
-        }
         session.close(context);
         if let Some(goodbye) = end.goodbye() {
             say(wire::BrokerFrame::Goodbye(goodbye), output);

@@ -157,13 +157,6 @@ impl Session {
         self.holding.clear();
     }
 
-    /// Answers all sends that have no answer: they are cancelled, and have reached nobody.
-    pub(crate) fn cancel_sends(&mut self, output: &mut Output, context: &mut Context<'_>) {
-        for port in self.ports.values_mut() {
-            port.cancel_sends(output, context);
-        }
-    }
-
     fn act(
         &mut self,
         frame: ClientFrame,

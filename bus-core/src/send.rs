@@ -171,7 +171,7 @@ impl Effects {
     /// Calls the wakers and drops what was discarded. No lock of the bus may be held.
     pub(crate) fn run(&mut self) {
         let mut rest = WakeRest(self.wakers.drain(..));
-        while let Some(waker) = rest.0.next() {
+        for waker in rest.0.by_ref() {
             waker.wake();
         }
         drop(rest);
