@@ -194,7 +194,7 @@ impl Intake {
         messages < self.core.capacity.messages && bytes < self.core.capacity.bytes
     }
 
-    /// Whether a senior waiting send may go beyond the capacity.
+    /// Whether a waiting send that keeps the reserve place may go beyond the capacity.
     pub(crate) fn has_reserve(&self) -> bool {
         let (messages, bytes) = self.core.released();
         messages >= self.reserve.free_at_messages && bytes >= self.reserve.free_at_bytes

@@ -120,7 +120,7 @@ impl Lane {
             message: Some(Arc::new(message)),
         };
         let bus = &self.bus.inner;
-        let attempt = bus.attempt(&mut outgoing, Standing::Newcomer, None, &mut self.effects);
+        let attempt = bus.attempt(&mut outgoing, Standing::Newcomer, &mut self.effects);
         let submitted = match attempt? {
             Attempt::Committed(receipt) => {
                 self.routes.push(outgoing.route);

@@ -11,7 +11,7 @@ use std::task::Waker;
 
 use crate::bus::BusInner;
 use crate::group::Group;
-use crate::id::{EndpointId, GroupId, Sequence};
+use crate::id::{EndpointId, Generation, GroupId, Sequence};
 use crate::intake::{Drops, EndpointCore, Intake};
 use crate::lock_set::{Held, IntakePlace, LockBits};
 use crate::membership::{MemberFlags, Membership};
@@ -263,6 +263,14 @@ impl Route {
         }
     }
 
+    /// Version of the membership that it goes by.
+    pub(crate) fn generation(&self) -> Option<Generation> {
+        match self {
+            Self::Group { membership, .. } => Some(membership.generation),
+            Self::Endpoint(_) => None,
+        }
+    }
+
     fn ended(&self) -> Option<GroupId> {
         match self {
             Self::Group {
@@ -333,9 +341,6 @@ pub(crate) enum Standing<'a> {
     Newcomer,
     /// It waits, and leaves to older ones the places at the queues where they do.
     Waiter(Turn<'a>),
-    /// It has waited long enough for the reserve places as well, those apart that older seniors
-    /// need.
-    Senior(Turn<'a>),
 }
 
 impl Standing<'_> {
@@ -346,7 +351,7 @@ impl Standing<'_> {
         }
         match self {
             Self::Newcomer => !mutated(Mutant::PassOlder),
-            Self::Waiter(turn) | Self::Senior(turn) => {
+            Self::Waiter(turn) => {
                 turn.follows_another_at(core.id()) && !mutated(Mutant::WaiterPassesOlder)
             }
         }
@@ -355,12 +360,34 @@ impl Standing<'_> {
     /// Whether it may go beyond a queue's capacity.
     fn takes_reserve(self, intake: &Intake) -> bool {
         match self {
-            Self::Newcomer | Self::Waiter(_) => false,
-            Self::Senior(turn) => {
-                intake.has_reserve()
-                    && (!turn.is_claimed_by_older(intake.id())
-                        || mutated(Mutant::ReservePassesOlder))
-            }
+            Self::Newcomer => false,
+            Self::Waiter(turn) => intake.has_reserve() && turn.may_use_reserve(intake.id()),
+        }
+    }
+}
+
+/// Which of the queues that a send lacks it waits at, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Preference {
+    /// Where it stands in line: it has not been offered a place there yet.
+    Stay,
+    Full,
+    /// It has been there, and somebody older took what it keeps.
+    Kept,
+    Owed,
+    /// Its own queue is the last one: a sender that is blocked does not read it, so nobody would
+    /// look again when the others have room and it is the only one.
+    Own,
+}
+
+impl Preference {
+    fn of(id: EndpointId, own: EndpointId, room: bool, standing: Standing<'_>) -> Self {
+        match standing {
+            _ if id == own && !mutated(Mutant::WaitAtOwnQueue) => Self::Own,
+            Standing::Waiter(turn) if turn.is_at(id) => Self::Stay,
+            _ if room => Self::Owed,
+            Standing::Waiter(turn) if turn.keeps(id) => Self::Kept,
+            _ => Self::Full,
         }
     }
 }
@@ -371,13 +398,13 @@ pub(crate) enum Attempt {
     Committed(Receipt),
     /// Nothing to commit: the route is writable.
     Writable,
-    /// Some recipients have no room. `at` is one of them: where it is registered, if that is one;
-    /// the sender itself only if there is no other.
+    /// Some recipients have no place for it. `at` is the one to wait at: where it is, if that is
+    /// one; the sender itself only if there is no other.
     Full {
         full: FullRecipients,
         at: Arc<EndpointCore>,
     },
-    /// All have room, and at `at` it is owed to older sends; where it is registered, if that is one.
+    /// All others have room, and at `at` it is owed to older sends; where it is, if that is one.
     Owed {
         at: Arc<EndpointCore>,
     },
@@ -387,16 +414,15 @@ pub(crate) enum Attempt {
 const RESTARTS: u32 = 2;
 
 impl BusInner {
-    /// Tries to commit a send. `registered` is the queue that it is registered at, if it waits.
+    /// Tries to commit a send.
     pub(crate) fn attempt(
         &self,
         outgoing: &mut Outgoing,
         standing: Standing<'_>,
-        registered: Option<EndpointId>,
         effects: &mut Effects,
     ) -> Result<Attempt, SendError> {
         for _ in 0..=RESTARTS {
-            if let Some(ended) = self.attempt_once(outgoing, standing, registered, effects) {
+            if let Some(ended) = self.attempt_once(outgoing, standing, effects) {
                 return ended;
             }
             outgoing.route.refresh(outgoing.sender.id());
@@ -405,7 +431,7 @@ impl BusInner {
         let _directory = self.directory.lock();
         loop {
             outgoing.route.refresh(outgoing.sender.id());
-            if let Some(ended) = self.attempt_once(outgoing, standing, registered, effects) {
+            if let Some(ended) = self.attempt_once(outgoing, standing, effects) {
                 return ended;
             }
         }
@@ -416,7 +442,6 @@ impl BusInner {
         &self,
         outgoing: &mut Outgoing,
         standing: Standing<'_>,
-        registered: Option<EndpointId>,
         effects: &mut Effects,
     ) -> Option<Result<Attempt, SendError>> {
         effects.reserve(outgoing.route.most_recipients());
@@ -430,16 +455,14 @@ impl BusInner {
         if outgoing.sender.is_closed() && !mutated(Mutant::ClosedSenderCommits) {
             return Some(Err(SendError::Closed));
         }
-        Some(
-            match self.check(&mut held, outgoing, standing, registered) {
-                Err(error) => Err(error),
-                Ok(Some(refusal)) => Ok(refusal),
-                Ok(None) if outgoing.message.is_none() => Ok(Attempt::Writable),
-                Ok(None) => Ok(Attempt::Committed(
-                    self.commit(held, outgoing, standing, effects),
-                )),
-            },
-        )
+        Some(match self.check(&mut held, outgoing, standing) {
+            Err(error) => Err(error),
+            Ok(Some(refusal)) => Ok(refusal),
+            Ok(None) if outgoing.message.is_none() => Ok(Attempt::Writable),
+            Ok(None) => Ok(Attempt::Committed(
+                self.commit(held, outgoing, standing, effects),
+            )),
+        })
     }
 
     /// The recipients that a waiting send needs and that have no room, with the number of messages
@@ -469,12 +492,11 @@ impl BusInner {
         held: &mut Held<'_>,
         outgoing: &Outgoing,
         standing: Standing<'_>,
-        registered: Option<EndpointId>,
     ) -> Result<Option<Attempt>, SendError> {
         let own = outgoing.sender.id();
         let mut full = FullRecipients::none();
-        let mut at: Option<Arc<EndpointCore>> = None;
-        let mut owed: Option<Arc<EndpointCore>> = None;
+        let mut owed = false;
+        let mut at: Option<(Preference, Arc<EndpointCore>)> = None;
         for recipient in outgoing.route.recipients() {
             let id = recipient.place.id;
             let Some(intake) = held.intake(recipient.place) else {
@@ -486,30 +508,30 @@ impl BusInner {
             if recipient.drops.is_some() {
                 continue;
             }
-            if intake.has_room() {
-                if standing.owes(&intake.core) && (owed.is_none() || registered == Some(id)) {
-                    owed = Some(Arc::clone(&intake.core));
-                }
-            } else if !standing.takes_reserve(intake) && !mutated(Mutant::DeliverToSome) {
+            let room = intake.has_room();
+            if room && !standing.owes(&intake.core) {
+                continue;
+            }
+            if !room && (standing.takes_reserve(intake) || mutated(Mutant::DeliverToSome)) {
+                continue;
+            }
+            if room {
+                owed = true;
+            } else {
                 full.add(id);
-                // Its own queue is the last one to wait at: a sender that is blocked does not read
-                // it, so nobody would look again when the others have room and it is the only one.
-                let better = match &at {
-                    None => true,
-                    Some(_) if mutated(Mutant::WaitAtOwnQueue) => registered == Some(id),
-                    Some(found) if found.id() == own => true,
-                    Some(_) => registered == Some(id) && id != own,
-                };
-                if better {
-                    at = Some(Arc::clone(&intake.core));
-                }
+            }
+            let preference = Preference::of(id, own, room, standing);
+            if at.as_ref().is_none_or(|(best, _)| preference < *best) {
+                at = Some((preference, Arc::clone(&intake.core)));
             }
         }
-        Ok(match (at, owed) {
-            (Some(at), _) => Some(Attempt::Full { full, at }),
-            (None, Some(at)) => Some(Attempt::Owed { at }),
-            (None, None) => None,
-        })
+        Ok(at.map(|(_, at)| {
+            if full.count() == 0 || (owed && full.is_only(own)) {
+                Attempt::Owed { at }
+            } else {
+                Attempt::Full { full, at }
+            }
+        }))
     }
 
     /// The commit point: every lock is held and every check has passed.

@@ -330,15 +330,15 @@ mutants! {
     WaiterPassesOlder,
     /// A drop-when-full member takes a place that an older waiting send is owed.
     DropperPassesOlder,
-    /// A send that missed its offers never gets the reserve place.
+    /// A send that keeps a reserve place does not get it.
     NoReservePlace,
-    /// A younger send takes the reserve place from an older one.
+    /// A younger send takes the reserve place that an older one keeps.
     ReservePassesOlder,
-    /// A senior send that is stuck on a dead recipient keeps its claims.
+    /// A send that is stuck on a dead recipient withholds what it keeps elsewhere.
     StuckKeepsClaims,
     /// Those who wait for a member are not served when it leaves or is closed.
     LeaveServesNobody,
-    /// Younger seniors are not tried when groups change that an older one's claims came from.
+    /// A send keeps reserve places of queues that are no recipients of it any more.
     ChangeKeepsClaims,
     /// A cancelled send stays where it was.
     CancelLeavesSend,

@@ -7,41 +7,47 @@
 //!
 //! # The rules
 //!
-//! 1. Each waiting send has a ticket, and is registered at *one* queue that it lacks. When that
-//!    queue frees a place, its sends are tried in the order of their tickets. One that finds
-//!    another recipient full moves there; its place goes to the next. At its own sender's queue a
-//!    send waits only if it lacks no other, and a blocking one ends with `OwnQueueFull` then.
-//! 2. Nobody takes a place in a queue at which an older send is registered. A newcomer serves those
-//!    first, and then sees what is left. A waiting send moves there and gets in line: the reader
-//!    that freed the place has seen that somebody is registered and is on its way to serve them.
-//!    So nobody passes a send at the queue it waits for.
-//! 3. A send that is registered elsewhere does not hold back others: a fan-out that waits for a
-//!    dead member costs the healthy ones nothing.
-//! 4. By rule 3, a fan-out can be offered a place in one queue, find another full, and the other
-//!    way round, for ever: two readers half a period apart do that. After [`MISSED_OFFERS`] such
-//!    offers a send is *senior*, and may use the reserve place that each queue has beyond its
-//!    capacity. Others never use it, so they cannot take it away; it is free again when the
-//!    reader has taken one message, and as many bytes as the message that used it.
-//! 5. Among seniors, a younger one leaves a reserve place to an older one that needs it too. Unless
-//!    the older one is *stuck*: the queue at which it is registered has freed nothing for
-//!    [`PATIENCE`].
+//! 1. Each waiting send has a ticket, and stands in line at *one* queue that it lacks. A line is in
+//!    the order of tickets, and nobody takes a place in a queue past an older send in its line: no
+//!    newcomer, no send that waits elsewhere, no drop-when-full member.
+//! 2. When a queue frees a place, the first in its line is tried. It is committed if all its
+//!    recipients have a place for it. If one has none, it moves to the line there, and the next one
+//!    is tried.
+//! 3. A send holds nobody back at queues where it does not stand in line: a fan-out that waits for
+//!    a dead member costs the healthy ones nothing.
+//! 4. By rule 3 a fan-out could be offered a place in one queue, find another full, and the other
+//!    way round, for ever: two readers half a period apart do that. So each queue has a *reserve
+//!    place* beyond its capacity. A send that moves on *keeps* the reserve place of the queue that
+//!    it leaves. Only those who keep it may use it, and the oldest of them first. It is free again
+//!    when the reader has taken one message, and as many bytes as the message that used it.
+//! 5. What is kept and cannot be used is not withheld for ever: who stands in one line for
+//!    [`PATIENCE`] gives up what it keeps elsewhere; and if a place has been kept for that long and
+//!    none of those who keep it was committed, the first of them that can use it may, whatever its
+//!    age. So neither one send that waits for a dead recipient nor many that take turns withhold a
+//!    place from those who have all others.
 //!
 //! # The bound
 //!
-//! While its recipients read (each at least one message within [`PATIENCE`]), a waiting send is
-//! overtaken at the queue it waits for at most [`MISSED_OFFERS`] times: rules 1 and 2 let nobody
-//! younger pass there but when the offer was its own and it could not use it. Wherever it moves,
-//! it was offered a place and missed it, whoever made it look. From then on it lacks
-//! only recipients whose reserve place is taken, by rule 5 nobody younger takes one, so what it
-//! lacks shrinks with every message that one of those recipients takes, and is nothing when each
-//! has taken one.
+//! While its recipients read, a waiting send stands in line at each of them at most once, and
+//! misses at most [`MISSED_OFFERS`] offers of each. It leaves a line only when it is the first there
+//! and the queue has room (rule 1), and keeps the reserve place, which is free: a reserve place in
+//! use means that the queue is beyond its capacity, and then it has no room. So what it lacks
+//! shrinks with each move. Only older sends can take what it keeps, each once; and it stands in a
+//! line for those that are older and for two messages to be taken at most.
+//!
+//! Meanwhile younger sends overtake it at recipients where it does not stand in line, by rule 3: at
+//! most by what those take until the one at which it stands has taken that.
+//!
+//! What "while its recipients read" means: no line, and no older send, keeps it for [`PATIENCE`].
+//! What is slower can cost it what it keeps, and then it stands in a line once more: its place
+//! there is the one of its age.
 //!
 //! # Locks
 //!
 //! The waiting room is a mutex of its own, taken before the directory and the bus's 8 locks. A send
 //! that meets neither a full queue nor a waiting send never takes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
@@ -56,11 +62,12 @@ use crate::message::Destination;
 use crate::send::{Attempt, Effects, FullRecipients, Outgoing, Receipt, SendError, Standing};
 use crate::sync::{Mutant, mutated};
 
-/// Offers of a place that a waiting send misses, because another recipient is full, before it may
-/// use reserve places. With two readers at 60 Hz half a period apart this is 33 ms.
-pub const MISSED_OFFERS: u32 = 4;
+/// Offers of one recipient's place that a waiting send can miss, because another recipient is full,
+/// while its recipients read and no older send takes what it keeps. The bound of G5.
+pub const MISSED_OFFERS: u32 = 1;
 
-/// A waiting send whose queue has freed nothing for this long no longer holds back younger ones.
+/// A waiting send that has stood in one line for this long gives up the places that it keeps
+/// elsewhere; and a place that was kept for so long without use is for whoever can use it.
 pub const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Order of arrival among waiting sends.
@@ -76,28 +83,32 @@ struct Wait {
     interest: Interest,
     /// None once it has been decided.
     outgoing: Option<Outgoing>,
-    /// The queue at which it is registered.
+    /// The queue at which it stands in line, and since when of the bus's running time.
     at: Option<EndpointId>,
-    missed_offers: u32,
-    senior: Option<Progress>,
+    since: Duration,
+    /// The queues whose reserve places it keeps.
+    kept: Vec<EndpointId>,
     waker: Option<Waker>,
     outcome: Option<Result<Option<Receipt>, SendError>>,
 }
 
-/// Whether a queue still moves.
+/// How much a queue had freed at a time.
 #[derive(Clone, Copy, Debug)]
 struct Progress {
     freed: u64,
     since: Duration,
-    stuck: bool,
 }
 
-/// What is registered at one queue.
+/// Who stands in line at one queue, and who keeps its reserve place.
 #[derive(Debug)]
 struct Line {
     core: Arc<EndpointCore>,
     sends: BTreeMap<Ticket, WaitKey>,
     watches: BTreeMap<Ticket, WaitKey>,
+    keepers: BTreeSet<Ticket>,
+    /// Since when of the bus's running time the reserve place is kept, and none of those who keep
+    /// it has been committed.
+    unused_since: Duration,
 }
 
 impl Line {
@@ -107,6 +118,15 @@ impl Line {
             Interest::Watch => &mut self.watches,
         }
     }
+
+    /// Whether the oldest of those who keep the reserve place still withholds it from the others.
+    fn is_withheld(&self, now: Duration) -> bool {
+        now.saturating_sub(self.unused_since) < PATIENCE || mutated(Mutant::StuckKeepsClaims)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.sends.is_empty() && self.watches.is_empty() && self.keepers.is_empty()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -114,11 +134,13 @@ pub(crate) struct WaitingRoom {
     tickets: Ticket,
     waits: Slab<Wait>,
     lines: HashMap<EndpointId, Line>,
-    seniors: BTreeMap<Ticket, WaitKey>,
+    /// Those that keep reserve places.
+    keepers: BTreeMap<Ticket, WaitKey>,
     /// Undecided sends, for the counters.
     sending: usize,
-    /// A senior has gone, is stuck, or may need other queues than before: others may go on.
-    seniors_moved: bool,
+    /// Queues at which the first in line may have got a place, or another one has become the first.
+    /// Empty whenever the room is left.
+    unsettled: Vec<EndpointId>,
     /// Since when endpoints have been full while sends waited for them.
     stalls: HashMap<EndpointId, Progress>,
 }
@@ -181,11 +203,11 @@ impl WaitingRoom {
             }
         };
         let key = self.insert(Interest::Send, outgoing, waker);
-        self.register(key, &at);
+        self.register(bus, key, &at);
         if !mutated(Mutant::NoSecondLook) {
             self.settle(bus, key, effects);
         }
-        self.after_seniors(bus, effects);
+        self.serve_unsettled(bus, effects);
         match self.take_outcome(key) {
             Some(Ok(Some(receipt))) => Ok(Entered::Committed(receipt)),
             Some(Err(error)) => Err(error),
@@ -209,7 +231,7 @@ impl WaitingRoom {
             }
         };
         let key = self.insert(Interest::Watch, outgoing, waker);
-        self.register(key, &at);
+        self.register(bus, key, &at);
         self.settle(bus, key, effects);
         match self.take_outcome(key) {
             Some(outcome) => outcome.map(|_| None),
@@ -229,12 +251,12 @@ impl WaitingRoom {
         effects: &mut Effects,
     ) -> Result<Attempt, SendError> {
         for _ in 0..16 {
-            match bus.attempt(outgoing, Standing::Newcomer, None, effects)? {
+            match bus.attempt(outgoing, Standing::Newcomer, effects)? {
                 Attempt::Owed { at } => self.serve(bus, at.id(), effects),
                 settled => return Ok(settled),
             }
         }
-        bus.attempt(outgoing, Standing::Newcomer, None, effects)
+        bus.attempt(outgoing, Standing::Newcomer, effects)
     }
 
     fn insert(&mut self, interest: Interest, outgoing: Outgoing, waker: Waker) -> WaitKey {
@@ -246,20 +268,23 @@ impl WaitingRoom {
             interest,
             outgoing: Some(outgoing),
             at: None,
-            missed_offers: 0,
-            senior: None,
+            since: Duration::ZERO,
+            kept: Vec::new(),
             waker: Some(waker),
             outcome: None,
         }))
     }
 
-    fn register(&mut self, key: WaitKey, core: &Arc<EndpointCore>) {
+    fn register(&mut self, bus: &BusInner, key: WaitKey, core: &Arc<EndpointCore>) {
         let wait = &mut self.waits[key.0];
         wait.at = Some(core.id());
+        wait.since = bus.running();
         let line = self.lines.entry(core.id()).or_insert_with(|| Line {
             core: Arc::clone(core),
             sends: BTreeMap::new(),
             watches: BTreeMap::new(),
+            keepers: BTreeSet::new(),
+            unused_since: Duration::ZERO,
         });
         line.of(wait.interest).insert(wait.ticket, key);
         core.register(wait.interest);
@@ -271,78 +296,59 @@ impl WaitingRoom {
         let Some(line) = self.lines.get_mut(&at) else {
             return;
         };
+        let was_first = line.sends.keys().next() == Some(&wait.ticket);
         line.of(wait.interest).remove(&wait.ticket);
         line.core.unregister(wait.interest);
-        if line.sends.is_empty() && line.watches.is_empty() {
+        if line.is_empty() {
             self.lines.remove(&at);
+        } else if was_first && !line.sends.is_empty() && !mutated(Mutant::ServeOnlyOne) {
+            self.unsettled.push(at);
         }
     }
 
     /// A place was freed at `queue`: commits what can be.
     pub(crate) fn serve(&mut self, bus: &BusInner, queue: EndpointId, effects: &mut Effects) {
-        self.serve_line(bus, queue, Interest::Send, effects);
-        if !mutated(Mutant::ServeNoWatches) {
-            self.serve_line(bus, queue, Interest::Watch, effects);
-        }
-        self.after_seniors(bus, effects);
+        self.unsettled.push(queue);
+        self.serve_unsettled(bus, effects);
     }
 
-    fn serve_line(
-        &mut self,
-        bus: &BusInner,
-        queue: EndpointId,
-        interest: Interest,
-        effects: &mut Effects,
-    ) {
-        let mut next = 0;
-        let mut no_room = false;
-        loop {
-            let Some(line) = self.lines.get_mut(&queue) else {
+    fn serve_unsettled(&mut self, bus: &BusInner, effects: &mut Effects) {
+        while let Some(queue) = self.unsettled.pop() {
+            self.serve_first(bus, queue, effects);
+        }
+    }
+
+    /// Tries the first in a line; who leaves it makes the next one the first. Then, if sends leave
+    /// something over, those who only want to know.
+    fn serve_first(&mut self, bus: &BusInner, queue: EndpointId, effects: &mut Effects) {
+        let Some(line) = self.lines.get(&queue) else {
+            return;
+        };
+        let first = if mutated(Mutant::YoungestFirst) {
+            line.sends.values().next_back()
+        } else {
+            line.sends.values().next()
+        };
+        if let Some(key) = first.copied() {
+            let settled = self.settle(bus, key, effects);
+            let more = |line: &Line| !line.sends.is_empty();
+            if settled != Settled::Rests && self.lines.get(&queue).is_some_and(more) {
                 return;
-            };
-            let mut rest = line.of(interest).range(next..);
-            let first = if mutated(Mutant::YoungestFirst) {
-                rest.next_back()
-            } else {
-                rest.next()
-            };
-            let Some((ticket, key)) = first.map(|(ticket, key)| (*ticket, *key)) else {
-                return;
-            };
-            next = ticket + 1;
-            if no_room && self.waits[key.0].senior.is_none() {
-                if self.seniors.is_empty() {
-                    return;
-                }
-                continue;
             }
-            match self.settle(bus, key, effects) {
-                // Without the reserve place this queue has nothing for the next ones either.
-                Settled::Rests if self.waits[key.0].senior.is_none() => no_room = true,
-                Settled::Rests | Settled::Decided | Settled::Moved => {}
-            }
-            if mutated(Mutant::ServeOnlyOne) {
+        }
+        if mutated(Mutant::ServeNoWatches) {
+            return;
+        }
+        while let Some(line) = self.lines.get(&queue)
+            && let Some(key) = line.watches.values().next().copied()
+        {
+            if self.settle(bus, key, effects) == Settled::Rests {
                 return;
             }
         }
     }
 
-    /// A send was offered a place and could not use it.
-    fn miss_offer(&mut self, bus: &BusInner, key: WaitKey) {
-        let wait = &mut self.waits[key.0];
-        wait.missed_offers += 1;
-        let due = wait.missed_offers >= MISSED_OFFERS && wait.interest == Interest::Send;
-        if due && wait.senior.is_none() && !mutated(Mutant::NoReservePlace) {
-            wait.senior = Some(Progress {
-                freed: 0,
-                since: bus.running(),
-                stuck: false,
-            });
-            self.seniors.insert(wait.ticket, key);
-        }
-    }
-
-    /// Tries to decide a wait; registers it at a queue that it lacks if it cannot be.
+    /// Tries to decide a wait; moves it to the line of a queue that it lacks if it cannot be.
     ///
     /// Each look that finds a new queue full is followed by another one after the registration
     /// there, so a place that was freed in between is not lost.
@@ -353,33 +359,40 @@ impl WaitingRoom {
             let Some(mut outgoing) = wait.outgoing.take() else {
                 return Settled::Decided;
             };
-            let (ticket, registered, senior) = (wait.ticket, wait.at, wait.senior.is_some());
-            let turn = Turn { room: self, ticket };
-            let standing = if senior {
-                Standing::Senior(turn)
-            } else {
-                Standing::Waiter(turn)
+            let generation = outgoing.route.generation();
+            let turn = Turn {
+                lines: &self.lines,
+                ticket: wait.ticket,
+                at: wait.at,
+                now: bus.running(),
             };
-            let attempt = bus.attempt(&mut outgoing, standing, registered, effects);
+            let attempt = bus.attempt(&mut outgoing, Standing::Waiter(turn), effects);
+            let changed = outgoing.route.generation() != generation;
             let sender = outgoing.sender.id();
-            let wait = &mut self.waits[key.0];
+            let interest = wait.interest;
             wait.outgoing = Some(outgoing);
             match attempt {
                 Err(error) => self.decide(key, Err(error), effects),
-                Ok(Attempt::Committed(receipt)) => self.decide(key, Ok(Some(receipt)), effects),
+                Ok(Attempt::Committed(receipt)) => {
+                    self.use_kept(bus, key);
+                    self.decide(key, Ok(Some(receipt)), effects);
+                }
                 Ok(Attempt::Writable) => self.decide(key, Ok(None), effects),
                 Ok(Attempt::Full { full, .. })
-                    if full.is_only(sender) && wait.interest == Interest::Send =>
+                    if full.is_only(sender) && interest == Interest::Send =>
                 {
                     self.decide(key, Err(SendError::OwnQueueFull), effects);
                 }
                 Ok(Attempt::Full { at, .. } | Attempt::Owed { at }) => {
-                    if wait.at == Some(at.id()) || mutated(Mutant::StayRegistered) {
+                    if changed && !mutated(Mutant::ChangeKeepsClaims) {
+                        self.give_up(key, Given::NotNeeded);
+                    }
+                    if self.waits[key.0].at == Some(at.id()) || mutated(Mutant::StayRegistered) {
                         return settled;
                     }
+                    self.keep(bus, key);
                     self.unregister(key);
-                    self.register(key, &at);
-                    self.miss_offer(bus, key);
+                    self.register(bus, key, &at);
                     settled = Settled::Moved;
                     if mutated(Mutant::NoSecondLook) {
                         return settled;
@@ -391,6 +404,66 @@ impl WaitingRoom {
         }
     }
 
+    /// A send leaves the line of a queue that has a place for it: it keeps the reserve place there.
+    fn keep(&mut self, bus: &BusInner, key: WaitKey) {
+        let wait = &mut self.waits[key.0];
+        let (Interest::Send, Some(at), Some(outgoing)) = (wait.interest, wait.at, &wait.outgoing)
+        else {
+            return;
+        };
+        // It moves as well from a queue that is no recipient any more, or is its sender's own.
+        if !outgoing.route.needs(at) || outgoing.sender.id() == at {
+            return;
+        }
+        let Some(line) = self.lines.get_mut(&at) else {
+            return;
+        };
+        if line.keepers.is_empty() {
+            line.unused_since = bus.running();
+        }
+        if line.keepers.insert(wait.ticket) {
+            wait.kept.push(at);
+            self.keepers.insert(wait.ticket, key);
+        }
+    }
+
+    /// A send that keeps places has been committed: the next oldest ones have their time.
+    fn use_kept(&mut self, bus: &BusInner, key: WaitKey) {
+        for queue in &self.waits[key.0].kept {
+            if let Some(line) = self.lines.get_mut(queue) {
+                line.unused_since = bus.running();
+            }
+        }
+    }
+
+    /// A send gives up reserve places; those in line there may go on.
+    fn give_up(&mut self, key: WaitKey, what: Given) {
+        let wait = &mut self.waits[key.0];
+        let (ticket, at, outgoing) = (wait.ticket, wait.at, wait.outgoing.as_ref());
+        let kept = std::mem::take(&mut wait.kept);
+        let stays = |queue: &EndpointId| match what {
+            Given::All => false,
+            Given::Elsewhere => at == Some(*queue),
+            Given::NotNeeded => outgoing.is_some_and(|outgoing| outgoing.route.needs(*queue)),
+        };
+        let (stay, go): (Vec<_>, Vec<_>) = kept.into_iter().partition(stays);
+        wait.kept = stay;
+        if wait.kept.is_empty() {
+            self.keepers.remove(&ticket);
+        }
+        for queue in go {
+            let Some(line) = self.lines.get_mut(&queue) else {
+                continue;
+            };
+            line.keepers.remove(&ticket);
+            if line.is_empty() {
+                self.lines.remove(&queue);
+            } else if !line.sends.is_empty() {
+                self.unsettled.push(queue);
+            }
+        }
+    }
+
     fn decide(
         &mut self,
         key: WaitKey,
@@ -398,25 +471,12 @@ impl WaitingRoom {
         effects: &mut Effects,
     ) {
         self.unregister(key);
+        self.give_up(key, Given::All);
         let wait = &mut self.waits[key.0];
         self.sending -= usize::from(wait.interest == Interest::Send);
         wait.outcome = Some(outcome);
         effects.discard(wait.outgoing.take(), None);
         effects.wake(wait.waker.take());
-        if wait.senior.is_some() {
-            self.seniors.remove(&wait.ticket);
-            self.seniors_moved = true;
-        }
-    }
-
-    /// Lets the seniors go on that a senior has left a reserve place to.
-    fn after_seniors(&mut self, bus: &BusInner, effects: &mut Effects) {
-        while std::mem::take(&mut self.seniors_moved) {
-            let keys: Vec<WaitKey> = self.seniors.values().copied().collect();
-            for key in keys {
-                self.settle(bus, key, effects);
-            }
-        }
     }
 
     /// What a wait came to; the wait is gone then.
@@ -448,7 +508,7 @@ impl WaitingRoom {
         // Who cancels needs no wake-up.
         effects.discard(None, self.waits[key.0].waker.take());
         self.decide(key, Err(SendError::Cancelled), effects);
-        self.after_seniors(bus, effects);
+        self.serve_unsettled(bus, effects);
         self.take_outcome(key).unwrap_or(Err(SendError::Cancelled))
     }
 
@@ -478,45 +538,37 @@ impl WaitingRoom {
         for (_, key) in keys {
             self.settle(bus, key, effects);
         }
-        // A senior that no longer needs a queue leaves its reserve place to a younger one, which
-        // may be registered there without having anything to do with what has changed.
-        self.seniors_moved |= !self.seniors.is_empty() && !mutated(Mutant::ChangeKeepsClaims);
-        self.after_seniors(bus, effects);
+        self.serve_unsettled(bus, effects);
     }
 
-    /// Time has passed: finds the senior sends that are stuck, and the endpoints that are stalled.
+    /// Time has passed: finds who has stood in one line for too long to keep places elsewhere, and
+    /// the endpoints that are stalled.
     pub(crate) fn tick(
         &mut self,
         bus: &BusInner,
         now: Duration,
         effects: &mut Effects,
     ) -> Vec<Stalled> {
-        self.find_stuck(now);
-        self.after_seniors(bus, effects);
-        self.find_stalled(bus, now, effects)
-    }
-
-    fn find_stuck(&mut self, now: Duration) {
-        for key in self.seniors.values() {
-            let wait = &mut self.waits[key.0];
-            let (Some(progress), Some(at)) = (&mut wait.senior, wait.at) else {
-                continue;
-            };
-            let Some(line) = self.lines.get(&at) else {
-                continue;
-            };
-            let freed = line.core.freed().0;
-            if freed != progress.freed {
-                *progress = Progress {
-                    freed,
-                    since: now,
-                    stuck: false,
-                };
-            } else if !progress.stuck && now.saturating_sub(progress.since) >= PATIENCE {
-                progress.stuck = true;
-                self.seniors_moved = true;
+        // The oldest first: what it gives up may be all that a younger one lacks, which then has
+        // nothing to give up.
+        let mut next = 0;
+        while let Some((ticket, key)) = self.keepers.range(next..).next() {
+            let key = *key;
+            next = ticket + 1;
+            let stood = now.saturating_sub(self.waits[key.0].since);
+            if stood >= PATIENCE && !mutated(Mutant::StuckKeepsClaims) {
+                self.give_up(key, Given::Elsewhere);
+                self.serve_unsettled(bus, effects);
             }
         }
+        if !self.keepers.is_empty() {
+            let free = |line: &Line| !line.keepers.is_empty() && !line.is_withheld(now);
+            let queues = self.lines.iter().filter(|(_, line)| free(line));
+            self.unsettled.extend(queues.map(|(queue, _)| *queue));
+        }
+        let stalled = self.find_stalled(bus, now, effects);
+        self.serve_unsettled(bus, effects);
+        stalled
     }
 
     /// The endpoints that have been full for the stall limit while sends waited for them, and have
@@ -561,11 +613,7 @@ impl WaitingRoom {
         let limit = bus.limits.stall;
         full.retain(|id, stalled| {
             let freed = stalled.core.freed().0;
-            let progress = Progress {
-                freed,
-                since: now,
-                stuck: false,
-            };
+            let progress = Progress { freed, since: now };
             let before = self.stalls.entry(*id).or_insert(progress);
             if freed - before.freed >= stalled.core.capacity.messages {
                 *before = progress;
@@ -613,14 +661,7 @@ impl WaitingRoom {
         for id in waits_for_stalled {
             if let Some(stalled) = full.remove(&id) {
                 let freed = stalled.core.freed().0;
-                self.stalls.insert(
-                    id,
-                    Progress {
-                        freed,
-                        since: now,
-                        stuck: false,
-                    },
-                );
+                self.stalls.insert(id, Progress { freed, since: now });
             }
         }
     }
@@ -646,32 +687,55 @@ impl WaitingRoom {
     }
 }
 
+/// Which reserve places a send gives up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Given {
+    All,
+    /// Those where it does not stand in line.
+    Elsewhere,
+    /// Those of queues that are no recipients of it any more.
+    NotNeeded,
+}
+
 /// A waiting send's place among the others, while it is tried.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Turn<'a> {
-    room: &'a WaitingRoom,
+    lines: &'a HashMap<EndpointId, Line>,
     ticket: Ticket,
+    at: Option<EndpointId>,
+    now: Duration,
 }
 
 impl Turn<'_> {
-    /// Whether an older send is registered at a queue.
+    /// Whether it stands in line at a queue.
+    pub(crate) fn is_at(self, queue: EndpointId) -> bool {
+        self.at == Some(queue)
+    }
+
+    /// Whether an older send stands in line at a queue.
     pub(crate) fn follows_another_at(self, queue: EndpointId) -> bool {
-        let line = self.room.lines.get(&queue);
+        let line = self.lines.get(&queue);
         let first = line.and_then(|line| line.sends.keys().next());
         first.is_some_and(|first| *first < self.ticket)
     }
 
-    /// Whether an older senior send that is not stuck needs a place in a queue: its reserve place
-    /// is for that one first.
-    pub(crate) fn is_claimed_by_older(self, queue: EndpointId) -> bool {
-        let older = self.room.seniors.range(..self.ticket);
-        let claims = |wait: &Wait| {
-            let stuck = wait.senior.is_some_and(|progress| progress.stuck);
-            let route = wait.outgoing.as_ref().map(|outgoing| &outgoing.route);
-            (!stuck || mutated(Mutant::StuckKeepsClaims))
-                && route.is_some_and(|route| route.needs(queue))
+    /// Whether it keeps the reserve place of a queue.
+    pub(crate) fn keeps(self, queue: EndpointId) -> bool {
+        let line = self.lines.get(&queue);
+        line.is_some_and(|line| line.keepers.contains(&self.ticket))
+    }
+
+    /// Whether the reserve place of a queue is for it, if it is free: it keeps it, nobody older
+    /// withholds it, and nobody older stands in line there.
+    pub(crate) fn may_use_reserve(self, queue: EndpointId) -> bool {
+        let Some(line) = self.lines.get(&queue) else {
+            return false;
         };
-        older.map(|(_, key)| &self.room.waits[key.0]).any(claims)
+        let oldest = line.keepers.first() == Some(&self.ticket);
+        line.keepers.contains(&self.ticket)
+            && (oldest || !line.is_withheld(self.now) || mutated(Mutant::ReservePassesOlder))
+            && !self.follows_another_at(queue)
+            && !mutated(Mutant::NoReservePlace)
     }
 }
 

@@ -198,7 +198,7 @@ fn g8_64_stuck_members_cost_one_stall_limit_together() {
     fill(&mut lane, Destination::Group(groups[0]));
     let evicted = world.pass(STALL + Duration::from_millis(200));
     assert_eq!(evicted.len(), 64);
-    // Evictions move it from queue to queue; it may have become senior on the way.
+    // Evictions move it from queue to queue; it may keep places on the way.
     assert!(lane.poll_outcome().unwrap().is_ok());
 }
 
