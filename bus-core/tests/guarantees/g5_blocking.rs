@@ -496,7 +496,7 @@ fn g5_sends_that_missed_places_elsewhere_do_not_starve_who_is_next_in_line() {
     }
     let mut small = waits.endpoint.lane().unwrap();
     waits.wait(busy.id(), "the patient one");
-    // The fan-outs become as senior as can be without any move of the busy queue.
+    // The fan-outs are offered all that they can be without any move of the busy queue.
     for _ in 0..10 {
         one.take_all();
         fills.try_send(one.id(), "refill").ok();
@@ -504,7 +504,7 @@ fn g5_sends_that_missed_places_elsewhere_do_not_starve_who_is_next_in_line() {
         fills.try_send(two.id(), "refill").ok();
     }
     drop(fan_outs.drain(..5));
-    // Younger than the patient one, and senior as well after this.
+    // Younger than the patient one, and treated likewise.
     let mut younger: Vec<Lane> = (0..5).map(|_| fans.endpoint.lane().unwrap()).collect();
     for lane in &mut younger {
         wait(lane, group, "younger");

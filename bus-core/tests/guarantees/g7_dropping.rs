@@ -144,7 +144,7 @@ fn g7_coming_back_does_not_lose_a_gap_that_was_not_told() {
 }
 
 #[test]
-fn g7_a_reader_that_sleeps_with_places_still_taken_is_woken_for_a_gap() {
+fn g7_a_gap_behind_drained_messages_is_told_when_their_places_are_free() {
     let bus = bus(1);
     let (mut sender, mut member) = (Party::on(&bus), Party::on(&bus));
     let group = dropping(&member, "g");
@@ -152,9 +152,17 @@ fn g7_a_reader_that_sleeps_with_places_still_taken_is_woken_for_a_gap() {
     assert!(member.reader.drain().is_some());
     let wakes = Wakes::new();
     assert!(member.reader.sleep(wakes.waker()));
-    let missed = [sender.send(group, "dropped").sequence];
-    assert_eq!(wakes.count(), 1);
+    let missed = [
+        sender.send(group, "dropped").sequence,
+        sender.send(group, "dropped").sequence,
+    ];
+    assert_eq!(wakes.count(), 0, "the application has not taken the first");
+    assert!(!member.reader.has_lone_gap());
+    member.reader.release(1, 1).unwrap();
+    assert!(member.reader.has_lone_gap());
+    assert!(!member.reader.sleep(wakes.waker()), "a gap is something");
     assert_eq!(member.take_gap(), (group, gap(&missed)));
+    assert!(!member.reader.has_lone_gap());
 }
 
 #[test]
