@@ -29,6 +29,7 @@ use rustix::io::Errno;
 use crate::error::GoneReason;
 use crate::inbox::Amount;
 use crate::inflow::{Filled, Inflow};
+use crate::message::PlainAttributes;
 use crate::state::{CallError, Interest, Purpose, Sender, State};
 use crate::transport::{Output, Transport};
 use crate::waits::Wake;
@@ -39,6 +40,7 @@ pub(crate) struct Connection {
     transport: Arc<Transport>,
     limits: Limits,
     incarnation: Incarnation,
+    plain: PlainAttributes,
     #[cfg(feature = "tokio")]
     pub(crate) reactor: crate::reactor::Reactor,
     /// What must outlive the connection, such as an embedded broker.
@@ -88,6 +90,7 @@ impl Connection {
             transport,
             limits: welcome.limits,
             incarnation: welcome.incarnation,
+            plain: PlainAttributes::new(),
             #[cfg(feature = "tokio")]
             reactor: crate::reactor::Reactor::default(),
             _keep: keep,
@@ -100,6 +103,10 @@ impl Connection {
 
     pub(crate) fn incarnation(&self) -> Incarnation {
         self.incarnation
+    }
+
+    pub(crate) fn plain_attributes(&self) -> &PlainAttributes {
+        &self.plain
     }
 
     pub(crate) fn pollable(&self) -> BorrowedFd<'_> {

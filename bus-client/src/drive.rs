@@ -46,7 +46,6 @@ impl Drive {
     }
 
     #[cfg(not(feature = "tokio"))]
-    #[expect(clippy::unused_self, reason = "with the feature tokio it has state")]
     fn dispatched(
         &mut self,
         _connection: &std::sync::Arc<Connection>,

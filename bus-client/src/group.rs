@@ -348,7 +348,8 @@ impl Route {
         form: Form,
         retry_stale: bool,
     ) -> Result<NewSend, SendError> {
-        let limits = self.endpoint.inner.connection.limits();
+        let connection = &self.endpoint.inner.connection;
+        let limits = connection.limits();
         let (bytes, limit) = (message.payload.len() as u64, limits.payload_bytes.into());
         if bytes > limit {
             return Err(SendError::TooLarge { bytes, limit });
@@ -361,7 +362,7 @@ impl Route {
             endpoint: self.endpoint.inner.key,
             lane: self.lane(),
             target: self.target.clone(),
-            attributes: message.attributes()?,
+            attributes: message.attributes(connection.plain_attributes())?,
             payload: message.payload,
             descriptors: (given > 0).then(|| message.descriptors.into()),
             form,

@@ -339,11 +339,20 @@ impl Outgoing {
         self
     }
 
-    /// The block of attributes for the wire.
-    pub(crate) fn attributes(&mut self) -> Result<Attributes, MessageError> {
-        let plain = self.key.is_none() && self.operation.is_none() && self.fields.is_empty();
-        if plain && self.content_type == ContentType::Bytes {
-            return Ok(Attributes::EMPTY);
+    /// The block of attributes for the wire. Those that say nothing but a content type are made
+    /// once for each connection.
+    pub(crate) fn attributes(
+        &mut self,
+        plain: &PlainAttributes,
+    ) -> Result<Attributes, MessageError> {
+        if self.key.is_none() && self.operation.is_none() && self.fields.is_empty() {
+            match self.content_type {
+                ContentType::Bytes => return Ok(Attributes::EMPTY),
+                ContentType::Text => return Ok(plain.text.clone()),
+                ContentType::Cbor => return Ok(plain.cbor.clone()),
+                ContentType::Json => return Ok(plain.json.clone()),
+                _ => {}
+            }
         }
         let mut builder = Attributes::builder().content_type(self.content_type);
         if let Some(key) = self.key.take() {
@@ -363,6 +372,28 @@ impl Outgoing {
             payload: payload.into(),
             content_type,
             ..Self::default()
+        }
+    }
+}
+
+/// Attributes that say nothing but what the payload is.
+#[derive(Debug)]
+pub(crate) struct PlainAttributes {
+    text: Attributes,
+    cbor: Attributes,
+    json: Attributes,
+}
+
+impl PlainAttributes {
+    pub(crate) fn new() -> Self {
+        let only = |content_type| {
+            let built = Attributes::builder().content_type(content_type).build();
+            built.expect("a content type alone is within every limit")
+        };
+        Self {
+            text: only(ContentType::Text),
+            cbor: only(ContentType::Cbor),
+            json: only(ContentType::Json),
         }
     }
 }
