@@ -38,6 +38,7 @@ pub(crate) struct FakeBroker {
     pub(crate) credit_frames: usize,
     pub(crate) descriptors: Vec<OwnedFd>,
     sequence: u64,
+    impatient: bool,
 }
 
 /// A client and the broker that it has greeted.
@@ -68,7 +69,14 @@ impl FakeBroker {
             credit_frames: 0,
             descriptors: Vec::new(),
             sequence: 0,
+            impatient: false,
         }
+    }
+
+    /// A client that says nothing for so long is taken to have ended.
+    pub(crate) fn wait_no_longer_than(&mut self, patience: Duration) {
+        self.socket.set_read_timeout(Some(patience)).unwrap();
+        self.impatient = true;
     }
 
     // ---- What the client sends
@@ -181,6 +189,7 @@ impl FakeBroker {
         let bytes = match received {
             Ok(received) => received.bytes,
             Err(rustix::io::Errno::CONNRESET) => 0,
+            Err(rustix::io::Errno::AGAIN) if self.impatient => 0,
             Err(error) => panic!("the client is silent: {error}"),
         };
         for message in control.drain() {
@@ -201,6 +210,11 @@ impl FakeBroker {
 
     pub(crate) fn put_bytes(&mut self, bytes: &[u8]) {
         self.socket.write_all(bytes).unwrap();
+    }
+
+    /// As [`put_bytes`](Self::put_bytes); `false` if the client has gone.
+    pub(crate) fn try_put_bytes(&mut self, bytes: &[u8]) -> bool {
+        self.socket.write_all(bytes).is_ok()
     }
 
     pub(crate) fn put_with_descriptors(&mut self, frame: &BrokerFrame, descriptors: &[OwnedFd]) {

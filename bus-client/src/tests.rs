@@ -1,6 +1,7 @@
 //! The library against a broker that follows a script, over a real socket.
 
 mod greeting;
+mod hostile;
 mod loops;
 mod receiving;
 mod sending;
