@@ -4,11 +4,11 @@ use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Wake, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bus_core::{Draft, JoinOptions, Limits, Payload, SendError, Submitted};
 
-use crate::given::{Party, Wakes, bus, bus_with, full, outcome};
+use crate::given::{Party, Wakes, bus, bus_with, full, now, outcome};
 
 #[test]
 fn g1_a_refused_send_has_reached_nobody() {
@@ -104,7 +104,7 @@ fn g1_a_cancel_that_comes_too_late_gives_the_receipt() {
 fn g1_a_deadline_that_has_passed_sends_at_once_or_to_nobody() {
     let bus = bus(1);
     let (mut sender, mut reader) = (Party::on(&bus), Party::on(&bus));
-    let past = Instant::now() - Duration::from_secs(1);
+    let past = now() - Duration::from_secs(1);
     let to = reader.here();
     assert_eq!(
         sender

@@ -162,6 +162,7 @@ fn g7_a_gap_behind_drained_messages_is_told_when_their_places_are_free() {
     assert!(member.reader.has_lone_gap());
     assert!(!member.reader.sleep(wakes.waker()), "a gap is something");
     assert_eq!(member.take_gap(), (group, gap(&missed)));
+    assert!(member.reader.drain().is_none());
     assert!(!member.reader.has_lone_gap());
 }
 

@@ -7,7 +7,7 @@ use std::thread;
 
 use bus_core::{CreditError, Delivery, ReceiveError};
 
-use crate::given::{Party, Wakes, bus, full, soon};
+use crate::given::{Party, Wakes, bus, full, now, soon};
 
 #[test]
 fn an_endpoint_has_one_reader_at_a_time_and_the_next_goes_on_where_it_stopped() {
@@ -135,7 +135,7 @@ fn a_blocked_reader_gets_what_comes_and_the_end() {
 fn a_deadline_ends_the_waiting_for_a_message() {
     let bus = bus(4);
     let mut party = Party::on(&bus);
-    let past = std::time::Instant::now();
+    let past = now();
     assert_eq!(
         party.reader.receive_deadline(past).unwrap_err(),
         ReceiveError::Empty
