@@ -469,10 +469,14 @@ proptest! {
     #[test]
     fn a_changed_program_is_refused_or_runs_as_the_reference_does(
         code in program(Kinds::All),
-        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        cut in proptest::option::of(any::<prop::sample::Index>()),
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
         message in proptest::collection::vec(any::<u8>(), 0..24),
     ) {
         let mut code = code;
+        if let Some(cut) = cut {
+            code.truncate(8 + cut.index(code.len() / 8) * 8);
+        }
         for (at, to) in changes {
             let at = at.index(code.len());
             code[at] = to;

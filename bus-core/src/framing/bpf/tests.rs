@@ -493,6 +493,18 @@ fn jumps_lead_forward_to_instructions_that_exist() {
         ),
         ("nothing is last", vec![zero()], 0, Fault::PastEnd),
         (
+            "a constant is last",
+            vec![zero(), constant(0, 1)],
+            1,
+            Fault::PastEnd,
+        ),
+        (
+            "a packet load is last",
+            vec![mov_reg(6, 1), ins(0x30, 0, 0, 0, 0)],
+            1,
+            Fault::PastEnd,
+        ),
+        (
             "no way past an exit, to more",
             vec![zero(), exit(), zero()],
             2,

@@ -175,9 +175,14 @@ impl Verifier<'_> {
             (None, None) => return Err(Fault::Unreachable),
         };
         let op = self.check(at, &mut state)?;
+        let slots = if self.code[at].opcode == LOAD_CONSTANT {
+            2
+        } else {
+            1
+        };
         let after = match op {
             Op::Exit | Op::Goto { .. } => None,
-            _ if at + 1 == self.code.len() => return Err(Fault::PastEnd),
+            _ if at + slots == self.code.len() => return Err(Fault::PastEnd),
             _ => Some(state),
         };
         Ok((op, after))
