@@ -49,7 +49,7 @@ fn g7_a_gap_says_exactly_what_was_missed() {
         let dropped = receipts
             .iter()
             .map(|receipt| u64::from(receipt.dropped))
-            .sum();
+            .sum::<u64>();
         assert_eq!(bus.stats().dropped, dropped);
         drop(two);
     });
