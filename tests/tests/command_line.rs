@@ -1,7 +1,5 @@
 //! The command line on a real broker: exit statuses, and what scripts rely on.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::io::Write;
 use std::process::Stdio;
 
