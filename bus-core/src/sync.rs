@@ -334,8 +334,10 @@ mutants! {
     NoReservePlace,
     /// A younger send takes the reserve place that an older one keeps.
     ReservePassesOlder,
-    /// A send that is stuck on a dead recipient withholds what it keeps elsewhere.
+    /// Who has stood in one line for too long keeps its places elsewhere.
     StuckKeepsClaims,
+    /// A place that has been kept for too long without use is still withheld from younger sends.
+    UnusedStaysWithheld,
     /// Those who wait for a member are not served when it leaves or is closed.
     LeaveServesNobody,
     /// A send keeps reserve places of queues that are no recipients of it any more.

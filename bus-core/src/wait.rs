@@ -121,7 +121,7 @@ impl Line {
 
     /// Whether the oldest of those who keep the reserve place still withholds it from the others.
     fn is_withheld(&self, now: Duration) -> bool {
-        now.saturating_sub(self.unused_since) < PATIENCE || mutated(Mutant::StuckKeepsClaims)
+        now.saturating_sub(self.unused_since) < PATIENCE || mutated(Mutant::UnusedStaysWithheld)
     }
 
     fn is_empty(&self) -> bool {

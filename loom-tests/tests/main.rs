@@ -11,5 +11,5 @@ mod mutants;
 mod order;
 mod queue;
 mod reader;
-mod senior;
+mod reserve;
 mod waiting;

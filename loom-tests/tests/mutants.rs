@@ -16,7 +16,7 @@
 //! | G4 views | join and leave between a sender's snapshot and its locks; the empty group | `membership::g4_*` | `SkipGenerationCheck`, `ChangeTakesOneLock`, `EmptySetTakesNoLock` |
 //! | G5 no wake-up is lost | a place freed while a send goes to wait; leave, close, end | `waiting::g5_*`, `cancel::*` | `NoSecondLook`, `NoFence*`, `LeaveServesNobody`, `WaitAtOwnQueue` |
 //! | G5 others go on | one member full until the others are through | `isolation::*` | `StayRegistered`, `ServeOnlyOne` |
-//! | G5 nobody starves | newcomers and younger sends; readers that alternate; dead members | `waiting::g5_*_pass_*`, `senior::*` | `PassOlder`, `WaiterPassesOlder`, `YoungestFirst`, `NoReservePlace`, `ReservePassesOlder`, `StuckKeepsClaims`, `ChangeKeepsClaims` |
+//! | G5 nobody starves | newcomers and younger sends; readers that alternate; dead members | `waiting::g5_*_pass_*`, `reserve::*` | `PassOlder`, `WaiterPassesOlder`, `YoungestFirst`, `NoReservePlace`, `ReservePassesOlder`, `StuckKeepsClaims`, `UnusedStaysWithheld`, `ChangeKeepsClaims` |
 //! | G6 readiness | a watch that begins while a place is freed | `waiting::g6_*` | `ServeNoWatches` |
 //! | G7 dropping is visible | drops while the reader reads, sleeps, or is owed to others | `drop_when_full::*` | `DropperPassesOlder`, `LoneGapEarly`, `SleepBesideGap`, `DropWakesNobody`, `NoFenceInDrop` |
 //! | G9 lifetime | close and shutdown against sends and readers; slots used again | `membership::g9_*`, `cancel::g9_*` | `ClosedSenderCommits`, `SlotNotCompared`, `ShutStillReceives`, `EndWithoutLook` |
@@ -168,15 +168,19 @@ const CAUGHT: &[(&str, &str)] = &[
     ),
     (
         "NoReservePlace",
-        "senior::g5_a_fan_out_is_overtaken_at_most_a_fixed_number_of_times",
+        "reserve::g5_a_fan_out_misses_a_fixed_number_of_offers",
     ),
     (
         "ReservePassesOlder",
-        "senior::g5_a_younger_senior_leaves_the_reserve_place_to_an_older_one",
+        "reserve::g5_a_younger_send_leaves_the_reserve_place_to_an_older_one",
     ),
     (
         "StuckKeepsClaims",
-        "senior::g5_a_senior_stuck_on_a_dead_member_holds_back_nobody",
+        "reserve::g5_a_send_that_waits_for_a_dead_member_withholds_nothing",
+    ),
+    (
+        "UnusedStaysWithheld",
+        "reserve::g5_a_place_that_is_kept_and_not_used_is_for_who_can_use_it",
     ),
     (
         "LeaveServesNobody",
@@ -184,7 +188,7 @@ const CAUGHT: &[(&str, &str)] = &[
     ),
     (
         "ChangeKeepsClaims",
-        "senior::g5_a_leave_wakes_those_whom_it_frees_a_reserve_place",
+        "reserve::g5_a_leave_gives_up_the_places_that_are_kept_for_it",
     ),
     (
         "CancelLeavesSend",
