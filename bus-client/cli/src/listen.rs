@@ -42,11 +42,11 @@ pub(crate) fn run(
         printed: 0,
         through: None,
     };
-    listener.join()?;
     if options.json {
-        // A trace tells its end; text has nothing to say there.
+        // A trace tells its end, from its first line on; text has nothing to say there.
         notice.ask();
     }
+    listener.join()?;
     let end = listener.listen(notice);
     match &end {
         Ok(Why::Count) => listener.end("count")?,
