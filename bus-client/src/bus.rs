@@ -4,8 +4,7 @@ use std::future::Future;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::thread;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bus_core::wire::{LaneNumber, MAX_PAGE, Request, Response, Serial};
@@ -20,7 +19,7 @@ use crate::error::{
 use crate::group::{Group, JoinOptions, Member, RemoteEndpoint};
 use crate::info::{GroupInfo, Joined, Members, RoundTrip, Stats, Status};
 use crate::message::Event;
-use crate::state::{CallError, GroupTarget, Interest, Purpose, Reader, State};
+use crate::state::{CallError, GroupTarget, Interest, Purpose, State};
 use crate::waits::Wake;
 
 /// A connection to a broker, and the first endpoint on it: what [`Endpoint`] can do, a bus can.
@@ -307,13 +306,12 @@ impl Endpoint {
     ///
     /// The broker is gone and all that had arrived was received.
     pub fn try_receive(&self) -> Result<Option<Event>, ReceiveError> {
-        let reader = Reader::Thread(thread::current().id());
         let mut state = self.inner.connection.lock();
-        if let Some(received) = self.take(&mut state, reader) {
+        if let Some(received) = self.take(&mut state, None) {
             return received.map(Some);
         }
         state.turn();
-        self.take(&mut state, reader).transpose()
+        self.take(&mut state, None).transpose()
     }
 
     /// Waits at most `timeout` for the next event; `None` if none came.
@@ -326,17 +324,16 @@ impl Endpoint {
     }
 
     fn receive_until(&self, deadline: Option<Instant>) -> Result<Option<Event>, ReceiveError> {
-        let reader = Reader::Thread(thread::current().id());
         self.inner
             .connection
             .wait(Interest::Inbox(self.inner.key), None, deadline, |state| {
-                self.take(state, reader)
+                self.take(state, None)
             })
             .transpose()
     }
 
-    fn take(&self, state: &mut State, reader: Reader) -> Option<Result<Event, ReceiveError>> {
-        if let Some(event) = state.take_event(self.inner.key, reader) {
+    fn take(&self, state: &mut State, task: Option<&Waker>) -> Option<Result<Event, ReceiveError>> {
+        if let Some(event) = state.take_event(self.inner.key, task) {
             return Some(Ok(event));
         }
         let gone = state.gone()?;
@@ -680,7 +677,7 @@ impl Future for ReceiveFuture {
         let connection = &endpoint.inner.connection;
         drive.poll(connection, cx, |cx| {
             let mut state = connection.lock();
-            if let Some(received) = endpoint.take(&mut state, Reader::Task) {
+            if let Some(received) = endpoint.take(&mut state, Some(cx.waker())) {
                 return Poll::Ready(received);
             }
             let wake = Wake::Task(cx.waker().clone());

@@ -137,6 +137,9 @@ impl Connection {
         if let Some(serial) = blocked {
             state.block(serial, Sender::Thread(thread::current().id()));
         }
+        if let Interest::Inbox(key) = interest {
+            state.starts_reading(key);
+        }
         let id = state.waits().enter();
         let wished = loop {
             if let Some(wished) = wish(&mut state) {
@@ -169,6 +172,9 @@ impl Connection {
         };
         state.clear_wake(interest, &Wake::Thread(id));
         state.waits().exit(id);
+        if let Interest::Inbox(key) = interest {
+            state.stops_reading(key);
+        }
         if let Some(serial) = blocked {
             state.unblock(serial);
         }

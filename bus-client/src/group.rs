@@ -248,7 +248,8 @@ macro_rules! sending {
             }
 
             /// Sends, as a future. It enters its lane when it is first polled; dropping it before
-            /// it is done cancels it if it still waits.
+            /// it is done cancels it if it still waits. It fails with
+            /// [`WouldDeadlock`](SendError::WouldDeadlock) only in the task that receives as well.
             ///
             /// See [`Endpoint::receive_async`] for who drives it.
             pub fn send_async(&self, message: impl Into<Outgoing>) -> SendFuture {

@@ -166,7 +166,7 @@ fn poll_answer(
             return Poll::Ready(answer);
         }
         state.set_wake(Interest::Answer(serial), Wake::Task(cx.waker().clone()));
-        state.block(serial, Sender::Task);
+        state.block(serial, Sender::Task(cx.waker().clone()));
         state.before_sleep();
         match state.take_answer(serial) {
             None => Poll::Pending,

@@ -46,7 +46,7 @@ mod watch;
 use call::CallEntry;
 pub(crate) use call::{CallError, Purpose};
 use endpoint::EndpointState;
-pub(crate) use endpoint::Reader;
+use relief::Reader;
 pub(crate) use relief::Sender;
 pub(crate) use send::{CancelReason, Form, NewSend};
 use send::{SendEntry, Stage};
@@ -248,6 +248,11 @@ impl State {
     #[cfg(test)]
     pub(crate) fn queued_sends(&self) -> usize {
         self.queued_sends
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_read(&self, key: usize) -> bool {
+        self.endpoints[key].reading > 0
     }
 
     #[cfg(test)]
@@ -583,7 +588,11 @@ impl State {
                 }
             }
             Interest::Inbox(key) => {
-                let receivers = &mut self.endpoints[key].receivers;
+                let endpoint = &mut self.endpoints[key];
+                if matches!(wake, Wake::Task(_)) {
+                    Reader::note_waiting(&mut endpoint.reader);
+                }
+                let receivers = &mut endpoint.receivers;
                 if !receivers.iter().any(|other| is_same(other, &wake)) {
                     receivers.push(wake);
                 }

@@ -4,12 +4,13 @@
 //! the answer, which may be overtaken by the first messages, tells the name.
 
 use std::collections::HashMap;
-use std::thread::ThreadId;
+use std::task::Waker;
 
 use bus_core::wire::{ClientFrame, LaneNumber, MAX_LANES, Request, Serial};
 use bus_core::{EndpointId, GroupId, GroupName, Sequence};
 
 use super::call::{CallError, Purpose};
+use super::relief::Reader;
 use super::target::Target;
 use super::{State, Urgency, handle};
 use crate::inbox::{Amount, Inbox, Item};
@@ -23,7 +24,10 @@ pub(super) struct EndpointState {
     pub(super) id: EndpointId,
     pub(super) inbox: Inbox,
     pub(super) receivers: Vec<Wake>,
-    pub(super) reader: Reader,
+    /// Nobody has received from it, if none.
+    pub(super) reader: Option<Reader>,
+    /// Threads that wait to receive from it, those included that were woken and have not yet run.
+    pub(super) reading: usize,
     pub(super) lanes: Vec<LaneState>,
     pub(super) groups: HashMap<GroupId, KnownGroup>,
     /// How many of `groups` were left.
@@ -43,14 +47,6 @@ pub(super) struct KnownGroup {
     pub(super) name: GroupName,
     /// Where the endpoint left it: later messages need it no more.
     pub(super) left: Option<Sequence>,
-}
-
-/// Who received from an endpoint last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reader {
-    Nobody,
-    Thread(ThreadId),
-    Task,
 }
 
 impl EndpointState {
@@ -151,7 +147,8 @@ impl State {
             id: EndpointId::from_raw(0),
             inbox: Inbox::new(capacity, self.backlog),
             receivers: Vec::new(),
-            reader: Reader::Nobody,
+            reader: None,
+            reading: 0,
             lanes: (0..lanes).map(|_| LaneState::default()).collect(),
             groups: HashMap::new(),
             left_groups: 0,
@@ -225,11 +222,12 @@ impl State {
         }
     }
 
-    /// Takes the next event of an endpoint, if there is one.
-    pub(crate) fn take_event(&mut self, key: usize, reader: Reader) -> Option<Event> {
+    /// Takes the next event of an endpoint, if there is one, for the calling thread or a task on
+    /// it.
+    pub(crate) fn take_event(&mut self, key: usize, task: Option<&Waker>) -> Option<Event> {
         let gone = self.gone.is_some();
         let endpoint = &mut self.endpoints[key];
-        endpoint.reader = reader;
+        Reader::note(&mut endpoint.reader, task);
         if !endpoint.is_ready(gone) {
             return None;
         }

@@ -289,30 +289,92 @@ fn g5_a_send_future_that_is_dropped_is_taken_back() {
     assert!(pinging.join().unwrap().is_ok(), "its answer goes nowhere");
 }
 
-#[test]
-fn g5_a_task_that_waits_for_a_send_takes_messages_into_the_backlog_too() {
+/// A bus with a queue and a backlog of one each, from which `reader` has received once.
+fn read_once_by(reader: &Waker) -> (Bus, FakeBroker) {
     let limits = Limits {
         queue_messages: 1,
         ..Limits::default()
     };
     let (bus, mut broker) = pair_with(limits, Builder::new().backlog(1, 100));
-    let scripted = thread::spawn(move || {
-        broker.found(GROUP);
-        let send = broker.send();
-        broker.message(b"1");
-        broker.await_credit(1, 1);
-        broker.message(b"2");
-        assert_eq!(broker.cancel(), send.head.id);
-        broker.refuse(send.head.id, FailureCode::Cancelled);
-        broker
-    });
-    let group = bus.group("g").unwrap();
-    let outcome = block_on(&bus, group.send_async("x"));
+    broker.message(b"0");
+    bus.dispatch_timeout(PATIENCE).unwrap();
+    let mut context = Context::from_waker(reader);
+    assert!(pin!(bus.receive_async()).poll(&mut context).is_ready());
+    bus.dispatch().unwrap();
+    broker.await_credit(1, 1);
+    (bus, broker)
+}
+
+#[test]
+fn g5_a_task_that_would_have_to_read_itself_is_told() {
+    let (_, task) = counter();
+    let (bus, mut broker) = read_once_by(&task);
+    let mut context = Context::from_waker(&task);
+    let endpoint = bus.endpoint(crate::EndpointId::from_raw(5));
+    let mut sending = pin!(endpoint.send_async("x"));
+    assert!(sending.as_mut().poll(&mut context).is_pending());
+    let send = broker.send();
+    broker.message(b"1");
+    bus.dispatch_timeout(PATIENCE).unwrap();
+    broker.await_credit(2, 2);
+    broker.message(b"2");
+    bus.dispatch_timeout(PATIENCE).unwrap();
+    assert_eq!(broker.cancel(), send.head.id);
+    broker.refuse(send.head.id, FailureCode::Cancelled);
+    bus.dispatch_timeout(PATIENCE).unwrap();
+    let outcome = sending.as_mut().poll(&mut context);
     assert!(
-        matches!(outcome, Err(SendError::WouldDeadlock(_))),
+        matches!(outcome, Poll::Ready(Err(SendError::WouldDeadlock(_)))),
         "{outcome:?}"
     );
-    scripted.join().unwrap();
+}
+
+#[test]
+fn g5_a_task_waits_for_its_send_while_another_may_read() {
+    let ((_, reader), (_, sender)) = (counter(), counter());
+    let (bus, mut broker) = read_once_by(&reader);
+    let mut context = Context::from_waker(&sender);
+    let endpoint = bus.endpoint(crate::EndpointId::from_raw(5));
+    let mut sending = pin!(endpoint.send_async("x"));
+    assert!(sending.as_mut().poll(&mut context).is_pending());
+    let send = broker.send();
+    for number in 2..=4 {
+        broker.message(b"m");
+        bus.dispatch_timeout(PATIENCE).unwrap();
+        if number == 2 {
+            broker.await_credit(2, 2);
+        }
+    }
+    assert!(
+        broker.is_quiet(),
+        "the backlog took one, and nobody is cancelled"
+    );
+    broker.receipt(send.head.id);
+    bus.dispatch_timeout(PATIENCE).unwrap();
+    assert!(matches!(
+        sending.as_mut().poll(&mut context),
+        Poll::Ready(Ok(_))
+    ));
+}
+
+#[test]
+fn g5_a_task_that_waits_to_read_at_the_same_time_waits_for_its_send() {
+    let (_, task) = counter();
+    let (bus, mut broker) = read_once_by(&task);
+    let mut context = Context::from_waker(&task);
+    let endpoint = bus.endpoint(crate::EndpointId::from_raw(5));
+    let mut sending = pin!(endpoint.send_async("x"));
+    let mut receiving = pin!(bus.receive_async());
+    assert!(receiving.as_mut().poll(&mut context).is_pending());
+    assert!(sending.as_mut().poll(&mut context).is_pending());
+    broker.send();
+    for _ in 0..3 {
+        broker.message(b"m");
+        bus.dispatch_timeout(PATIENCE).unwrap();
+    }
+    broker.await_credit(2, 2);
+    assert!(broker.is_quiet(), "it was woken to read, and will");
+    assert!(receiving.as_mut().poll(&mut context).is_ready());
 }
 
 #[test]

@@ -186,3 +186,45 @@ fn a_thread_that_cancels_lets_another_leave() {
     starting.join().unwrap().unwrap();
     assert_eq!(broker.send().payload, &b"second"[..]);
 }
+
+/// Given two workers that receive and reply,
+/// when one that received last waits for its reply and the other waits to receive,
+/// then nobody is told to read.
+#[test]
+fn g5_a_worker_waits_for_its_reply_while_another_waits_to_receive() {
+    let limits = bus_core::Limits {
+        queue_messages: 1,
+        ..bus_core::Limits::default()
+    };
+    let builder = crate::Builder::new().backlog(0, 0);
+    let (bus, mut broker) = crate::testing::pair_with(limits, builder);
+    let other = thread::spawn({
+        let bus = bus.clone();
+        move || bus.receive().unwrap().into_message().unwrap()
+    });
+    broker.message(b"1");
+    // Whoever gets the first, both have received before the reply waits.
+    assert_eq!(other.join().unwrap().payload(), b"1");
+    broker.await_credit(1, 1);
+    let worker = thread::spawn({
+        let bus = bus.clone();
+        move || {
+            let request = bus.receive().unwrap().into_message().unwrap();
+            bus.endpoint(request.sender()).send("reply")
+        }
+    });
+    broker.message(b"2");
+    let reply = broker.send();
+    broker.await_credit(2, 2);
+    let waiting = thread::spawn({
+        let bus = bus.clone();
+        move || bus.receive().unwrap().into_message().unwrap()
+    });
+    while !bus.inner.connection.lock().is_read(0) {
+        thread::yield_now();
+    }
+    broker.message(b"3");
+    assert_eq!(waiting.join().unwrap().payload(), b"3");
+    broker.receipt(reply.head.id);
+    assert!(worker.join().unwrap().is_ok());
+}
