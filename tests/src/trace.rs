@@ -231,3 +231,81 @@ pub fn assert_streams(trace: &Trace, expected: &[Vec<String>]) {
     sent.sort_unstable();
     assert!(heard == sent, "what was heard is not what was sent");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A trace of messages at these places, each the next of sender 9.
+    fn trace(places: &[(u64, u64)]) -> Trace {
+        let mut text = r#"{"type":"joined","group":"g","sequence":1,"endpoint":3}"#.to_owned();
+        for (sequence, serial) in places {
+            text += &format!(
+                "\n{{\"type\":\"message\",\"sequence\":{sequence},\"group\":\"g\",\"sender\":9,\
+                 \"sender_serial\":{serial},\"payload\":\"{serial}\"}}"
+            );
+        }
+        Trace::parse(&text)
+    }
+
+    const WHOLE: [(u64, u64); 4] = [(2, 1), (5, 2), (7, 3), (8, 4)];
+
+    #[track_caller]
+    fn assert_refused(case: &str, check: impl FnOnce() + std::panic::UnwindSafe) {
+        assert!(
+            std::panic::catch_unwind(check).is_err(),
+            "{case} was not noticed"
+        );
+    }
+
+    #[test]
+    fn what_is_right_passes() {
+        let whole = trace(&WHOLE);
+        assert_identical(&[whole.clone(), whole.clone()]);
+        whole.assert_part_of(&whole);
+        trace(&WHOLE[..2]).assert_beginning_of(&whole);
+        let texts = ["1", "2", "3", "4"].map(str::to_owned).to_vec();
+        assert_streams(&whole, &[texts]);
+        let mut visit = trace(&WHOLE[1..3]);
+        (visit.joined, visit.left) = (3, Some(8));
+        visit.assert_part_of(&whole);
+        let mut lossy = trace(&[WHOLE[0], WHOLE[3]]);
+        lossy.missed.push((2, 5, 7));
+        lossy.assert_part_of(&whole);
+    }
+
+    #[test]
+    fn what_is_wrong_is_noticed() {
+        let whole = || trace(&WHOLE);
+        assert_refused("an order", || {
+            trace(&[(2, 1), (7, 3), (5, 2)]).assert_ordered()
+        });
+        assert_refused("a duplicate", || trace(&[(2, 1), (2, 1)]).assert_ordered());
+        assert_refused("a sender's order", || {
+            trace(&[(2, 2), (5, 1)]).assert_ordered()
+        });
+        assert_refused("a loss", || trace(&WHOLE[..3]).assert_part_of(&whole()));
+        assert_refused("a hole", || {
+            trace(&[WHOLE[0], WHOLE[2]]).assert_beginning_of(&whole())
+        });
+        assert_refused("a message of nobody", || {
+            trace(&[(2, 1), (3, 2)]).assert_part_of(&whole());
+        });
+        assert_refused("a message after the leave", || {
+            let mut late = whole();
+            late.left = Some(8);
+            late.assert_ordered();
+        });
+        assert_refused("one of two that differ", || {
+            assert_identical(&[whole(), trace(&WHOLE[..3])]);
+        });
+        assert_refused("a gap of another size", || {
+            let mut lossy = trace(&[WHOLE[0], WHOLE[3]]);
+            lossy.missed.push((1, 5, 7));
+            lossy.assert_part_of(&whole());
+        });
+        assert_refused("a line that is not there", || {
+            assert_streams(&whole(), &[vec!["1".to_owned()]]);
+        });
+    }
+}

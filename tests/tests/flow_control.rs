@@ -138,6 +138,41 @@ fn g5_senders_that_wait_for_a_stopped_listener_go_on_when_it_is_killed() {
 }
 
 #[test]
+fn g5_a_sender_that_is_killed_while_it_waits_has_sent_what_had_room_and_no_more() {
+    let broker = Broker::with_limits("stall = \"600s\"");
+    let path = broker.file("trace");
+    let listener = broker.listener("held", &path);
+    listener.stop();
+    let mut senders = Senders::start(&broker, "held", 2);
+    broker.until("both wait", |stats| stats.waiting_sends == 2);
+    let committed = broker.raw().stats().messages;
+    let dead = senders.kill_one();
+    let stats = broker.until("one waits", |stats| stats.waiting_sends == 1);
+    assert_eq!(stats.messages, committed);
+    listener.go_on();
+    let sent = senders.end();
+    let _ = listener.end_by(Signal::SIGINT).with(0);
+    let trace = Trace::read(&path);
+    trace.assert_ordered();
+    let streams: Vec<Vec<&str>> = trace.by_sender().into_values().collect();
+    let early = trace
+        .messages
+        .iter()
+        .take(usize::try_from(committed).unwrap());
+    for own in &streams {
+        let of_dead = own.first() == dead.lines.first().map(String::as_str).as_ref();
+        let all = if of_dead { &dead.lines } else { &sent[0].lines };
+        assert!(own.iter().zip(all).all(|(heard, sent)| heard == sent));
+        assert!(of_dead || own.len() == all.len());
+    }
+    // What is later than the kill is the other one's.
+    let early: Vec<_> = early.collect();
+    let survivor = trace.messages.last().unwrap().sender;
+    let late = &trace.messages[early.len()..];
+    assert!(late.iter().all(|heard| heard.sender == survivor));
+}
+
+#[test]
 fn g7_nobody_waits_for_a_stopped_listener_that_drops_and_it_is_told_what_it_missed() {
     let broker = Broker::with_limits("stall = \"600s\"");
     let listeners = Listeners::start(&broker, "--drop-when-full");

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{PipeReader, Read, Write, pipe};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use bus_core::wire::{BrokerFrame, ClientFrame, FailureCode, GoodbyeCode};
 use bus_core::{Destination, GroupId, MemberFlags};
 use nix::sys::signal::Signal;
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 use tests::broker::Broker;
 use tests::deadline::eventually;
 use tests::process::Process;
@@ -194,7 +194,7 @@ fn descriptors_travel_between_processes() {
         .map(|_| {
             broker
                 .launch(env!("CARGO_BIN_EXE_taker"))
-                .line("pipes")
+                .line("pipes 1")
                 .start()
         })
         .collect();
@@ -216,6 +216,88 @@ fn descriptors_travel_between_processes() {
     pids.sort_unstable();
     expected.sort_unstable();
     assert_eq!(pids, expected);
+}
+
+/// Lets a process have no more descriptors than it has, or as many as before.
+fn limit_descriptors(pid: u32, limit: Option<Rlimit>) -> Rlimit {
+    let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    let open = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).unwrap();
+    let limit = limit.unwrap_or(Rlimit {
+        current: Some(open.count() as u64),
+        maximum: getrlimit(Resource::Nofile).maximum,
+    });
+    prlimit(Some(pid), Resource::Nofile, limit).unwrap()
+}
+
+#[test]
+fn a_receiver_without_room_for_descriptors_is_told_and_harms_nobody() {
+    let broker = Broker::start();
+    let mut sender = broker.raw();
+    let start = || {
+        broker
+            .launch(env!("CARGO_BIN_EXE_taker"))
+            .line("pipes 3")
+            .start()
+    };
+    let (full, other) = (start(), start());
+    assert_eq!(
+        (full.line(), other.line()),
+        ("joined".to_owned(), "joined".to_owned())
+    );
+    let group = Destination::Group(sender.find("pipes").unwrap());
+    let (mut reader, writer): (PipeReader, _) = pipe().unwrap();
+    let mut send = || {
+        let serial = sender.post_descriptors(group, b"write", &[writer.as_fd(); 3]);
+        assert_eq!(sender.outcome(serial).unwrap().recipients, 2);
+        sender.hear_that(|frame| matches!(frame, BrokerFrame::DescriptorsTaken).then_some(()));
+    };
+    send();
+    assert_eq!(
+        (full.line(), other.line()),
+        ("3 taken".to_owned(), "3 taken".to_owned())
+    );
+    let before = limit_descriptors(full.pid(), None);
+    send();
+    assert_eq!(
+        (full.line(), other.line()),
+        ("lost, and 0 taken".to_owned(), "3 taken".to_owned())
+    );
+    limit_descriptors(full.pid(), Some(before));
+    send();
+    assert_eq!(
+        (full.line(), other.line()),
+        ("3 taken".to_owned(), "3 taken".to_owned())
+    );
+    let pids = [full.pid(), other.pid()].map(|pid| pid.to_string());
+    let _ = (full.end().with(0), other.end().with(0));
+    drop(writer);
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    let count = |pid: &str| text.lines().filter(|line| *line == pid).count();
+    assert_eq!((count(&pids[0]), count(&pids[1])), (6, 9));
+}
+
+#[test]
+fn g8_a_broker_without_room_for_descriptors_refuses_the_send_and_goes_on() {
+    let broker = Broker::start();
+    let (mut member, mut sender) = (broker.raw(), broker.raw());
+    let group = Destination::Group(member.join("files"));
+    let open = broker.descriptors();
+    let file = file_with("a file");
+    let before = limit_descriptors(broker.pid(), None);
+    let serial = sender.post_descriptors(group, b"x", &[file.as_fd(); 16]);
+    let refused = sender.outcome(serial).unwrap_err();
+    assert_eq!(refused.code, FailureCode::LimitExceeded);
+    let taken = |frame: &BrokerFrame| matches!(frame, BrokerFrame::DescriptorsTaken).then_some(());
+    sender.hear_that(taken);
+    sender.send(group, b"without").unwrap();
+    assert_eq!(&member.receive().payload[..], b"without");
+    limit_descriptors(broker.pid(), Some(before));
+    let serial = sender.post_descriptors(group, b"with", &[file.as_fd(); 16]);
+    sender.outcome(serial).unwrap();
+    assert_eq!(&member.receive().payload[..], b"with");
+    assert_eq!(member.descriptors.len(), 16);
+    until_descriptors(&broker, open);
 }
 
 /// Programs of each kind, in the middle of things.

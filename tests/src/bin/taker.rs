@@ -1,5 +1,7 @@
-//! A process that writes its id into whatever descriptors come with the first message of a group:
-//! `taker GROUP`.
+//! A process that takes descriptors: `taker GROUP COUNT`.
+//!
+//! It writes its id into whatever descriptors come with the first so many messages of a group, and
+//! says of each message how many it took, or that they were lost on their way.
 
 #![deny(unsafe_code)]
 
@@ -11,13 +13,24 @@ use std::io::Write;
 use bus_client::Bus;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let group = env::args().nth(1).ok_or("taker GROUP")?;
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let [group, count] = &arguments[..] else {
+        return Err("taker GROUP COUNT".into());
+    };
     let bus = Bus::connect()?;
-    let _member = bus.join(&group)?;
+    let _member = bus.join(group)?;
     println!("joined");
-    let mut message = bus.receive()?.into_message().ok_or("no message")?;
-    for descriptor in message.take_descriptors() {
-        writeln!(File::from(descriptor), "{}", std::process::id())?;
+    for _ in 0..count.parse()? {
+        let mut message = bus.receive()?.into_message().ok_or("no message")?;
+        let descriptors = message.take_descriptors();
+        if message.descriptors_lost() {
+            println!("lost, and {} taken", descriptors.len());
+        } else {
+            println!("{} taken", descriptors.len());
+        }
+        for descriptor in descriptors {
+            writeln!(File::from(descriptor), "{}", std::process::id())?;
+        }
     }
     Ok(())
 }
