@@ -115,6 +115,7 @@ impl Session {
                     port.lane_decided(lane, output, context);
                 }
             }
+            Part::Watch(..) if context.shared.is_stopping() => {}
             Part::Watch(handle, serial) => {
                 if let Some(port) = self.ports.get_mut(&handle) {
                     port.watch_decided(serial, output);
@@ -179,7 +180,7 @@ impl Session {
                 request,
             } => {
                 let result = self.call(endpoint, &request, output, context);
-                answer_call(endpoint, serial, result, output);
+                answer_call(endpoint, serial, result, output, context);
             }
             ClientFrame::BadCall {
                 endpoint,
@@ -191,6 +192,7 @@ impl Session {
                 serial,
                 Err(Box::new(Failure::from(&problem))),
                 output,
+                context,
             ),
             ClientFrame::Send(send) => return self.send(send, arrived, output, context),
             ClientFrame::Cancel(id) => {
@@ -495,8 +497,10 @@ fn answer_call(
     serial: Serial,
     result: Result<bus_core::wire::Response, Box<Failure>>,
     output: &mut Output,
+    context: &Context<'_>,
 ) {
     let frame = match result {
+        Err(_) if context.shared.is_stopping() => return,
         Ok(response) => BrokerFrame::Done {
             endpoint,
             serial,
@@ -511,7 +515,16 @@ fn answer_call(
     say(frame, output);
 }
 
+/// Answers a send that has reached nobody.
+///
+/// Nothing that fails is answered once the broker is told to end: connections go one by one, and
+/// what a client was told of a group that went with another one would be true and mislead it.
+/// GOODBYE is next, and says why. Whoever has seen such an end has seen that the broker stops:
+/// the bus's locks and the inboxes' order the two.
 fn refuse(id: SendId, failure: Failure, output: &mut Output, context: &Context<'_>) {
+    if context.shared.is_stopping() {
+        return;
+    }
     context.shared.counters.refused.add(1);
     let failure = Box::new(failure);
     say(BrokerFrame::Refused { id, failure }, output);

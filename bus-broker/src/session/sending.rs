@@ -81,10 +81,6 @@ impl SendingLane {
             self.stop_waiting(context);
             // It was there when the wait began.
             let ended = matches!(outcome, Err(SendError::NoSuchGroup(_)));
-            if ended && context.shared.is_stopping() {
-                // The group ended because the broker does. GOODBYE says that, and it is next.
-                return;
-            }
             let code = ended.then_some(FailureCode::GroupEnded);
             self.answer_as(endpoint, number, outcome, code, output, context);
             self.go_on(endpoint, number, output, context);
