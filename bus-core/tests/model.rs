@@ -1,0 +1,720 @@
+//! Random operations on a small bus, against a model that is simple enough to be seen to be right:
+//! a list of queues, and a list of sends that wait.
+//!
+//! The model knows what must be true, and not how the bus decides who is next: which waiting sends
+//! a step has committed is taken from the bus, in the order of its sequences, and each of them must
+//! have been possible. After each step nothing that waits may be possible.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Wake, Waker};
+use std::time::Duration;
+
+use bus_core::{
+    Bus, Credentials, Delivery, Destination, Endpoint, EndpointId, Gap, GroupId, GroupName,
+    JoinOptions, Lane, Limits, MemberFlags, NAMED_RECIPIENTS, Receipt, Receiver, SendError,
+    Sequence, Submitted, Watch, WatchError,
+};
+use proptest::prelude::*;
+
+const ENDPOINTS: usize = 5;
+const GROUPS: usize = 3;
+const LANES: usize = 2;
+const QUEUE_MESSAGES: usize = 2;
+const QUEUE_BYTES: usize = 12;
+
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    Group(usize),
+    Endpoint(usize),
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Submit(usize, usize, Target, usize),
+    TrySend(usize, usize, Target, usize),
+    Cancel(usize, usize),
+    Join(usize, usize, u8),
+    Leave(usize, usize),
+    /// Takes so many off the ring, and leaves their places taken.
+    Drain(usize, usize),
+    /// Frees the places of so many.
+    Release(usize, usize),
+    Watch(usize, Target),
+    Unwatch(usize),
+    Shutdown(usize),
+    /// Closes an endpoint and opens another one in its stead.
+    Replace(usize),
+    Tick(u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let target = prop_oneof![
+        3 => (0..GROUPS).prop_map(Target::Group),
+        1 => (0..ENDPOINTS).prop_map(Target::Endpoint),
+    ];
+    let (e, l, g, pad) = (0..ENDPOINTS, 0..LANES, 0..GROUPS, 0..6_usize);
+    prop_oneof![
+        12 => (e.clone(), l.clone(), target.clone(), pad.clone())
+            .prop_map(|(e, l, t, pad)| Op::Submit(e, l, t, pad)),
+        4 => (e.clone(), l.clone(), target.clone(), pad)
+            .prop_map(|(e, l, t, pad)| Op::TrySend(e, l, t, pad)),
+        2 => (e.clone(), l).prop_map(|(e, l)| Op::Cancel(e, l)),
+        6 => (e.clone(), g.clone(), 0..4_u8).prop_map(|(e, g, f)| Op::Join(e, g, f)),
+        2 => (e.clone(), g).prop_map(|(e, g)| Op::Leave(e, g)),
+        9 => (e.clone(), 1..4_usize).prop_map(|(e, n)| Op::Drain(e, n)),
+        9 => (e.clone(), 1..4_usize).prop_map(|(e, n)| Op::Release(e, n)),
+        2 => (e.clone(), target).prop_map(|(e, t)| Op::Watch(e, t)),
+        1 => e.clone().prop_map(Op::Unwatch),
+        1 => e.clone().prop_map(Op::Shutdown),
+        1 => e.prop_map(Op::Replace),
+        2 => (1..300_u64).prop_map(Op::Tick),
+    ]
+}
+
+/// What a queue holds in the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    number: u32,
+    bytes: usize,
+    sequence: Sequence,
+    missed: Option<Gap>,
+}
+
+/// A send that waits.
+#[derive(Clone, Debug)]
+struct Waiting {
+    number: u32,
+    bytes: usize,
+    to: Destination,
+}
+
+/// An endpoint: the real one, and what the model says of it.
+struct Party {
+    endpoint: Endpoint,
+    reader: Receiver,
+    lanes: Vec<Lane>,
+    waits: Vec<Option<(Waiting, Arc<Wakes>)>>,
+    watch: Option<(Watch, Destination, Arc<Wakes>)>,
+
+    queued: VecDeque<Entry>,
+    /// Bytes of messages that were drained and whose places are still taken.
+    drained: VecDeque<usize>,
+    /// Messages and bytes freed so far, and from when on the reserve place is free.
+    freed: (usize, usize),
+    reserve_free_at: (usize, usize),
+    gaps: BTreeMap<GroupId, Gap>,
+    last_pushed: Sequence,
+    taken: Sequence,
+    serial: u64,
+    shut: bool,
+}
+
+#[derive(Debug)]
+struct Group {
+    id: GroupId,
+    creator: Option<EndpointId>,
+    members: BTreeMap<EndpointId, MemberFlags>,
+}
+
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Wakes {
+    fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Party {
+    fn open(bus: &Bus) -> Self {
+        let endpoint = bus.open_endpoint(Credentials { uid: 1, pid: 1 }).unwrap();
+        let zero = Sequence::from_raw(0);
+        Self {
+            reader: endpoint.receiver().unwrap(),
+            lanes: (0..LANES).map(|_| endpoint.lane().unwrap()).collect(),
+            waits: vec![None; LANES],
+            watch: None,
+            queued: VecDeque::new(),
+            drained: VecDeque::new(),
+            freed: (0, 0),
+            reserve_free_at: (0, 0),
+            gaps: BTreeMap::new(),
+            last_pushed: zero,
+            taken: zero,
+            serial: 0,
+            shut: false,
+            endpoint,
+        }
+    }
+
+    fn id(&self) -> EndpointId {
+        self.endpoint.id()
+    }
+
+    fn depth(&self) -> (usize, usize) {
+        let queued: usize = self.queued.iter().map(|entry| entry.bytes).sum();
+        let drained: usize = self.drained.iter().sum();
+        (self.queued.len() + self.drained.len(), queued + drained)
+    }
+
+    fn has_room(&self) -> bool {
+        let (messages, bytes) = self.depth();
+        messages < QUEUE_MESSAGES && bytes < QUEUE_BYTES
+    }
+
+    fn push(&mut self, entry: Entry) {
+        assert!(entry.sequence > self.last_pushed, "sequences rise");
+        self.last_pushed = entry.sequence;
+        if !self.has_room() {
+            assert!(
+                self.freed.0 >= self.reserve_free_at.0 && self.freed.1 >= self.reserve_free_at.1,
+                "beyond the capacity and the reserve place"
+            );
+            self.reserve_free_at = (self.freed.0 + 1, self.freed.1 + entry.bytes);
+        }
+        self.queued.push_back(entry);
+        assert!(self.depth().0 <= QUEUE_MESSAGES + 1);
+    }
+
+    fn lose(&mut self, group: GroupId, sequence: Sequence) {
+        let gap = self.gaps.entry(group).or_insert(Gap {
+            count: 0,
+            first: sequence,
+            last: sequence,
+        });
+        gap.count += 1;
+        gap.last = sequence;
+    }
+}
+
+struct World {
+    bus: Bus,
+    parties: Vec<Party>,
+    groups: Vec<Option<Group>>,
+    /// A destination that may be gone: what the name meant last.
+    last_ids: Vec<Option<GroupId>>,
+    numbers: u32,
+    now: Duration,
+    messages: u64,
+    deliveries: u64,
+    dropped: u64,
+}
+
+fn name(group: usize) -> GroupName {
+    format!("g{group}").parse().unwrap()
+}
+
+fn payload(number: u32, pad: usize) -> Vec<u8> {
+    let mut payload = number.to_le_bytes().to_vec();
+    payload.resize(4 + pad, 0);
+    payload
+}
+
+/// Why the model refuses a send, or whom it lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Verdict {
+    Gone(SendError),
+    /// These recipients have no room. None: it can be sent.
+    Lacks(Vec<EndpointId>),
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let limits = Limits {
+            queue_messages: QUEUE_MESSAGES as u32,
+            queue_bytes: QUEUE_BYTES as u64,
+            // Nobody is evicted in the time of a run.
+            stall: Duration::from_secs(600),
+            ..Limits::default()
+        };
+        let bus = Bus::new(limits, seed).unwrap();
+        let now = Duration::from_secs(1);
+        bus.tick(now);
+        Self {
+            parties: (0..ENDPOINTS).map(|_| Party::open(&bus)).collect(),
+            groups: (0..GROUPS).map(|_| None).collect(),
+            last_ids: vec![None; GROUPS],
+            numbers: 0,
+            now,
+            messages: 0,
+            deliveries: 0,
+            dropped: 0,
+            bus,
+        }
+    }
+
+    fn party(&mut self, id: EndpointId) -> Option<&mut Party> {
+        self.parties.iter_mut().find(|party| party.id() == id)
+    }
+
+    fn group(&self, id: GroupId) -> Option<&Group> {
+        self.groups.iter().flatten().find(|group| group.id == id)
+    }
+
+    /// Where a target is; none if the group has never been.
+    fn destination(&self, target: Target) -> Option<Destination> {
+        match target {
+            Target::Group(group) => self.last_ids[group].map(Destination::Group),
+            Target::Endpoint(at) => Some(Destination::Endpoint(self.parties[at].id())),
+        }
+    }
+
+    /// All recipients of a send, with whether they drop when full.
+    fn recipients(&self, sender: EndpointId, to: Destination) -> Vec<(EndpointId, bool)> {
+        match to {
+            Destination::Endpoint(id) => vec![(id, false)],
+            Destination::Group(id) => {
+                let members = self.group(id).map(|group| &group.members);
+                let heard = |(id, flags): (&EndpointId, &MemberFlags)| {
+                    (*id != sender || flags.contains(MemberFlags::LOOPBACK))
+                        .then_some((*id, flags.contains(MemberFlags::DROP_WHEN_FULL)))
+                };
+                members.into_iter().flatten().filter_map(heard).collect()
+            }
+        }
+    }
+
+    fn judge(&self, sender: EndpointId, to: Destination) -> Verdict {
+        match to {
+            Destination::Group(id) if self.group(id).is_none() => {
+                return Verdict::Gone(SendError::NoSuchGroup(id));
+            }
+            Destination::Endpoint(id) => match self.parties.iter().find(|party| party.id() == id) {
+                None => return Verdict::Gone(SendError::NoSuchEndpoint(id)),
+                Some(party) if party.shut => {
+                    return Verdict::Gone(SendError::ReceiveShut(id));
+                }
+                Some(_) => {}
+            },
+            Destination::Group(_) => {}
+        }
+        let lacks = self.recipients(sender, to).into_iter();
+        let full = |id: &EndpointId| {
+            let mut parties = self.parties.iter();
+            !parties.any(|party| party.id() == *id && party.has_room())
+        };
+        let lacks = lacks.filter(|(_, drops)| !drops).map(|(id, _)| id);
+        Verdict::Lacks(lacks.filter(full).collect())
+    }
+
+    /// Puts a committed message where it belongs, and checks its receipt.
+    fn commit(&mut self, sender: usize, wait: &Waiting, receipt: &Receipt) {
+        let sender_id = self.parties[sender].id();
+        let (mut recipients, mut dropped) = (0, 0);
+        for (id, drops) in self.recipients(sender_id, wait.to) {
+            let party = self.party(id).expect("a recipient is open");
+            if drops && !party.has_room() {
+                let Destination::Group(group) = wait.to else {
+                    unreachable!()
+                };
+                party.lose(group, receipt.sequence);
+                dropped += 1;
+                continue;
+            }
+            let missed = match wait.to {
+                Destination::Group(group) if drops => party.gaps.remove(&group),
+                _ => None,
+            };
+            party.push(Entry {
+                number: wait.number,
+                bytes: wait.bytes,
+                sequence: receipt.sequence,
+                missed,
+            });
+            recipients += 1;
+        }
+        let party = &mut self.parties[sender];
+        party.serial += 1;
+        assert_eq!(receipt.sender_serial, party.serial);
+        assert_eq!(receipt.after, party.taken);
+        assert_eq!(
+            (receipt.recipients, receipt.dropped),
+            (recipients, dropped),
+            "{wait:?}"
+        );
+        self.messages += 1;
+        self.deliveries += u64::from(recipients);
+        self.dropped += u64::from(dropped);
+    }
+
+    fn send(&mut self, at: usize, lane: usize, target: Target, pad: usize, waits: bool) {
+        let Some(to) = self.destination(target) else {
+            return;
+        };
+        self.numbers += 1;
+        let wait = Waiting {
+            number: self.numbers,
+            bytes: 4 + pad,
+            to,
+        };
+        let id = self.parties[at].id();
+        let verdict = self.judge(id, to);
+        let party = &mut self.parties[at];
+        let busy = party.waits[lane].is_some();
+        let wakes = Arc::new(Wakes::default());
+        let draft = payload(wait.number, pad);
+        let sent = if waits {
+            party.lanes[lane].submit(to, draft, Waker::from(Arc::clone(&wakes)))
+        } else {
+            party.lanes[lane]
+                .try_send(to, draft)
+                .map(Submitted::Committed)
+        };
+        match (busy, verdict) {
+            (true, _) => assert_eq!(sent, Err(SendError::LaneBusy)),
+            (false, Verdict::Gone(why)) => assert_eq!(sent, Err(why)),
+            (false, Verdict::Lacks(full)) if full.is_empty() => {
+                let Ok(Submitted::Committed(receipt)) = sent else {
+                    panic!("there is room everywhere, and yet {sent:?}");
+                };
+                self.commit(at, &wait, &receipt);
+            }
+            (false, Verdict::Lacks(full)) if !waits => {
+                let Err(SendError::WouldBlock { full: told }) = sent else {
+                    panic!("{full:?} are full, and yet {sent:?}");
+                };
+                assert_eq!(told.count() as usize, full.len());
+                assert_eq!(told.named(), &full[..full.len().min(NAMED_RECIPIENTS)]);
+            }
+            (false, Verdict::Lacks(full)) if full == [id] => {
+                assert_eq!(sent, Err(SendError::OwnQueueFull));
+            }
+            (false, Verdict::Lacks(_)) => {
+                assert_eq!(sent, Ok(Submitted::Waiting));
+                party.waits[lane] = Some((wait, wakes));
+            }
+        }
+    }
+
+    fn join(&mut self, at: usize, group: usize, flags: u8) {
+        let flags = match flags {
+            0 | 1 => MemberFlags::empty(),
+            2 => MemberFlags::DROP_WHEN_FULL,
+            _ => MemberFlags::LOOPBACK,
+        };
+        let party = &mut self.parties[at];
+        let id = party.id();
+        let options = JoinOptions::create().with(flags);
+        let joined = party.endpoint.join(&name(group), options);
+        let member = self.groups[group]
+            .as_ref()
+            .is_some_and(|g| g.members.contains_key(&id));
+        if party.shut || member {
+            assert!(joined.is_err());
+            return;
+        }
+        let joined = joined.unwrap();
+        assert_eq!(joined.created, self.groups[group].is_none());
+        assert!(joined.sequence > party.last_pushed);
+        let known = self.groups[group].get_or_insert_with(|| Group {
+            id: joined.group,
+            creator: Some(id),
+            members: BTreeMap::new(),
+        });
+        assert_eq!(known.id, joined.group);
+        known.members.insert(id, flags);
+        assert_eq!(joined.members as usize, known.members.len());
+        self.last_ids[group] = Some(joined.group);
+    }
+
+    fn leave(&mut self, at: usize, group: usize) {
+        let Some(group_id) = self.last_ids[group] else {
+            return;
+        };
+        let party = &self.parties[at];
+        let id = party.id();
+        let left = party.endpoint.leave(group_id);
+        let removed = self.groups[group]
+            .as_mut()
+            .and_then(|g| g.members.remove(&id));
+        assert_eq!(left.is_ok(), removed.is_some());
+        if let Ok(left) = left {
+            assert!(left > party.last_pushed);
+        }
+        self.end_groups();
+    }
+
+    /// Groups end that have no member and no creator.
+    fn end_groups(&mut self) {
+        for group in &mut self.groups {
+            let over = |g: &Group| g.members.is_empty() && g.creator.is_none();
+            if group.as_ref().is_some_and(over) {
+                *group = None;
+            }
+        }
+    }
+
+    fn leave_all(&mut self, id: EndpointId) {
+        for group in self.groups.iter_mut().flatten() {
+            group.members.remove(&id);
+        }
+    }
+
+    fn drain(&mut self, at: usize, most: usize) {
+        let party = &mut self.parties[at];
+        for _ in 0..most {
+            match (party.reader.drain(), party.queued.pop_front()) {
+                (Some(Delivery::Message { message, missed }), Some(entry)) => {
+                    assert_eq!(message.sequence(), entry.sequence);
+                    assert_eq!(message.payload()[..4], entry.number.to_le_bytes());
+                    assert_eq!(missed, entry.missed);
+                    party.drained.push_back(entry.bytes);
+                    party.taken = entry.sequence;
+                }
+                (Some(Delivery::Gap { group, gap }), None) => {
+                    assert!(party.drained.is_empty(), "not before all is taken");
+                    assert_eq!(party.gaps.remove(&group), Some(gap));
+                }
+                (None, None) => {
+                    assert!(!party.drained.is_empty() || party.gaps.is_empty());
+                    return;
+                }
+                (real, model) => panic!("{real:?} where the model has {model:?}"),
+            }
+        }
+    }
+
+    fn release(&mut self, at: usize, most: usize) {
+        let party = &mut self.parties[at];
+        let messages = most.min(party.drained.len());
+        let bytes: usize = party.drained.drain(..messages).sum();
+        party.freed.0 += messages;
+        party.freed.1 += bytes;
+        party.reader.release(messages as u64, bytes as u64).unwrap();
+        let held = party.drained.len() as u64;
+        assert!(party.reader.release(held + 1, 0).is_err());
+    }
+
+    fn watch(&mut self, at: usize, target: Target) {
+        let Some(to) = self.destination(target) else {
+            return;
+        };
+        let verdict = self.judge(self.parties[at].id(), to);
+        let party = &mut self.parties[at];
+        let wakes = Arc::new(Wakes::default());
+        let watch = party
+            .endpoint
+            .watch_writable(to, Waker::from(Arc::clone(&wakes)));
+        match verdict {
+            Verdict::Gone(why) => assert_eq!(watch.unwrap_err(), WatchError::Destination(why)),
+            Verdict::Lacks(full) => {
+                let watch = watch.unwrap();
+                assert_eq!(watch.is_none(), full.is_empty(), "{full:?}");
+                party.watch = watch.map(|watch| (watch, to, wakes)).or(party.watch.take());
+            }
+        }
+    }
+
+    fn replace(&mut self, at: usize) {
+        let opened = Party::open(&self.bus);
+        let Party {
+            endpoint,
+            mut lanes,
+            waits,
+            watch,
+            ..
+        } = std::mem::replace(&mut self.parties[at], opened);
+        let id = endpoint.id();
+        drop(endpoint);
+        for (lane, wait) in lanes.iter_mut().zip(waits) {
+            let Some((_, wakes)) = wait else { continue };
+            assert_eq!(lane.poll_outcome(), Some(Err(SendError::Closed)));
+            assert_eq!(wakes.count(), 1);
+        }
+        if let Some((mut watch, _, _)) = watch {
+            // It may have been decided before.
+            assert!(watch.outcome().is_none_or(|outcome| outcome.is_err()));
+        }
+        self.leave_all(id);
+        for group in self.groups.iter_mut().flatten() {
+            group.creator = group.creator.filter(|creator| *creator != id);
+        }
+        self.end_groups();
+    }
+
+    fn apply(&mut self, op: &Op) {
+        match *op {
+            Op::Submit(at, lane, to, pad) => self.send(at, lane, to, pad, true),
+            Op::TrySend(at, lane, to, pad) => self.send(at, lane, to, pad, false),
+            Op::Cancel(at, lane) => {
+                let party = &mut self.parties[at];
+                let cancelled = party.lanes[lane].cancel();
+                // What had been decided before this step is not there any more.
+                let expected = party.waits[lane].take().map(|_| Err(SendError::Cancelled));
+                assert_eq!(cancelled, expected);
+            }
+            Op::Join(at, group, flags) => self.join(at, group, flags),
+            Op::Leave(at, group) => self.leave(at, group),
+            Op::Drain(at, most) => self.drain(at, most),
+            Op::Release(at, most) => self.release(at, most),
+            Op::Watch(at, to) => self.watch(at, to),
+            Op::Unwatch(at) => self.parties[at].watch = None,
+            Op::Shutdown(at) => {
+                let party = &mut self.parties[at];
+                assert!(party.endpoint.shutdown_receive() >= party.last_pushed);
+                party.shut = true;
+                let id = party.id();
+                self.leave_all(id);
+                self.end_groups();
+            }
+            Op::Replace(at) => self.replace(at),
+            Op::Tick(millis) => {
+                self.now += Duration::from_millis(millis);
+                assert_eq!(self.bus.tick(self.now), []);
+            }
+        }
+    }
+
+    /// Takes in what the step has decided for those who wait.
+    fn settle(&mut self) {
+        let mut committed: Vec<(Receipt, usize, Waiting)> = Vec::new();
+        let mut refused: Vec<(SendError, EndpointId, Destination)> = Vec::new();
+        for (at, party) in self.parties.iter_mut().enumerate() {
+            let id = party.id();
+            for (lane, wait) in party.lanes.iter_mut().zip(&mut party.waits) {
+                let Some((_, wakes)) = wait else { continue };
+                let outcome = lane.poll_outcome();
+                assert_eq!(wakes.count(), usize::from(outcome.is_some()));
+                match outcome {
+                    None => {}
+                    Some(Ok(receipt)) => {
+                        let (wait, _) = wait.take().expect("it waited");
+                        committed.push((receipt, at, wait));
+                    }
+                    Some(Err(error)) => {
+                        let (wait, _) = wait.take().expect("it waited");
+                        refused.push((error, id, wait.to));
+                    }
+                }
+            }
+        }
+        committed.sort_unstable_by_key(|(receipt, _, _)| receipt.sequence);
+        for (receipt, at, wait) in &committed {
+            self.commit(*at, wait, receipt);
+        }
+        for (error, sender, to) in refused {
+            match self.judge(sender, to) {
+                Verdict::Gone(why) => assert_eq!(error, why),
+                Verdict::Lacks(_) => {
+                    assert_eq!(error, SendError::OwnQueueFull, "its destination is there");
+                    let party = self.party(sender).unwrap();
+                    assert!(!party.has_room());
+                }
+            }
+        }
+        self.first_come_first_served(&committed);
+    }
+
+    /// Of the sends to one endpoint none has passed an older one.
+    fn first_come_first_served(&self, committed: &[(Receipt, usize, Waiting)]) {
+        let waiting = self.parties.iter().flat_map(|party| &party.waits).flatten();
+        for (wait, _) in waiting {
+            let Destination::Endpoint(_) = wait.to else {
+                continue;
+            };
+            let passed = committed
+                .iter()
+                .find(|(_, _, other)| other.to == wait.to && other.number > wait.number);
+            assert!(passed.is_none(), "{wait:?} was passed by {passed:?}");
+        }
+    }
+
+    /// What is true whenever nothing is going on.
+    fn check(&mut self) {
+        for party in &self.parties {
+            for (wait, _) in party.waits.iter().flatten() {
+                match self.judge(party.id(), wait.to) {
+                    Verdict::Lacks(full) if !full.is_empty() && full != [party.id()] => {}
+                    other => panic!("{wait:?} waits, and yet {other:?}"),
+                }
+            }
+        }
+        for at in 0..self.parties.len() {
+            let Some((mut watch, to, wakes)) = self.parties[at].watch.take() else {
+                continue;
+            };
+            let outcome = watch.outcome();
+            assert_eq!(wakes.count(), usize::from(outcome.is_some()));
+            match (outcome, self.judge(self.parties[at].id(), to)) {
+                (None, Verdict::Lacks(full)) if !full.is_empty() => {
+                    self.parties[at].watch = Some((watch, to, wakes));
+                }
+                (None, other) => panic!("nobody was woken for {to:?}, and yet {other:?}"),
+                // Somebody else may have been faster within the step.
+                (Some(Ok(())), Verdict::Lacks(_)) => {}
+                (Some(Err(error)), Verdict::Gone(why)) => assert_eq!(error, why),
+                (outcome, verdict) => panic!("{outcome:?}, and yet {verdict:?}"),
+            }
+        }
+        let waits = self.parties.iter().flat_map(|party| &party.waits).flatten();
+        let waiting = waits.count();
+        let stats = self.bus.stats();
+        assert_eq!(stats.waiting_sends, waiting);
+        assert_eq!(stats.endpoints, ENDPOINTS);
+        assert_eq!(stats.groups, self.groups.iter().flatten().count());
+        assert_eq!(
+            (stats.messages, stats.deliveries, stats.dropped),
+            (self.messages, self.deliveries, self.dropped)
+        );
+        let mut blocks = BTreeMap::new();
+        for group in self.groups.iter().flatten() {
+            let view = self.bus.members(group.id, None, usize::MAX).unwrap();
+            assert_eq!(view.members.len(), group.members.len());
+            for member in view.members {
+                assert_eq!(group.members[&member.endpoint], member.flags);
+                let mut parties = self.parties.iter();
+                let party = parties.find(|party| party.id() == member.endpoint).unwrap();
+                let depth = (
+                    member.queued_messages as usize,
+                    member.queued_bytes as usize,
+                );
+                assert_eq!(depth, party.depth());
+                assert_eq!(member.full_since.is_none(), party.has_room());
+                assert!(member.blocks == 0 || !party.has_room());
+                blocks.insert(member.endpoint, member.blocks);
+            }
+        }
+        assert!(blocks.values().sum::<u32>() as usize <= waiting);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 400,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn random_operations_agree_with_the_model(
+        seed in any::<u64>(),
+        ops in prop::collection::vec(op(), 1..160),
+    ) {
+        let mut world = World::new(seed);
+        for op in &ops {
+            world.apply(op);
+            world.settle();
+            world.check();
+        }
+        // Everybody reads all: nothing waits any more.
+        for _ in 0..4 * ENDPOINTS * (LANES + QUEUE_MESSAGES) {
+            for at in 0..ENDPOINTS {
+                world.drain(at, QUEUE_MESSAGES + 1);
+                world.release(at, QUEUE_MESSAGES + 1);
+                world.settle();
+                world.check();
+            }
+        }
+        prop_assert_eq!(world.bus.stats().waiting_sends, 0);
+    }
+}
