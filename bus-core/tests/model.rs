@@ -23,8 +23,10 @@ use proptest::prelude::*;
 const ENDPOINTS: usize = 5;
 const GROUPS: usize = 3;
 const LANES: usize = 2;
-const QUEUE_MESSAGES: usize = 2;
-const QUEUE_BYTES: usize = 12;
+const QUEUE_MESSAGES: u32 = 2;
+const QUEUE_BYTES: u64 = 12;
+/// More than a queue ever holds.
+const ALL: usize = 4;
 
 #[derive(Clone, Copy, Debug)]
 enum Target {
@@ -79,7 +81,7 @@ fn op() -> impl Strategy<Value = Op> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
     number: u32,
-    bytes: usize,
+    bytes: u64,
     sequence: Sequence,
     missed: Option<Gap>,
 }
@@ -88,7 +90,7 @@ struct Entry {
 #[derive(Clone, Debug)]
 struct Waiting {
     number: u32,
-    bytes: usize,
+    bytes: u64,
     to: Destination,
 }
 
@@ -102,10 +104,10 @@ struct Party {
 
     queued: VecDeque<Entry>,
     /// Bytes of messages that were drained and whose places are still taken.
-    drained: VecDeque<usize>,
+    drained: VecDeque<u64>,
     /// Messages and bytes freed so far, and from when on the reserve place is free.
-    freed: (usize, usize),
-    reserve_free_at: (usize, usize),
+    freed: (u64, u64),
+    reserve_free_at: (u64, u64),
     gaps: BTreeMap<GroupId, Gap>,
     last_pushed: Sequence,
     taken: Sequence,
@@ -161,15 +163,18 @@ impl Party {
         self.endpoint.id()
     }
 
-    fn depth(&self) -> (usize, usize) {
-        let queued: usize = self.queued.iter().map(|entry| entry.bytes).sum();
-        let drained: usize = self.drained.iter().sum();
-        (self.queued.len() + self.drained.len(), queued + drained)
+    fn depth(&self) -> (u64, u64) {
+        let queued: u64 = self.queued.iter().map(|entry| entry.bytes).sum();
+        let drained: u64 = self.drained.iter().sum();
+        (
+            (self.queued.len() + self.drained.len()) as u64,
+            queued + drained,
+        )
     }
 
     fn has_room(&self) -> bool {
         let (messages, bytes) = self.depth();
-        messages < QUEUE_MESSAGES && bytes < QUEUE_BYTES
+        messages < QUEUE_MESSAGES.into() && bytes < QUEUE_BYTES
     }
 
     fn push(&mut self, entry: Entry) {
@@ -183,7 +188,7 @@ impl Party {
             self.reserve_free_at = (self.freed.0 + 1, self.freed.1 + entry.bytes);
         }
         self.queued.push_back(entry);
-        assert!(self.depth().0 <= QUEUE_MESSAGES + 1);
+        assert!(self.depth().0 <= u64::from(QUEUE_MESSAGES) + 1);
     }
 
     fn lose(&mut self, group: GroupId, sequence: Sequence) {
@@ -231,8 +236,8 @@ enum Verdict {
 impl World {
     fn new(seed: u64) -> Self {
         let limits = Limits {
-            queue_messages: QUEUE_MESSAGES as u32,
-            queue_bytes: QUEUE_BYTES as u64,
+            queue_messages: QUEUE_MESSAGES,
+            queue_bytes: QUEUE_BYTES,
             // Nobody is evicted in the time of a run.
             stall: Duration::from_secs(600),
             ..Limits::default()
@@ -354,7 +359,7 @@ impl World {
         self.numbers += 1;
         let wait = Waiting {
             number: self.numbers,
-            bytes: 4 + pad,
+            bytes: 4 + pad as u64,
             to,
         };
         let id = self.parties[at].id();
@@ -487,10 +492,10 @@ impl World {
     fn release(&mut self, at: usize, most: usize) {
         let party = &mut self.parties[at];
         let messages = most.min(party.drained.len());
-        let bytes: usize = party.drained.drain(..messages).sum();
-        party.freed.0 += messages;
+        let bytes: u64 = party.drained.drain(..messages).sum();
+        party.freed.0 += messages as u64;
         party.freed.1 += bytes;
-        party.reader.release(messages as u64, bytes as u64).unwrap();
+        party.reader.release(messages as u64, bytes).unwrap();
         let held = party.drained.len() as u64;
         assert!(party.reader.release(held + 1, 0).is_err());
     }
@@ -674,10 +679,7 @@ impl World {
                 assert_eq!(group.members[&member.endpoint], member.flags);
                 let mut parties = self.parties.iter();
                 let party = parties.find(|party| party.id() == member.endpoint).unwrap();
-                let depth = (
-                    member.queued_messages as usize,
-                    member.queued_bytes as usize,
-                );
+                let depth = (member.queued_messages, member.queued_bytes);
                 assert_eq!(depth, party.depth());
                 assert_eq!(member.full_since.is_none(), party.has_room());
                 assert!(member.blocks == 0 || !party.has_room());
@@ -707,10 +709,10 @@ proptest! {
             world.check();
         }
         // Everybody reads all: nothing waits any more.
-        for _ in 0..4 * ENDPOINTS * (LANES + QUEUE_MESSAGES) {
+        for _ in 0..4 * ENDPOINTS * (LANES + ALL) {
             for at in 0..ENDPOINTS {
-                world.drain(at, QUEUE_MESSAGES + 1);
-                world.release(at, QUEUE_MESSAGES + 1);
+                world.drain(at, ALL);
+                world.release(at, ALL);
                 world.settle();
                 world.check();
             }

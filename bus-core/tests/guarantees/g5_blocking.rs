@@ -529,3 +529,33 @@ fn g5_sends_that_missed_places_elsewhere_do_not_starve_who_is_next_in_line() {
     }
     wait(&mut small, busy.id(), "next");
 }
+
+/// Given a send that keeps the reserve place of a queue, when an older one has come to stand in
+/// line there, then the older one is the first.
+#[test]
+fn g5_a_place_that_is_kept_is_left_to_an_older_send_in_line_for_it() {
+    let bus = bus(1);
+    let [mut first, mut shared, mut last] = parties(&bus);
+    let [mut older, mut younger, mut fills] = parties(&bus);
+    let olders = first.join("older");
+    shared.join("older");
+    let youngers = shared.join("younger");
+    last.join("younger");
+    for reader in [&first, &shared, &last] {
+        fills.send(reader.id(), "fills");
+    }
+    older.wait(olders, "older");
+    younger.wait(youngers, "younger");
+    // The younger one is offered a place, and keeps it; then the older one comes there.
+    shared.take();
+    fills.send(shared.id(), "refills");
+    first.take();
+    fills.send(first.id(), "refills");
+    // All that the younger one lacks, but for the place that is the older one's first.
+    last.take();
+    assert_eq!(younger.lane.poll_outcome(), None);
+    assert_eq!(shared.take(), "refills");
+    assert!(outcome(&mut older.lane).is_ok());
+    assert_eq!(shared.take(), "older");
+    assert!(outcome(&mut younger.lane).is_ok());
+}
