@@ -653,7 +653,7 @@ impl BusInner {
         let members = count(next.members().len());
         let drops = record.drops.clone();
         let step = Step::new(&group, &before, next, core, Change::Joined);
-        let sequence = self.publish_one(core, step, drops);
+        let sequence = self.publish_one(core, directory, step, drops);
         Ok(Joined {
             group: group.id,
             sequence,

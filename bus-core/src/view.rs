@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use crate::bus::{BusInner, JoinError, LimitExceeded};
+use crate::directory::Directory;
 use crate::group::Group;
 use crate::id::{EndpointId, GroupId, Sequence};
 use crate::intake::{Drops, EndpointCore, Lost};
@@ -16,6 +17,7 @@ use crate::membership::Membership;
 use crate::message::Credentials;
 use crate::name::GroupName;
 use crate::send::Effects;
+use crate::sync::MutexGuard;
 
 /// What a watcher wants to be told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -128,12 +130,12 @@ impl Step {
         }
     }
 
-    /// A step in which only who watches changes.
     /// A step in which the watcher `id` goes.
     pub(crate) fn unwatch(group: &Arc<Group>, id: EndpointId) -> Self {
         Self::unseen(group, group.membership().without_watcher(id))
     }
 
+    /// A step in which only who watches changes.
     fn unseen(group: &Arc<Group>, next: Membership) -> Self {
         Self {
             group: Arc::clone(group),
@@ -217,7 +219,7 @@ impl BusInner {
         };
         let members = u32::try_from(before.members().len()).unwrap_or(u32::MAX);
         let step = Step::unseen(&group, before.with_watcher(watcher));
-        let sequence = self.publish_one(core, step, drops);
+        let sequence = self.publish_one(core, directory, step, drops);
         Ok(Watching {
             group: group.id,
             sequence,
@@ -236,13 +238,16 @@ impl BusInner {
         let group = record.watching.remove(at);
         record.keep_drops(std::slice::from_ref(&group), None);
         let drops = record.drops.clone();
-        Some(self.publish_one(core, Step::unwatch(&group, core.id()), drops))
+        let step = Step::unwatch(&group, core.id());
+        Some(self.publish_one(core, directory, step, drops))
     }
 
-    /// Publishes one step, at its place in the order.
+    /// Publishes one step, at its place in the order. The directory is let go before watchers are
+    /// woken: a waker may ask the bus something.
     pub(crate) fn publish_one(
         &self,
         core: &EndpointCore,
+        directory: MutexGuard<'_, Directory>,
         mut step: Step,
         drops: Vec<Arc<Drops>>,
     ) -> Sequence {
@@ -255,6 +260,7 @@ impl BusInner {
             .map(|intake| intake.replace_drops(drops));
         let old = step.publish(&mut held, sequence, &mut effects);
         drop(held);
+        drop(directory);
         drop((old, old_drops));
         effects.run();
         sequence
