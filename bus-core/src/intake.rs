@@ -233,7 +233,8 @@ impl Intake {
 
     /// Tells of a change in a group, if there is room that nobody is owed; it takes a place.
     pub(crate) fn tell(&mut self, change: &Arc<ViewChange>, lost: &Arc<Drops>) {
-        if !self.has_room() || self.core.waiting_sends() != 0 {
+        let owed = self.core.waiting_sends() != 0 && !mutated(Mutant::NoticePassesOlder);
+        if !self.has_room() || owed {
             self.drop_message(lost, change.sequence);
             return;
         }

@@ -330,6 +330,8 @@ mutants! {
     WaiterPassesOlder,
     /// A drop-when-full member takes a place that an older waiting send is owed.
     DropperPassesOlder,
+    /// A notice takes a place that an older waiting send is owed.
+    NoticePassesOlder,
     /// A send that keeps a reserve place does not get it.
     NoReservePlace,
     /// A younger send takes the reserve place that an older one keeps.
@@ -338,6 +340,8 @@ mutants! {
     StuckKeepsClaims,
     /// A place that has been kept for too long without use is still withheld from younger sends.
     UnusedStaysWithheld,
+    /// Who gives up a place that it kept serves nobody there.
+    GiveUpServesNobody,
     /// Those who wait for a member are not served when it leaves or is closed.
     LeaveServesNobody,
     /// A send keeps reserve places of queues that are no recipients of it any more.

@@ -458,7 +458,7 @@ impl WaitingRoom {
             line.keepers.remove(&ticket);
             if line.is_empty() {
                 self.lines.remove(&queue);
-            } else if !line.sends.is_empty() {
+            } else if !line.sends.is_empty() && !mutated(Mutant::GiveUpServesNobody) {
                 self.unsettled.push(queue);
             }
         }

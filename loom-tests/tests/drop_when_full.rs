@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bus_core_modelled::{MemberFlags, Receipt};
+use bus_core_modelled::{Interest, JoinOptions, MemberFlags, Receipt};
 use loom::thread;
 
 use crate::given::{
@@ -145,5 +145,30 @@ fn g7_a_dropping_membership_does_not_pass_a_waiting_send() {
         assert_eq!(texts(&rest), ["waited", "gap"]);
         assert_eq!(rest[1].missed.map(|gap| gap.first), Some(flood.sequence));
         assert_eq!(queued(&two), []);
+    });
+}
+
+/// The same for a notice: it makes nobody wait, and passes nobody who does.
+#[test]
+fn g4_a_notice_does_not_pass_a_waiting_send() {
+    explore(|| {
+        let bus = bus(1);
+        let [watcher, two, three] = endpoints(&bus);
+        let name = "g".parse().unwrap();
+        watcher.watch_group(&name, Interest::Members, true).unwrap();
+        let (mut twos, direct) = (lane(&two), to(&watcher));
+        sent(&mut twos, direct, "first");
+        waits(&mut twos, direct, "waited");
+        let joining = thread::spawn(move || {
+            let joined = three.join(&"g".parse().unwrap(), JoinOptions::default());
+            (joined.unwrap(), three)
+        });
+        let mut reading = reader(&watcher);
+        reading.try_receive().unwrap();
+        let (joined, _three) = joining.join().unwrap();
+        assert!(twos.poll_outcome().is_some());
+        let rest = take_all(&mut reading);
+        assert_eq!(texts(&rest), ["waited", "gap"]);
+        assert_eq!(rest[1].missed.map(|gap| gap.first), Some(joined.sequence));
     });
 }

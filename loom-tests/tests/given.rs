@@ -42,10 +42,13 @@ fn check(preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'static) {
 
 /// A bus whose queues hold `places` messages.
 pub(crate) fn bus(places: u32) -> Bus {
-    let limits = Limits {
+    bus_with(Limits {
         queue_messages: places,
         ..Limits::default()
-    };
+    })
+}
+
+pub(crate) fn bus_with(limits: Limits) -> Bus {
     Bus::new(limits, 0).expect("limits in range")
 }
 
@@ -103,7 +106,7 @@ pub(crate) fn sent(lane: &mut Lane, to: Destination, text: &str) -> Receipt {
 /// What came out of a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
-    /// A message's payload; `"gap"` for a gap told on its own.
+    /// A message's payload; `"gap"` for a gap told on its own; the change of a view.
     pub(crate) text: String,
     /// A message's sequence; the last one missed of a gap told on its own.
     pub(crate) sequence: Sequence,
@@ -118,10 +121,20 @@ pub(crate) fn taken(delivery: Delivery) -> Taken {
             sequence: message.sequence(),
             missed,
         },
-        Delivery::Gap { gap, .. } => Taken {
+        Delivery::Gap { gap, .. } | Delivery::ViewsLost { gap, .. } => Taken {
             text: "gap".to_owned(),
             sequence: gap.last,
             missed: Some(gap),
+        },
+        Delivery::View { change, missed } => Taken {
+            text: format!("{:?}", change.change),
+            sequence: change.sequence,
+            missed,
+        },
+        Delivery::Evicted(eviction) => Taken {
+            text: "Evicted".to_owned(),
+            sequence: eviction.sequence,
+            missed: None,
         },
         other => panic!("an unknown delivery {other:?}"),
     }

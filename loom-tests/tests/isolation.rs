@@ -3,6 +3,7 @@
 //! In each model one member stays full until the others are through: a wake-up that got lost
 //! elsewhere then has nothing to hide behind.
 
+use bus_core_modelled::Endpoint;
 use loom::thread;
 
 use crate::given::{
@@ -95,5 +96,38 @@ fn g5_overlapping_fan_outs_do_not_hold_each_other_up() {
         assert_eq!(texts(&take_all(&mut at_one)), ["first", "low"]);
         assert_eq!(texts(&take_all(&mut at_two)), ["low"]);
         assert!(fours.poll_outcome().is_some());
+    });
+}
+
+/// Given fan-out sends to {1, 2}, {2, 3} and {1, 3} that wait while all three are full, when each queue
+/// is read until it has given up three messages, then all three get through: what they keep for
+/// themselves makes no cycle of waits, and no time passes that could break one.
+#[test]
+fn g5_a_cycle_of_fan_outs_gets_through() {
+    explore_many(|| {
+        let bus = bus(1);
+        let [one, two, three] = endpoints(&bus);
+        let [four, five, six] = endpoints(&bus);
+        let mut lanes = [&four, &five, &six].map(lane);
+        for member in [&one, &two, &three] {
+            sent(&mut lanes[0], to(member), "first");
+        }
+        let groups = [
+            ("a", [&one, &two]),
+            ("b", [&two, &three]),
+            ("c", [&one, &three]),
+        ];
+        for (lane, (name, members)) in lanes.iter_mut().zip(groups) {
+            waits(lane, group(name, &members), name);
+        }
+        let read = |endpoint: &Endpoint| {
+            let mut reading = reader(endpoint);
+            move || [(); 3].map(|()| taken(reading.receive().unwrap()))
+        };
+        let reading = [&one, &two].map(|endpoint| thread::spawn(read(endpoint)));
+        let last = read(&three)();
+        let [first, second] = reading.map(|reading| reading.join().unwrap());
+        assert_one_order(&[&first, &second, &last]);
+        assert!(lanes.iter_mut().all(|lane| lane.poll_outcome().is_some()));
     });
 }

@@ -13,3 +13,4 @@ mod queue;
 mod reader;
 mod reserve;
 mod waiting;
+mod wakers;

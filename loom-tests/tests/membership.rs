@@ -1,11 +1,11 @@
 //! Joins, leaves and ends against sends (G4, G9).
 
-use bus_core_modelled::{Endpoint, JoinOptions, MemberFlags, ReceiveError, SendError};
+use bus_core_modelled::{Endpoint, Interest, JoinOptions, MemberFlags, ReceiveError, SendError};
 use loom::thread;
 
 use crate::given::{
-    bus, endpoint, endpoints, explore, explore_many, group, id_of, join, lane, queued, reader,
-    sent, take_all, taken, texts, to,
+    assert_one_order, bus, endpoint, endpoints, explore, explore_many, group, id_of, join, lane,
+    queued, reader, sent, take_all, taken, texts, to, waits,
 };
 
 /// Given a sender that has loaded the membership and not yet locked, when a join returns in that
@@ -103,6 +103,100 @@ fn g4_changes_of_two_groups_take_places_in_one_order() {
         expected.extend((new.sequence > joined).then_some("new"));
         assert_eq!(texts(&queued(&bob)), expected);
         assert_eq!(texts(&queued(&alice)), ["old", "new"]);
+    });
+}
+
+/// Given a send that waits for a member's room, when another one joins while the room is made, then the
+/// new member gets the message if it is later than the join.
+#[test]
+fn g4_a_join_while_a_send_waits_leaves_no_hole() {
+    explore(|| {
+        let bus = bus(1);
+        let [alice, bob, carol] = endpoints(&bus);
+        let everybody = group("g", &[&alice]);
+        let mut carols = lane(&carol);
+        sent(&mut carols, everybody, "first");
+        waits(&mut carols, everybody, "second");
+        let joining = thread::spawn(move || {
+            let joined = bob.join(&"g".parse().unwrap(), JoinOptions::default());
+            (bob, joined.unwrap())
+        });
+        let mut at_alice = reader(&alice);
+        at_alice.try_receive().unwrap();
+        let (bob, joined) = joining.join().unwrap();
+        let second = carols.poll_outcome().unwrap().unwrap();
+        let heard = second.sequence > joined.sequence;
+        assert_eq!(second.recipients, 1 + u32::from(heard));
+        assert_eq!(
+            texts(&queued(&bob)),
+            if heard { vec!["second"] } else { vec![] }
+        );
+        assert_eq!(texts(&take_all(&mut at_alice)), ["second"]);
+    });
+}
+
+/// Given a member that also watches the group, when another one joins while a message goes to the
+/// group, then the watcher finds the join on the side of the message that the new member's queue
+/// says.
+#[test]
+fn g4_a_watcher_is_told_of_a_join_at_its_place() {
+    explore(|| {
+        let bus = bus(4);
+        let [watcher, bob, carol] = endpoints(&bus);
+        let everybody = group("g", &[&watcher]);
+        let name = "g".parse().unwrap();
+        watcher
+            .watch_group(&name, Interest::Members, false)
+            .unwrap();
+        let joining = thread::spawn(move || {
+            let joined = bob.join(&"g".parse().unwrap(), JoinOptions::default());
+            (bob, joined.unwrap())
+        });
+        sent(&mut lane(&carol), everybody, "message");
+        let (bob, joined) = joining.join().unwrap();
+        let seen = queued(&watcher);
+        assert_one_order(&[&seen]);
+        let heard = !queued(&bob).is_empty();
+        let expected = if heard {
+            ["Joined", "message"]
+        } else {
+            ["message", "Joined"]
+        };
+        assert_eq!(texts(&seen), expected);
+        let told = seen.iter().find(|taken| taken.text == "Joined");
+        assert_eq!(told.map(|told| told.sequence), Some(joined.sequence));
+    });
+}
+
+/// Given a watcher whose queue has one place, when two changes happen while it reads, then it is told
+/// of each or of what it missed, in order, and nobody waits for it.
+#[test]
+fn g4_a_watcher_without_room_is_told_what_it_missed() {
+    explore(|| {
+        let bus = bus(1);
+        let [watcher, bob] = endpoints(&bus);
+        let name = "g".parse().unwrap();
+        watcher.watch_group(&name, Interest::Members, true).unwrap();
+        let changing = thread::spawn(move || {
+            let joined = bob.join(&"g".parse().unwrap(), JoinOptions::default());
+            let joined = joined.unwrap();
+            (bob.leave(joined.group).unwrap(), joined.sequence, bob)
+        });
+        let mut reading = reader(&watcher);
+        let mut all = take_all(&mut reading);
+        let (left, joined, _bob) = changing.join().unwrap();
+        all.extend(take_all(&mut reading));
+        assert_one_order(&[&all]);
+        let last = all.last().unwrap();
+        let told = all
+            .iter()
+            .map(|taken| taken.missed.map_or(0, |gap| gap.count));
+        let told =
+            told.sum::<u64>() + all.iter().filter(|taken| taken.text != "gap").count() as u64;
+        assert_eq!(
+            (told, all[0].sequence == joined, last.sequence),
+            (2, true, left)
+        );
     });
 }
 

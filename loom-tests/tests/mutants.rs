@@ -13,13 +13,14 @@
 //! | G1 all or nothing | refusals, cancelling, deadlines | `order::g1_*`, `cancel::g5_a_cancelled_send_has_*`, `cancel::g5_a_send_past_*` | `DeliverToSome`, `Cancel*` |
 //! | G2 one order | two senders, overlapping groups, unicast, unequal clocks | `order::g2_*` | `LocksOutOfOrder`, `ReleaseBetweenPushes`, `SequenceFromOneClock`, `AdvanceOneClock`, `SequenceWithoutLock` |
 //! | G3 causality | a chain over a third party; a chain that shares no lock | `order::g3_*` | `TakenNotFollowed`, `SentNotFollowed` |
-//! | G4 views | join and leave between a sender's snapshot and its locks; the empty group | `membership::g4_*` | `SkipGenerationCheck`, `ChangeTakesOneLock`, `EmptySetTakesNoLock` |
+//! | G4 views | join and leave between a sender's snapshot and its locks; the empty group; notices | `membership::g4_*`, `drop_when_full::g4_*` | `SkipGenerationCheck`, `ChangeTakesOneLock`, `EmptySetTakesNoLock`, `NoticePassesOlder` |
 //! | G5 no wake-up is lost | a place freed while a send goes to wait; leave, close, end | `waiting::g5_*`, `cancel::*` | `NoSecondLook`, `NoFence*`, `LeaveServesNobody`, `WaitAtOwnQueue` |
 //! | G5 others go on | one member full until the others are through | `isolation::*` | `StayRegistered`, `ServeOnlyOne` |
-//! | G5 nobody starves | newcomers and younger sends; readers that alternate; dead members | `waiting::g5_*_pass_*`, `reserve::*` | `PassOlder`, `WaiterPassesOlder`, `YoungestFirst`, `NoReservePlace`, `ReservePassesOlder`, `StuckKeepsClaims`, `UnusedStaysWithheld`, `ChangeKeepsClaims` |
+//! | G5 nobody starves | newcomers and younger sends; readers that alternate; dead members | `waiting::g5_*_pass_*`, `reserve::*` | `PassOlder`, `WaiterPassesOlder`, `YoungestFirst`, `NoReservePlace`, `ReservePassesOlder`, `StuckKeepsClaims`, `UnusedStaysWithheld`, `ChangeKeepsClaims`, `GiveUpServesNobody` |
 //! | G6 readiness | a watch that begins while a place is freed | `waiting::g6_*` | `ServeNoWatches` |
 //! | G7 dropping is visible | drops while the reader reads, sleeps, or is owed to others | `drop_when_full::*` | `DropperPassesOlder`, `LoneGapEarly`, `SleepBesideGap`, `DropWakesNobody`, `NoFenceInDrop` |
 //! | G9 lifetime | close and shutdown against sends and readers; slots used again | `membership::g9_*`, `cancel::g9_*` | `ClosedSenderCommits`, `SlotNotCompared`, `ShutStillReceives`, `EndWithoutLook` |
+//! | G5 wakers | each way to be woken, with a waker that asks the bus | `wakers::*`, `cancel::g5_a_cancelled_sends_waker_*` | |
 //! | the queue | a ring that wraps; a reader that goes to sleep; two that want to read | `queue::*`, `reader::*`, `waiting::g5_a_message_*` | `TailRelaxed`, `HeadRelaxed`, `SleepWithoutLook`, `SeatTakenTwice` |
 
 use std::collections::BTreeSet;
@@ -167,6 +168,10 @@ const CAUGHT: &[(&str, &str)] = &[
         "drop_when_full::g7_a_dropping_membership_does_not_pass_a_waiting_send",
     ),
     (
+        "NoticePassesOlder",
+        "drop_when_full::g4_a_notice_does_not_pass_a_waiting_send",
+    ),
+    (
         "NoReservePlace",
         "reserve::g5_a_fan_out_misses_a_fixed_number_of_offers",
     ),
@@ -181,6 +186,10 @@ const CAUGHT: &[(&str, &str)] = &[
     (
         "UnusedStaysWithheld",
         "reserve::g5_a_place_that_is_kept_and_not_used_is_for_who_can_use_it",
+    ),
+    (
+        "GiveUpServesNobody",
+        "reserve::g5_a_cancelled_send_gives_up_the_places_that_it_keeps",
     ),
     (
         "LeaveServesNobody",

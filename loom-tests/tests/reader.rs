@@ -1,6 +1,7 @@
 //! The reader's place: one at a time drains a queue, and hands over all of it.
 
 use std::sync::Arc;
+use std::task::Waker;
 
 use loom::thread;
 
@@ -48,6 +49,24 @@ fn a_queue_that_is_made_while_its_reader_waits_is_handed_to_it() {
         let mut reading = reader(&bob);
         let sending = thread::spawn(move || sent(&mut alices, to_bob, "first"));
         assert_eq!(taken(reading.receive().unwrap()).text, "first");
+        sending.join().unwrap();
+    });
+}
+
+/// Given a reader that went to sleep and then gave up its place, when the next one goes to sleep while
+/// a message comes, then the next one takes the message.
+#[test]
+fn the_next_reader_is_woken_and_not_the_one_before() {
+    explore(|| {
+        let bus = bus(4);
+        let [alice, bob] = endpoints(&bus);
+        let (mut alices, to_bob) = (lane(&alice), to(&bob));
+        let mut before = reader(&bob);
+        assert!(before.sleep(Waker::noop().clone()));
+        drop(before);
+        let sending = thread::spawn(move || sent(&mut alices, to_bob, "message"));
+        let mut reading = reader(&bob);
+        assert_eq!(taken(reading.receive().unwrap()).text, "message");
         sending.join().unwrap();
     });
 }

@@ -164,6 +164,34 @@ fn g5_a_place_that_is_not_used_passes_on() {
     });
 }
 
+/// Given two sends that wait for one queue, when its reader frees two places with one release, as a
+/// transport does, while a third one goes to wait, then the two are committed, in their order.
+#[test]
+fn g5_places_that_are_freed_together_are_all_used() {
+    explore(|| {
+        let bus = bus(2);
+        let [alice, bob, carol, dave] = endpoints(&bus);
+        let (mut alices, mut carols, mut daves) = (lane(&alice), lane(&carol), lane(&dave));
+        let to_bob = to(&bob);
+        sent(&mut alices, to_bob, "1");
+        sent(&mut alices, to_bob, "2");
+        waits(&mut alices, to_bob, "3");
+        waits(&mut carols, to_bob, "4");
+        let coming = thread::spawn(move || {
+            waits(&mut daves, to_bob, "5");
+            daves
+        });
+        let mut reading = reader(&bob);
+        reading.drain().unwrap();
+        reading.drain().unwrap();
+        reading.release(2, 2).unwrap();
+        let _daves = coming.join().unwrap();
+        assert!(alices.poll_outcome().is_some());
+        assert!(carols.poll_outcome().is_some());
+        assert_eq!(texts(&take_all(&mut reading)), ["3", "4", "5"]);
+    });
+}
+
 /// Given a destination that is not writable, when somebody asks to be woken while the reader frees
 /// the place, then it is told or woken, and then finds room.
 #[test]
