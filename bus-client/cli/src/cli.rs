@@ -8,7 +8,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
-use crate::duration;
+use crate::{bench, duration};
 
 /// Ordered multicast between the programs of one machine.
 ///
@@ -76,6 +76,12 @@ pub(crate) enum Verb {
     Status(Listing),
     /// Measure how long the broker takes to answer
     Ping(Ping),
+    /// Measure how fast the bus is, beside its peers
+    #[command(after_long_help = bench::NOTES)]
+    Bench(bench::Options),
+    /// A process of bench
+    #[command(hide = true)]
+    BenchWorker(bench::WorkerOptions),
     /// Run a command with a private bus of its own
     Run(Run),
     /// Check recorded traces for one order, duplicates, gaps, loss and causality

@@ -6,6 +6,7 @@
 
 #![deny(unsafe_code)]
 
+mod bench;
 mod cli;
 mod connect;
 mod demo;
@@ -77,6 +78,8 @@ fn dispatch(cli: &Cli, signals: Signals, output: &mut Output) -> Result<ExitCode
         Verb::Stats(options) => listing::stats(options, &connect()?, output)?,
         Verb::Status(options) => listing::status(options, &connect()?, output)?,
         Verb::Ping(options) => ping::run(options, cli, output)?,
+        Verb::Bench(options) => bench::run(options, &notice, output)?,
+        Verb::BenchWorker(options) => bench::work(options)?,
         Verb::Verify(options) => verify::run(options, output)?,
         Verb::Completions(options) => pages::completions(options, output)?,
         Verb::Man(options) => pages::man(options, output)?,

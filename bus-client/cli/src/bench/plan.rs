@@ -1,0 +1,214 @@
+//! What a run is: every process of a run gets the same plan, and its own role in it.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use super::system::System;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Workload {
+    /// One sender to many receivers, as fast as they take it
+    Fanout,
+    /// Many senders to the same receivers, one order
+    Fanin,
+    /// A message there and one back
+    Rtt,
+    /// The next message once all receivers have the last one
+    Lockstep,
+    /// Connect, be greeted, and go
+    Connect,
+    /// Fan-out of large payloads
+    Large,
+    /// Connections that do nothing: what they cost
+    Idle,
+    /// Members that do not want most of what is sent
+    Filter,
+    /// How long a fan-out send waits among small senders that never stop
+    Fair,
+}
+
+impl Workload {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Fanout => "fanout",
+            Self::Fanin => "fanin",
+            Self::Rtt => "rtt",
+            Self::Lockstep => "lockstep",
+            Self::Connect => "connect",
+            Self::Large => "large",
+            Self::Idle => "idle",
+            Self::Filter => "filter",
+            Self::Fair => "fair",
+        }
+    }
+
+    /// Senders and receivers where nothing else is asked for. For `fair`, the senders are the
+    /// small ones; for `connect` and `idle` they are processes that connect.
+    pub(crate) fn default_counts(self) -> (usize, usize) {
+        match self {
+            Self::Fanout | Self::Lockstep | Self::Large | Self::Filter => (1, 8),
+            Self::Fanin => (4, 8),
+            Self::Rtt => (1, 1),
+            Self::Connect => (1, 0),
+            Self::Idle => (1, 1000),
+            Self::Fair => (8, 8),
+        }
+    }
+
+    pub(crate) fn default_size(self) -> usize {
+        match self {
+            Self::Large => 1 << 20,
+            _ => 64,
+        }
+    }
+
+    /// Whether it is about connections rather than messages.
+    pub(crate) fn is_about_connections(self) -> bool {
+        matches!(self, Self::Connect | Self::Idle)
+    }
+}
+
+/// When a sender has sent enough.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) enum Limit {
+    /// After this many messages (connections, for `connect`) of each sender.
+    Count(u64),
+    /// After this many nanoseconds.
+    Nanoseconds(u64),
+}
+
+/// A run of one system.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    pub(crate) system: System,
+    pub(crate) workload: Workload,
+    pub(crate) senders: usize,
+    pub(crate) receivers: usize,
+    /// Bytes of a payload.
+    pub(crate) size: usize,
+    /// Messages that are ready when a sender writes.
+    pub(crate) batch: usize,
+    pub(crate) limit: Limit,
+    /// CPUs that every process of the run stays on; empty for all.
+    pub(crate) pin: Vec<usize>,
+    /// Receivers of `fair` that read 60 times a second.
+    pub(crate) slow: usize,
+    /// The run's own folder.
+    pub(crate) dir: PathBuf,
+    /// For systems without Unix sockets.
+    pub(crate) port: u16,
+}
+
+impl Plan {
+    /// The socket of the broker.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.join("bus")
+    }
+
+    /// The socket of one receiver, where there is no broker.
+    pub(crate) fn receiver_socket(&self, index: usize) -> PathBuf {
+        self.dir.join(format!("receiver-{index}"))
+    }
+
+    /// The file of counters that the processes share.
+    pub(crate) fn counters(&self) -> PathBuf {
+        self.dir.join("counters")
+    }
+
+    /// How many streams of serials there are: one a sender, but in `fair` the fan-out sender's
+    /// and one for each receiver, which is the small sender's that writes to it.
+    pub(crate) fn streams(&self) -> usize {
+        match self.workload {
+            Workload::Fair => 1 + self.receivers,
+            _ => self.senders,
+        }
+    }
+
+    /// The streams that a receiver hears.
+    pub(crate) fn streams_of(&self, receiver: usize) -> Vec<usize> {
+        match self.workload {
+            Workload::Fair => vec![0, 1 + receiver],
+            _ => (0..self.senders).collect(),
+        }
+    }
+
+    /// How many messages a sender may be ahead of the slowest receiver: the same for all systems,
+    /// so that one that queues without bound does not win by it, and none loses messages to its
+    /// quotas. None where the system has no way to lose time rather than messages.
+    pub(crate) fn window(&self) -> Option<u64> {
+        let messages = (WINDOW_BYTES / self.size.max(1)).clamp(8, 4096);
+        self.system
+            .is_lossless()
+            .then(|| messages.max(2 * self.batch) as u64)
+    }
+
+    /// Whether every message carries the time, not just some.
+    pub(crate) fn stamps_all(&self) -> bool {
+        matches!(
+            self.workload,
+            Workload::Lockstep | Workload::Rtt | Workload::Fair
+        )
+    }
+}
+
+/// What one process of a run is to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Role {
+    /// The system's broker, where it is one of ours.
+    Broker,
+    /// Sender of this number.
+    Sender(usize),
+    /// Receiver of this number.
+    Receiver(usize),
+    /// Opens connections.
+    Connector,
+}
+
+/// The first line that a worker reads.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Task {
+    pub(crate) plan: Plan,
+    pub(crate) role: Role,
+}
+
+/// The line that a worker writes when it has set up.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Ready {
+    /// Where it can be reached, for `rtt`.
+    pub(crate) address: String,
+}
+
+/// The line that tells a worker to start.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Go {
+    /// The addresses of the receivers.
+    pub(crate) receivers: Vec<String>,
+}
+
+/// The line that a worker writes when it is done. Times are nanoseconds of the monotonic clock.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) started: u64,
+    pub(crate) finished: u64,
+    /// Messages sent, or received, or connections made.
+    pub(crate) messages: u64,
+    /// Messages that a receiver should have had and had not.
+    pub(crate) lost: u64,
+    /// Messages that came behind a later one of their sender, or twice.
+    pub(crate) misplaced: u64,
+    /// Tells one sequence of messages from another.
+    pub(crate) digest: u64,
+    /// Latencies: nanoseconds, and how often.
+    pub(crate) latencies: Vec<(u64, u64)>,
+    /// How long fan-out sends waited, likewise.
+    pub(crate) waits: Vec<(u64, u64)>,
+    /// The most messages that were sent later than a fan-out message and came before it.
+    pub(crate) overtaken_max: u64,
+}
+
+/// A sender may be this far ahead, within 8 and 4096 messages.
+const WINDOW_BYTES: usize = 4 << 20;

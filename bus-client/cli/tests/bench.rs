@@ -1,0 +1,166 @@
+//! `unisono bench` in a tiny form, against our own broker alone: that each workload runs, keeps the
+//! order, and prints what it promises to print. How fast is not a matter of tests.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn bench(line: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_unisono"))
+        .arg("bench")
+        .args(line.split_whitespace())
+        .output()
+        .expect("it starts")
+}
+
+#[track_caller]
+fn figures(line: &str) -> Value {
+    let output = bench(&format!("{line} --json"));
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{line}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let mut all: Value = serde_json::from_slice(&output.stdout).expect(line);
+    all[0].take()
+}
+
+/// Every field that the contract names is there, of its type or null.
+const NUMBERS: [&str; 12] = [
+    "deliveries_per_second",
+    "bytes_per_second",
+    "cpu_us_per_delivery",
+    "p50_us",
+    "p99_us",
+    "broker_rss_kib",
+    "lost",
+    "batch",
+    "connects_per_second",
+    "kib_per_connection",
+    "p99_wait_us",
+    "overtaken_max",
+];
+
+#[test]
+fn json_has_every_field_that_the_contract_names() {
+    let output = bench("fanout --count 200 --runs 2 --json");
+    assert_eq!(output.status.code(), Some(0));
+    let all: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(all.as_array().map(Vec::len), Some(1), "{all}");
+    let figures = &all[0];
+    for (name, expected) in [
+        ("system", Value::from("unisono")),
+        ("transport", Value::from("socket")),
+        ("workload", Value::from("fanout")),
+        ("senders", Value::from(1)),
+        ("receivers", Value::from(8)),
+        ("size", Value::from(64)),
+        ("runs", Value::from(2)),
+        ("lost", Value::from(0)),
+        ("one_order", Value::from(true)),
+        ("batch", Value::from(1)),
+        ("pinned", Value::Null),
+        ("ratio", Value::Object(serde_json::Map::new())),
+    ] {
+        assert_eq!(figures[name], expected, "{name}");
+    }
+    let object = figures.as_object().expect("an object");
+    for name in NUMBERS {
+        let value = object.get(name).expect(name);
+        assert!(value.is_number() || value.is_null(), "{name}: {value}");
+    }
+    for name in ["deliveries_per_second", "cpu_us_per_delivery", "p50_us"] {
+        assert!(figures[name].as_f64() > Some(0.0), "{name}: {figures}");
+    }
+}
+
+#[test]
+fn g2_every_workload_of_messages_keeps_one_order_and_loses_nothing() {
+    for line in [
+        "fanout --count 300 --runs 1 --receivers 3",
+        "fanout --count 300 --runs 1 --receivers 3 --batch 32",
+        "fanin --count 200 --runs 1 --senders 3 --receivers 3",
+        "lockstep --count 100 --runs 1 --receivers 3",
+        "rtt --count 100 --runs 1",
+        "large --count 10 --runs 1 --receivers 2",
+        "fair --count 50 --runs 1 --senders 2 --receivers 2",
+        "fair --count 20 --runs 1 --senders 2 --receivers 2 --slow 1",
+        "fanout --count 300 --runs 1 --receivers 3 --in-process",
+        "fanin --count 300 --runs 1 --receivers 3 --in-process",
+        "lockstep --count 100 --runs 1 --receivers 3 --in-process",
+        "rtt --count 100 --runs 1 --in-process",
+    ] {
+        let figures = figures(line);
+        assert_eq!(figures["one_order"], true, "{line}");
+        assert_eq!(figures["lost"], 0, "{line}");
+        assert!(
+            figures["deliveries_per_second"].as_f64() > Some(0.0),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn what_fair_is_about_is_told() {
+    let figures = figures("fair --count 50 --runs 1 --senders 2 --receivers 2");
+    assert!(figures["p99_wait_us"].is_number(), "{figures}");
+    assert!(figures["overtaken_max"].is_u64(), "{figures}");
+}
+
+#[test]
+fn connections_are_counted() {
+    let connect = figures("connect --count 50 --runs 1");
+    assert!(
+        connect["connects_per_second"].as_f64() > Some(0.0),
+        "{connect}"
+    );
+    let idle = figures("idle --receivers 50 --runs 1");
+    assert!(idle["kib_per_connection"].is_number(), "{idle}");
+    assert_eq!(idle["deliveries_per_second"], Value::Null);
+}
+
+#[test]
+fn a_run_ends_by_the_clock_where_no_count_is_given() {
+    let figures = figures("fanout --seconds 50ms --runs 1 --receivers 2 --pin 0");
+    assert!(figures["deliveries_per_second"].as_f64() > Some(0.0));
+    assert_eq!(figures["pinned"], serde_json::json!([0]));
+}
+
+#[test]
+fn ratios_are_ours_over_theirs() {
+    let output = bench("fanout --count 300 --runs 1 --receivers 2 --peer relay,raw-unix --json");
+    assert_eq!(output.status.code(), Some(0));
+    let all: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let rate = |index: usize| {
+        all[index]["deliveries_per_second"]
+            .as_f64()
+            .expect("a rate")
+    };
+    for (index, name) in [(1, "relay"), (2, "raw-unix")] {
+        assert_eq!(all[index]["system"], name);
+        assert_eq!(all[index]["one_order"], true, "one sender has one order");
+        let ratio = all[0]["ratio"][name]["deliveries"]
+            .as_f64()
+            .expect("a ratio");
+        assert!((ratio - rate(0) / rate(index)).abs() < 1e-9, "{name}");
+    }
+}
+
+#[test]
+fn what_is_not_in_this_version_or_makes_no_sense_is_2() {
+    for line in [
+        "filter",
+        "fanout --size 8",
+        "fanout --count 1 --seconds 1",
+        "fanout --peer nobody",
+        "rtt --batch 2",
+        "lockstep --senders 2",
+        "idle --in-process",
+        "fanout --slow 1",
+    ] {
+        let output = bench(line);
+        assert_eq!(output.status.code(), Some(2), "{line}");
+        assert!(!output.stderr.is_empty(), "{line}");
+    }
+}
