@@ -114,7 +114,7 @@ fn systems(options: &Options, output: &Output) -> Vec<System> {
 }
 
 fn fits(system: System, options: &Options, output: &Output) -> bool {
-    let size = options.size.map_or(0, |size| size as usize);
+    let size = size(options);
     match system.cannot(options.workload, size) {
         None => true,
         Some(why) => {
@@ -143,9 +143,7 @@ fn plan(options: &Options, system: System) -> Plan {
         workload,
         senders,
         receivers,
-        size: options
-            .size
-            .map_or(workload.default_size(), |size| size as usize),
+        size: size(options),
         batch: match workload {
             Workload::Fanout | Workload::Fanin | Workload::Large => usize::from(options.batch),
             _ => 1,
@@ -161,6 +159,11 @@ fn plan(options: &Options, system: System) -> Plan {
         dir: PathBuf::new(),
         port: 0,
     }
+}
+
+fn size(options: &Options) -> usize {
+    let given = options.size.map(|size| size as usize);
+    given.unwrap_or_else(|| options.workload.default_size())
 }
 
 fn check(options: &Options, plan: &Plan) -> Result<(), Failure> {

@@ -44,9 +44,11 @@ pub(crate) fn run(plan: &Plan) -> io::Result<Outcome> {
         plan.pin.iter().for_each(|cpu| cpus.set(*cpu));
         sched_setaffinity(None, &cpus)?;
     }
-    let mut limits = Limits::default();
     // It is about speed: a receiver that gets no processor for long is no fault of the bus.
-    limits.stall = STALL;
+    let limits = Limits {
+        stall: STALL,
+        ..Limits::default()
+    };
     let bus = Bus::new(limits, SEED).map_err(io::Error::other)?;
     let name: GroupName = "bench".parse().map_err(io::Error::other)?;
     let stage = Arc::new(Stage {

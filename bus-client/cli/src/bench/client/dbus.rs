@@ -72,13 +72,8 @@ impl Connection {
         }
     }
 
-    /// Waits for messages of a kind, and gives those that are there. How many.
-    fn receive(
-        &mut self,
-        kind: u8,
-        size: usize,
-        sink: &mut dyn FnMut(&Header, &[u8], &[u8]),
-    ) -> io::Result<()> {
+    /// Waits for messages of a kind, and gives those that are there.
+    fn receive(&mut self, kind: u8, size: usize, sink: &mut Sink<'_>) -> io::Result<()> {
         loop {
             let mut taken = false;
             while let Some(header) = Header::of(self.inbound.unread())? {
@@ -99,6 +94,9 @@ impl Connection {
         }
     }
 }
+
+/// Takes a header, the whole message, and its payload.
+type Sink<'a> = dyn FnMut(&Header, &[u8], &[u8]) + 'a;
 
 /// What of a header is needed to pass on.
 #[derive(Clone, Copy, Debug)]
