@@ -215,6 +215,7 @@ fn measure(
                 match outcome {
                     Ok(outcome) => outcomes[index].push(outcome),
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                        // The user wants no more: as quiet an end as that of a closed pipe.
                         return Err(Failure::ClosedPipe);
                     }
                     Err(error) if plan.system == System::Unisono => {

@@ -1,9 +1,19 @@
 //! `unisono bench` in a tiny form, against our own broker alone: that each workload runs, keeps the
 //! order, and prints what it promises to print. How fast is not a matter of tests.
 
-use std::process::{Command, Output};
+use std::{
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
+
+/// Far beyond what anything here takes.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 fn bench(line: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_unisono"))
@@ -24,6 +34,34 @@ fn figures(line: &str) -> Value {
     );
     let mut all: Value = serde_json::from_slice(&output.stdout).expect(line);
     all[0].take()
+}
+
+/// Given runs that would take long,
+/// when the user interrupts them,
+/// then it ends quietly and leaves no process and no folder behind.
+#[test]
+fn an_interrupt_ends_it_quietly_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let child = Command::new(env!("CARGO_BIN_EXE_unisono"))
+        .args(["bench", "fanout", "--seconds", "1h", "--receivers", "2"])
+        .env("TMPDIR", folder.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let entries = || std::fs::read_dir(folder.path()).expect("readable").count();
+    let deadline = Instant::now() + DEADLINE;
+    while entries() == 0 {
+        assert!(Instant::now() < deadline, "it never began");
+        std::thread::yield_now();
+    }
+    let pid = i32::try_from(child.id()).expect("a pid");
+    kill(Pid::from_raw(pid), Signal::SIGINT).expect("it runs");
+    // Workers have its standard error, so this waits for their end as well.
+    let output = child.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert_eq!(entries(), 0, "{said}");
 }
 
 /// Every field that the contract names is there, of its type or null.

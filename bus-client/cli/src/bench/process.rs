@@ -83,9 +83,10 @@ impl Process {
         loop {
             let stdout = self.stdout.as_mut();
             let stdout = stdout.ok_or_else(|| io::Error::other("it says nothing"))?;
-            if stdout.buffer().is_empty() {
-                wait(stdout.get_ref().as_fd(), patience)
-                    .map_err(|error| io::Error::other(format!("{}: {error}", self.what)))?;
+            if stdout.buffer().is_empty()
+                && let Err(error) = wait(stdout.get_ref().as_fd(), patience)
+            {
+                return Err(self.about(error));
             }
             let bytes = stdout.fill_buf()?;
             if bytes.is_empty() {
@@ -132,8 +133,10 @@ impl Process {
         io::Error::other(format!("{} ended too early: {how}", self.what))
     }
 
-    fn about(&self, error: impl std::fmt::Display) -> io::Error {
-        io::Error::other(format!("{}: {error}", self.what))
+    /// Keeps the kind: who is interrupted does not fail.
+    fn about(&self, error: impl Into<io::Error>) -> io::Error {
+        let error = error.into();
+        io::Error::new(error.kind(), format!("{}: {error}", self.what))
     }
 }
 
