@@ -9,14 +9,17 @@
 //!   around an `Arc` would be simpler and wrong: it never shows a stale value, as a load racing
 //!   with a store may, so the models would pass code that the real one breaks.
 //!
+//! `loom-tests/shuttle` does the same with `cfg(bus_shuttle)`: random schedules of more threads than
+//! loom can take, in which all atomics are sequentially consistent.
+//!
 //! It also holds the [`Mutant`]s: single synchronisation decisions that a model switches off to
 //! prove that it would notice.
 
-#[cfg(not(bus_loom))]
+#[cfg(not(any(bus_loom, bus_shuttle)))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
-#[cfg(bus_loom)]
-pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+#[cfg(any(bus_loom, bus_shuttle))]
+pub(crate) use checker::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 /// What the two ends of a ring share. It is loom's in a model, because who drops the last one
 /// touches the slots, and only what loom sees orders that after the other end's last access. The
@@ -29,7 +32,12 @@ pub(crate) use std::sync::Arc as RingArc;
 use std::sync::Arc;
 use std::task::{Wake, Waker};
 
-#[cfg(not(bus_loom))]
+#[cfg(bus_loom)]
+use loom as checker;
+#[cfg(bus_shuttle)]
+use shuttle as checker;
+
+#[cfg(not(any(bus_loom, bus_shuttle)))]
 mod real {
     use std::time::Instant;
 
@@ -45,25 +53,6 @@ mod real {
 
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
             self.0.lock()
-        }
-    }
-
-    #[derive(Debug)]
-    pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
-
-    impl<T> UnsafeCell<T> {
-        pub(crate) fn new(value: T) -> Self {
-            Self(std::cell::UnsafeCell::new(value))
-        }
-
-        /// Runs `f` on a pointer for reading.
-        pub(crate) fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
-            f(self.0.get())
-        }
-
-        /// Runs `f` on a pointer for writing.
-        pub(crate) fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
-            f(self.0.get())
         }
     }
 
@@ -138,18 +127,42 @@ mod real {
     }
 }
 
-#[cfg(bus_loom)]
+#[cfg(not(bus_loom))]
+mod cell {
+    #[derive(Debug)]
+    pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
+
+    impl<T> UnsafeCell<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(std::cell::UnsafeCell::new(value))
+        }
+
+        /// Runs `f` on a pointer for reading.
+        pub(crate) fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
+            f(self.0.get())
+        }
+
+        /// Runs `f` on a pointer for writing.
+        pub(crate) fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
+            f(self.0.get())
+        }
+    }
+}
+
+#[cfg(any(bus_loom, bus_shuttle))]
 mod modelled {
     use std::time::Instant;
 
-    #[derive(Debug, Default)]
-    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+    use super::checker;
 
-    pub(crate) type MutexGuard<'a, T> = loom::sync::MutexGuard<'a, T>;
+    #[derive(Debug, Default)]
+    pub(crate) struct Mutex<T>(checker::sync::Mutex<T>);
+
+    pub(crate) type MutexGuard<'a, T> = checker::sync::MutexGuard<'a, T>;
 
     impl<T> Mutex<T> {
         pub(crate) fn new(value: T) -> Self {
-            Self(loom::sync::Mutex::new(value))
+            Self(checker::sync::Mutex::new(value))
         }
 
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
@@ -159,22 +172,20 @@ mod modelled {
         }
     }
 
-    pub(crate) use loom::cell::UnsafeCell;
-
     /// The stand-in for arc-swap: every version ever stored, and a loom atomic that says which one
     /// is current. Loom lets a load see any version that coherence allows, so a model meets the
     /// stale loads that the real one can show. The table itself is a std mutex, invisible to loom:
     /// it only grows, and an index is published after its entry.
     pub(crate) struct Snapshot<T> {
         versions: std::sync::Mutex<Vec<super::Arc<T>>>,
-        current: loom::sync::atomic::AtomicUsize,
+        current: checker::sync::atomic::AtomicUsize,
     }
 
     impl<T> Snapshot<T> {
         pub(crate) fn new(value: super::Arc<T>) -> Self {
             Self {
                 versions: std::sync::Mutex::new(vec![value]),
-                current: loom::sync::atomic::AtomicUsize::new(0),
+                current: checker::sync::atomic::AtomicUsize::new(0),
             }
         }
 
@@ -196,8 +207,8 @@ mod modelled {
 
     #[derive(Debug, Default)]
     pub(crate) struct Parker {
-        woken: loom::sync::Mutex<bool>,
-        changed: loom::sync::Condvar,
+        woken: checker::sync::Mutex<bool>,
+        changed: checker::sync::Condvar,
     }
 
     impl Parker {
@@ -221,10 +232,14 @@ mod modelled {
     }
 }
 
-#[cfg(bus_loom)]
-pub(crate) use modelled::{Mutex, MutexGuard, Parker, Snapshot, UnsafeCell};
 #[cfg(not(bus_loom))]
-pub(crate) use real::{Mutex, MutexGuard, Parker, Snapshot, UnsafeCell};
+pub(crate) use cell::UnsafeCell;
+#[cfg(bus_loom)]
+pub(crate) use loom::cell::UnsafeCell;
+#[cfg(any(bus_loom, bus_shuttle))]
+pub(crate) use modelled::{Mutex, MutexGuard, Parker, Snapshot};
+#[cfg(not(any(bus_loom, bus_shuttle)))]
+pub(crate) use real::{Mutex, MutexGuard, Parker, Snapshot};
 
 impl Wake for Parker {
     fn wake(self: Arc<Self>) {
