@@ -338,7 +338,9 @@ impl Bystanders {
     }
 
     /// All of them notice, and end as they should.
-    fn end(self, broker: &Broker) {
+    fn end(mut self, broker: &Broker) {
+        // Its input goes on, so that nothing but the broker ends it.
+        let _input = self.waits_for_input.stdin();
         let mut ended = vec![
             self.listener.end(),
             self.waits_for_input.end(),
