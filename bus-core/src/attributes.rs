@@ -526,7 +526,7 @@ const OPERATION: u8 = 2;
 const CONTENT_TYPE: u8 = 3;
 const FIELD: u8 = 4;
 
-#[cfg(all(test, not(bus_loom)))]
+#[cfg(all(test, not(any(bus_loom, bus_shuttle))))]
 mod tests {
     use super::*;
 

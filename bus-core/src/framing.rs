@@ -173,7 +173,7 @@ const ETIMEDOUT: i32 = 110;
 /// The kernel keeps no greater number for errors.
 const LEAST_RESULT: i32 = -4095;
 
-#[cfg(all(test, not(bus_loom)))]
+#[cfg(all(test, not(any(bus_loom, bus_shuttle))))]
 mod tests {
     use super::*;
 

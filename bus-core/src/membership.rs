@@ -157,7 +157,7 @@ impl Membership {
     }
 }
 
-#[cfg(all(test, not(bus_loom)))]
+#[cfg(all(test, not(any(bus_loom, bus_shuttle))))]
 mod tests {
     use super::*;
     use crate::lock_set::LockIndex;

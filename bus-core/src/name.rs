@@ -103,7 +103,7 @@ impl fmt::Debug for GroupName {
     }
 }
 
-#[cfg(all(test, not(bus_loom)))]
+#[cfg(all(test, not(any(bus_loom, bus_shuttle))))]
 mod tests {
     use super::*;
 

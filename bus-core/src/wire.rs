@@ -251,5 +251,5 @@ pub enum EncodeError {
     },
 }
 
-#[cfg(all(test, not(bus_loom)))]
+#[cfg(all(test, not(any(bus_loom, bus_shuttle))))]
 mod tests;

@@ -263,5 +263,5 @@ pub const MAX_INSTRUCTIONS: usize = 4096;
 /// Bytes of a program's stack, below r10.
 pub const STACK_BYTES: usize = 512;
 
-#[cfg(all(test, not(bus_loom)))]
+#[cfg(all(test, not(any(bus_loom, bus_shuttle))))]
 mod tests;

@@ -195,7 +195,7 @@ impl Framer for LengthPrefix {
 /// The highest offset of a length field.
 pub const MAX_OFFSET_BYTES: usize = 1 << 16;
 
-#[cfg(all(test, not(bus_loom)))]
+#[cfg(all(test, not(any(bus_loom, bus_shuttle))))]
 mod tests {
     use super::*;
 

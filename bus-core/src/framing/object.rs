@@ -349,5 +349,5 @@ const SHT_REL: u32 = 9;
 const SHF_EXECINSTR: u64 = 4;
 const STT_FUNC: u8 = 2;
 
-#[cfg(all(test, not(bus_loom)))]
+#[cfg(all(test, not(any(bus_loom, bus_shuttle))))]
 mod tests;

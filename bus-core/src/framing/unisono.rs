@@ -67,7 +67,7 @@ fn greeting(unread: Unread<'_>) -> Result<Option<NonZeroUsize>, FrameError> {
     Ok(NonZeroUsize::new(MAGIC.len()))
 }
 
-#[cfg(all(test, not(bus_loom)))]
+#[cfg(all(test, not(any(bus_loom, bus_shuttle))))]
 mod tests {
     use super::*;
 

@@ -81,7 +81,7 @@ impl<'a> From<&'a [u8]> for Unread<'a> {
     }
 }
 
-#[cfg(all(test, not(bus_loom)))]
+#[cfg(all(test, not(any(bus_loom, bus_shuttle))))]
 mod tests {
     use super::*;
 

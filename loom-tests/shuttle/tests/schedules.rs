@@ -16,11 +16,7 @@ use bus_core_scheduled::{
 };
 use shuttle::thread;
 
-const SCHEDULES: usize = if cfg!(feature = "long") {
-    30_000
-} else {
-    300
-};
+const SCHEDULES: usize = if cfg!(feature = "long") { 30_000 } else { 300 };
 const SENDS: usize = 4;
 
 fn check(model: impl Fn() + Send + Sync + 'static) {
