@@ -277,6 +277,8 @@ macro_rules! mutants {
 }
 
 mutants! {
+    /// A queue is made by each of those who find that there is none.
+    QueueMadeTwice,
     /// A send commits on the membership that it loaded, without looking at the generation again.
     SkipGenerationCheck,
     /// A change of membership takes only the lock of the endpoint that it is about.

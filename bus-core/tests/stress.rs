@@ -26,7 +26,7 @@ const OPERATIONS: usize = 400;
 
 /// Nothing here waits for anything but another thread's progress: who is not through by then has
 /// missed a wake-up.
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Xorshift: enough to mix operations, and the same on every machine.
 struct Dice(u64);
@@ -424,7 +424,7 @@ fn histories_of_many_threads_agree_with_one_order() {
                 Ok(_) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
-                    eprintln!("run {seed} stands still: a wake-up was lost");
+                    eprintln!("run {seed} stands still: a wake-up was lost, or see above");
                     std::process::abort();
                 }
             }

@@ -6,12 +6,12 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 
-use bus_core_modelled::{Lane, SendError, Submitted};
+use bus_core_modelled::{Lane, MemberFlags, SendError, Submitted, WatchError};
 use loom::thread;
 
 use crate::given::{
-    Alarm, bus, endpoints, explore, group, id_of, lane, queued, reader, sent, take_all, texts, to,
-    waits,
+    Alarm, bus, endpoints, explore, group, id_of, join, lane, queued, reader, sent, take_all,
+    texts, to, waits,
 };
 
 /// Given a fan-out send that waits, when it is cancelled while the place that it lacks is freed,
@@ -154,6 +154,40 @@ fn g9_shutdown_receive_wakes_those_who_wait_for_the_endpoint() {
             0,
             "bob made it, so it lives"
         );
+        assert_eq!(texts(&queued(&bob)), ["first"]);
+    });
+}
+
+/// Given a group whose creator is gone, when its last member, which is full, leaves while a send and
+/// somebody who wants to know begin to wait for it, then both are told that the group has ended, or
+/// were early enough to find it.
+#[test]
+fn g9_the_end_of_a_group_wakes_those_who_wait_for_it() {
+    explore(|| {
+        let bus = bus(1);
+        let [alice, bob, creator] = endpoints(&bus);
+        let name = "g".parse().unwrap();
+        let (group, _) = creator.create_group(&name).unwrap();
+        let only = join(&bob, "g", MemberFlags::empty());
+        drop(creator);
+        let mut alices = lane(&alice);
+        sent(&mut alices, to(&bob), "first");
+        let waiting = thread::spawn(move || {
+            let alarm = Arc::new(Alarm::default());
+            let watched = match alice.watch_writable(only, alarm.waker()) {
+                Err(WatchError::Destination(error)) => Some(Err(error)),
+                Ok(Some(mut watch)) => {
+                    alarm.wait();
+                    watch.outcome()
+                }
+                other => panic!("bob stays full: {other:?}"),
+            };
+            (alices.send(only, "to the group"), watched)
+        });
+        bob.leave(group).unwrap();
+        let ended = SendError::NoSuchGroup(group);
+        let (sent, watched) = waiting.join().unwrap();
+        assert_eq!((sent, watched), (Err(ended.clone()), Some(Err(ended))));
         assert_eq!(texts(&queued(&bob)), ["first"]);
     });
 }

@@ -1,11 +1,15 @@
 //! Joins, leaves and ends against sends (G4, G9).
 
-use bus_core_modelled::{Endpoint, Interest, JoinOptions, MemberFlags, ReceiveError, SendError};
+use std::time::Duration;
+
+use bus_core_modelled::{
+    Endpoint, Interest, JoinOptions, Limits, MemberFlags, ReceiveError, SendError,
+};
 use loom::thread;
 
 use crate::given::{
-    assert_one_order, bus, endpoint, endpoints, explore, explore_many, group, id_of, join, lane,
-    queued, reader, sent, take_all, taken, texts, to, waits,
+    assert_one_order, bus, bus_with, endpoint, endpoints, explore, explore_many, group, id_of,
+    join, lane, queued, reader, sent, take_all, taken, texts, to, waits,
 };
 
 /// Given a sender that has loaded the membership and not yet locked, when a join returns in that
@@ -226,6 +230,42 @@ fn g4_empty_recipient_set_against_a_join() {
             expected.extend(heard.then_some(text));
         }
         assert_eq!(texts(&queued(&bob)), expected);
+    });
+}
+
+/// Given a member that has held up a send for the stall limit, when the bus is told the time while the
+/// member reads at last, then the send reaches it before the end of its membership, or not at all, and
+/// the other member in any case.
+#[test]
+fn g8_an_eviction_takes_one_place_in_the_order() {
+    explore(|| {
+        let bus = bus_with(Limits {
+            queue_messages: 1,
+            stall: Duration::from_millis(100),
+            ..Limits::default()
+        });
+        let [slow, two, three] = endpoints(&bus);
+        let both = group("g", &[&slow, &two]);
+        let mut threes = lane(&three);
+        sent(&mut threes, to(&slow), "first");
+        waits(&mut threes, both, "wide");
+        let start = Duration::from_secs(1);
+        bus.tick(start);
+        bus.tick(start + Duration::from_millis(50));
+        let ticking = bus.clone();
+        let ticked = thread::spawn(move || ticking.tick(start + Duration::from_millis(150)));
+        let mut at_slow = reader(&slow);
+        let mut all = vec![taken(at_slow.try_receive().unwrap())];
+        let evicted = !ticked.join().unwrap().is_empty();
+        all.extend(take_all(&mut at_slow));
+        let receipt = threes.poll_outcome().unwrap().unwrap();
+        let mut expected = vec!["first"];
+        expected.extend((receipt.recipients == 2).then_some("wide"));
+        expected.extend(evicted.then_some("Evicted"));
+        assert_eq!(texts(&all), expected);
+        assert!(evicted || receipt.recipients == 2);
+        assert_one_order(&[&all]);
+        assert_eq!(texts(&queued(&two)), ["wide"]);
     });
 }
 

@@ -19,9 +19,10 @@
 //! | G5 nobody starves | newcomers and younger sends; readers that alternate; dead members | `waiting::g5_*_pass_*`, `reserve::*` | `PassOlder`, `WaiterPassesOlder`, `YoungestFirst`, `NoReservePlace`, `ReservePassesOlder`, `StuckKeepsClaims`, `UnusedStaysWithheld`, `ChangeKeepsClaims`, `GiveUpServesNobody` |
 //! | G6 readiness | a watch that begins while a place is freed | `waiting::g6_*` | `ServeNoWatches` |
 //! | G7 dropping is visible | drops while the reader reads, sleeps, or is owed to others | `drop_when_full::*` | `DropperPassesOlder`, `LoneGapEarly`, `SleepBesideGap`, `DropWakesNobody`, `NoFenceInDrop` |
+//! | G8 bounds | a tick that evicts a member which reads at last | `membership::g8_*` | |
 //! | G9 lifetime | close and shutdown against sends and readers; slots used again | `membership::g9_*`, `cancel::g9_*` | `ClosedSenderCommits`, `SlotNotCompared`, `ShutStillReceives`, `EndWithoutLook` |
 //! | G5 wakers | each way to be woken, with a waker that asks the bus | `wakers::*`, `cancel::g5_a_cancelled_sends_waker_*` | |
-//! | the queue | a ring that wraps; a reader that goes to sleep; two that want to read | `queue::*`, `reader::*`, `waiting::g5_a_message_*` | `TailRelaxed`, `HeadRelaxed`, `SleepWithoutLook`, `SeatTakenTwice` |
+//! | the queue | a ring that wraps; a reader that goes to sleep; two that want to read | `queue::*`, `reader::*`, `waiting::g5_a_message_*` | `TailRelaxed`, `HeadRelaxed`, `SleepWithoutLook`, `SeatTakenTwice`, `QueueMadeTwice` |
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
@@ -31,6 +32,10 @@ use bus_core_modelled::modelled;
 
 /// A mutant, and the model that fails with it.
 const CAUGHT: &[(&str, &str)] = &[
+    (
+        "QueueMadeTwice",
+        "reader::a_queue_that_two_senders_make_at_once_is_one",
+    ),
     (
         "SkipGenerationCheck",
         "membership::g4_join_that_returns_before_the_commit_leaves_no_hole",

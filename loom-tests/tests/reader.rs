@@ -70,3 +70,20 @@ fn the_next_reader_is_woken_and_not_the_one_before() {
         sending.join().unwrap();
     });
 }
+
+/// Given an endpoint that has no queue yet, when two senders send to it at once, then both find or make
+/// the same one, and the reader gets both messages.
+#[test]
+fn a_queue_that_two_senders_make_at_once_is_one() {
+    explore(|| {
+        let bus = bus(4);
+        let [alice, bob, carol] = endpoints(&bus);
+        let (mut alices, mut carols, to_bob) = (lane(&alice), lane(&carol), to(&bob));
+        let sending = thread::spawn(move || sent(&mut alices, to_bob, "alice"));
+        sent(&mut carols, to_bob, "carol");
+        sending.join().unwrap();
+        let all = queued(&bob);
+        assert_one_order(&[&all]);
+        assert_eq!(all.len(), 2);
+    });
+}
