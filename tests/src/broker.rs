@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::deadline::eventually;
-use crate::process::{Launch, Process};
+use crate::process::{Launch, Process, until_stopped};
 use crate::programs;
 use crate::raw::RawClient;
 
@@ -234,11 +234,26 @@ impl Broker {
         });
     }
 
-    /// Sends it a signal, and does not wait.
+    /// Tells it to end, and does not wait.
     pub fn signal(&mut self, signal: Signal) {
+        self.kill(signal);
+        self.ended = true;
+    }
+
+    /// Stops it, and waits until it stands.
+    pub fn stop(&self) {
+        self.kill(Signal::SIGSTOP);
+        until_stopped(self.pid());
+    }
+
+    /// Lets it go on after [`stop`](Self::stop).
+    pub fn go_on(&self) {
+        self.kill(Signal::SIGCONT);
+    }
+
+    fn kill(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id().try_into().unwrap());
         kill(pid, signal).unwrap();
-        self.ended = true;
     }
 
     /// Waits for the end that it was told to come to, and checks that it wrote nothing more to its

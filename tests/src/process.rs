@@ -205,15 +205,7 @@ impl Process {
     /// Stops it, and waits until it stands.
     pub fn stop(&self) {
         self.signal(Signal::SIGSTOP);
-        let stat = format!("/proc/{}/stat", self.pid());
-        eventually("stopped", || {
-            let text = std::fs::read_to_string(&stat).unwrap();
-            // The state follows the name, which stands in parentheses.
-            match text.rsplit_once(") ") {
-                Some((_, rest)) if rest.starts_with('T') => Ok(()),
-                _ => Err(text),
-            }
-        });
+        until_stopped(self.pid());
     }
 
     /// Lets it go on after [`stop`](Self::stop).
@@ -265,6 +257,19 @@ impl Process {
         self.signal(signal);
         self.end()
     }
+}
+
+/// Waits until a process that got SIGSTOP stands.
+pub(crate) fn until_stopped(pid: u32) {
+    let stat = format!("/proc/{pid}/stat");
+    eventually("stopped", || {
+        let text = std::fs::read_to_string(&stat).unwrap();
+        // The state follows the name, which stands in parentheses.
+        match text.rsplit_once(") ") {
+            Some((_, rest)) if rest.starts_with('T') => Ok(()),
+            _ => Err(text),
+        }
+    });
 }
 
 impl Drop for Process {

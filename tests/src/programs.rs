@@ -100,7 +100,8 @@ fn youngest(path: &Path) -> Option<SystemTime> {
     entries
         .filter(|entry| {
             let name = entry.file_name();
-            !OTHERS.iter().any(|other| name == *other)
+            let is_text = Path::new(&name).extension().is_some_and(|end| end == "md");
+            !is_text && !OTHERS.iter().any(|other| name == *other)
         })
         .filter_map(|entry| youngest(&entry.path()))
         .max()

@@ -3,12 +3,14 @@
 //! They do not end by themselves, so whatever happens meanwhile happens in mid-stream, however fast
 //! or slow the machine is.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use crate::broker::Broker;
+use crate::deadline::eventually;
 use crate::process::{Ended, Process};
 
 /// Several processes `send --lines`, fed by a thread each.
@@ -69,9 +71,13 @@ impl Senders {
         }
     }
 
-    /// Takes one out and kills it, in mid-stream.
+    /// Takes one out and kills it, in mid-stream: it has had a receipt.
     pub fn kill_one(&mut self) -> Sent {
         let mut sender = self.running.remove(0);
+        eventually("a receipt", || match fs::metadata(&sender.receipts) {
+            Ok(file) if file.len() > 0 => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
         assert!(sender.process.runs());
         let ended = sender.process.end_by(nix::sys::signal::Signal::SIGKILL);
         let _ = ended.killed_by(nix::sys::signal::Signal::SIGKILL);

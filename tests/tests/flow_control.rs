@@ -385,3 +385,51 @@ fn g7_a_member_that_never_reads_and_drops_holds_up_nobody_and_knows_its_gaps() {
     let _ = listener.end().with(0);
     assert_eq!(Trace::read(&broker.file("all")).messages.len(), 3_003);
 }
+
+#[test]
+fn g8_nobody_is_stalled_while_the_broker_itself_stands() {
+    let broker = Broker::with_limits("stall = \"3s\"\nqueue_messages = 2");
+    let (mut member, mut sender) = (broker.raw(), broker.raw());
+    let group = Destination::Group(member.join("held"));
+    sender.send(group, b"1").unwrap();
+    sender.send(group, b"2").unwrap();
+    let waits = sender.post(group, b"3");
+    broker.until("it waits", |stats| stats.waiting_sends == 1);
+    broker.stop();
+    // Longer than the stall limit.
+    let ping = broker.unisono("ping --timeout 3500ms").run();
+    broker.go_on();
+    let _ = ping.with(3);
+    for payload in [b"1", b"2", b"3"] {
+        assert_eq!(member.receive().payload[..], payload[..]);
+    }
+    sender.outcome(waits).unwrap();
+    assert!(!broker.log().contains("evicted"), "{}", broker.log());
+}
+
+#[test]
+fn g8_what_members_that_never_read_keep_is_bounded() {
+    let broker = Broker::start();
+    let mut deaf: Vec<_> = (0..8).map(|_| broker.raw()).collect();
+    let mut group = None;
+    for member in &mut deaf {
+        group = Some(
+            member
+                .join_with("flood", MemberFlags::DROP_WHEN_FULL)
+                .unwrap(),
+        );
+    }
+    let group = Destination::Group(group.unwrap());
+    let mut sender = broker.raw();
+    let payload = vec![7; 256 << 10];
+    sender.send(group, &payload).unwrap();
+    let before = broker.resident_kib();
+    let mut dropped = 0;
+    for _ in 0..500 {
+        dropped += sender.send(group, &payload).unwrap().dropped;
+    }
+    assert!(dropped > 8 * 480, "{dropped}");
+    let grown = broker.resident_kib().saturating_sub(before);
+    // 125 MiB were sent. A queue holds 1 MiB and what crosses it, and all queues hold the same.
+    assert!(grown < 32 << 10, "{grown} KiB");
+}

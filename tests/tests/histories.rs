@@ -6,12 +6,17 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
 
+use bus_core::wire::{ClientFrame, Handle, MessageFrame};
+use bus_core::{Destination, EndpointId, MemberFlags};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tests::broker::Broker;
 use tests::deadline::eventually;
 use tests::process::Process;
+use tests::random::Random;
+use tests::raw::RawClient;
 use tests::senders::{Senders, all_lines, lines, verify};
 use tests::trace::{Trace, assert_identical, assert_streams};
 
@@ -138,6 +143,95 @@ fn g2_overlapping_groups_are_in_one_order() {
     }
     assert_eq!(places.len(), 4_000);
     verify(&broker, traces.iter().map(PathBuf::as_path), []);
+}
+
+/// What one endpoint got: where in the order, from whom, as which of its sends.
+type Queue = Vec<(u64, EndpointId, u64)>;
+
+#[test]
+fn g2_direct_messages_stand_in_the_order_of_the_groups() {
+    let broker = Broker::start();
+    // Each connection has two endpoints, and each endpoint is a member of two groups of three.
+    let names = ["one", "two", "three"];
+    let mut clients: Vec<RawClient> = (0..3).map(|_| broker.raw()).collect();
+    let mut groups = HashMap::new();
+    let mut addresses = Vec::new();
+    let second = Handle::from_raw(1);
+    for (number, client) in clients.iter_mut().enumerate() {
+        addresses.extend([client.endpoint(), client.open(second).unwrap()]);
+        for (handle, shift) in [(Handle::FIRST, 0), (second, 1)] {
+            for name in [names[(number + shift) % 3], names[(number + shift + 1) % 3]] {
+                let group = client.join_as(handle, name, MemberFlags::empty()).unwrap();
+                groups.insert(name, group);
+            }
+        }
+    }
+    let mut destinations: Vec<Destination> = groups.into_values().map(Destination::Group).collect();
+    destinations.extend(addresses.iter().copied().map(Destination::Endpoint));
+    let senders: Vec<_> = (0..4)
+        .map(|seed| {
+            let (mut sender, destinations) = (broker.raw(), destinations.clone());
+            thread::spawn(move || {
+                let mut random = Random::new(seed + 1);
+                let mut recipients = 0;
+                for _ in 0..400 {
+                    let to = destinations[random.below(destinations.len())];
+                    recipients += u64::from(sender.send(to, b"x").unwrap().recipients);
+                }
+                recipients
+            })
+        })
+        .collect();
+    // They read until the last message, which each endpoint gets on its own.
+    let readers: Vec<_> = clients
+        .into_iter()
+        .map(|mut client| {
+            thread::spawn(move || {
+                let mut queues: HashMap<Handle, Queue> = HashMap::new();
+                let mut ended = 0;
+                while ended < 2 {
+                    let MessageFrame { head, payload, .. } = client.message();
+                    client.say(&ClientFrame::Credit {
+                        endpoint: head.endpoint,
+                        messages: 1,
+                        bytes: payload.len() as u64,
+                    });
+                    ended += u8::from(payload.is_empty());
+                    let queue = queues.entry(head.endpoint).or_default();
+                    queue.push((head.sequence.get(), head.sender, head.sender_serial));
+                }
+                queues.into_values().collect::<Vec<Queue>>()
+            })
+        })
+        .collect();
+    let sent = senders.into_iter().map(|sender| sender.join().unwrap());
+    let sent: u64 = sent.sum();
+    let mut last = broker.raw();
+    for address in &addresses {
+        last.send(Destination::Endpoint(*address), b"").unwrap();
+    }
+    let queues = readers
+        .into_iter()
+        .flat_map(|reader| reader.join().unwrap());
+    let queues: Vec<Queue> = queues.collect();
+    assert_eq!(queues.len(), 6);
+    let mut places = HashMap::new();
+    for queue in &queues {
+        let mut serials = HashMap::new();
+        assert!(
+            queue.is_sorted_by(|one, next| one.0 < next.0),
+            "sequences rise"
+        );
+        for (sequence, sender, serial) in queue {
+            let before = serials.insert(*sender, *serial);
+            assert!(before < Some(*serial), "a lane keeps its order (G3)");
+            let first = *places.entry(*sequence).or_insert((*sender, *serial));
+            assert_eq!(first, (*sender, *serial), "one place, two messages");
+        }
+    }
+    // G1: everybody got what the receipts say, and the six last ones.
+    let got: usize = queues.iter().map(Vec::len).sum();
+    assert_eq!(got as u64, sent + 6);
 }
 
 #[test]
