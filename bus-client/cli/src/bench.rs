@@ -1,6 +1,6 @@
 //! `unisono bench`: how fast the bus is, beside its peers, and whether it kept its word meanwhile.
 //!
-//! Reading order: [`plan`] says what a run is; [`system`] what is measured; [`stage`] performs a
+//! Reading order: [`mod@plan`] says what a run is; [`mod@system`] what is measured; [`mod@stage`] performs a
 //! run with [`process`]es that are [`worker`]s; [`client`] has the least that each system needs to
 //! be spoken to, [`relay`] the naive broker; [`shared`], [`stamp`] and [`record`] are what workers
 //! count with; [`report`] makes figures of it; [`local`] does without processes.
