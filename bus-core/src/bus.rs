@@ -444,6 +444,11 @@ impl BusInner {
         let eviction = {
             let mut directory = self.directory.lock();
             let name = directory.group(group)?.group.name.clone();
+            // It may have left meanwhile, and then it has held up nobody.
+            let record = directory.endpoints.get(&core.id())?;
+            if !record.memberships.iter().any(|joined| joined.id == group) {
+                return None;
+            }
             let (pid, stall) = (core.credentials.pid, self.limits.stall);
             let back_off = directory.begin_back_off(pid, &name, stall, self.ticked());
             Eviction {
@@ -606,8 +611,8 @@ impl BusInner {
         // Losses not yet told outlast their membership; without a bound an endpoint that comes and
         // goes and never reads would pile them up. Those that have been told count no more.
         record.keep_drops(&[], None);
-        let known = record.drops.len();
-        LimitExceeded::check("memberships (losses not yet read)", known, 2 * memberships)?;
+        let past = record.past_losses();
+        LimitExceeded::check("memberships (losses not yet read)", past, memberships)?;
 
         // Ends that have not been read hold the places that their memberships had reserved.
         let shard = self.locks.acquire_one(core.place.lock);
@@ -861,22 +866,33 @@ impl EndpointRecord {
     /// Rebuilds the list of losses: those of current memberships and of the ones that end just now,
     /// `more`, and past ones that have not been told.
     pub(crate) fn keep_drops(&mut self, leaving: &[Arc<Group>], more: Option<&Arc<Drops>>) {
-        let current = |drops: &Arc<Drops>| {
-            let kept = match drops.lost {
-                Lost::Messages => &self.memberships,
-                Lost::Views => &self.watching,
-            };
-            kept.iter()
-                .chain(leaving)
-                .any(|group| group.id == drops.group)
-        };
-        self.drops
-            .retain(|drops| drops.is_pending() || current(drops));
+        let mut drops = std::mem::take(&mut self.drops);
+        drops.retain(|drops| {
+            drops.is_pending()
+                || self.is_current(drops)
+                || leaving.iter().any(|group| group.id == drops.group)
+        });
+        self.drops = drops;
         if let Some(more) = more
             && !self.drops.iter().any(|drops| Arc::ptr_eq(drops, more))
         {
             self.drops.push(Arc::clone(more));
         }
+    }
+
+    /// The membership, or the watch, to which these losses belong has not ended.
+    fn is_current(&self, drops: &Drops) -> bool {
+        let kept = match drops.lost {
+            Lost::Messages => &self.memberships,
+            Lost::Views => &self.watching,
+        };
+        kept.iter().any(|group| group.id == drops.group)
+    }
+
+    /// Losses that have outlasted their membership or watch.
+    pub(crate) fn past_losses(&self) -> usize {
+        let past = |drops: &&Arc<Drops>| !self.is_current(drops);
+        self.drops.iter().filter(past).count()
     }
 }
 

@@ -186,12 +186,18 @@ impl BusInner {
     ) -> Result<Watching, JoinError> {
         let id = core.id();
         let mut directory = self.directory.lock();
-        let record = directory.endpoints.get(&id).ok_or(JoinError::Closed(id))?;
+        let record = (directory.endpoints.get_mut(&id)).ok_or(JoinError::Closed(id))?;
         if record.receive_shut {
             return Err(JoinError::ReceiveShut(id));
         }
-        let watches = self.limits.watches;
-        LimitExceeded::check("watches", record.watching.len(), watches)?;
+        if !record.watching.iter().any(|group| group.name == *name) {
+            let watches = self.limits.watches;
+            LimitExceeded::check("watches", record.watching.len(), watches)?;
+            // As for memberships: what was lost and not yet told outlasts its watch.
+            record.keep_drops(&[], None);
+            let past = record.past_losses();
+            LimitExceeded::check("watches (losses not yet read)", past, watches)?;
+        }
         let group = self.find_or_add_group(&mut directory, id, name, create)?.0;
         self.open_queue(core);
         let record = directory
@@ -206,8 +212,13 @@ impl BusInner {
         {
             Some(watcher) => Arc::clone(&watcher.lost),
             None => {
+                let watchers = before.watchers().len();
+                LimitExceeded::check("members (watchers)", watchers, self.limits.members)?;
                 record.watching.push(Arc::clone(&group));
-                Arc::new(Drops::new(group.id, Lost::Views))
+                let past =
+                    |drops: &&Arc<Drops>| drops.group == group.id && drops.lost == Lost::Views;
+                let past = record.drops.iter().find(past).cloned();
+                past.unwrap_or_else(|| Arc::new(Drops::new(group.id, Lost::Views)))
             }
         };
         record.keep_drops(&[], Some(&lost));

@@ -1,8 +1,8 @@
 //! G8: everything is bounded: each limit at its value, and one past it.
 
 use bus_core::{
-    Bus, CreateError, Endpoint, GroupName, JoinError, JoinOptions, LimitExceeded, Limits,
-    MemberFlags,
+    Bus, CreateError, Delivery, Endpoint, GroupName, Interest, JoinError, JoinOptions,
+    LimitExceeded, Limits, MemberFlags,
 };
 
 use crate::given::{ME, Party, bus_with, full};
@@ -105,13 +105,75 @@ fn g8_losses_that_were_not_read_are_bounded_and_reading_them_makes_room() {
         }
     };
     assert!(matches!(refused, JoinError::Limit(_)), "{refused}");
-    assert_eq!(joined, 4, "twice the memberships");
+    assert_eq!(joined, 2, "as many as memberships");
     member.take();
     for _ in 0..joined {
         assert_eq!(member.take_gap().1.count, 1);
     }
     // What was told is forgotten at the next change.
     assert!(member.endpoint.join(&name(joined), options).is_ok());
+}
+
+/// The same for who watches groups.
+#[test]
+fn g8_changes_that_were_not_read_are_bounded_and_reading_them_makes_room() {
+    let bus = bus_with(Limits {
+        watches: 2,
+        queue_messages: 1,
+        ..Limits::default()
+    });
+    let (mut sender, mut watcher, member) = (Party::on(&bus), Party::on(&bus), Party::on(&bus));
+    sender.send(watcher.id(), "fills");
+    let mut watched = 0;
+    let watch = |watcher: &Party, n| {
+        let interest = Interest::Members;
+        watcher.endpoint.watch_group(&name(n), interest, true)
+    };
+    let refused = loop {
+        match watch(&watcher, watched) {
+            Ok(watching) => {
+                member
+                    .endpoint
+                    .join(&name(watched), JoinOptions::default())
+                    .unwrap();
+                watcher.endpoint.unwatch_group(watching.group).unwrap();
+                watched += 1;
+            }
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, JoinError::Limit(_)), "{refused}");
+    assert_eq!(watched, 2, "as many as watches");
+    watcher.take();
+    for _ in 0..watched {
+        let lost = watcher.reader.try_receive();
+        assert!(matches!(lost, Ok(Delivery::ViewsLost { .. })), "{lost:?}");
+    }
+    assert!(watch(&watcher, watched).is_ok());
+}
+
+#[test]
+fn g8_watches_of_groups_at_their_limit() {
+    let bus = bus_with(Limits {
+        watches: 2,
+        ..Limits::default()
+    });
+    let watcher = endpoint(&bus);
+    for interest in [Interest::Members, Interest::Anybody] {
+        for n in 0..2 {
+            watcher
+                .watch_group(&name(n), interest, true)
+                .expect("the same two, differently the second time");
+        }
+    }
+    let refused = watcher
+        .watch_group(&name(2), Interest::Members, true)
+        .unwrap_err();
+    let JoinError::Limit(limit) = refused else {
+        panic!("{refused}")
+    };
+    assert_eq!(exceeded(limit), ("watches", 2));
+    assert!(bus.find_group(&name(2)).is_none());
 }
 
 #[test]
