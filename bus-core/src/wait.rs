@@ -92,10 +92,10 @@ struct Wait {
     outcome: Option<Result<Option<Receipt>, SendError>>,
 }
 
-/// How much a queue had freed at a time.
+/// How much a queue had freed at a time: messages and bytes.
 #[derive(Clone, Copy, Debug)]
 struct Progress {
-    freed: u64,
+    freed: (u64, u64),
     since: Duration,
 }
 
@@ -612,10 +612,14 @@ impl WaitingRoom {
         self.stalls.retain(|id, _| full.contains_key(id));
         let limit = bus.limits.stall;
         full.retain(|id, stalled| {
-            let freed = stalled.core.freed().0;
+            let freed = stalled.core.freed();
             let progress = Progress { freed, since: now };
             let before = self.stalls.entry(*id).or_insert(progress);
-            if freed - before.freed >= stalled.core.capacity.messages {
+            // A queue's capacity is consumed by a few large messages as well as by many small ones.
+            let capacity = stalled.core.capacity;
+            if freed.0 - before.freed.0 >= capacity.messages
+                || freed.1 - before.freed.1 >= capacity.bytes
+            {
                 *before = progress;
             }
             stalled.time = now.saturating_sub(before.since);
@@ -660,7 +664,7 @@ impl WaitingRoom {
         }
         for id in waits_for_stalled {
             if let Some(stalled) = full.remove(&id) {
-                let freed = stalled.core.freed().0;
+                let freed = stalled.core.freed();
                 self.stalls.insert(id, Progress { freed, since: now });
             }
         }

@@ -23,11 +23,14 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let limits = Limits {
+        Self::with(Limits {
             queue_messages: CAPACITY,
             stall: STALL,
             ..Limits::default()
-        };
+        })
+    }
+
+    fn with(limits: Limits) -> Self {
         let world = Self {
             bus: Bus::new(limits, 1).unwrap(),
             now: Duration::from_secs(1_000_000),
@@ -283,4 +286,37 @@ fn g8_ends_that_are_not_read_keep_their_places_taken() {
             .join(&"c".parse().unwrap(), JoinOptions::create())
             .is_ok()
     );
+}
+
+#[test]
+fn g8_a_reader_of_large_messages_that_takes_a_queue_full_of_bytes_is_not_stalled() {
+    for (bytes, evicted) in [(10, false), (2, true)] {
+        let mut world = World::with(Limits {
+            queue_messages: 100,
+            queue_bytes: 10,
+            stall: STALL,
+            ..Limits::default()
+        });
+        let (slow, sender) = (world.endpoint(), world.endpoint());
+        let group = join(&slow, "g");
+        let mut reader = slow.receiver().unwrap();
+        let mut lanes: Vec<Lane> = (0..8).map(|_| sender.lane().unwrap()).collect();
+        for lane in &mut lanes {
+            let to = Destination::Group(group);
+            while lane
+                .submit(to, "0123456789", Waker::noop().clone())
+                .unwrap()
+                != Submitted::Waiting
+            {}
+        }
+        let mut found = Vec::new();
+        for _ in 0..4 {
+            found.extend(world.pass(Duration::from_secs(3)));
+            // The application takes a message, or a part of what it has been given.
+            if let Some(Delivery::Message { .. }) = reader.drain() {
+                reader.release(u64::from(bytes == 10), bytes).unwrap();
+            }
+        }
+        assert_eq!(!found.is_empty(), evicted, "{bytes} bytes in 3 s");
+    }
 }
