@@ -772,7 +772,6 @@ impl BusInner {
             None
         };
         drop(held);
-        drop((retired, old_drops, intake));
 
         for step in steps.iter().filter(|step| step.next.ended) {
             directory.remove_group(step.group.id);
@@ -786,6 +785,8 @@ impl BusInner {
             directory.endpoints.remove(&id);
         }
         drop(directory);
+        // The end of a queue may be the last one, and then its messages go with it.
+        drop((retired, old_drops, intake));
 
         effects.wake(reader);
         let changed = Changed {

@@ -155,6 +155,10 @@ impl Endpoint {
 impl Drop for Endpoint {
     fn drop(&mut self) {
         self.bus.inner.depart(&self.core, Departure::Close);
+        // Without a reader nobody can have what is queued any more. It is dropped here, with no
+        // lock held, and not by whoever has the last lane or waiting send of this endpoint.
+        let queue = self.core.seat.lock().close();
+        drop(queue);
     }
 }
 

@@ -365,6 +365,14 @@ pub(crate) struct Seat {
     pub(crate) state: ReaderState,
 }
 
+impl Seat {
+    /// The endpoint is closed: takes out what nobody can read any more, for the caller to drop
+    /// without the lock. None while somebody reads.
+    pub(crate) fn close(&mut self) -> Option<(Option<Consumer>, ReaderState)> {
+        (!self.occupied).then(|| (self.fresh.take(), std::mem::take(&mut self.state)))
+    }
+}
+
 /// The reader's own state, handed from one [`Receiver`](crate::Receiver) to the next.
 #[derive(Debug, Default)]
 pub(crate) struct ReaderState {

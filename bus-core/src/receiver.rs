@@ -311,6 +311,13 @@ impl Drop for Receiver {
         let mut seat = self.core.seat.lock();
         seat.state = std::mem::take(&mut self.state);
         seat.occupied = false;
+        let queue = if self.core.is_closed() {
+            seat.close()
+        } else {
+            None
+        };
+        drop(seat);
+        drop(queue);
     }
 }
 

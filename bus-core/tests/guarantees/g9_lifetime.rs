@@ -1,6 +1,7 @@
 //! G9: how long groups and endpoints live, and who is told when they end.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use bus_core::{Delivery, Destination, EndpointId, GroupId, JoinError, ReceiveError, SendError};
 
@@ -190,4 +191,40 @@ fn g9_a_lane_outlives_its_endpoint_without_harm() {
         lane.try_send(Destination::Endpoint(lane.endpoint()), "x"),
         Err(SendError::NoSuchEndpoint(lane.endpoint()))
     );
+}
+
+#[test]
+fn g9_what_nobody_can_read_any_more_is_dropped_at_once() {
+    for receiver_first in [true, false] {
+        let bus = bus(8);
+        let mut sender = Party::on(&bus);
+        let Party {
+            endpoint,
+            reader,
+            lane,
+        } = Party::on(&bus);
+        let owner = Arc::new([1_u8; 8]);
+        let payload = bytes::Bytes::from_owner(Shared(Arc::clone(&owner)));
+        let to = Destination::Endpoint(endpoint.id());
+        sender.lane.try_send(to, payload).unwrap();
+        assert_eq!(Arc::strong_count(&owner), 2);
+        if receiver_first {
+            drop(reader);
+            drop(endpoint);
+        } else {
+            drop(endpoint);
+            assert_eq!(Arc::strong_count(&owner), 2, "it can be read");
+            drop(reader);
+        }
+        assert_eq!(Arc::strong_count(&owner), 1, "{receiver_first}");
+        drop(lane);
+    }
+}
+
+struct Shared(Arc<[u8; 8]>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &*self.0
+    }
 }
