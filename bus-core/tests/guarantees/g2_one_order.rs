@@ -77,7 +77,8 @@ fn g2_an_endpoint_can_send_to_itself() {
 #[test]
 fn g2_overlapping_sets_under_load_agree_about_the_order() {
     const EACH: usize = 400;
-    let bus = bus(16);
+    // So few places that most sends wait.
+    let bus = bus(2);
     let mut readers: Vec<Party> = (0..4).map(|_| Party::on(&bus)).collect();
     // Group n has all members but n, so any two groups share two.
     let groups: Vec<Destination> = (0..4)

@@ -1,11 +1,13 @@
 //! G5: a send that waits holds nothing, stops nobody else, can be given up, and is not forgotten.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 
-use bus_core::{Bus, Delivery, Destination, Lane, SendError};
+use bus_core::{Bus, Delivery, Destination, Lane, SendError, Submitted};
 
 use crate::given::{Party, Wakes, bus, full, outcome, soon, take_all, wait};
 
@@ -558,4 +560,110 @@ fn g5_a_place_that_is_kept_is_left_to_an_older_send_in_line_for_it() {
     assert!(outcome(&mut older.lane).is_ok());
     assert_eq!(shared.take(), "older");
     assert!(outcome(&mut younger.lane).is_ok());
+}
+
+/// Given senders that give their waiting sends up at any moment, members that come and go, and
+/// readers that read, when all is over, then each message with a receipt has been read as often as
+/// that says, each cancelled one by nobody, and nobody waits.
+#[test]
+fn g5_cancels_leaves_and_reads_under_load_lose_nothing() {
+    const EACH: usize = 300;
+    let bus = bus(1);
+    let mut readers: Vec<Party> = (0..3).map(|_| Party::on(&bus)).collect();
+    let keeper = Party::on(&bus);
+    let groups: Vec<Destination> = ["a", "b"]
+        .into_iter()
+        .map(|name| {
+            for reader in &readers {
+                reader.join(name);
+            }
+            let name = name.parse().unwrap();
+            let created = keeper.endpoint.bus().find_group(&name);
+            Destination::Group(created.unwrap().id)
+        })
+        .collect();
+    let done = AtomicBool::new(false);
+    let (sent, read) = thread::scope(|scope| {
+        let reading: Vec<_> = readers
+            .iter_mut()
+            .enumerate()
+            .map(|(at, reader)| {
+                let done = &done;
+                scope.spawn(move || {
+                    let mut read = Vec::new();
+                    for turn in 0.. {
+                        let last = done.load(Ordering::Acquire);
+                        let taken = take_all(&mut reader.reader);
+                        if last && taken.is_empty() {
+                            return read;
+                        }
+                        read.extend(taken);
+                        if at == 0 && turn % 16 == 0 {
+                            let group = reader.endpoint.bus().find_group(&"a".parse().unwrap());
+                            let group = group.expect("it has members").id;
+                            if reader.endpoint.leave(group).is_err() {
+                                reader.join("a");
+                            }
+                        }
+                        thread::yield_now();
+                    }
+                    read
+                })
+            })
+            .collect();
+        let sending: Vec<_> = (0..3)
+            .map(|n| {
+                let (bus, groups) = (&bus, &groups);
+                scope.spawn(move || {
+                    let mut party = Party::on(bus);
+                    let mut sent = Vec::new();
+                    for i in 0..EACH {
+                        let text = format!("{n} {i}");
+                        let to = groups[(n + i) % 2];
+                        let outcome = match i % 3 {
+                            0 => party.lane.send_deadline(to, text.as_str(), soon()),
+                            1 => party.lane.try_send(to, text.as_str()),
+                            _ => {
+                                match party.lane.submit(to, text.as_str(), Waker::noop().clone()) {
+                                    Ok(Submitted::Committed(receipt)) => Ok(receipt),
+                                    Ok(Submitted::Waiting) => {
+                                        (0..i % 7).for_each(|_| thread::yield_now());
+                                        party.lane.cancel().expect("it has been submitted")
+                                    }
+                                    Err(error) => Err(error),
+                                }
+                            }
+                        };
+                        sent.push((text, outcome));
+                    }
+                    sent
+                })
+            })
+            .collect();
+        let sent: Vec<_> = sending
+            .into_iter()
+            .flat_map(|sender| sender.join().unwrap())
+            .collect();
+        done.store(true, Ordering::Release);
+        let read: Vec<String> = reading
+            .into_iter()
+            .flat_map(|reader| reader.join().unwrap())
+            .collect();
+        (sent, read)
+    });
+    let mut counts: HashMap<&str, u32> = HashMap::new();
+    for text in &read {
+        *counts.entry(text).or_default() += 1;
+    }
+    for (text, outcome) in &sent {
+        let promised = match outcome {
+            Ok(receipt) => receipt.recipients,
+            Err(SendError::Cancelled | SendError::WouldBlock { .. }) => 0,
+            Err(error) => panic!("{error}"),
+        };
+        let found = counts.remove(text.as_str()).unwrap_or(0);
+        assert_eq!(found, promised, "{text}: {outcome:?}");
+    }
+    assert!(counts.is_empty(), "nobody sent {counts:?}");
+    assert_eq!(bus.stats().waiting_sends, 0);
 }
