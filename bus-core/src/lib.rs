@@ -1,4 +1,27 @@
-//! Ordered multicast between endpoints of one process.
+//! Ordered multicast between endpoints of one process: groups whose messages reach every member or
+//! none, in one order, with flow control instead of loss.
+//!
+//! Begin with [`Bus`]: it has an example of all that an application in this process needs. A broker
+//! adds sockets to the same core, and decides nothing about the order.
+//!
+//! Invariant: nothing here does I/O, starts a thread or reads a clock. Deadlines and the time are
+//! arguments; calls that block say so, and none of the others does.
+//!
+//! In reading order, each module needing mostly those above it:
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `sync` | the facade: the only file that names locks and atomics |
+//! | `id`, `name`, `limits` | numbers that must not be swapped, names, every bound |
+//! | `attributes`, `message`, `notice` | what endpoints hand over and are told |
+//! | `lock_set` | the 8 locks, and the clocks that sequences come from |
+//! | `queue`, `intake` | an endpoint's ring; what commits and what its reader change |
+//! | `membership`, `group`, `directory` | a group's members at one generation; who is on the bus |
+//! | `send` | from the cached membership to the commit point to the wake-ups |
+//! | `wait` | sends that wait, and how far they can be overtaken |
+//! | `bus`, `view` | joins, leaves, evictions, and who is told of them |
+//! | `endpoint`, `lane`, `receiver` | the public handles |
+//! | [`wire`], [`framing`] | bytes to frames, of our protocol and of any other |
 #![deny(unsafe_code)]
 
 mod attributes;

@@ -320,7 +320,7 @@ impl World {
             let party = self.party(id).expect("a recipient is open");
             if drops && !party.has_room() {
                 let Destination::Group(group) = wait.to else {
-                    unreachable!()
+                    panic!("only a membership drops")
                 };
                 party.lose(group, receipt.sequence);
                 dropped += 1;
