@@ -38,10 +38,7 @@ pub(crate) enum Accepted {
 
 impl Acceptor {
     pub(crate) fn new(listeners: Vec<Listener>) -> Self {
-        let mut acceptor = Self {
-            listeners,
-            ..Self::default()
-        };
+        let mut acceptor = Self { listeners, ..Self::default() };
         acceptor.renew_reserve();
         acceptor
     }

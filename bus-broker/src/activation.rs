@@ -6,10 +6,7 @@
 //! by assertion. It holds here because `take` reads the numbers meant for this very process id,
 //! asks the kernel of each whether it is an open listening Unix stream socket, and hands them out
 //! once: a second call finds the flag set. A program that embeds the broker never comes here.
-#![expect(
-    unsafe_code,
-    reason = "descriptors arrive as numbers in the environment"
-)]
+#![expect(unsafe_code, reason = "descriptors arrive as numbers in the environment")]
 
 use std::{
     io,

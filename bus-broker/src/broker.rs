@@ -172,14 +172,8 @@ impl Broker {
     ///
     /// See [`BindError`].
     pub fn with_sockets(config: &Config, sockets: Vec<OwnedFd>) -> Result<Self, BindError> {
-        let listeners = sockets
-            .into_iter()
-            .map(Listener::passed)
-            .collect::<Result<_, _>>();
-        Self::new(
-            config,
-            listeners.map_err(system("use a socket that was passed"))?,
-        )
+        let listeners = sockets.into_iter().map(Listener::passed).collect::<Result<_, _>>();
+        Self::new(config, listeners.map_err(system("use a socket that was passed"))?)
     }
 
     fn new(config: &Config, listeners: Vec<Listener>) -> Result<Self, BindError> {
@@ -197,9 +191,7 @@ impl Broker {
             bus: Bus::new(config.limits.clone(), seed)?,
             incarnation: Incarnation::from_bytes(incarnation),
             started: Instant::now(),
-            address: listeners
-                .first()
-                .map(|listener| listener.address().to_owned()),
+            address: listeners.first().map(|listener| listener.address().to_owned()),
             counters: Counters::default(),
             inboxes: inboxes.clone(),
             connections: AtomicUsize::new(0),
@@ -222,9 +214,7 @@ impl Broker {
     /// Something to speak to it with, from other threads too.
     #[must_use]
     pub fn handle(&self) -> BrokerHandle {
-        BrokerHandle {
-            shared: Arc::clone(&self.shared),
-        }
+        BrokerHandle { shared: Arc::clone(&self.shared) }
     }
 
     /// Where it listens, if it does.
@@ -253,9 +243,7 @@ impl Broker {
         let mut threads = threads.into_iter();
         let first = threads.next().expect("there is at least one thread");
         let others = threads.enumerate().map(|(at, thread)| {
-            thread::Builder::new()
-                .name(format!("bus-io-{}", at + 1))
-                .spawn(move || thread.run())
+            thread::Builder::new().name(format!("bus-io-{}", at + 1)).spawn(move || thread.run())
         });
         let others: io::Result<Vec<JoinHandle<_>>> = others.collect();
         if others.is_err() {
@@ -333,14 +321,8 @@ impl Shared {
         let limit = self.bus.limits().connections;
         let most = usize::try_from(limit).unwrap_or(usize::MAX);
         let add_one = |count| (count < most).then_some(count + 1);
-        match self
-            .connections
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add_one)
-        {
-            Ok(_) => Ok(ConnectionPlace {
-                shared: Arc::clone(self),
-                thread: None,
-            }),
+        match self.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add_one) {
+            Ok(_) => Ok(ConnectionPlace { shared: Arc::clone(self), thread: None }),
             Err(_) => Err(limit),
         }
     }
@@ -401,10 +383,7 @@ impl Counter {
 }
 
 fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> BindError {
-    move |error| BindError::System {
-        action,
-        source: error.into(),
-    }
+    move |error| BindError::System { action, source: error.into() }
 }
 
 fn fill_randomly(bytes: &mut [u8]) -> io::Result<()> {

@@ -79,10 +79,7 @@ pub enum LogFormat {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self {
-            filter: "info".to_owned(),
-            format: LogFormat::Text,
-        }
+        Self { filter: "info".to_owned(), format: LogFormat::Text }
     }
 }
 
@@ -137,10 +134,8 @@ impl Config {
     ///
     /// The file cannot be read, or [`Config::from_toml`] refuses its text.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
         Self::from_toml(&text, path)
     }
 
@@ -237,9 +232,7 @@ mod tests {
     use super::*;
 
     fn refused(text: &str) -> String {
-        Config::from_toml(text, Path::new("bus.toml"))
-            .expect_err("refused")
-            .to_string()
+        Config::from_toml(text, Path::new("bus.toml")).expect_err("refused").to_string()
     }
 
     #[test]
@@ -270,11 +263,7 @@ mod tests {
             ("unknown table", "[limit]\n", "bus.toml:1:2: "),
             ("no threads", "threads = 0\n", "bus.toml:1:11: "),
             ("empty address", "listen = \"unix:\"\n", "bus.toml:1:10: "),
-            (
-                "wrong format",
-                "[log]\n  format = \"xml\"\n",
-                "bus.toml:2:12: ",
-            ),
+            ("wrong format", "[log]\n  format = \"xml\"\n", "bus.toml:2:12: "),
             ("unknown limit", "[limits]\nqueue = 7\n", "bus.toml:2:1: "),
         ] {
             let message = refused(text);
@@ -286,17 +275,13 @@ mod tests {
     fn a_limit_out_of_range_is_named_with_its_place_and_range() {
         let message = refused("[limits]\nlanes = 4\nqueue_messages = 0\n");
         assert!(message.starts_with("bus.toml:3:18: "), "{message}");
-        assert!(
-            message.contains("queue_messages is 0, and must be between 1 and"),
-            "{message}"
-        );
+        assert!(message.contains("queue_messages is 0, and must be between 1 and"), "{message}");
     }
 
     #[test]
     fn a_missing_file_is_named() {
-        let message = Config::read(Path::new("/nonexistent/bus.toml"))
-            .expect_err("refused")
-            .to_string();
+        let message =
+            Config::read(Path::new("/nonexistent/bus.toml")).expect_err("refused").to_string();
         assert!(message.starts_with("/nonexistent/bus.toml: "), "{message}");
     }
 }

@@ -126,12 +126,8 @@ impl Workspace {
 
 impl Connection {
     pub(crate) fn new(newcomer: Newcomer, token: Token) -> Self {
-        let Newcomer {
-            socket,
-            credentials: PeerCredentials { uid, pid },
-            number,
-            place,
-        } = newcomer;
+        let Newcomer { socket, credentials: PeerCredentials { uid, pid }, number, place } =
+            newcomer;
         let span = tracing::info_span!("connection", number, uid, pid);
         tracing::debug!(parent: &span, "accepted");
         Self {
@@ -184,9 +180,7 @@ impl Connection {
             self.needs = 0;
             return self.interpret(&mut frames, shared, inbox, workspace);
         }
-        let received = self
-            .socket
-            .receive(&mut workspace.landing, &mut self.arrived);
+        let received = self.socket.receive(&mut workspace.landing, &mut self.arrived);
         let count = bytes_of(received)?;
         if count == 0 {
             return Ok(());
@@ -214,11 +208,7 @@ impl Connection {
             return;
         }
         self.output.lend(&mut workspace.spare);
-        let mut context = Context {
-            shared,
-            inbox,
-            waiting_sends: &mut workspace.waiting_sends,
-        };
+        let mut context = Context { shared, inbox, waiting_sends: &mut workspace.waiting_sends };
         self.protocol.ready(part, &mut self.output, &mut context);
     }
 
@@ -243,10 +233,7 @@ impl Connection {
         }
         let before = self.output.len();
         let sent = self.socket.send(&mut self.output).map_err(End::Socket)?;
-        shared
-            .counters
-            .bytes_written
-            .add(before - self.output.len());
+        shared.counters.bytes_written.add(before - self.output.len());
         self.output_blocked = sent == Sent::Rest;
         self.output.give_back(&mut workspace.spare);
         if self.output.take_descriptors_lost() {
@@ -282,11 +269,7 @@ impl Connection {
         self.log(end, shared);
         self.ending = true;
         self.output.lend(&mut workspace.spare);
-        let mut context = Context {
-            shared,
-            inbox,
-            waiting_sends: &mut workspace.waiting_sends,
-        };
+        let mut context = Context { shared, inbox, waiting_sends: &mut workspace.waiting_sends };
         self.protocol.close(end, &mut self.output, &mut context);
         if end.goodbye().is_none() {
             self.output = Output::default();
@@ -329,14 +312,9 @@ impl Connection {
         workspace: &mut Workspace,
     ) -> Result<(), End> {
         self.output.lend(&mut workspace.spare);
-        let mut context = Context {
-            shared,
-            inbox,
-            waiting_sends: &mut workspace.waiting_sends,
-        };
+        let mut context = Context { shared, inbox, waiting_sends: &mut workspace.waiting_sends };
         let progress =
-            self.protocol
-                .input(frames, &mut self.arrived, &mut self.output, &mut context)?;
+            self.protocol.input(frames, &mut self.arrived, &mut self.output, &mut context)?;
         self.needs = 0;
         match progress {
             Progress::Needs(bytes) if bytes > OWN_BUFFER_BYTES => {

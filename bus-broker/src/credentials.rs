@@ -25,10 +25,7 @@ impl PeerCredentials {
     /// gives for a peer in a foreign pid namespace.
     pub(crate) fn of(socket: impl AsFd) -> nix::Result<Self> {
         let peer = getsockopt(&socket, sockopt::PeerCredentials)?;
-        Ok(Self {
-            uid: peer.uid(),
-            pid: u32::try_from(peer.pid()).unwrap_or(0),
-        })
+        Ok(Self { uid: peer.uid(), pid: u32::try_from(peer.pid()).unwrap_or(0) })
     }
 }
 

@@ -302,10 +302,7 @@ impl IoThread {
         self.stopping = true;
         self.accept_again = None;
         self.acceptor.close();
-        let tokens = self
-            .connections
-            .iter()
-            .map(|(_, connection)| connection.token());
+        let tokens = self.connections.iter().map(|(_, connection)| connection.token());
         for token in tokens.collect::<Vec<_>>() {
             self.conclude(token, Err(End::Shutdown));
         }
@@ -335,10 +332,7 @@ fn timespec(duration: Duration) -> Timespec {
     // Rounded up: waking a moment too early would only mean to sleep once more.
     let millis = duration.as_nanos().div_ceil(1_000_000);
     let millis = i64::try_from(millis).unwrap_or(i64::MAX);
-    Timespec {
-        tv_sec: millis / 1_000,
-        tv_nsec: (millis % 1_000) * 1_000_000,
-    }
+    Timespec { tv_sec: millis / 1_000, tv_nsec: (millis % 1_000) * 1_000_000 }
 }
 
 /// Epoll's word for the inbox's bell. No token has it: connections are limited to 2^20.

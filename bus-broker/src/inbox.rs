@@ -119,10 +119,7 @@ impl Inbox {
 
     /// Nobody will look any more: empties it, and takes nothing from now on.
     pub(crate) fn close(&self) {
-        let closed = Shelf {
-            closed: true,
-            ..Shelf::default()
-        };
+        let closed = Shelf { closed: true, ..Shelf::default() };
         let left = std::mem::replace(&mut *self.lock(), closed);
         // Dropped without the lock: what is in there may well post.
         drop(left);
@@ -145,9 +142,7 @@ impl Inbox {
     }
 
     fn lock(&self) -> MutexGuard<'_, Shelf> {
-        self.shelf
-            .lock()
-            .expect("nothing that can panic runs under this lock")
+        self.shelf.lock().expect("nothing that can panic runs under this lock")
     }
 }
 
@@ -172,10 +167,7 @@ impl Token {
 
     #[expect(clippy::cast_possible_truncation, reason = "the two halves of as_u64")]
     pub(crate) fn from_u64(number: u64) -> Self {
-        Self {
-            index: (number >> 32) as u32,
-            generation: number as u32,
-        }
+        Self { index: (number >> 32) as u32, generation: number as u32 }
     }
 }
 
@@ -206,8 +198,7 @@ impl Wake for Signal {
 
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.posted.swap(true, Ordering::AcqRel) {
-            self.inbox
-                .post(|shelf| shelf.signals.push(Arc::clone(self)));
+            self.inbox.post(|shelf| shelf.signals.push(Arc::clone(self)));
         }
     }
 }
@@ -228,10 +219,7 @@ mod tests {
     }
 
     fn part(number: u32) -> (Token, Part) {
-        let token = Token {
-            index: number,
-            generation: 1,
-        };
+        let token = Token { index: number, generation: 1 };
         (token, Part::Queue(Handle::FIRST))
     }
 

@@ -122,17 +122,12 @@ impl Listener {
             .path()
             .map(|path| PathBuf::from(OsStr::from_bytes(path.to_bytes())))
             .unwrap_or_default();
-        Ok(Self {
-            socket,
-            address,
-            _claim: None,
-        })
+        Ok(Self { socket, address, _claim: None })
     }
 
     fn bind_in_directory(path: &Path) -> Result<Self, ListenError> {
-        let address = SocketAddrUnix::new(path).map_err(|_| ListenError::PathTooLong {
-            path: path.to_owned(),
-        })?;
+        let address = SocketAddrUnix::new(path)
+            .map_err(|_| ListenError::PathTooLong { path: path.to_owned() })?;
         let lock = lock(path)?;
         remove_if_stale(path, &address)?;
         let failed = |action| {
@@ -207,25 +202,16 @@ fn directory_of(path: &Path) -> &Path {
 
 /// Makes a directory that only this user can enter, or sees to it that one that exists is so.
 fn make_private_directory(directory: &Path) -> Result<(), ListenError> {
-    let failed = |action| {
-        move |source| ListenError::System {
-            action,
-            path: directory.to_owned(),
-            source,
-        }
-    };
+    let failed =
+        |action| move |source| ListenError::System { action, path: directory.to_owned(), source };
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(directory)
         .map_err(failed("make directory"))?;
     let found = directory.symlink_metadata().map_err(failed("look at"))?;
-    let refuse = |problem| {
-        Err(ListenError::UnsafeDirectory {
-            path: directory.to_owned(),
-            problem,
-        })
-    };
+    let refuse =
+        |problem| Err(ListenError::UnsafeDirectory { path: directory.to_owned(), problem });
     if !found.is_dir() {
         return refuse("is not a directory");
     }
@@ -254,10 +240,7 @@ fn check_directory(directory: &Path) -> Result<(), ListenError> {
     } else {
         return Ok(());
     };
-    Err(ListenError::UnsafeDirectory {
-        path: directory.to_owned(),
-        problem,
-    })
+    Err(ListenError::UnsafeDirectory { path: directory.to_owned(), problem })
 }
 
 fn lock(path: &Path) -> Result<OwnedFd, ListenError> {
@@ -266,11 +249,7 @@ fn lock(path: &Path) -> Result<OwnedFd, ListenError> {
     let name = PathBuf::from(name);
     let failed = |action| {
         let name = name.clone();
-        move |source: Errno| ListenError::System {
-            action,
-            path: name,
-            source: source.into(),
-        }
+        move |source: Errno| ListenError::System { action, path: name, source: source.into() }
     };
     let lock = rustix::fs::open(
         &name,
@@ -280,9 +259,7 @@ fn lock(path: &Path) -> Result<OwnedFd, ListenError> {
     .map_err(failed("open"))?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(lock),
-        Err(Errno::WOULDBLOCK) => Err(ListenError::AlreadyRunning {
-            path: path.to_owned(),
-        }),
+        Err(Errno::WOULDBLOCK) => Err(ListenError::AlreadyRunning { path: path.to_owned() }),
         Err(error) => Err(failed("lock")(error)),
     }
 }
@@ -300,9 +277,7 @@ fn remove_if_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), ListenEr
         Err(Errno::NOENT) => return Ok(()),
         Err(error) => return Err(failed("look at")(error)),
         Ok(file) if !rustix::fs::FileType::from_raw_mode(file.st_mode).is_socket() => {
-            return Err(ListenError::NotASocket {
-                path: path.to_owned(),
-            });
+            return Err(ListenError::NotASocket { path: path.to_owned() });
         }
         Ok(_) => {}
     }
@@ -311,9 +286,7 @@ fn remove_if_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), ListenEr
         Err(Errno::CONNREFUSED | Errno::NOENT) => {}
         // EAGAIN is a full backlog: somebody listens, and is only busy.
         Ok(()) | Err(Errno::AGAIN) => {
-            return Err(ListenError::AlreadyRunning {
-                path: path.to_owned(),
-            });
+            return Err(ListenError::AlreadyRunning { path: path.to_owned() });
         }
         Err(error) => return Err(failed("connect to")(error)),
     }
@@ -347,11 +320,7 @@ mod tests {
 
     #[test]
     fn the_default_path_needs_an_absolute_runtime_directory() {
-        for (case, given) in [
-            ("unset", None),
-            ("empty", Some("")),
-            ("relative", Some("run")),
-        ] {
+        for (case, given) in [("unset", None), ("empty", Some("")), ("relative", Some("run"))] {
             let refused = default_path(given.map(PathBuf::from)).expect_err(case);
             assert!(refused.to_string().contains("--listen"), "{case}");
         }
@@ -388,10 +357,7 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let path = top.path().join("bus");
         let _first = Listener::bind(&path).unwrap();
-        assert!(matches!(
-            Listener::bind(&path),
-            Err(ListenError::AlreadyRunning { .. })
-        ));
+        assert!(matches!(Listener::bind(&path), Err(ListenError::AlreadyRunning { .. })));
         UnixStream::connect(&path).expect("the first still listens");
     }
 
@@ -400,10 +366,7 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let path = top.path().join("bus");
         let _manager = UnixListener::bind(&path).unwrap();
-        assert!(matches!(
-            Listener::bind(&path),
-            Err(ListenError::AlreadyRunning { .. })
-        ));
+        assert!(matches!(Listener::bind(&path), Err(ListenError::AlreadyRunning { .. })));
     }
 
     #[test]
@@ -421,10 +384,7 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let path = top.path().join("bus");
         std::fs::write(&path, "a letter").unwrap();
-        assert!(matches!(
-            Listener::bind(&path),
-            Err(ListenError::NotASocket { .. })
-        ));
+        assert!(matches!(Listener::bind(&path), Err(ListenError::NotASocket { .. })));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "a letter");
     }
 
@@ -442,10 +402,7 @@ mod tests {
     fn a_path_that_is_too_long_is_named() {
         let top = tempfile::tempdir().unwrap();
         let path = top.path().join("x".repeat(108));
-        assert!(matches!(
-            Listener::bind(&path),
-            Err(ListenError::PathTooLong { .. })
-        ));
+        assert!(matches!(Listener::bind(&path), Err(ListenError::PathTooLong { .. })));
     }
 
     #[test]

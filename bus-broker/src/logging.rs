@@ -23,19 +23,15 @@ pub struct LogFilterError {
 ///
 /// The filter is malformed.
 pub fn log_to_stderr(config: &LogConfig) -> Result<(), LogFilterError> {
-    let filter = EnvFilter::try_new(&config.filter).map_err(|source| LogFilterError {
-        filter: config.filter.clone(),
-        source,
-    })?;
+    let filter = EnvFilter::try_new(&config.filter)
+        .map_err(|source| LogFilterError { filter: config.filter.clone(), source })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_target(false);
     // An error means that a subscriber was there before, and that one is served.
     let _ = match config.format {
-        LogFormat::Text => builder
-            .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
-            .try_init(),
+        LogFormat::Text => builder.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
     Ok(())

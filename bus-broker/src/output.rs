@@ -64,11 +64,7 @@ impl Output {
         self.seal();
         self.sealed_bytes += bytes.len();
         self.shared_bytes += bytes.len();
-        self.sealed.push_back(Segment {
-            bytes,
-            shared: true,
-            descriptors: None,
-        });
+        self.sealed.push_back(Segment { bytes, shared: true, descriptors: None });
     }
 
     /// Appends the head of a frame that brings the descriptors of `message`, and what to say
@@ -110,12 +106,8 @@ impl Output {
 
     /// What to write next. A batch ends before a frame with descriptors, which begins the next one.
     pub(crate) fn batch(&self) -> Batch<'_> {
-        let mut batch = Batch {
-            slices: [IoSlice::new(&[]); MAX_SLICES],
-            count: 0,
-            bytes: 0,
-            descriptors: &[],
-        };
+        let mut batch =
+            Batch { slices: [IoSlice::new(&[]); MAX_SLICES], count: 0, bytes: 0, descriptors: &[] };
         for segment in &self.sealed {
             if let Some(attached) = &segment.descriptors {
                 if batch.count > 0 {
@@ -193,11 +185,7 @@ impl Output {
         if !self.tail.is_empty() {
             let bytes = self.tail.split().freeze();
             self.sealed_bytes += bytes.len();
-            self.sealed.push_back(Segment {
-                bytes,
-                shared: false,
-                descriptors: None,
-            });
+            self.sealed.push_back(Segment { bytes, shared: false, descriptors: None });
         }
     }
 }
@@ -250,9 +238,7 @@ mod tests {
 
     impl Concat for [IoSlice<'_>] {
         fn concat(&self) -> Vec<u8> {
-            self.iter()
-                .flat_map(|slice| slice.iter().copied())
-                .collect()
+            self.iter().flat_map(|slice| slice.iter().copied()).collect()
         }
     }
 
@@ -276,29 +262,16 @@ mod tests {
     fn a_batch_begins_with_the_frame_that_brings_descriptors() {
         let mut output = Output::default();
         output.frames().extend_from_slice(b"before ");
-        let (head, without) = (
-            Bytes::from_static(b"with "),
-            Bytes::from_static(b"without "),
-        );
+        let (head, without) = (Bytes::from_static(b"with "), Bytes::from_static(b"without "));
         output.push_with_descriptors(head, without, message_with_descriptor());
         output.frames().extend_from_slice(b"after");
         let batch = output.batch();
-        assert_eq!(
-            (text(&batch).as_slice(), batch.descriptors.len()),
-            (&b"before "[..], 0)
-        );
+        assert_eq!((text(&batch).as_slice(), batch.descriptors.len()), (&b"before "[..], 0));
         output.advance(7);
         let batch = output.batch();
-        assert_eq!(
-            (text(&batch).as_slice(), batch.descriptors.len()),
-            (&b"with after"[..], 1)
-        );
+        assert_eq!((text(&batch).as_slice(), batch.descriptors.len()), (&b"with after"[..], 1));
         output.advance(1);
-        assert_eq!(
-            output.batch().descriptors.len(),
-            0,
-            "they went with the first byte"
-        );
+        assert_eq!(output.batch().descriptors.len(), 0, "they went with the first byte");
     }
 
     #[test]
@@ -308,10 +281,7 @@ mod tests {
         output.push_with_descriptors(head, without, message_with_descriptor());
         output.lose_descriptors();
         let batch = output.batch();
-        assert_eq!(
-            (text(&batch).as_slice(), batch.descriptors.len()),
-            (&b"without"[..], 0)
-        );
+        assert_eq!((text(&batch).as_slice(), batch.descriptors.len()), (&b"without"[..], 0));
         assert_eq!(output.len(), 7);
         assert!(output.take_descriptors_lost());
         assert!(!output.take_descriptors_lost());

@@ -19,10 +19,7 @@ use bus_core::{Credentials, wire};
 #[derive(Debug)]
 pub(crate) enum Protocol {
     /// The first bytes have not come.
-    Undecided {
-        token: Token,
-        credentials: Credentials,
-    },
+    Undecided { token: Token, credentials: Credentials },
     /// Unisono's own.
     Unisono(Box<Session>),
 }

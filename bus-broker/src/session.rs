@@ -174,20 +174,11 @@ impl Session {
         }
         match frame {
             ClientFrame::Hello(_) => return Err(fault("a second HELLO")),
-            ClientFrame::Call {
-                endpoint,
-                serial,
-                request,
-            } => {
+            ClientFrame::Call { endpoint, serial, request } => {
                 let result = self.call(endpoint, &request, output, context);
                 answer_call(endpoint, serial, result, output, context);
             }
-            ClientFrame::BadCall {
-                endpoint,
-                serial,
-                problem,
-                ..
-            } => answer_call(
+            ClientFrame::BadCall { endpoint, serial, problem, .. } => answer_call(
                 endpoint,
                 serial,
                 Err(Box::new(Failure::from(&problem))),
@@ -205,11 +196,7 @@ impl Session {
                     port.resume(lane);
                 }
             }
-            ClientFrame::Credit {
-                endpoint,
-                messages,
-                bytes,
-            } => {
+            ClientFrame::Credit { endpoint, messages, bytes } => {
                 if let Some(port) = self.ports.get_mut(&endpoint) {
                     let released = port.release(messages, bytes);
                     if released.map_err(|error| fault(error.to_string()))? {
@@ -217,11 +204,9 @@ impl Session {
                     }
                 }
             }
-            ClientFrame::Watch {
-                endpoint,
-                serial,
-                destination,
-            } => self.watch(endpoint, serial, destination, output, context),
+            ClientFrame::Watch { endpoint, serial, destination } => {
+                self.watch(endpoint, serial, destination, output, context)
+            }
             ClientFrame::Unwatch { endpoint, serial } => {
                 if let Some(port) = self.ports.get_mut(&endpoint) {
                     port.unwatch(serial);
@@ -313,13 +298,9 @@ impl Session {
             deadline: send.head.deadline,
             descriptors,
         };
-        port.send(self.token, &send.head, draft, output, context)
-            .map_err(|exceeded| {
-                fault(format!(
-                    "lane {} of endpoint {}: {exceeded}",
-                    id.lane, id.endpoint
-                ))
-            })
+        port.send(self.token, &send.head, draft, output, context).map_err(|exceeded| {
+            fault(format!("lane {} of endpoint {}: {exceeded}", id.lane, id.endpoint))
+        })
     }
 
     fn watch(
@@ -333,11 +314,7 @@ impl Session {
         match self.ports.get_mut(&endpoint) {
             Some(port) => port.watch(self.token, serial, destination, output, context),
             None => say(
-                BrokerFrame::Error {
-                    endpoint,
-                    serial,
-                    failure: Box::new(no_such_port(endpoint)),
-                },
+                BrokerFrame::Error { endpoint, serial, failure: Box::new(no_such_port(endpoint)) },
                 output,
             ),
         }
@@ -355,8 +332,7 @@ impl Session {
             .map_err(|error| failure::of_limit(&error))?;
         let id = endpoint.id();
         let waker = Signal::waker(context.inbox, self.token, Part::Queue(handle));
-        self.ports
-            .insert(handle, Port::new(handle, endpoint, waker));
+        self.ports.insert(handle, Port::new(handle, endpoint, waker));
         self.set_readable(handle);
         Ok(id)
     }
@@ -449,11 +425,7 @@ fn deliver(handle: Handle, message: &Arc<Message>, missed: Option<Gap>, output: 
     } else {
         let (mut with, mut without) = (BytesMut::new(), BytesMut::new());
         encode_message_head(&mut with, &head, attributes, payload.len()).expect(fits);
-        let lost = MessageHead {
-            descriptors: 0,
-            descriptors_lost: true,
-            ..head
-        };
+        let lost = MessageHead { descriptors: 0, descriptors_lost: true, ..head };
         encode_message_head(&mut without, &lost, attributes, payload.len()).expect(fits);
         output.push_with_descriptors(with.freeze(), without.freeze(), Arc::clone(message));
     }
@@ -467,10 +439,7 @@ fn deliver(handle: Handle, message: &Arc<Message>, missed: Option<Gap>, output: 
 /// What an endpoint is told beside messages.
 fn notice_of(delivery: Delivery) -> Option<Notice> {
     match delivery {
-        Delivery::Gap { group, gap } => Some(Notice::Gap {
-            group_id: group,
-            gap,
-        }),
+        Delivery::Gap { group, gap } => Some(Notice::Gap { group_id: group, gap }),
         Delivery::Evicted(eviction) => Some(Notice::Evicted {
             group_id: eviction.group,
             sequence: eviction.sequence,
@@ -501,16 +470,8 @@ fn answer_call(
 ) {
     let frame = match result {
         Err(_) if context.shared.is_stopping() => return,
-        Ok(response) => BrokerFrame::Done {
-            endpoint,
-            serial,
-            response,
-        },
-        Err(failure) => BrokerFrame::Error {
-            endpoint,
-            serial,
-            failure,
-        },
+        Ok(response) => BrokerFrame::Done { endpoint, serial, response },
+        Err(failure) => BrokerFrame::Error { endpoint, serial, failure },
     };
     say(frame, output);
 }
@@ -531,10 +492,7 @@ fn refuse(id: SendId, failure: Failure, output: &mut Output, context: &Context<'
 }
 
 fn no_such_port(handle: Handle) -> Failure {
-    Failure::new(
-        FailureCode::NoSuchEndpoint,
-        format!("this connection has no endpoint {handle}"),
-    )
+    Failure::new(FailureCode::NoSuchEndpoint, format!("this connection has no endpoint {handle}"))
 }
 
 fn bad_frame(error: &bus_core::wire::WireError) -> End {

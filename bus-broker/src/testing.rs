@@ -14,11 +14,7 @@ pub(crate) fn message_with_descriptor() -> Arc<Message> {
         ..Draft::from("payload")
     };
     let destination = Destination::Endpoint(endpoint.id());
-    endpoint
-        .lane()
-        .unwrap()
-        .try_send(destination, draft)
-        .unwrap();
+    endpoint.lane().unwrap().try_send(destination, draft).unwrap();
     match endpoint.receiver().unwrap().drain() {
         Some(Delivery::Message { message, .. }) => message,
         other => panic!("{other:?}"),

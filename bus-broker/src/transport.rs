@@ -121,10 +121,7 @@ impl Socket {
             let mut control = SendAncillaryBuffer::new(&mut space);
             if !borrowed.is_empty() {
                 let fits = control.push(SendAncillaryMessage::ScmRights(&borrowed));
-                debug_assert!(
-                    fits,
-                    "the limits allow no message more than {MAX_DESCRIPTORS}"
-                );
+                debug_assert!(fits, "the limits allow no message more than {MAX_DESCRIPTORS}");
             }
             let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
             let sent = retry_on_intr(|| {

@@ -55,11 +55,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn show(bus: &Bus) {
     for event in bus.events() {
         match event {
-            Ok(Event::Message(message)) => println!(
-                "{:>4}: {}",
-                message.sender(),
-                message.text().unwrap_or("(not text)")
-            ),
+            Ok(Event::Message(message)) => {
+                println!("{:>4}: {}", message.sender(), message.text().unwrap_or("(not text)"))
+            }
             Ok(Event::Evicted(_)) => println!("the others went on without us"),
             Ok(_) => {}
             Err(_) => return,

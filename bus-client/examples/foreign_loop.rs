@@ -28,15 +28,10 @@ fn run(
     while let Some(until_tick) = timer() {
         let descriptors: Vec<BorrowedFd<'_>> =
             sources.iter().map(|source| source.descriptor()).collect();
-        let mut polled: Vec<PollFd<'_>> = descriptors
-            .iter()
-            .map(|descriptor| PollFd::new(descriptor, PollFlags::IN))
-            .collect();
+        let mut polled: Vec<PollFd<'_>> =
+            descriptors.iter().map(|descriptor| PollFd::new(descriptor, PollFlags::IN)).collect();
         poll(&mut polled, Some(&Timespec::try_from(until_tick)?))?;
-        let ready: Vec<bool> = polled
-            .iter()
-            .map(|polled| !polled.revents().is_empty())
-            .collect();
+        let ready: Vec<bool> = polled.iter().map(|polled| !polled.revents().is_empty()).collect();
         for (source, _) in sources.iter().zip(ready).filter(|(_, ready)| *ready) {
             source.dispatch()?;
         }
@@ -99,10 +94,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         Some(next.get().saturating_duration_since(Instant::now()))
     };
-    let source = BusSource {
-        bus: &bus,
-        received: &received,
-    };
+    let source = BusSource { bus: &bus, received: &received };
     run(&[&source], &timer)?;
     println!("{} ticks were sent and received", received.get());
     Ok(())

@@ -13,9 +13,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     #[cfg(not(feature = "embedded"))]
     let bus = Bus::connect()?;
     let listener = bus.open_endpoint()?;
-    listener
-        .join_async("org.example.Readings", JoinOptions::new())
-        .await?;
+    listener.join_async("org.example.Readings", JoinOptions::new()).await?;
 
     let listening = tokio::spawn(async move {
         let mut readings = Vec::new();
@@ -36,10 +34,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
         println!("sent at {}", receipt.sequence);
     }
     let readings = listening.await?.map_err(|error| error.to_string())?;
-    println!(
-        "{} readings, {} in all",
-        readings.len(),
-        readings.iter().sum::<f64>()
-    );
+    println!("{} readings, {} in all", readings.len(), readings.iter().sum::<f64>());
     Ok(())
 }

@@ -38,12 +38,7 @@ pub struct Builder {
 
 impl Builder {
     pub(crate) fn new() -> Self {
-        Self {
-            address: None,
-            program: None,
-            timeout: GREETING_TIMEOUT,
-            backlog: BACKLOG,
-        }
+        Self { address: None, program: None, timeout: GREETING_TIMEOUT, backlog: BACKLOG }
     }
 
     /// Where the broker is: `PATH` or `unix:PATH`. Without it `UNISONO_ADDRESS` and then
@@ -82,18 +77,11 @@ impl Builder {
     pub fn connect(self) -> Result<Bus, ConnectError> {
         let path = match &self.address {
             Some(address) => parse(address)?,
-            None => default_path(
-                env::var_os("UNISONO_ADDRESS"),
-                env::var_os("XDG_RUNTIME_DIR"),
-            )?,
+            None => default_path(env::var_os("UNISONO_ADDRESS"), env::var_os("XDG_RUNTIME_DIR"))?,
         };
         let address = path.display().to_string();
-        let socket = transport::connect(&path, self.timeout).map_err(|source| {
-            ConnectError::Unreachable {
-                address: address.clone(),
-                source,
-            }
-        })?;
+        let socket = transport::connect(&path, self.timeout)
+            .map_err(|source| ConnectError::Unreachable { address: address.clone(), source })?;
         self.connect_socket(socket, &address, None)
     }
 
@@ -109,19 +97,15 @@ impl Builder {
         let address = address.to_owned();
         match Connection::open(socket, hello, self.timeout, self.backlog, keep) {
             Ok(connection) => Ok(Bus::new(connection)),
-            Err(GreetingError::Refused { code, text }) => Err(ConnectError::Refused {
-                address,
-                code,
-                text,
-            }),
-            Err(GreetingError::TimedOut) => Err(ConnectError::TimedOut {
-                address,
-                after: self.timeout,
-            }),
-            Err(GreetingError::Gone(reason)) => Err(ConnectError::Gone {
-                address,
-                gone: BrokerGone::new(reason),
-            }),
+            Err(GreetingError::Refused { code, text }) => {
+                Err(ConnectError::Refused { address, code, text })
+            }
+            Err(GreetingError::TimedOut) => {
+                Err(ConnectError::TimedOut { address, after: self.timeout })
+            }
+            Err(GreetingError::Gone(reason)) => {
+                Err(ConnectError::Gone { address, gone: BrokerGone::new(reason) })
+            }
             Err(GreetingError::System(error)) => Err(error.into()),
         }
     }
@@ -129,10 +113,7 @@ impl Builder {
 
 /// The path in an address.
 fn parse(address: &str) -> Result<PathBuf, ConnectError> {
-    let bad = |why| ConnectError::BadAddress {
-        address: address.to_owned(),
-        why,
-    };
+    let bad = |why| ConnectError::BadAddress { address: address.to_owned(), why };
     let path = match address.split_once(':') {
         Some(("unix", path)) => path,
         // A path may have a colon, though not before its first slash.
@@ -162,19 +143,14 @@ fn default_path(
             None => Ok(address.into()),
         };
     }
-    let runtime_dir = runtime_dir
-        .filter(|dir| !dir.is_empty())
-        .ok_or(ConnectError::NoAddress)?;
+    let runtime_dir = runtime_dir.filter(|dir| !dir.is_empty()).ok_or(ConnectError::NoAddress)?;
     Ok(PathBuf::from(runtime_dir).join("unisono").join("bus"))
 }
 
 /// How long to wait for a greeting, unless the application says otherwise.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 /// What an endpoint takes in beyond its queue: one more queue.
-const BACKLOG: Amount = Amount {
-    messages: 256,
-    bytes: 1 << 20,
-};
+const BACKLOG: Amount = Amount { messages: 256, bytes: 1 << 20 };
 const MAX_PROGRAM_BYTES: usize = 255;
 
 #[cfg(test)]

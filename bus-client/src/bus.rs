@@ -77,11 +77,7 @@ impl Bus {
         let id = connection.lock().endpoint_id(0);
         Self {
             endpoint: Endpoint {
-                inner: Arc::new(EndpointInner {
-                    connection: Arc::new(connection),
-                    key: 0,
-                    id,
-                }),
+                inner: Arc::new(EndpointInner { connection: Arc::new(connection), key: 0, id }),
             },
         }
     }
@@ -112,11 +108,7 @@ impl Bus {
             _ => None,
         })?;
         Ok(Endpoint {
-            inner: Arc::new(EndpointInner {
-                connection: Arc::clone(connection),
-                key,
-                id,
-            }),
+            inner: Arc::new(EndpointInner { connection: Arc::clone(connection), key, id }),
         })
     }
 
@@ -196,11 +188,7 @@ impl Endpoint {
             Ok(name) => JoinStage::Ready(name, options),
             Err(error) => JoinStage::Failed(error),
         };
-        JoinFuture {
-            endpoint: self.clone(),
-            stage,
-            drive: Drive::default(),
-        }
+        JoinFuture { endpoint: self.clone(), stage, drive: Drive::default() }
     }
 
     fn start_join(
@@ -213,15 +201,8 @@ impl Endpoint {
         flags.set(MemberFlags::DROP_WHEN_FULL, options.drop_when_full);
         let mut state = self.inner.connection.lock();
         let group = state.group(name);
-        let request = Request::Join {
-            group: name.clone(),
-            flags,
-            create: options.create,
-        };
-        let purpose = Purpose::Join {
-            group: Arc::clone(&group),
-            flags,
-        };
+        let request = Request::Join { group: name.clone(), flags, create: options.create };
+        let purpose = Purpose::Join { group: Arc::clone(&group), flags };
         let serial = state
             .call(self.inner.key, purpose, request)
             .map_err(|error| JoinError::from_call(error, name))?;
@@ -239,9 +220,7 @@ impl Endpoint {
         let connection = &self.inner.connection;
         let target = connection.lock().group(&name);
         let purpose = Purpose::Create(Arc::clone(&target));
-        let request = Request::Create {
-            group: name.clone(),
-        };
+        let request = Request::Create { group: name.clone() };
         connection
             .call(self.inner.key, purpose, request, |response| {
                 matches!(response, Response::Created { .. }).then_some(())
@@ -282,12 +261,7 @@ impl Endpoint {
                 connection.limits().lanes
             ))
         })?;
-        Ok(Lane {
-            inner: Arc::new(LaneInner {
-                endpoint: Arc::clone(&self.inner),
-                number,
-            }),
-        })
+        Ok(Lane { inner: Arc::new(LaneInner { endpoint: Arc::clone(&self.inner), number }) })
     }
 
     /// Waits for the next event.
@@ -326,9 +300,7 @@ impl Endpoint {
     fn receive_until(&self, deadline: Option<Instant>) -> Result<Option<Event>, ReceiveError> {
         self.inner
             .connection
-            .wait(Interest::Inbox(self.inner.key), None, deadline, |state| {
-                self.take(state, None)
-            })
+            .wait(Interest::Inbox(self.inner.key), None, deadline, |state| self.take(state, None))
             .transpose()
     }
 
@@ -346,20 +318,14 @@ impl Endpoint {
     /// Elsewhere it needs somebody who calls [`dispatch`](Self::dispatch), or a thread that waits
     /// in any blocking call of this connection; its waker is called from there.
     pub fn receive_async(&self) -> ReceiveFuture {
-        ReceiveFuture {
-            endpoint: self.clone(),
-            drive: Drive::default(),
-        }
+        ReceiveFuture { endpoint: self.clone(), drive: Drive::default() }
     }
 
     /// All events, as they come, until the broker is gone. Each step blocks as
     /// [`receive`](Self::receive) does.
     #[must_use]
     pub fn events(&self) -> Events {
-        Events {
-            endpoint: self.clone(),
-            ended: false,
-        }
+        Events { endpoint: self.clone(), ended: false }
     }
 
     /// Leaves all groups and takes no more messages: what is sent here fails with `EPIPE`. What
@@ -388,18 +354,14 @@ impl Endpoint {
         let mut all: Vec<GroupInfo> = Vec::new();
         loop {
             let after = all.last().map(|group| group.name.clone());
-            let request = Request::Groups {
-                after: after.clone(),
-                max: MAX_PAGE,
-            };
+            let request = Request::Groups { after: after.clone(), max: MAX_PAGE };
             let (groups, more) = self.ask(request, |response| match response {
                 Response::Groups { groups, more } => Some((groups, more)),
                 _ => None,
             })?;
             // A page that does not get further would be asked for without an end.
-            let further = groups
-                .last()
-                .is_some_and(|last| after.is_none_or(|after| after < last.name));
+            let further =
+                groups.last().is_some_and(|last| after.is_none_or(|after| after < last.name));
             all.extend(groups.into_iter().map(GroupInfo::from));
             if !more || !further {
                 return Ok(all);
@@ -421,21 +383,14 @@ impl Endpoint {
     }
 
     fn look_up(&self, name: &GroupName) -> Result<GroupInfo, QueryError> {
-        let request = Request::FindGroup {
-            group: name.clone(),
-        };
+        let request = Request::FindGroup { group: name.clone() };
         let found =
-            self.inner
-                .connection
-                .call(
-                    self.inner.key,
-                    Purpose::Plain,
-                    request,
-                    |response| match response {
-                        Response::Group(info) => Some(GroupInfo::from(info)),
-                        _ => None,
-                    },
-                );
+            self.inner.connection.call(self.inner.key, Purpose::Plain, request, |response| {
+                match response {
+                    Response::Group(info) => Some(GroupInfo::from(info)),
+                    _ => None,
+                }
+            });
         found.map_err(|error| QueryError::from_call(error, Some(name)))
     }
 
@@ -447,38 +402,23 @@ impl Endpoint {
     pub fn members(&self, group: &str) -> Result<Members, QueryError> {
         let name: GroupName = group.parse()?;
         let group_id = self.look_up(&name)?.group_id;
-        let mut all = Members {
-            sequence: Sequence::from_raw(0),
-            members: Vec::new(),
-        };
+        let mut all = Members { sequence: Sequence::from_raw(0), members: Vec::new() };
         loop {
             let after = all.members.last().map(|member| member.endpoint);
-            let request = Request::Members {
-                group_id,
-                after,
-                max: MAX_PAGE,
-            };
+            let request = Request::Members { group_id, after, max: MAX_PAGE };
             let page =
-                self.inner
-                    .connection
-                    .call(
-                        self.inner.key,
-                        Purpose::Plain,
-                        request,
-                        |response| match response {
-                            Response::Members {
-                                sequence,
-                                members,
-                                more,
-                            } => Some((sequence, members, more)),
-                            _ => None,
-                        },
-                    );
+                self.inner.connection.call(self.inner.key, Purpose::Plain, request, |response| {
+                    match response {
+                        Response::Members { sequence, members, more } => {
+                            Some((sequence, members, more))
+                        }
+                        _ => None,
+                    }
+                });
             let (sequence, members, more) =
                 page.map_err(|error| QueryError::from_call(error, Some(&name)))?;
-            let further = members
-                .last()
-                .is_some_and(|last| after.is_none_or(|after| after < last.endpoint));
+            let further =
+                members.last().is_some_and(|last| after.is_none_or(|after| after < last.endpoint));
             all.sequence = sequence;
             all.members.extend(members.into_iter().map(Into::into));
             if !more || !further {
@@ -518,9 +458,7 @@ impl Endpoint {
     /// The connection has ended.
     pub fn ping(&self) -> Result<RoundTrip, QueryError> {
         let start = Instant::now();
-        self.ask(Request::Ping, |response| {
-            matches!(response, Response::Pong).then_some(())
-        })?;
+        self.ask(Request::Ping, |response| matches!(response, Response::Pong).then_some(()))?;
         Ok(start.elapsed())
     }
 
@@ -584,9 +522,7 @@ impl Endpoint {
     /// ```
     pub fn cork(&self) -> Cork {
         self.inner.connection.lock().cork();
-        Cork {
-            connection: Arc::clone(&self.inner.connection),
-        }
+        Cork { connection: Arc::clone(&self.inner.connection) }
     }
 }
 
@@ -596,17 +532,9 @@ fn alive(state: &State) -> Result<(), BrokerGone> {
 
 fn joined(response: Response) -> Option<Joined> {
     match response {
-        Response::Joined {
-            group_id,
-            sequence,
-            created,
-            members,
-        } => Some(Joined {
-            group_id,
-            sequence,
-            created,
-            members,
-        }),
+        Response::Joined { group_id, sequence, created, members } => {
+            Some(Joined { group_id, sequence, created, members })
+        }
         _ => None,
     }
 }
@@ -712,11 +640,7 @@ impl Future for JoinFuture {
     ///
     /// If it is polled again after it was ready.
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self {
-            endpoint,
-            stage,
-            drive,
-        } = self.get_mut();
+        let Self { endpoint, stage, drive } = self.get_mut();
         match std::mem::replace(stage, JoinStage::Done) {
             JoinStage::Failed(error) => return Poll::Ready(Err(error.into())),
             JoinStage::Done => panic!("a join was polled after it was ready"),

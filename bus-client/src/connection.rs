@@ -114,9 +114,7 @@ impl Connection {
     }
 
     pub(crate) fn lock(&self) -> Locked<'_> {
-        Locked {
-            guard: Some(self.state.lock()),
-        }
+        Locked { guard: Some(self.state.lock()) }
     }
 
     /// Waits until `wish` gives something, doing the connection's work meanwhile; `None` once
@@ -201,9 +199,7 @@ impl Connection {
         pick: impl FnOnce(Response) -> Option<T>,
     ) -> Result<T, CallError> {
         let response = self
-            .wait(Interest::Answer(serial), None, None, |state| {
-                state.take_response(serial)
-            })
+            .wait(Interest::Answer(serial), None, None, |state| state.take_response(serial))
             .expect("without a deadline, waiting ends with an answer")?;
         self.pick(response, pick)
     }
@@ -233,17 +229,13 @@ impl Drop for Connection {
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection")
-            .field("incarnation", &self.incarnation)
-            .finish_non_exhaustive()
+        f.debug_struct("Connection").field("incarnation", &self.incarnation).finish_non_exhaustive()
     }
 }
 
 impl<'a> Locked<'a> {
     fn guard(&mut self) -> &mut MutexGuard<'a, State> {
-        self.guard
-            .as_mut()
-            .expect("the lock is held until the drop")
+        self.guard.as_mut().expect("the lock is held until the drop")
     }
 
     /// Does something with the lock released.
@@ -278,9 +270,7 @@ impl Deref for Locked<'_> {
     type Target = State;
 
     fn deref(&self) -> &State {
-        self.guard
-            .as_ref()
-            .expect("the lock is held until the drop")
+        self.guard.as_ref().expect("the lock is held until the drop")
     }
 }
 
@@ -344,24 +334,16 @@ fn greet(
         if left.is_some_and(|left| left.is_zero()) {
             return Err(GreetingError::TimedOut);
         }
-        let output = if out.is_empty() {
-            Output::Idle
-        } else {
-            Output::Pending
-        };
+        let output = if out.is_empty() { Output::Idle } else { Output::Pending };
         if filled != Filled::More {
-            transport
-                .wait(output, left)
-                .map_err(GreetingError::System)?;
+            transport.wait(output, left).map_err(GreetingError::System)?;
         }
     }
 }
 
 fn check(welcome: Welcome) -> Result<Welcome, GreetingError> {
     if welcome.version != VERSION {
-        return Err(GreetingError::Gone(offence(
-            "WELCOME with a version that was not offered",
-        )));
+        return Err(GreetingError::Gone(offence("WELCOME with a version that was not offered")));
     }
     // A later broker may allow more than this library would; without these nothing works.
     let limits = &welcome.limits;
@@ -372,9 +354,7 @@ fn check(welcome: Welcome) -> Result<Welcome, GreetingError> {
         ("lane_bytes", limits.lane_bytes),
     ] {
         if limit == 0 {
-            return Err(GreetingError::Gone(offence(&format!(
-                "WELCOME: {name} is 0"
-            ))));
+            return Err(GreetingError::Gone(offence(&format!("WELCOME: {name} is 0"))));
         }
     }
     Ok(welcome)

@@ -180,16 +180,11 @@ impl Running {
     fn start(config: &Config) -> Result<Self, ConnectError> {
         let broker = Broker::bind(config).map_err(not_bound)?;
         let handle = broker.handle();
-        let thread = thread::Builder::new()
-            .name("bus-broker".to_owned())
-            .spawn(move || {
-                // Its clients see its end; there is nobody else here to be told.
-                let _ = broker.run();
-            })?;
-        Ok(Self {
-            handle,
-            thread: Some(thread),
-        })
+        let thread = thread::Builder::new().name("bus-broker".to_owned()).spawn(move || {
+            // Its clients see its end; there is nobody else here to be told.
+            let _ = broker.run();
+        })?;
+        Ok(Self { handle, thread: Some(thread) })
     }
 }
 

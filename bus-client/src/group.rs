@@ -40,11 +40,7 @@ impl JoinOptions {
     /// Creates the group if it does not exist; no loopback; senders wait for this member.
     #[must_use]
     pub const fn new() -> Self {
-        Self {
-            loopback: false,
-            drop_when_full: false,
-            create: true,
-        }
+        Self { loopback: false, drop_when_full: false, create: true }
     }
 
     /// Whether the member's own messages come back to it.
@@ -116,10 +112,7 @@ impl std::ops::Deref for Member {
 
 impl Member {
     pub(crate) fn new(endpoint: Endpoint, target: Arc<GroupTarget>, joined: Joined) -> Self {
-        Self {
-            group: Group::new(endpoint, target),
-            joined,
-        }
+        Self { group: Group::new(endpoint, target), joined }
     }
 
     /// What the join did: the place in the order, whether it created the group, how many members.
@@ -146,15 +139,10 @@ impl Member {
         let purpose = Purpose::Leave(group_id);
         inner
             .connection
-            .call(
-                inner.key,
-                purpose,
-                Request::Leave { group_id },
-                |response| match response {
-                    Response::Left { sequence } => Some(sequence),
-                    _ => None,
-                },
-            )
+            .call(inner.key, purpose, Request::Leave { group_id }, |response| match response {
+                Response::Left { sequence } => Some(sequence),
+                _ => None,
+            })
             .map_err(|error| LeaveError::from_call(error, self.group.name()))
     }
 }
@@ -234,9 +222,7 @@ macro_rules! sending {
                 &self,
                 message: impl Into<Outgoing>,
             ) -> Result<PendingSend, SendError> {
-                let new = self
-                    .route
-                    .prepare(message.into(), Form::TryPipelined, false)?;
+                let new = self.route.prepare(message.into(), Form::TryPipelined, false)?;
                 self.route.start(new)?.departed()
             }
 
@@ -284,11 +270,7 @@ sending!(RemoteEndpoint);
 impl Group {
     pub(crate) fn new(endpoint: Endpoint, target: Arc<GroupTarget>) -> Self {
         Self {
-            route: Route {
-                endpoint,
-                lane: None,
-                target: Target::Group(Arc::clone(&target)),
-            },
+            route: Route { endpoint, lane: None, target: Target::Group(Arc::clone(&target)) },
             target,
         }
     }
@@ -308,13 +290,7 @@ impl Group {
 
 impl RemoteEndpoint {
     pub(crate) fn new(endpoint: Endpoint, id: EndpointId) -> Self {
-        Self {
-            route: Route {
-                endpoint,
-                lane: None,
-                target: Target::Endpoint(id),
-            },
-        }
+        Self { route: Route { endpoint, lane: None, target: Target::Endpoint(id) } }
     }
 
     /// The endpoint's id.
@@ -329,9 +305,7 @@ impl RemoteEndpoint {
 
 impl Route {
     fn lane(&self) -> LaneNumber {
-        self.lane
-            .as_ref()
-            .map_or(LaneNumber::FIRST, |lane| lane.number)
+        self.lane.as_ref().map_or(LaneNumber::FIRST, |lane| lane.number)
     }
 
     fn set_lane(&mut self, lane: &Lane) {
@@ -375,10 +349,6 @@ impl Route {
     /// Puts a message into its lane.
     fn start(&self, new: NewSend) -> Result<PendingSend, SendError> {
         let serial = self.endpoint.inner.connection.lock().send(new)?;
-        Ok(PendingSend::new(
-            self.endpoint.clone(),
-            self.lane.clone(),
-            serial,
-        ))
+        Ok(PendingSend::new(self.endpoint.clone(), self.lane.clone(), serial))
     }
 }

@@ -43,10 +43,7 @@ impl Amount {
     }
 
     fn plus(self, other: Self) -> Self {
-        Self {
-            messages: self.messages + other.messages,
-            bytes: self.bytes + other.bytes,
-        }
+        Self { messages: self.messages + other.messages, bytes: self.bytes + other.bytes }
     }
 
     /// Whether something of this amount has room for one more: below both limits.
@@ -206,8 +203,7 @@ impl Inbox {
         let due = if !self.owed.below(self.eighth()) {
             true
         } else if self.is_nearly_full() {
-            self.returned
-                .is_none_or(|returned| returned.elapsed() >= RETURN_EVERY)
+            self.returned.is_none_or(|returned| returned.elapsed() >= RETURN_EVERY)
         } else {
             false
         };
@@ -281,11 +277,7 @@ mod tests {
     fn gap() -> Item {
         Item::Gap {
             group_id: GroupId::from_raw(1),
-            gap: Gap {
-                count: 1,
-                first: Sequence::from_raw(1),
-                last: Sequence::from_raw(1),
-            },
+            gap: Gap { count: 1, first: Sequence::from_raw(1), last: Sequence::from_raw(1) },
         }
     }
 

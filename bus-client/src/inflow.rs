@@ -102,11 +102,7 @@ impl Inflow {
             self.prepare()?;
             return Ok(None);
         };
-        let mut arrival = Arrival {
-            frame,
-            descriptors: Vec::new(),
-            descriptors_lost: false,
-        };
+        let mut arrival = Arrival { frame, descriptors: Vec::new(), descriptors_lost: false };
         if let BrokerFrame::Message(message) = &arrival.frame
             && message.head.descriptors > 0
         {

@@ -93,10 +93,7 @@ impl LaneState {
 mod tests {
     use super::*;
 
-    const WINDOW: Amount = Amount {
-        messages: 2,
-        bytes: 100,
-    };
+    const WINDOW: Amount = Amount { messages: 2, bytes: 100 };
 
     fn serial(number: u32) -> Serial {
         Serial::new(number).unwrap()

@@ -94,10 +94,7 @@
 #![deny(unsafe_code)]
 #![cfg_attr(
     not(feature = "embedded"),
-    allow(
-        rustdoc::broken_intra_doc_links,
-        reason = "links to what the feature brings"
-    )
+    allow(rustdoc::broken_intra_doc_links, reason = "links to what the feature brings")
 )]
 
 mod builder;

@@ -90,13 +90,7 @@ impl Message {
         descriptors: Vec<OwnedFd>,
         descriptors_lost: bool,
     ) -> Self {
-        Self {
-            message,
-            group,
-            missed,
-            descriptors,
-            descriptors_lost,
-        }
+        Self { message, group, missed, descriptors, descriptors_lost }
     }
 
     /// Its place in the order of the bus. In one endpoint's queue these rise (G2).
@@ -228,10 +222,7 @@ fn decode_cbor<T: DeserializeOwned>(mut payload: &[u8]) -> Result<T, DecodeError
     if payload.is_empty() {
         Ok(value)
     } else {
-        Err(DecodeError::Cbor(format!(
-            "{} bytes follow the value",
-            payload.len()
-        )))
+        Err(DecodeError::Cbor(format!("{} bytes follow the value", payload.len())))
     }
 }
 
@@ -280,10 +271,7 @@ impl Outgoing {
         let mut bytes = Vec::new();
         match ciborium::into_writer(value, &mut bytes) {
             Ok(()) => Ok(Self::with(bytes, ContentType::Cbor)),
-            Err(e) => Err(EncodeError {
-                format: "CBOR",
-                why: e.to_string(),
-            }),
+            Err(e) => Err(EncodeError { format: "CBOR", why: e.to_string() }),
         }
     }
 
@@ -295,10 +283,7 @@ impl Outgoing {
     pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<Self, EncodeError> {
         match serde_json::to_vec(value) {
             Ok(bytes) => Ok(Self::with(bytes, ContentType::Json)),
-            Err(e) => Err(EncodeError {
-                format: "JSON",
-                why: e.to_string(),
-            }),
+            Err(e) => Err(EncodeError { format: "JSON", why: e.to_string() }),
         }
     }
 
@@ -368,11 +353,7 @@ impl Outgoing {
     }
 
     fn with(payload: Vec<u8>, content_type: ContentType) -> Self {
-        Self {
-            payload: payload.into(),
-            content_type,
-            ..Self::default()
-        }
+        Self { payload: payload.into(), content_type, ..Self::default() }
     }
 }
 

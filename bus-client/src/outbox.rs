@@ -83,9 +83,7 @@ impl Outbox {
     pub(crate) fn put(&mut self, frame: &ClientFrame) {
         let open = self.open();
         let before = open.len();
-        frame
-            .encode(open)
-            .expect("what control messages hold was checked, and is short");
+        frame.encode(open).expect("what control messages hold was checked, and is short");
         self.bytes += open.len() - before;
     }
 
@@ -99,11 +97,7 @@ impl Outbox {
     ) -> Result<(), EncodeError> {
         let apart = payload.len() > COPY_BYTES;
         let mut own = BytesMut::new();
-        let buffer = if descriptors.is_some() {
-            &mut own
-        } else {
-            self.open()
-        };
+        let buffer = if descriptors.is_some() { &mut own } else { self.open() };
         let before = buffer.len();
         if apart {
             encode_send_head(buffer, head, attributes, payload.len())?;
@@ -123,10 +117,8 @@ impl Outbox {
         }
         if apart {
             self.bytes += payload.len();
-            self.chunks.push_back(Chunk {
-                bytes: ChunkBytes::Whole(payload.clone()),
-                carried: None,
-            });
+            self.chunks
+                .push_back(Chunk { bytes: ChunkBytes::Whole(payload.clone()), carried: None });
         }
         Ok(())
     }
@@ -183,10 +175,7 @@ impl Outbox {
             if !chunk.bytes.as_slice().is_empty() {
                 return;
             }
-            if let Some(Chunk {
-                bytes: ChunkBytes::Open(mut buffer),
-                ..
-            }) = self.chunks.pop_front()
+            if let Some(Chunk { bytes: ChunkBytes::Open(mut buffer), .. }) = self.chunks.pop_front()
                 && self.spare.capacity() == 0
             {
                 buffer.clear();
@@ -212,26 +201,14 @@ impl Outbox {
 
     /// The buffer at the end that small frames go to.
     fn open(&mut self) -> &mut BytesMut {
-        let is_open = matches!(
-            self.chunks.back(),
-            Some(Chunk {
-                bytes: ChunkBytes::Open(_),
-                ..
-            })
-        );
+        let is_open = matches!(self.chunks.back(), Some(Chunk { bytes: ChunkBytes::Open(_), .. }));
         if !is_open {
             let mut buffer = std::mem::take(&mut self.spare);
             buffer.reserve(BUFFER_BYTES);
-            self.chunks.push_back(Chunk {
-                bytes: ChunkBytes::Open(buffer),
-                carried: None,
-            });
+            self.chunks.push_back(Chunk { bytes: ChunkBytes::Open(buffer), carried: None });
         }
         match self.chunks.back_mut() {
-            Some(Chunk {
-                bytes: ChunkBytes::Open(buffer),
-                ..
-            }) => buffer,
+            Some(Chunk { bytes: ChunkBytes::Open(buffer), .. }) => buffer,
             _ => unreachable!("an open chunk was just put there"),
         }
     }

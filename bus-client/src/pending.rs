@@ -16,20 +16,14 @@ pub(crate) struct Pending<T> {
 
 impl<T> Pending<T> {
     pub(crate) fn new() -> Self {
-        Self {
-            entries: Slab::new(),
-            round: 0,
-        }
+        Self { entries: Slab::new(), round: 0 }
     }
 
     /// Takes an entry in; gives it back if the table is full, which is far beyond what the windows
     /// of all lanes allow.
     pub(crate) fn insert(&mut self, entry: T) -> Result<Serial, T> {
         let vacant = self.entries.vacant_entry();
-        let Some(place) = u32::try_from(vacant.key())
-            .ok()
-            .filter(|place| *place < PLACES)
-        else {
+        let Some(place) = u32::try_from(vacant.key()).ok().filter(|place| *place < PLACES) else {
             return Err(entry);
         };
         self.round = self.round % (ROUNDS - 1) + 1;
@@ -54,10 +48,7 @@ impl<T> Pending<T> {
     }
 
     pub(crate) fn serials(&self) -> Vec<Serial> {
-        self.entries
-            .iter()
-            .map(|(_, (serial, _))| *serial)
-            .collect()
+        self.entries.iter().map(|(_, (serial, _))| *serial).collect()
     }
 }
 

@@ -32,12 +32,7 @@ pub struct PendingSend {
 
 impl PendingSend {
     pub(crate) fn new(endpoint: Endpoint, lane: Option<Arc<LaneInner>>, serial: Serial) -> Self {
-        Self {
-            endpoint,
-            _lane: lane,
-            serial: Some(serial),
-            drive: Drive::default(),
-        }
+        Self { endpoint, _lane: lane, serial: Some(serial), drive: Drive::default() }
     }
 
     /// Waits for the outcome, as [`Group::send`](crate::Group::send) does.
@@ -109,9 +104,7 @@ impl PendingSend {
 
     /// Waits for the outcome; once the deadline has passed, the broker is asked to cancel.
     pub(crate) fn finish(mut self, deadline: Option<Instant>) -> Result<Receipt, SendError> {
-        let serial = self
-            .serial
-            .expect("a send whose outcome was given has none to wait for");
+        let serial = self.serial.expect("a send whose outcome was given has none to wait for");
         let connection = &self.endpoint.inner.connection;
         let wait = |deadline| {
             connection.wait(Interest::Answer(serial), Some(serial), deadline, |state| {
@@ -197,11 +190,7 @@ enum SendStage {
 
 impl SendFuture {
     pub(crate) fn new(endpoint: Endpoint, new: Result<NewSend, SendError>) -> Self {
-        Self {
-            endpoint,
-            stage: SendStage::Ready(new),
-            drive: Drive::default(),
-        }
+        Self { endpoint, stage: SendStage::Ready(new), drive: Drive::default() }
     }
 }
 
@@ -212,11 +201,7 @@ impl Future for SendFuture {
     ///
     /// If it is polled again after it was ready.
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self {
-            endpoint,
-            stage,
-            drive,
-        } = self.get_mut();
+        let Self { endpoint, stage, drive } = self.get_mut();
         let serial = match std::mem::replace(stage, SendStage::Done) {
             SendStage::Sent(serial) => serial,
             SendStage::Done => panic!("a send was polled after it was ready"),

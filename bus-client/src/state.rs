@@ -177,8 +177,7 @@ impl State {
     }
 
     fn farewell(&mut self, code: GoodbyeCode, text: &str) {
-        self.outbox
-            .put(&ClientFrame::Goodbye(Goodbye::new(code, text)));
+        self.outbox.put(&ClientFrame::Goodbye(Goodbye::new(code, text)));
         let _ = self.outbox.write(&self.transport);
     }
 
@@ -479,20 +478,10 @@ impl State {
                     self.deliver(endpoint, Item::Gap { group_id, gap })
                 }
                 Notice::Evicted {
-                    group_id,
-                    sequence,
-                    stalled,
-                    queued_messages,
-                    back_off,
-                    ..
+                    group_id, sequence, stalled, queued_messages, back_off, ..
                 } => {
-                    let item = Item::Evicted {
-                        group_id,
-                        sequence,
-                        stalled,
-                        queued_messages,
-                        back_off,
-                    };
+                    let item =
+                        Item::Evicted { group_id, sequence, stalled, queued_messages, back_off };
                     self.deliver(endpoint, item)?;
                     self.left(endpoint.get() as usize, group_id, sequence);
                     Ok(())
@@ -509,12 +498,8 @@ impl State {
                 self.refused(id, &failure);
                 Ok(())
             }
-            BrokerFrame::Done {
-                serial, response, ..
-            } => self.done(serial, response),
-            BrokerFrame::Error {
-                serial, failure, ..
-            } => {
+            BrokerFrame::Done { serial, response, .. } => self.done(serial, response),
+            BrokerFrame::Error { serial, failure, .. } => {
                 self.failed(serial, failure);
                 Ok(())
             }

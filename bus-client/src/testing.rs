@@ -106,11 +106,9 @@ impl FakeBroker {
     pub(crate) fn next_or_end(&mut self) -> Option<ClientFrame> {
         loop {
             match ClientFrame::decode(&mut self.unread).unwrap() {
-                Some(ClientFrame::Credit {
-                    endpoint,
-                    messages,
-                    bytes,
-                }) => self.count_credit(endpoint, messages, bytes),
+                Some(ClientFrame::Credit { endpoint, messages, bytes }) => {
+                    self.count_credit(endpoint, messages, bytes)
+                }
                 Some(frame) => return Some(frame),
                 None if self.read() => {}
                 None => return None,
@@ -122,11 +120,9 @@ impl FakeBroker {
     pub(crate) fn await_credit(&mut self, messages: u32, bytes: u64) {
         while self.credit.get(&0).is_none_or(|credit| credit.0 < messages) {
             match ClientFrame::decode(&mut self.unread).unwrap() {
-                Some(ClientFrame::Credit {
-                    endpoint,
-                    messages,
-                    bytes,
-                }) => self.count_credit(endpoint, messages, bytes),
+                Some(ClientFrame::Credit { endpoint, messages, bytes }) => {
+                    self.count_credit(endpoint, messages, bytes)
+                }
                 Some(other) => panic!("{other:?} where CREDIT was expected"),
                 None => assert!(self.read(), "the client has gone"),
             }
@@ -143,11 +139,7 @@ impl FakeBroker {
 
     pub(crate) fn call(&mut self) -> (Handle, Serial, Request) {
         match self.next() {
-            ClientFrame::Call {
-                endpoint,
-                serial,
-                request,
-            } => (endpoint, serial, request),
+            ClientFrame::Call { endpoint, serial, request } => (endpoint, serial, request),
             other => panic!("{other:?} where a call was expected"),
         }
     }
@@ -233,11 +225,7 @@ impl FakeBroker {
     }
 
     pub(crate) fn done(&mut self, (endpoint, serial): (Handle, Serial), response: Response) {
-        self.put(&BrokerFrame::Done {
-            endpoint,
-            serial,
-            response,
-        });
+        self.put(&BrokerFrame::Done { endpoint, serial, response });
     }
 
     pub(crate) fn error(&mut self, (endpoint, serial): (Handle, Serial), code: FailureCode) {
@@ -306,12 +294,7 @@ impl FakeBroker {
         let Request::FindGroup { group } = request else {
             panic!("{request:?} where a look-up was expected");
         };
-        let info = bus_core::wire::GroupInfo {
-            name: group,
-            group_id,
-            members: 2,
-            creator: None,
-        };
+        let info = bus_core::wire::GroupInfo { name: group, group_id, members: 2, creator: None };
         self.done((endpoint, serial), Response::Group(info));
     }
 
@@ -366,13 +349,8 @@ pub(crate) fn encoded(frame: &BrokerFrame) -> BytesMut {
     let mut bytes = BytesMut::new();
     match frame {
         BrokerFrame::Message(message) => {
-            encode_message(
-                &mut bytes,
-                &message.head,
-                &message.attributes,
-                &message.payload,
-            )
-            .unwrap();
+            encode_message(&mut bytes, &message.head, &message.attributes, &message.payload)
+                .unwrap();
         }
         frame => frame.encode(&mut bytes).unwrap(),
     }

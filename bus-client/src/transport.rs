@@ -56,18 +56,9 @@ pub(crate) enum Output {
 /// Connects to the socket at `path`; where its backlog is full, for at most `timeout`.
 pub(crate) fn connect(path: &Path, timeout: Duration) -> io::Result<OwnedFd> {
     let address = SocketAddrUnix::new(path)?;
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     // A blocking connect waits as long as a blocking send would. A zero would mean for ever.
-    set_socket_timeout(
-        &socket,
-        Timeout::Send,
-        Some(timeout.max(Duration::from_millis(1))),
-    )?;
+    set_socket_timeout(&socket, Timeout::Send, Some(timeout.max(Duration::from_millis(1))))?;
     retry_on_intr(|| rustix::net::connect(&socket, &address))?;
     Ok(socket)
 }
@@ -77,23 +68,9 @@ impl Transport {
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(
-            &epoll,
-            &socket,
-            epoll::EventData::new_u64(0),
-            interest(Output::Idle),
-        )?;
-        epoll::add(
-            &epoll,
-            &bell,
-            epoll::EventData::new_u64(1),
-            epoll::EventFlags::empty(),
-        )?;
-        Ok(Self {
-            socket,
-            bell,
-            epoll,
-        })
+        epoll::add(&epoll, &socket, epoll::EventData::new_u64(0), interest(Output::Idle))?;
+        epoll::add(&epoll, &bell, epoll::EventData::new_u64(1), epoll::EventFlags::empty())?;
+        Ok(Self { socket, bell, epoll })
     }
 
     /// Reads what is there. Descriptors are appended to `descriptors`; those for which this
@@ -114,10 +91,7 @@ impl Transport {
                 RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC,
             )
         })?;
-        let mut read = Read {
-            bytes: received.bytes,
-            descriptors: false,
-        };
+        let mut read = Read { bytes: received.bytes, descriptors: false };
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
                 read.descriptors = true;
@@ -146,12 +120,7 @@ impl Transport {
             assert!(pushed, "the space is for as many as a frame may have");
         }
         retry_on_intr(|| {
-            sendmsg(
-                &self.socket,
-                slices,
-                &mut control,
-                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
-            )
+            sendmsg(&self.socket, slices, &mut control, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
         })
     }
 
@@ -162,10 +131,7 @@ impl Transport {
             Output::Idle => PollFlags::IN,
             Output::Pending => PollFlags::IN | PollFlags::OUT,
         };
-        let mut waits = [
-            PollFd::new(&self.socket, flags),
-            PollFd::new(&self.bell, PollFlags::IN),
-        ];
+        let mut waits = [PollFd::new(&self.socket, flags), PollFd::new(&self.bell, PollFlags::IN)];
         // What no clock can count is for ever.
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         match poll(&mut waits, timeout.as_ref()) {
@@ -203,11 +169,7 @@ impl Transport {
 
     /// Makes [`pollable`](Self::pollable) readable whatever the socket does, or no longer so.
     pub(crate) fn signal(&self, on: bool) {
-        let flags = if on {
-            epoll::EventFlags::OUT
-        } else {
-            epoll::EventFlags::empty()
-        };
+        let flags = if on { epoll::EventFlags::OUT } else { epoll::EventFlags::empty() };
         let _ = epoll::modify(&self.epoll, &self.bell, epoll::EventData::new_u64(1), flags);
     }
 

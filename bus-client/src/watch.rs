@@ -35,19 +35,12 @@ enum Watch {
 impl Writable {
     pub(crate) fn new(route: Route) -> Self {
         let inner = &route.endpoint.inner;
-        let asked = inner
-            .connection
-            .lock()
-            .watch(inner.key, route.target.clone());
+        let asked = inner.connection.lock().watch(inner.key, route.target.clone());
         let watch = match asked {
             Ok(serial) => Watch::Asked(serial),
             Err(error) => Watch::Answered(Err(WatchError::from_call(error, &route.target))),
         };
-        Self {
-            route,
-            watch,
-            drive: Drive::default(),
-        }
+        Self { route, watch, drive: Drive::default() }
     }
 
     /// Waits until a send would not block.

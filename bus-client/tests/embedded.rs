@@ -69,23 +69,15 @@ fn g5_two_programs_that_wait_for_each_other_go_on() {
         }
         (0..MESSAGES).all(|expected| number(&message(bus)) == expected)
     };
-    assert_eq!(
-        both(|| program(&a, "to.b"), || program(&b, "to.a")),
-        [true, true]
-    );
+    assert_eq!(both(|| program(&a, "to.b"), || program(&b, "to.a")), [true, true]);
 }
 
 #[test]
 fn g5_programs_that_would_deadlock_are_told_and_go_on_after_reading() {
     const MESSAGES: u32 = 300;
     let broker = small_queues(4);
-    let [a, b] = [0; 2].map(|_| {
-        Bus::builder()
-            .address(broker.address())
-            .backlog(4, 1 << 20)
-            .connect()
-            .unwrap()
-    });
+    let [a, b] = [0; 2]
+        .map(|_| Bus::builder().address(broker.address()).backlog(4, 1 << 20).connect().unwrap());
     a.join("to.a").unwrap();
     b.join("to.b").unwrap();
     let program = |bus: &Bus, other: &str| {
@@ -108,10 +100,7 @@ fn g5_programs_that_would_deadlock_are_told_and_go_on_after_reading() {
         deadlocks
     };
     let [one, other] = both(|| program(&a, "to.b"), || program(&b, "to.a"));
-    assert!(
-        one + other > 0,
-        "600 messages do not fit into four queues of four"
-    );
+    assert!(one + other > 0, "600 messages do not fit into four queues of four");
 }
 
 #[test]
@@ -199,9 +188,8 @@ fn g3_a_pipeline_keeps_its_order_through_windows_and_full_queues() {
     let sending = thread::spawn(move || {
         let stream = sender.group("stream").unwrap();
         let cork = sender.cork();
-        let pending: Vec<PendingSend> = (0..MESSAGES)
-            .map(|number| stream.start_send(number.to_string()).unwrap())
-            .collect();
+        let pending: Vec<PendingSend> =
+            (0..MESSAGES).map(|number| stream.start_send(number.to_string()).unwrap()).collect();
         drop(cork);
         let mut before = 0;
         for pending in pending {
@@ -219,11 +207,8 @@ fn g3_a_pipeline_keeps_its_order_through_windows_and_full_queues() {
 #[test]
 fn g5_a_lane_that_waits_holds_back_no_other() {
     let broker = small_queues(1);
-    let (sender, stuck, reader) = (
-        broker.connect().unwrap(),
-        broker.connect().unwrap(),
-        broker.connect().unwrap(),
-    );
+    let (sender, stuck, reader) =
+        (broker.connect().unwrap(), broker.connect().unwrap(), broker.connect().unwrap());
     stuck.join("stuck").unwrap();
     reader.join("free").unwrap();
     let group = sender.group("stuck").unwrap();
@@ -238,10 +223,7 @@ fn g5_a_lane_that_waits_holds_back_no_other() {
     assert_eq!(sender.stats().unwrap().waiting_sends, 1);
     waiting.cancel();
     assert_eq!(waiting.wait(), Err(SendError::Cancelled));
-    assert_eq!(
-        group.send_deadline("in time?", Duration::from_millis(5)),
-        Err(SendError::TimedOut)
-    );
+    assert_eq!(group.send_deadline("in time?", Duration::from_millis(5)), Err(SendError::TimedOut));
     assert_eq!(message(&stuck).text(), Some("fills it"));
     assert_eq!(group.send("now").unwrap().recipients, 1);
     assert_eq!(message(&stuck).text(), Some("now"));
@@ -401,10 +383,7 @@ fn typed_payloads_are_what_they_were() {
     let options = JoinOptions::new().loopback(true);
     let group = bus.join_with("g", options).unwrap();
     let value = HashMap::from([("a".to_owned(), vec![1.5, 2.5])]);
-    for message in [
-        Outgoing::cbor(&value).unwrap(),
-        Outgoing::json(&value).unwrap(),
-    ] {
+    for message in [Outgoing::cbor(&value).unwrap(), Outgoing::json(&value).unwrap()] {
         group.send(message).unwrap();
         let received: HashMap<String, Vec<f64>> = message_of(&bus).decode().unwrap();
         assert_eq!(received, value);
@@ -427,9 +406,7 @@ fn g2_threads_that_share_a_connection_see_one_order() {
     second.join("g").unwrap();
     let senders = [shared.clone(), other.clone()];
     let read = |receive: &dyn Fn() -> Option<Event>, count: usize| -> Vec<u64> {
-        (0..count)
-            .map(|_| receive().unwrap().into_message().unwrap().sequence().get())
-            .collect()
+        (0..count).map(|_| receive().unwrap().into_message().unwrap().sequence().get()).collect()
     };
     let (all, half) = (2 * THREADS * EACH, THREADS * EACH);
     let (first_heard, second_heard, other_heard) = thread::scope(|scope| {
@@ -447,19 +424,12 @@ fn g2_threads_that_share_a_connection_see_one_order() {
         let first = scope.spawn(|| read(&|| shared.receive_deadline(PATIENCE).unwrap(), half));
         let second = scope.spawn(|| read(&|| second.receive_deadline(PATIENCE).unwrap(), all));
         let other = scope.spawn(|| read(&|| other.receive_deadline(PATIENCE).unwrap(), half));
-        (
-            first.join().unwrap(),
-            second.join().unwrap(),
-            other.join().unwrap(),
-        )
+        (first.join().unwrap(), second.join().unwrap(), other.join().unwrap())
     });
     assert!(second_heard.is_sorted_by(|a, b| a < b), "sequences rise");
     let mut merged: Vec<u64> = first_heard.iter().chain(&other_heard).copied().collect();
     merged.sort_unstable();
-    assert_eq!(
-        merged, second_heard,
-        "nobody hears itself, and the third hears both"
-    );
+    assert_eq!(merged, second_heard, "nobody hears itself, and the third hears both");
     assert!(first_heard.is_sorted_by(|a, b| a < b));
     assert!(other_heard.is_sorted_by(|a, b| a < b));
 }
@@ -468,17 +438,11 @@ fn g2_threads_that_share_a_connection_see_one_order() {
 fn the_bus_tells_of_itself() {
     let broker = broker(Limits::default());
     let bus = broker.connect().unwrap();
-    let member = bus
-        .join_with("b.group", JoinOptions::new().loopback(true))
-        .unwrap();
+    let member = bus.join_with("b.group", JoinOptions::new().loopback(true)).unwrap();
     bus.create("a.group").unwrap();
     assert!(member.joined().created);
-    let names: Vec<String> = bus
-        .groups()
-        .unwrap()
-        .iter()
-        .map(|group| group.name.to_string())
-        .collect();
+    let names: Vec<String> =
+        bus.groups().unwrap().iter().map(|group| group.name.to_string()).collect();
     assert_eq!(names, ["a.group", "b.group"]);
     let members = bus.members("b.group").unwrap().members;
     assert_eq!(members.len(), 1);
@@ -500,10 +464,7 @@ fn the_bus_tells_of_itself() {
 #[test]
 fn long_listings_come_in_pages() {
     const GROUPS: usize = 1500;
-    let broker = broker(Limits {
-        groups_created: 2000,
-        ..Limits::default()
-    });
+    let broker = broker(Limits { groups_created: 2000, ..Limits::default() });
     let bus = broker.connect().unwrap();
     for number in 0..GROUPS {
         bus.create(&format!("g{number:04}")).unwrap();
@@ -553,23 +514,13 @@ fn the_end_of_the_broker_is_told_to_all_who_wait() {
     assert!(outcome.is_err() || outcome.is_ok_and(|receipt| receipt.recipients == 0));
     let error = group.send("3").unwrap_err();
     assert_eq!(error.broker_gone(), Some(&gone));
-    assert_eq!(
-        message(&receiver).text(),
-        Some("1"),
-        "what was here is received"
-    );
-    assert_eq!(
-        receiver.receive().unwrap_err(),
-        ReceiveError::BrokerGone(gone)
-    );
+    assert_eq!(message(&receiver).text(), Some("1"), "what was here is received");
+    assert_eq!(receiver.receive().unwrap_err(), ReceiveError::BrokerGone(gone));
 }
 
 #[test]
 fn an_endpoint_that_is_dropped_is_closed() {
-    let broker = broker(Limits {
-        endpoints_per_connection: 2,
-        ..Limits::default()
-    });
+    let broker = broker(Limits { endpoints_per_connection: 2, ..Limits::default() });
     let bus = broker.connect().unwrap();
     for _ in 0..20 {
         let endpoint = bus.open_endpoint().unwrap();
@@ -635,11 +586,8 @@ fn a_main_loop_serves_a_busy_connection() {
 fn tasks_of_several_threads_share_a_connection() {
     const TASKS: u32 = 8;
     const EACH: u32 = 100;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_io()
-        .build()
-        .unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_io().build().unwrap();
     let broker = small_queues(16);
     let bus = broker.connect().unwrap();
     runtime.block_on(async {

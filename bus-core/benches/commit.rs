@@ -81,10 +81,7 @@ fn batches(times: u64, mut timed: impl FnMut(u64), mut between: impl FnMut()) ->
     total
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a benchmark measures time; the core does not"
-)]
+#[expect(clippy::disallowed_methods, reason = "a benchmark measures time; the core does not")]
 fn now() -> Instant {
     Instant::now()
 }
@@ -129,10 +126,7 @@ fn commit(c: &mut Criterion) {
 fn refused(c: &mut Criterion) {
     let mut group = c.benchmark_group("refused");
     for count in [1, 64] {
-        let limits = Limits {
-            queue_messages: 1,
-            ..Limits::default()
-        };
+        let limits = Limits { queue_messages: 1, ..Limits::default() };
         let bus = Bus::new(limits, 1).unwrap();
         let members = Members::new(&bus, "g", count, MemberFlags::empty());
         let sender = endpoint(&bus);

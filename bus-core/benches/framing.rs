@@ -85,20 +85,15 @@ fn bpf(c: &mut Criterion) {
     group.finish();
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the caller brings the clock, and that is here"
-)]
+#[expect(clippy::disallowed_methods, reason = "the caller brings the clock, and that is here")]
 fn assembly(c: &mut Criterion) {
     let mut group = c.benchmark_group("assembly");
     let maximum = NonZeroUsize::new(1 << 20).expect("is not 0");
     let whole = Unread::from(&MESSAGE[..]);
     let now = Instant::now();
     let prefix = LengthPrefix::new(0, Width::Four, Endianness::Big, 4).expect("frames something");
-    let framers: [(&str, Box<dyn Framer>); 2] = [
-        ("length_prefix", Box::new(prefix)),
-        ("thrift", Box::new(load(THRIFT))),
-    ];
+    let framers: [(&str, Box<dyn Framer>); 2] =
+        [("length_prefix", Box::new(prefix)), ("thrift", Box::new(load(THRIFT)))];
     for (name, framer) in framers {
         let mut stream = Assembly::new(maximum, None);
         group.bench_function(name, |b| {

@@ -311,11 +311,7 @@ impl AttributesBuilder {
                 least: 1,
                 most: MAX_FIELD_NAME_BYTES,
             })?;
-            put_item(
-                &mut out,
-                FIELD,
-                &[&[length], name.as_bytes(), value.as_bytes()],
-            )?;
+            put_item(&mut out, FIELD, &[&[length], name.as_bytes(), value.as_bytes()])?;
         }
         Attributes::decode(out.freeze())
     }
@@ -376,11 +372,7 @@ pub(crate) fn check(block: &[u8]) -> Result<(), AttributesError> {
     if block.len() > MAX_ATTRIBUTES_BYTES {
         return Err(AttributesError::BlockTooLong { given: block.len() });
     }
-    let mut items = Items {
-        block,
-        at: 0,
-        before: 0,
-    };
+    let mut items = Items { block, at: 0, before: 0 };
     while let Some((tag, value)) = items.next()? {
         match tag {
             KEY => check_length("the key", value, 0, MAX_KEY_BYTES)?,
@@ -441,11 +433,7 @@ impl<'a> Items<'a> {
         }
         let (_, value, _) = split_item(rest).ok_or_else(|| cut(rest, at))?;
         if tag < self.before || (tag == self.before && tag != FIELD) {
-            return Err(AttributesError::Order {
-                tag,
-                after: self.before,
-                at,
-            });
+            return Err(AttributesError::Order { tag, after: self.before, at });
         }
         self.before = tag;
         self.at += ITEM_HEAD_BYTES + value.len();
@@ -478,12 +466,7 @@ fn check_length(
     if (least..=most).contains(&given) {
         return Ok(());
     }
-    Err(AttributesError::Length {
-        item,
-        given,
-        least,
-        most,
-    })
+    Err(AttributesError::Length { item, given, least, most })
 }
 
 fn check_text(item: &'static str, value: &[u8]) -> Result<(), AttributesError> {
@@ -563,11 +546,9 @@ mod tests {
 
     #[test]
     fn what_is_not_said_is_absent() {
-        for attributes in [
-            Attributes::EMPTY,
-            Attributes::default(),
-            Attributes::builder().build().unwrap(),
-        ] {
+        for attributes in
+            [Attributes::EMPTY, Attributes::default(), Attributes::builder().build().unwrap()]
+        {
             assert!(attributes.is_empty());
             assert_eq!(attributes.key(), None);
             assert_eq!(attributes.operation(), None);
@@ -606,23 +587,11 @@ mod tests {
             ("empty name", build().field("", "x"), false),
             ("longest fields", build().field("n", text(4095)), true),
             ("fields one over", build().field("n", text(4096)), false),
-            (
-                "together one over",
-                build().field("n", text(2047)).field("m", text(2048)),
-                false,
-            ),
-            (
-                "a name twice",
-                build().field("n", "1").field("n", "1"),
-                false,
-            ),
+            ("together one over", build().field("n", text(2047)).field("m", text(2048)), false),
+            ("a name twice", build().field("n", "1").field("n", "1"), false),
             ("a name with `=`", build().field("a=b", ""), false),
             ("a value with `=`", build().field("a", "="), true),
-            (
-                "a value beyond any item",
-                build().field("a", text(70_000)),
-                false,
-            ),
+            ("a value beyond any item", build().field("a", text(70_000)), false),
             ("a key beyond any item", build().key(text(70_000)), false),
         ] {
             assert_eq!(builder.build().is_ok(), good, "{case}");
@@ -661,72 +630,25 @@ mod tests {
             (
                 "two keys",
                 [item(KEY, b"k"), item(KEY, b"k")].concat(),
-                E::Order {
-                    tag: 1,
-                    after: 1,
-                    at: 4,
-                },
+                E::Order { tag: 1, after: 1, at: 4 },
             ),
             (
                 "key after operation",
                 [item(OPERATION, b"o"), item(KEY, b"k")].concat(),
-                E::Order {
-                    tag: 1,
-                    after: 2,
-                    at: 4,
-                },
+                E::Order { tag: 1, after: 2, at: 4 },
             ),
-            (
-                "operation not text",
-                item(OPERATION, b"\xff"),
-                E::NotText {
-                    item: "the operation",
-                },
-            ),
-            (
-                "content type 4",
-                item(CONTENT_TYPE, &[4]),
-                E::ContentType(4),
-            ),
+            ("operation not text", item(OPERATION, b"\xff"), E::NotText { item: "the operation" }),
+            ("content type 4", item(CONTENT_TYPE, &[4]), E::ContentType(4)),
             (
                 "content type of two bytes",
                 item(CONTENT_TYPE, &[0, 0]),
-                E::Length {
-                    item: "the content type",
-                    given: 2,
-                    least: 1,
-                    most: 1,
-                },
+                E::Length { item: "the content type", given: 2, least: 1, most: 1 },
             ),
-            (
-                "field of nothing",
-                item(FIELD, b""),
-                E::Cut { at: 0, needed: 1 },
-            ),
-            (
-                "field with a cut name",
-                item(FIELD, b"\x03ab"),
-                E::Cut { at: 0, needed: 1 },
-            ),
-            (
-                "field name not text",
-                field(b"\xff", b""),
-                E::NotText {
-                    item: "a field's name",
-                },
-            ),
-            (
-                "field value not text",
-                field(b"n", b"\xff"),
-                E::NotText {
-                    item: "a field's value",
-                },
-            ),
-            (
-                "field name with `=`",
-                field(b"a=b", b""),
-                E::FieldName("a=b".into()),
-            ),
+            ("field of nothing", item(FIELD, b""), E::Cut { at: 0, needed: 1 }),
+            ("field with a cut name", item(FIELD, b"\x03ab"), E::Cut { at: 0, needed: 1 }),
+            ("field name not text", field(b"\xff", b""), E::NotText { item: "a field's name" }),
+            ("field value not text", field(b"n", b"\xff"), E::NotText { item: "a field's value" }),
+            ("field name with `=`", field(b"a=b", b""), E::FieldName("a=b".into())),
             (
                 "a field twice",
                 [field(b"n", b"1"), field(b"m", b"2"), field(b"n", b"3")].concat(),
@@ -745,9 +667,7 @@ mod tests {
             (
                 "block too long",
                 vec![0; MAX_ATTRIBUTES_BYTES + 1],
-                E::BlockTooLong {
-                    given: MAX_ATTRIBUTES_BYTES + 1,
-                },
+                E::BlockTooLong { given: MAX_ATTRIBUTES_BYTES + 1 },
             ),
         ];
         for (case, block, error) in rows {

@@ -95,11 +95,7 @@ impl LimitExceeded {
         value: impl Into<u64>,
     ) -> Result<(), Self> {
         let value = value.into();
-        if (held as u64) < value {
-            Ok(())
-        } else {
-            Err(Self { limit, value })
-        }
+        if (held as u64) < value { Ok(()) } else { Err(Self { limit, value }) }
     }
 }
 
@@ -171,10 +167,7 @@ impl JoinOptions {
     /// No flags, and the group is created if there is none.
     #[must_use]
     pub fn create() -> Self {
-        Self {
-            flags: MemberFlags::empty(),
-            create: true,
-        }
+        Self { flags: MemberFlags::empty(), create: true }
     }
 
     /// The same with other flags.
@@ -286,9 +279,7 @@ impl Bus {
             running: AtomicU64::new(0),
             looked: AtomicU64::new(0),
         };
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The bounds that this bus keeps.
@@ -385,11 +376,7 @@ pub(crate) enum Departure {
 impl BusInner {
     fn lock_of(&self, id: u64) -> LockIndex {
         // A model says by its choice of endpoints which of them share a lock.
-        let hash = if cfg!(bus_loom) {
-            id
-        } else {
-            self.hasher.hash_one(id)
-        };
+        let hash = if cfg!(bus_loom) { id } else { self.hasher.hash_one(id) };
         LockIndex::from_hash(hash)
     }
 
@@ -421,8 +408,7 @@ impl BusInner {
         let looked = self.looked.load(Ordering::Relaxed);
         let due = running.saturating_sub(looked) >= LOOK_EVERY_NANOS;
         let ours = |at: &AtomicU64| {
-            at.compare_exchange(looked, running, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
+            at.compare_exchange(looked, running, Ordering::Relaxed, Ordering::Relaxed).is_ok()
         };
         if !due || !ours(&self.looked) {
             return Vec::new();
@@ -432,9 +418,7 @@ impl BusInner {
         effects.run();
         let evict = |stalled: Stalled| {
             let groups = stalled.groups.iter();
-            groups
-                .filter_map(|group| self.evict(&stalled, *group))
-                .collect::<Vec<_>>()
+            groups.filter_map(|group| self.evict(&stalled, *group)).collect::<Vec<_>>()
         };
         stalled.into_iter().flat_map(evict).collect()
     }
@@ -463,37 +447,19 @@ impl BusInner {
             }
         };
         let sequence = self.depart(core, Departure::Evict(Box::new(eviction.clone())))?;
-        Some(Eviction {
-            sequence,
-            ..eviction
-        })
+        Some(Eviction { sequence, ..eviction })
     }
 
     fn open_endpoint(&self, credentials: Credentials) -> Result<Arc<EndpointCore>, LimitExceeded> {
         let mut directory = self.directory.lock();
-        LimitExceeded::check(
-            "endpoints",
-            directory.endpoints.len(),
-            self.limits.endpoints,
-        )?;
+        LimitExceeded::check("endpoints", directory.endpoints.len(), self.limits.endpoints)?;
         let id = directory.next_endpoint_id();
         let lock = self.lock_of(id.get());
         // Slots are given out and taken back with the directory held, so this one stays vacant.
         let slot = self.locks.acquire_one(lock).intakes.vacant_key();
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "endpoints are limited to 2^24"
-        )]
-        let place = IntakePlace {
-            id,
-            lock,
-            slot: slot as u32,
-        };
-        let core = Arc::new(EndpointCore::new(
-            place,
-            credentials,
-            Capacity::of(&self.limits),
-        ));
+        #[expect(clippy::cast_possible_truncation, reason = "endpoints are limited to 2^24")]
+        let place = IntakePlace { id, lock, slot: slot as u32 };
+        let core = Arc::new(EndpointCore::new(place, credentials, Capacity::of(&self.limits)));
         let intake = Intake::new(Arc::clone(&core));
         self.locks.acquire_one(lock).intakes.insert(intake);
         let record = EndpointRecord {
@@ -616,10 +582,7 @@ impl BusInner {
 
         // Ends that have not been read hold the places that their memberships had reserved.
         let shard = self.locks.acquire_one(core.place.lock);
-        let unread = shard
-            .intakes
-            .get(core.place.slot as usize)
-            .map_or(0, Intake::unread_ends);
+        let unread = shard.intakes.get(core.place.slot as usize).map_or(0, Intake::unread_ends);
         drop(shard);
         let held = record.memberships.len() + usize::try_from(unread).unwrap_or(usize::MAX);
         LimitExceeded::check("memberships (ends not yet read)", held, memberships)?;
@@ -634,37 +597,22 @@ impl BusInner {
         LimitExceeded::check("members", before.members().len(), self.limits.members)?;
 
         self.open_queue(core);
-        let record = directory
-            .endpoints
-            .get_mut(&id)
-            .ok_or(JoinError::Closed(id))?;
-        let drops = options
-            .flags
-            .contains(MemberFlags::DROP_WHEN_FULL)
-            .then(|| {
-                let past =
-                    |drops: &&Arc<Drops>| drops.group == group.id && drops.lost == Lost::Messages;
-                let past = record.drops.iter().find(past).cloned();
-                past.unwrap_or_else(|| Arc::new(Drops::new(group.id, Lost::Messages)))
-            });
+        let record = directory.endpoints.get_mut(&id).ok_or(JoinError::Closed(id))?;
+        let drops = options.flags.contains(MemberFlags::DROP_WHEN_FULL).then(|| {
+            let past =
+                |drops: &&Arc<Drops>| drops.group == group.id && drops.lost == Lost::Messages;
+            let past = record.drops.iter().find(past).cloned();
+            past.unwrap_or_else(|| Arc::new(Drops::new(group.id, Lost::Messages)))
+        });
         record.memberships.push(Arc::clone(&group));
         record.keep_drops(&[], drops.as_ref());
-        let member = Member {
-            place: core.place,
-            flags: options.flags,
-            drops,
-        };
+        let member = Member { place: core.place, flags: options.flags, drops };
         let next = before.with(member);
         let members = count(next.members().len());
         let drops = record.drops.clone();
         let step = Step::new(&group, &before, next, core, Change::Joined);
         let sequence = self.publish_one(core, directory, step, drops);
-        Ok(Joined {
-            group: group.id,
-            sequence,
-            created,
-            members,
-        })
+        Ok(Joined { group: group.id, sequence, created, members })
     }
 
     /// Takes an endpoint out of groups, at one place in the order. None if it was not there.
@@ -689,11 +637,8 @@ impl BusInner {
                 std::mem::take(&mut record.memberships)
             }
         };
-        let watching = if one.is_none() {
-            std::mem::take(&mut record.watching)
-        } else {
-            Vec::new()
-        };
+        let watching =
+            if one.is_none() { std::mem::take(&mut record.watching) } else { Vec::new() };
         let change = match departure {
             Departure::Leave(_) | Departure::ShutReceive => Change::Left,
             Departure::Evict(_) => Change::Evicted,
@@ -702,11 +647,7 @@ impl BusInner {
         // What is dropped between here and the locks still finds its place in the list.
         record.keep_drops(&leaving, None);
         let drops = record.drops.clone();
-        let created = if closing {
-            std::mem::take(&mut record.created)
-        } else {
-            Vec::new()
-        };
+        let created = if closing { std::mem::take(&mut record.created) } else { Vec::new() };
         for group in &created {
             directory.orphan(*group);
         }
@@ -725,11 +666,7 @@ impl BusInner {
             let before = group.membership();
             let next = before.without(id, creator.is_some());
             let watched = watching.iter().any(|watched| watched.id == group.id);
-            let next = if watched {
-                next.forget_watcher(id)
-            } else {
-                next
-            };
+            let next = if watched { next.forget_watcher(id) } else { next };
             Step::new(group, &before, next, core, change)
         };
         let mut steps: Vec<Step> = (leaving.iter().map(|group| step(group, change)))
@@ -766,11 +703,7 @@ impl BusInner {
                 }
             }
         }
-        let intake = if closing {
-            held.remove(core.place)
-        } else {
-            None
-        };
+        let intake = if closing { held.remove(core.place) } else { None };
         drop(held);
 
         for step in steps.iter().filter(|step| step.next.ended) {
@@ -810,10 +743,7 @@ impl BusInner {
             }
             Destination::Endpoint(id) => {
                 let directory = self.directory.lock();
-                let record = directory
-                    .endpoints
-                    .get(&id)
-                    .ok_or(SendError::NoSuchEndpoint(id))?;
+                let record = directory.endpoints.get(&id).ok_or(SendError::NoSuchEndpoint(id))?;
                 let core = Arc::clone(&record.core);
                 drop(directory);
                 self.open_queue(&core);
@@ -834,10 +764,7 @@ impl BusInner {
         let mut held = self.locks.acquire(LockBits::all());
         let (membership, sequence) = (group.membership(), held.now());
         drop(held);
-        let mut rest = membership
-            .members()
-            .iter()
-            .filter(|member| Some(member.place.id) > after);
+        let mut rest = membership.members().iter().filter(|member| Some(member.place.id) > after);
         let info = |member: &Member| {
             let shard = self.locks.acquire_one(member.place.lock);
             let intake = shard.intakes.get(member.place.slot as usize)?;
@@ -855,11 +782,7 @@ impl BusInner {
             })
         };
         let members = rest.by_ref().take(most).filter_map(info).collect();
-        Some(View {
-            sequence,
-            members,
-            more: rest.next().is_some(),
-        })
+        Some(View { sequence, members, more: rest.next().is_some() })
     }
 }
 

@@ -72,13 +72,7 @@ impl Directory {
 
     pub(crate) fn add_group(&mut self, group: Arc<Group>, creator: EndpointId) {
         self.names.insert(group.name.clone(), group.id);
-        self.groups.insert(
-            group.id,
-            GroupRecord {
-                group,
-                creator: Some(creator),
-            },
-        );
+        self.groups.insert(group.id, GroupRecord { group, creator: Some(creator) });
     }
 
     pub(crate) fn group_count(&self) -> usize {
@@ -103,16 +97,11 @@ impl Directory {
         first: Duration,
         now: Duration,
     ) -> Duration {
-        self.back_offs
-            .retain(|_, known| now < known.until + MOST_BACK_OFF);
-        let before = self
-            .back_offs
-            .get(&(pid, name.clone()))
-            .map(|known| known.length);
+        self.back_offs.retain(|_, known| now < known.until + MOST_BACK_OFF);
+        let before = self.back_offs.get(&(pid, name.clone())).map(|known| known.length);
         let length = before.map_or(first, |before| (before * 2).min(MOST_BACK_OFF));
         let until = now + length;
-        self.back_offs
-            .insert((pid, name.clone()), BackOff { until, length });
+        self.back_offs.insert((pid, name.clone()), BackOff { until, length });
         length
     }
 
@@ -132,9 +121,7 @@ impl Directory {
     ) -> impl Iterator<Item = &GroupRecord> {
         use std::ops::Bound::{Excluded, Unbounded};
         let from = after.map_or(Unbounded, Excluded);
-        self.names
-            .range((from, Unbounded))
-            .filter_map(|(_, id)| self.groups.get(id))
+        self.names.range((from, Unbounded)).filter_map(|(_, id)| self.groups.get(id))
     }
 
     /// The creator of a group is gone.

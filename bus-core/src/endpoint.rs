@@ -92,9 +92,7 @@ impl Endpoint {
         interest: Interest,
         create: bool,
     ) -> Result<Watching, JoinError> {
-        self.bus
-            .inner
-            .watch_group(&self.core, name, interest, create)
+        self.bus.inner.watch_group(&self.core, name, interest, create)
     }
 
     /// Ends a watch on a group's membership: no later change is told. None if there is none.
@@ -120,10 +118,7 @@ impl Endpoint {
     pub fn lane(&self) -> Result<Lane, LimitExceeded> {
         let most = u64::from(self.bus.limits().lanes);
         if !self.core.open(Opened::Lane, most) {
-            return Err(LimitExceeded {
-                limit: "lanes",
-                value: most,
-            });
+            return Err(LimitExceeded { limit: "lanes", value: most });
         }
         Ok(Lane::new(self.bus.clone(), Arc::clone(&self.core)))
     }

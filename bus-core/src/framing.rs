@@ -180,24 +180,13 @@ mod tests {
     #[test]
     fn each_error_has_the_number_that_the_kernel_posts() {
         let program = |result| FrameError::Program { result };
-        let long = FrameError::TooLong {
-            given: 9,
-            maximum: 8,
-        };
+        let long = FrameError::TooLong { given: 9, maximum: 8 };
         let short = FrameError::TooShort { given: 1, least: 4 };
         let rows = [
             ("EMSGSIZE", long, 90),
             ("EPROTO, short", short, 71),
-            (
-                "EPROTO, no progress",
-                FrameError::NoProgress { given: 3, seen: 3 },
-                71,
-            ),
-            (
-                "EPROTO, greeting",
-                FrameError::Greeting { at: 4, given: 0 },
-                71,
-            ),
+            ("EPROTO, no progress", FrameError::NoProgress { given: 3, seen: 3 }, 71),
+            ("EPROTO, greeting", FrameError::Greeting { at: 4, given: 0 }, 71),
             ("ETIMEDOUT", FrameError::TimedOut { millis: 1 }, 110),
             ("the program's", program(-1), 1),
             ("the program's greatest", program(-4095), 4095),

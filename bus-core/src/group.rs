@@ -22,13 +22,7 @@ pub(crate) struct Group {
 impl Group {
     pub(crate) fn new(id: GroupId, name: GroupName, home: LockIndex) -> Self {
         let membership = Snapshot::new(Arc::new(Membership::empty()));
-        Self {
-            id,
-            name,
-            home,
-            membership,
-            generation: AtomicU64::new(0),
-        }
+        Self { id, name, home, membership, generation: AtomicU64::new(0) }
     }
 
     /// The membership, or one shortly before it: compare with [`generation`](Self::generation)
@@ -55,9 +49,6 @@ impl Group {
 
 impl fmt::Debug for Group {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Group")
-            .field("id", &self.id)
-            .field("name", &self.name)
-            .finish()
+        f.debug_struct("Group").field("id", &self.id).field("name", &self.name).finish()
     }
 }

@@ -67,14 +67,7 @@ pub(crate) struct Drops {
 impl Drops {
     pub(crate) fn new(group: GroupId, lost: Lost) -> Self {
         let zero = || AtomicU64::new(0);
-        Self {
-            group,
-            lost,
-            count: zero(),
-            first: zero(),
-            last: zero(),
-            total: zero(),
-        }
+        Self { group, lost, count: zero(), first: zero(), last: zero(), total: zero() }
     }
 
     pub(crate) fn is_pending(&self) -> bool {
@@ -93,8 +86,7 @@ impl Drops {
         }
         self.last.store(sequence.get(), Ordering::Relaxed);
         self.count.store(count + 1, Ordering::Relaxed);
-        self.total
-            .store(self.total.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        self.total.store(self.total.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
     fn take(&self) -> Option<Gap> {
@@ -182,10 +174,7 @@ impl Intake {
     /// Messages and bytes that wait to be taken.
     pub(crate) fn depth(&self) -> (u64, u64) {
         let released = self.core.released();
-        (
-            self.pushed_messages - released.0,
-            self.pushed_bytes - released.1,
-        )
+        (self.pushed_messages - released.0, self.pushed_bytes - released.1)
     }
 
     /// Below both limits; the message that crosses the byte limit is still taken.
@@ -210,10 +199,8 @@ impl Intake {
         let (sequence, bytes) = (message.sequence(), message.charged_bytes());
         if !self.has_room() {
             let (messages, released_bytes) = self.core.released();
-            self.reserve = Reserve {
-                free_at_messages: messages + 1,
-                free_at_bytes: released_bytes + bytes,
-            };
+            self.reserve =
+                Reserve { free_at_messages: messages + 1, free_at_bytes: released_bytes + bytes };
         }
         self.push_entry(Entry::Message { message, missed });
         self.pushed_messages += 1;
@@ -225,10 +212,7 @@ impl Intake {
 
     fn push_entry(&mut self, entry: Entry) {
         let pushed = self.producer.as_mut().map(|producer| producer.push(entry));
-        debug_assert!(
-            matches!(pushed, Some(Ok(()))),
-            "the ring has a slot for each place"
-        );
+        debug_assert!(matches!(pushed, Some(Ok(()))), "the ring has a slot for each place");
     }
 
     /// Tells of a change in a group, if there is room that nobody is owed; it takes a place.
@@ -239,10 +223,7 @@ impl Intake {
             return;
         }
         let missed = lost.take();
-        self.push_entry(Entry::View {
-            change: Arc::clone(change),
-            missed,
-        });
+        self.push_entry(Entry::View { change: Arc::clone(change), missed });
         self.pushed_messages += 1;
         if !self.has_room() {
             self.full_since = change.sequence;
@@ -284,10 +265,8 @@ impl Intake {
         if !self.is_empty() && !mutated(Mutant::LoneGapEarly) {
             return None;
         }
-        let found = self
-            .drops
-            .iter()
-            .find_map(|drops| Some((drops.lost, drops.group, drops.take()?)));
+        let found =
+            self.drops.iter().find_map(|drops| Some((drops.lost, drops.group, drops.take()?)));
         if found.is_none() {
             self.core.gaps_pending.store(false, Ordering::Relaxed);
         }
@@ -301,11 +280,7 @@ impl Intake {
         if !mutated(Mutant::NoFenceInDrop) {
             fence(Ordering::SeqCst);
         }
-        if self.is_empty() {
-            self.take_reader()
-        } else {
-            None
-        }
+        if self.is_empty() { self.take_reader() } else { None }
     }
 
     /// Takes the sleeping reader's waker, to be called once the locks are released.
@@ -474,10 +449,7 @@ impl EndpointCore {
         // The reader stores bytes before messages and this reads messages before bytes, so a
         // message that is seen released is seen with its bytes.
         let messages = self.reading.released_messages.load(Ordering::Acquire);
-        (
-            messages,
-            self.reading.released_bytes.load(Ordering::Acquire),
-        )
+        (messages, self.reading.released_bytes.load(Ordering::Acquire))
     }
 
     /// Frees places: the application has taken so many messages and bytes. True if somebody waits

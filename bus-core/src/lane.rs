@@ -45,13 +45,7 @@ pub enum Submitted {
 impl Lane {
     pub(crate) fn new(bus: Bus, core: Arc<EndpointCore>) -> Self {
         let (routes, effects) = (Vec::new(), Effects::default());
-        Self {
-            bus,
-            core,
-            routes,
-            waiting: None,
-            effects,
-        }
+        Self { bus, core, routes, waiting: None, effects }
     }
 
     /// The endpoint that it sends for.
@@ -114,11 +108,8 @@ impl Lane {
         }
         let route = self.take_route(to)?;
         let message = Message::new(self.core.id(), self.core.credentials, to, draft);
-        let mut outgoing = Outgoing {
-            sender: Arc::clone(&self.core),
-            route,
-            message: Some(Arc::new(message)),
-        };
+        let mut outgoing =
+            Outgoing { sender: Arc::clone(&self.core), route, message: Some(Arc::new(message)) };
         let bus = &self.bus.inner;
         let attempt = bus.attempt(&mut outgoing, Standing::Newcomer, &mut self.effects);
         let submitted = match attempt? {
@@ -128,21 +119,18 @@ impl Lane {
             }
             Attempt::Full { full, .. } if waker.is_none() => {
                 self.routes.push(outgoing.route);
-                Err(SendError::WouldBlock {
-                    full: Box::new(full),
-                })
+                Err(SendError::WouldBlock { full: Box::new(full) })
             }
             Attempt::Full { .. } | Attempt::Owed { .. } | Attempt::Writable => {
                 self.routes.push(outgoing.route.clone());
                 let mut room = bus.waiting.lock();
-                room.enter(bus, outgoing, waker, &mut self.effects)
-                    .map(|entered| match entered {
-                        Entered::Committed(receipt) => Submitted::Committed(receipt),
-                        Entered::Waiting(key) => {
-                            self.waiting = Some(key);
-                            Submitted::Waiting
-                        }
-                    })
+                room.enter(bus, outgoing, waker, &mut self.effects).map(|entered| match entered {
+                    Entered::Committed(receipt) => Submitted::Committed(receipt),
+                    Entered::Waiting(key) => {
+                        self.waiting = Some(key);
+                        Submitted::Waiting
+                    }
+                })
             }
         };
         self.effects.run();
@@ -152,11 +140,7 @@ impl Lane {
     /// Takes a destination's route out of the cache, or resolves it. It goes back, as the most
     /// recently used, once the send has shown that it still leads somewhere.
     fn take_route(&mut self, to: Destination) -> Result<Route, SendError> {
-        if let Some(at) = self
-            .routes
-            .iter()
-            .rposition(|route| route.destination() == to)
-        {
+        if let Some(at) = self.routes.iter().rposition(|route| route.destination() == to) {
             return Ok(self.routes.remove(at));
         }
         if self.routes.len() >= CACHED_ROUTES {
@@ -249,10 +233,7 @@ impl Lane {
         draft: impl Into<Draft>,
     ) -> Result<Receipt, SendError> {
         let mut draft = Some(draft.into());
-        let mut guard = CancelOnDrop {
-            lane: self,
-            waits: false,
-        };
+        let mut guard = CancelOnDrop { lane: self, waits: false };
         std::future::poll_fn(move |context| guard.poll(to, &mut draft, context)).await
     }
 }
@@ -333,29 +314,13 @@ impl Watch {
     ) -> Result<Option<Self>, WatchError> {
         let most = u64::from(bus.limits().watches);
         if !core.open(Opened::Watch, most) {
-            return Err(LimitExceeded {
-                limit: "watches",
-                value: most,
-            }
-            .into());
+            return Err(LimitExceeded { limit: "watches", value: most }.into());
         }
-        let mut watch = Self {
-            bus: bus.clone(),
-            core: Arc::clone(core),
-            key: None,
-        };
+        let mut watch = Self { bus: bus.clone(), core: Arc::clone(core), key: None };
         let route = bus.inner.route(to, core.id())?;
-        let outgoing = Outgoing {
-            sender: Arc::clone(core),
-            route,
-            message: None,
-        };
+        let outgoing = Outgoing { sender: Arc::clone(core), route, message: None };
         let mut effects = Effects::default();
-        let key = bus
-            .inner
-            .waiting
-            .lock()
-            .watch(&bus.inner, outgoing, waker, &mut effects);
+        let key = bus.inner.waiting.lock().watch(&bus.inner, outgoing, waker, &mut effects);
         effects.run();
         watch.key = key?;
         Ok(watch.key.is_some().then_some(watch))

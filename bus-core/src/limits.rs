@@ -120,29 +120,14 @@ impl Limits {
             ("groups", self.groups.into(), 1, 1 << 24),
             ("groups_created", self.groups_created.into(), 1, 1 << 20),
             ("endpoints", self.endpoints.into(), 1, 1 << 24),
-            (
-                "endpoints_per_connection",
-                self.endpoints_per_connection.into(),
-                1,
-                4_096,
-            ),
+            ("endpoints_per_connection", self.endpoints_per_connection.into(), 1, 4_096),
             ("connections", self.connections.into(), 1, 1 << 20),
             ("stall", millis(self.stall), 100, 600_000),
-            (
-                "request_deadline",
-                millis(self.request_deadline),
-                1,
-                86_400_000,
-            ),
+            ("request_deadline", millis(self.request_deadline), 1, 86_400_000),
         ];
         for (name, given, least, most) in rows {
             if !(least..=most).contains(&given) {
-                return Err(LimitError {
-                    name,
-                    given,
-                    least,
-                    most,
-                });
+                return Err(LimitError { name, given, least, most });
             }
         }
         Ok(())
@@ -180,16 +165,9 @@ mod duration_text {
         if let Some(n) = text.strip_suffix("ms") {
             n.parse().ok().map(Duration::from_millis)
         } else if let Some(n) = text.strip_suffix("min") {
-            n.parse::<u64>()
-                .ok()?
-                .checked_mul(60)
-                .map(Duration::from_secs)
+            n.parse::<u64>().ok()?.checked_mul(60).map(Duration::from_secs)
         } else {
-            text.strip_suffix('s')
-                .unwrap_or(text)
-                .parse()
-                .ok()
-                .map(Duration::from_secs)
+            text.strip_suffix('s').unwrap_or(text).parse().ok().map(Duration::from_secs)
         }
     }
 }
@@ -203,20 +181,14 @@ mod tests {
         let limits = Limits::default();
         assert_eq!(limits.check(), Ok(()));
         assert_eq!((limits.queue_messages, limits.queue_bytes), (256, 1 << 20));
-        assert_eq!(
-            (limits.lane_messages, limits.memberships, limits.lanes),
-            (64, 64, 16)
-        );
+        assert_eq!((limits.lane_messages, limits.memberships, limits.lanes), (64, 64, 16));
         assert_eq!((limits.members, limits.descriptors), (10_000, 16));
     }
 
     #[test]
     fn stall_is_checked_at_both_ends() {
         for (millis, good) in [(99, false), (100, true), (600_000, true), (600_001, false)] {
-            let limits = Limits {
-                stall: Duration::from_millis(millis),
-                ..Limits::default()
-            };
+            let limits = Limits { stall: Duration::from_millis(millis), ..Limits::default() };
             assert_eq!(limits.check().is_ok(), good, "{millis} ms");
         }
     }

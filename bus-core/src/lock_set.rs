@@ -107,14 +107,8 @@ pub(crate) struct LockSet {
 
 impl LockSet {
     pub(crate) fn new() -> Self {
-        let shard = || Shard {
-            clock: 0,
-            intakes: Slab::new(),
-            counters: Counters::default(),
-        };
-        Self {
-            locks: std::array::from_fn(|_| CachePadded::new(Mutex::new(shard()))),
-        }
+        let shard = || Shard { clock: 0, intakes: Slab::new(), counters: Counters::default() };
+        Self { locks: std::array::from_fn(|_| CachePadded::new(Mutex::new(shard()))) }
     }
 
     /// Takes the locks of `bits` in ascending order.
@@ -191,11 +185,7 @@ impl Held<'_> {
     /// A sequence that no commit before this instant exceeds, and every later one does in any queue
     /// whose lock is held.
     pub(crate) fn now(&mut self) -> Sequence {
-        let tick = self
-            .shards()
-            .map(|(_, shard)| shard.clock)
-            .max()
-            .unwrap_or(0);
+        let tick = self.shards().map(|(_, shard)| shard.clock).max().unwrap_or(0);
         Sequence::from_raw(tick << LOCK_BITS | (LOCKS as u64 - 1))
     }
 

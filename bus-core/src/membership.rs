@@ -63,13 +63,7 @@ impl Membership {
         for member in &members {
             per_lock[member.place.lock.at()] += 1;
         }
-        Self {
-            generation,
-            ended,
-            members,
-            watchers,
-            per_lock,
-        }
+        Self { generation, ended, members, watchers, per_lock }
     }
 
     pub(crate) fn members(&self) -> &[Member] {
@@ -77,8 +71,7 @@ impl Membership {
     }
 
     fn find(&self, id: EndpointId) -> Result<usize, usize> {
-        self.members
-            .binary_search_by_key(&id, |member| member.place.id)
+        self.members.binary_search_by_key(&id, |member| member.place.id)
     }
 
     pub(crate) fn position(&self, id: EndpointId) -> Option<usize> {
@@ -96,12 +89,7 @@ impl Membership {
         members.extend_from_slice(&self.members[..at]);
         members.push(member);
         members.extend_from_slice(&self.members[at..]);
-        Self::new(
-            self.next(),
-            members.into(),
-            Arc::clone(&self.watchers),
-            false,
-        )
+        Self::new(self.next(), members.into(), Arc::clone(&self.watchers), false)
     }
 
     /// The next generation, without endpoint `id`, and ended if nobody keeps the group alive.
@@ -109,12 +97,7 @@ impl Membership {
         let mut members = self.members.to_vec();
         members.retain(|member| member.place.id != id);
         let ended = members.is_empty() && !creator_lives;
-        Self::new(
-            self.next(),
-            members.into(),
-            Arc::clone(&self.watchers),
-            ended,
-        )
+        Self::new(self.next(), members.into(), Arc::clone(&self.watchers), ended)
     }
 
     pub(crate) fn watchers(&self) -> &[Watcher] {
@@ -123,20 +106,14 @@ impl Membership {
 
     /// The next generation, with `watcher` in it, instead of one of the same endpoint.
     pub(crate) fn with_watcher(&self, watcher: Watcher) -> Self {
-        let others = self
-            .watchers
-            .iter()
-            .filter(|w| w.place.id != watcher.place.id);
+        let others = self.watchers.iter().filter(|w| w.place.id != watcher.place.id);
         let watchers = others.cloned().chain([watcher.clone()]).collect();
         Self::new(self.next(), self.members.clone(), watchers, self.ended)
     }
 
     /// The same generation, before it is published, without the watcher `id`.
     pub(crate) fn forget_watcher(mut self, id: EndpointId) -> Self {
-        let others = self
-            .watchers
-            .iter()
-            .filter(|watcher| watcher.place.id != id);
+        let others = self.watchers.iter().filter(|watcher| watcher.place.id != id);
         self.watchers = others.cloned().collect();
         self
     }
@@ -163,24 +140,13 @@ mod tests {
     use crate::lock_set::LockIndex;
 
     fn member(id: u64) -> Member {
-        let place = IntakePlace {
-            id: EndpointId::from_raw(id),
-            lock: LockIndex::from_hash(id),
-            slot: 0,
-        };
-        Member {
-            place,
-            flags: MemberFlags::empty(),
-            drops: None,
-        }
+        let place =
+            IntakePlace { id: EndpointId::from_raw(id), lock: LockIndex::from_hash(id), slot: 0 };
+        Member { place, flags: MemberFlags::empty(), drops: None }
     }
 
     fn ids(membership: &Membership) -> Vec<u64> {
-        membership
-            .members()
-            .iter()
-            .map(|member| member.place.id.get())
-            .collect()
+        membership.members().iter().map(|member| member.place.id.get()).collect()
     }
 
     #[test]
@@ -192,29 +158,19 @@ mod tests {
         assert_eq!(ids(&membership), [1, 3, 5, 9]);
         assert_eq!(membership.generation, Generation(4));
         let left = membership.without(EndpointId::from_raw(5), true);
-        assert_eq!(
-            (ids(&left), left.generation),
-            (vec![1, 3, 9], Generation(5))
-        );
+        assert_eq!((ids(&left), left.generation), (vec![1, 3, 9], Generation(5)));
     }
 
     #[test]
     fn locks_cover_the_recipients_and_no_more() {
         // 1 and 9 share lock 1; 2 has lock 2 alone.
-        let membership = Membership::empty()
-            .with(member(1))
-            .with(member(2))
-            .with(member(9));
+        let membership = Membership::empty().with(member(1)).with(member(2)).with(member(9));
         let one = LockBits::one(LockIndex::from_hash(1));
         let mut both = one;
         both.insert(LockIndex::from_hash(2));
         assert_eq!(membership.locks_without(None), both);
         assert_eq!(membership.locks_without(Some(0)), both, "9 is still there");
-        assert_eq!(
-            membership.locks_without(Some(1)),
-            one,
-            "2 was alone behind its lock"
-        );
+        assert_eq!(membership.locks_without(Some(1)), one, "2 was alone behind its lock");
     }
 
     #[test]

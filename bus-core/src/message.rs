@@ -110,10 +110,7 @@ pub struct Draft {
 
 impl<T: Into<Payload>> From<T> for Draft {
     fn from(payload: T) -> Self {
-        Self {
-            payload: payload.into(),
-            ..Self::default()
-        }
+        Self { payload: payload.into(), ..Self::default() }
     }
 }
 
@@ -142,18 +139,8 @@ impl Message {
         destination: Destination,
         draft: Draft,
     ) -> Self {
-        let stamp = Stamp {
-            sequence: Sequence::from_raw(0),
-            sender_serial: 0,
-            commit_time: 0,
-        };
-        Self {
-            sender,
-            credentials,
-            destination,
-            draft,
-            stamp,
-        }
+        let stamp = Stamp { sequence: Sequence::from_raw(0), sender_serial: 0, commit_time: 0 };
+        Self { sender, credentials, destination, draft, stamp }
     }
 
     pub(crate) fn stamp(&mut self, stamp: Stamp) {

@@ -64,11 +64,7 @@ impl FromStr for GroupName {
         }
         let good = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
         if let Some((at, byte)) = text.bytes().enumerate().find(|(_, b)| !good(b)) {
-            return Err(NameError::Byte {
-                name: text.to_owned(),
-                byte,
-                at,
-            });
+            return Err(NameError::Byte { name: text.to_owned(), byte, at });
         }
         if text.split('.').any(str::is_empty) {
             return Err(NameError::EmptyElement(text.to_owned()));

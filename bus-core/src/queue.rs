@@ -13,10 +13,7 @@
 //! # Safety
 //!
 //! The slots are the crate's only `unsafe` code. [`Ring`] is `Sync` because of the invariant above.
-#![expect(
-    unsafe_code,
-    reason = "slots are handed between two threads without a lock"
-)]
+#![expect(unsafe_code, reason = "slots are handed between two threads without a lock")]
 
 use std::fmt;
 use std::mem::MaybeUninit;
@@ -64,21 +61,14 @@ unsafe impl Send for Ring {}
 impl Ring {
     fn slot(&self, position: u64) -> &UnsafeCell<MaybeUninit<Entry>> {
         // The length is a power of two, so the remainder is right across the wrap of `u64` too.
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "the remainder fits the length"
-        )]
+        #[expect(clippy::cast_possible_truncation, reason = "the remainder fits the length")]
         let index = (position % self.slots.len() as u64) as usize;
         &self.slots[index]
     }
 
     /// The ordering that publishes a finished slot to the other side.
     fn publish(mutant: Mutant) -> Ordering {
-        if mutated(mutant) {
-            Ordering::Relaxed
-        } else {
-            Ordering::Release
-        }
+        if mutated(mutant) { Ordering::Relaxed } else { Ordering::Release }
     }
 }
 
@@ -89,8 +79,7 @@ impl Drop for Ring {
         let mut head = self.head.load(Ordering::Acquire);
         while head != tail {
             // SAFETY: slots from `head` to `tail` hold entries, and `&mut self` is exclusive.
-            self.slot(head)
-                .with_mut(|slot| unsafe { (*slot).assume_init_drop() });
+            self.slot(head).with_mut(|slot| unsafe { (*slot).assume_init_drop() });
             head += 1;
         }
     }
@@ -117,25 +106,12 @@ pub(crate) struct Consumer {
 pub(crate) fn ring(places: usize) -> (Producer, Consumer) {
     let length = places.next_power_of_two();
     let ring = Arc::new(Ring {
-        slots: (0..length)
-            .map(|_| UnsafeCell::new(MaybeUninit::uninit()))
-            .collect(),
+        slots: (0..length).map(|_| UnsafeCell::new(MaybeUninit::uninit())).collect(),
         tail: CachePadded::new(AtomicU64::new(0)),
         head: CachePadded::new(AtomicU64::new(0)),
     });
-    let producer = Producer {
-        ring: Arc::clone(&ring),
-        tail: 0,
-        head: 0,
-    };
-    (
-        producer,
-        Consumer {
-            ring,
-            head: 0,
-            tail: 0,
-        },
-    )
+    let producer = Producer { ring: Arc::clone(&ring), tail: 0, head: 0 };
+    (producer, Consumer { ring, head: 0, tail: 0 })
 }
 
 impl Producer {
@@ -160,9 +136,7 @@ impl Producer {
             unsafe { (*slot).write(entry) };
         });
         self.tail += 1;
-        self.ring
-            .tail
-            .store(self.tail, Ring::publish(Mutant::TailRelaxed));
+        self.ring.tail.store(self.tail, Ring::publish(Mutant::TailRelaxed));
         Ok(())
     }
 
@@ -183,30 +157,21 @@ impl Consumer {
         }
         // SAFETY: `tail` was published after this slot was written (Acquire above), and there is
         // no other consumer; the slot counts as empty from here on.
-        let entry = self
-            .ring
-            .slot(self.head)
-            .with(|slot| unsafe { (*slot).assume_init_read() });
+        let entry = self.ring.slot(self.head).with(|slot| unsafe { (*slot).assume_init_read() });
         self.head += 1;
-        self.ring
-            .head
-            .store(self.head, Ring::publish(Mutant::HeadRelaxed));
+        self.ring.head.store(self.head, Ring::publish(Mutant::HeadRelaxed));
         Some(entry)
     }
 }
 
 impl fmt::Debug for Producer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Producer")
-            .field("tail", &self.tail)
-            .finish_non_exhaustive()
+        f.debug_struct("Producer").field("tail", &self.tail).finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for Consumer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Consumer")
-            .field("head", &self.head)
-            .finish_non_exhaustive()
+        f.debug_struct("Consumer").field("head", &self.head).finish_non_exhaustive()
     }
 }

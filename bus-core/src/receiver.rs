@@ -114,12 +114,7 @@ impl Receiver {
         if self.state.consumer.is_none() {
             self.state.consumer = self.core.seat.lock().fresh.take();
         }
-        match self
-            .state
-            .consumer
-            .as_mut()
-            .and_then(|consumer| consumer.pop())
-        {
+        match self.state.consumer.as_mut().and_then(|consumer| consumer.pop()) {
             Some(Entry::Message { message, missed }) => {
                 self.state.drained_messages += 1;
                 self.state.drained_bytes += message.charged_bytes();
@@ -165,12 +160,7 @@ impl Receiver {
         let held_messages = self.state.drained_messages - freed_messages;
         let held_bytes = self.state.drained_bytes - freed_bytes;
         if messages > held_messages || bytes > held_bytes {
-            return Err(CreditError {
-                messages,
-                bytes,
-                held_messages,
-                held_bytes,
-            });
+            return Err(CreditError { messages, bytes, held_messages, held_bytes });
         }
         if self.core.free(messages, bytes) {
             self.bus.inner.serve(&self.core);
@@ -192,10 +182,7 @@ impl Receiver {
     pub fn sleep(&mut self, waker: Waker) -> bool {
         let mut shard = self.bus.inner.locks.acquire_one(self.core.place.lock);
         let slot = self.core.place.slot as usize;
-        let intake = shard
-            .intakes
-            .get_mut(slot)
-            .filter(|intake| intake.id() == self.core.id());
+        let intake = shard.intakes.get_mut(slot).filter(|intake| intake.id() == self.core.id());
         let left = match intake {
             Some(intake) => intake.sleep(waker),
             None => Err(waker),
@@ -241,10 +228,8 @@ impl Receiver {
 
     fn release_drained(&mut self) {
         let (messages, bytes) = self.core.freed();
-        let (messages, bytes) = (
-            self.state.drained_messages - messages,
-            self.state.drained_bytes - bytes,
-        );
+        let (messages, bytes) =
+            (self.state.drained_messages - messages, self.state.drained_bytes - bytes);
         if messages != 0 && self.core.free(messages, bytes) {
             self.bus.inner.serve(&self.core);
         }
@@ -311,11 +296,7 @@ impl Drop for Receiver {
         let mut seat = self.core.seat.lock();
         seat.state = std::mem::take(&mut self.state);
         seat.occupied = false;
-        let queue = if self.core.is_closed() {
-            seat.close()
-        } else {
-            None
-        };
+        let queue = if self.core.is_closed() { seat.close() } else { None };
         drop(seat);
         drop(queue);
     }
@@ -323,8 +304,6 @@ impl Drop for Receiver {
 
 impl fmt::Debug for Receiver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Receiver")
-            .field("endpoint", &self.core.id())
-            .finish_non_exhaustive()
+        f.debug_struct("Receiver").field("endpoint", &self.core.id()).finish_non_exhaustive()
     }
 }

@@ -48,10 +48,7 @@ pub struct FullRecipients {
 
 impl FullRecipients {
     const fn none() -> Self {
-        Self {
-            named: [EndpointId::from_raw(0); NAMED_RECIPIENTS],
-            count: 0,
-        }
+        Self { named: [EndpointId::from_raw(0); NAMED_RECIPIENTS], count: 0 }
     }
 
     /// One endpoint, which has room that is owed to others.
@@ -214,21 +211,14 @@ struct Recipient<'a> {
 impl Route {
     pub(crate) fn to_group(group: Arc<Group>, sender: EndpointId) -> Self {
         let membership = group.membership();
-        let skip = membership.position(sender).filter(|at| {
-            !membership.members()[*at]
-                .flags
-                .contains(MemberFlags::LOOPBACK)
-        });
+        let skip = membership
+            .position(sender)
+            .filter(|at| !membership.members()[*at].flags.contains(MemberFlags::LOOPBACK));
         let mut locks = membership.locks_without(skip);
         if locks.is_empty() && !mutated(Mutant::EmptySetTakesNoLock) {
             locks = LockBits::one(group.home);
         }
-        Self::Group {
-            group,
-            membership,
-            skip,
-            locks,
-        }
+        Self::Group { group, membership, skip, locks }
     }
 
     pub(crate) fn destination(&self) -> Destination {
@@ -248,9 +238,7 @@ impl Route {
     /// Whether the membership is still the group's current one; asked under the route's locks.
     fn is_current(&self) -> bool {
         match self {
-            Self::Group {
-                group, membership, ..
-            } => {
+            Self::Group { group, membership, .. } => {
                 group.generation() == membership.generation || mutated(Mutant::SkipGenerationCheck)
             }
             Self::Endpoint(_) => true,
@@ -273,9 +261,7 @@ impl Route {
 
     fn ended(&self) -> Option<GroupId> {
         match self {
-            Self::Group {
-                group, membership, ..
-            } if membership.ended => Some(group.id),
+            Self::Group { group, membership, .. } if membership.ended => Some(group.id),
             _ => None,
         }
     }
@@ -289,35 +275,23 @@ impl Route {
 
     fn recipients(&self) -> impl Iterator<Item = Recipient<'_>> {
         let (members, skip, one) = match self {
-            Self::Group {
-                membership, skip, ..
-            } => (membership.members(), *skip, None),
-            Self::Endpoint(place) => (
-                &[][..],
-                None,
-                Some(Recipient {
-                    place: *place,
-                    drops: None,
-                }),
-            ),
+            Self::Group { membership, skip, .. } => (membership.members(), *skip, None),
+            Self::Endpoint(place) => {
+                (&[][..], None, Some(Recipient { place: *place, drops: None }))
+            }
         };
         let group = members
             .iter()
             .enumerate()
             .filter(move |(at, _)| Some(*at) != skip)
-            .map(|(_, member)| Recipient {
-                place: member.place,
-                drops: member.drops.as_ref(),
-            });
+            .map(|(_, member)| Recipient { place: member.place, drops: member.drops.as_ref() });
         group.chain(one)
     }
 
     /// Whether a message along this route needs a place in the queue of `id`.
     pub(crate) fn needs(&self, id: EndpointId) -> bool {
         match self {
-            Self::Group {
-                membership, skip, ..
-            } => membership
+            Self::Group { membership, skip, .. } => membership
                 .position(id)
                 .is_some_and(|at| Some(at) != *skip && membership.members()[at].drops.is_none()),
             Self::Endpoint(place) => place.id == id,
@@ -459,9 +433,7 @@ impl BusInner {
             Err(error) => Err(error),
             Ok(Some(refusal)) => Ok(refusal),
             Ok(None) if outgoing.message.is_none() => Ok(Attempt::Writable),
-            Ok(None) => Ok(Attempt::Committed(
-                self.commit(held, outgoing, standing, effects),
-            )),
+            Ok(None) => Ok(Attempt::Committed(self.commit(held, outgoing, standing, effects))),
         })
     }
 
@@ -472,10 +444,7 @@ impl BusInner {
         route.refresh(outgoing.sender.id());
         let mut full = Vec::with_capacity(route.most_recipients());
         let mut held = self.locks.acquire(route.locks());
-        for recipient in route
-            .recipients()
-            .filter(|recipient| recipient.drops.is_none())
-        {
+        for recipient in route.recipients().filter(|recipient| recipient.drops.is_none()) {
             if let Some(intake) = held.intake(recipient.place)
                 && !intake.has_room()
             {
@@ -546,20 +515,12 @@ impl BusInner {
         let sequence = held.draw(outgoing.sender.seen());
         let sender_serial = outgoing.sender.record_sent(sequence);
         let mut message = outgoing.message.take().expect("a message was checked for");
-        Arc::get_mut(&mut message)
-            .expect("nobody has a message before its commit")
-            .stamp(Stamp {
-                sequence,
-                sender_serial,
-                commit_time: self.now(),
-            });
-        let mut receipt = Receipt {
+        Arc::get_mut(&mut message).expect("nobody has a message before its commit").stamp(Stamp {
             sequence,
             sender_serial,
-            after,
-            recipients: 0,
-            dropped: 0,
-        };
+            commit_time: self.now(),
+        });
+        let mut receipt = Receipt { sequence, sender_serial, after, recipients: 0, dropped: 0 };
         for recipient in outgoing.route.recipients() {
             if mutated(Mutant::ReleaseBetweenPushes) {
                 drop(held);

@@ -62,22 +62,13 @@ mod real {
     /// generations under the locks. The strategy is arc-swap's lock-based one, because its default
     /// has an unresolved report of a use after free (arc-swap issue 210), and no send with a
     /// current cache comes here.
-    #[expect(
-        clippy::disallowed_types,
-        reason = "arc-swap's strategy is named by this type"
-    )]
+    #[expect(clippy::disallowed_types, reason = "arc-swap's strategy is named by this type")]
     pub(crate) struct Snapshot<T>(arc_swap::ArcSwapAny<super::Arc<T>, std::sync::RwLock<()>>);
 
-    #[expect(
-        clippy::disallowed_types,
-        reason = "arc-swap's strategy is named by this type"
-    )]
+    #[expect(clippy::disallowed_types, reason = "arc-swap's strategy is named by this type")]
     impl<T> Snapshot<T> {
         pub(crate) fn new(value: super::Arc<T>) -> Self {
-            Self(arc_swap::ArcSwapAny::with_strategy(
-                value,
-                std::sync::RwLock::default(),
-            ))
+            Self(arc_swap::ArcSwapAny::with_strategy(value, std::sync::RwLock::default()))
         }
 
         pub(crate) fn load(&self) -> super::Arc<T> {
@@ -166,9 +157,7 @@ mod modelled {
         }
 
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-            self.0
-                .lock()
-                .expect("a model that panicked under a lock has failed already")
+            self.0.lock().expect("a model that panicked under a lock has failed already")
         }
     }
 

@@ -122,12 +122,7 @@ impl Step {
             })
         });
         let edge = (old == 0) != (new == 0) || next.ended;
-        Self {
-            group: Arc::clone(group),
-            next: Arc::new(next),
-            told,
-            edge,
-        }
+        Self { group: Arc::clone(group), next: Arc::new(next), told, edge }
     }
 
     /// A step in which the watcher `id` goes.
@@ -137,12 +132,7 @@ impl Step {
 
     /// A step in which only who watches changes.
     fn unseen(group: &Arc<Group>, next: Membership) -> Self {
-        Self {
-            group: Arc::clone(group),
-            next: Arc::new(next),
-            told: None,
-            edge: false,
-        }
+        Self { group: Arc::clone(group), next: Arc::new(next), told: None, edge: false }
     }
 
     /// Publishes the membership and tells its watchers; all locks are held. Gives back the
@@ -155,9 +145,7 @@ impl Step {
     ) -> Arc<Membership> {
         let before = self.group.publish(held, Arc::clone(&self.next));
         if let Some(told) = &mut self.told {
-            Arc::get_mut(told)
-                .expect("nobody has a change before it happens")
-                .sequence = sequence;
+            Arc::get_mut(told).expect("nobody has a change before it happens").sequence = sequence;
             let watchers = self.next.watchers().iter();
             for watcher in watchers.filter(|w| w.interest == Interest::Members || self.edge) {
                 if let Some(intake) = held.intake(watcher.place) {
@@ -200,16 +188,9 @@ impl BusInner {
         }
         let group = self.find_or_add_group(&mut directory, id, name, create)?.0;
         self.open_queue(core);
-        let record = directory
-            .endpoints
-            .get_mut(&id)
-            .ok_or(JoinError::Closed(id))?;
+        let record = directory.endpoints.get_mut(&id).ok_or(JoinError::Closed(id))?;
         let before = group.membership();
-        let lost = match before
-            .watchers()
-            .iter()
-            .find(|watcher| watcher.place.id == id)
-        {
+        let lost = match before.watchers().iter().find(|watcher| watcher.place.id == id) {
             Some(watcher) => Arc::clone(&watcher.lost),
             None => {
                 let watchers = before.watchers().len();
@@ -223,29 +204,18 @@ impl BusInner {
         };
         record.keep_drops(&[], Some(&lost));
         let drops = record.drops.clone();
-        let watcher = Watcher {
-            place: core.place,
-            interest,
-            lost,
-        };
+        let watcher = Watcher { place: core.place, interest, lost };
         let members = u32::try_from(before.members().len()).unwrap_or(u32::MAX);
         let step = Step::unseen(&group, before.with_watcher(watcher));
         let sequence = self.publish_one(core, directory, step, drops);
-        Ok(Watching {
-            group: group.id,
-            sequence,
-            members,
-        })
+        Ok(Watching { group: group.id, sequence, members })
     }
 
     /// Ends a watch. None if there is none.
     pub(crate) fn unwatch_group(&self, core: &EndpointCore, group: GroupId) -> Option<Sequence> {
         let mut directory = self.directory.lock();
         let record = directory.endpoints.get_mut(&core.id())?;
-        let at = record
-            .watching
-            .iter()
-            .position(|watched| watched.id == group)?;
+        let at = record.watching.iter().position(|watched| watched.id == group)?;
         let group = record.watching.remove(at);
         record.keep_drops(std::slice::from_ref(&group), None);
         let drops = record.drops.clone();
@@ -266,9 +236,7 @@ impl BusInner {
         effects.reserve(step.watchers());
         let mut held = self.hold_all(core);
         let sequence = held.draw(core.seen());
-        let old_drops = held
-            .intake(core.place)
-            .map(|intake| intake.replace_drops(drops));
+        let old_drops = held.intake(core.place).map(|intake| intake.replace_drops(drops));
         let old = step.publish(&mut held, sequence, &mut effects);
         drop(held);
         drop(directory);

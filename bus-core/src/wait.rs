@@ -192,12 +192,12 @@ impl WaitingRoom {
                 return match attempt? {
                     Attempt::Committed(receipt) => Ok(Entered::Committed(receipt)),
                     Attempt::Full { .. } if blocking => Err(SendError::OwnQueueFull),
-                    Attempt::Full { full, .. } => Err(SendError::WouldBlock {
-                        full: Box::new(full),
-                    }),
-                    Attempt::Owed { at } => Err(SendError::WouldBlock {
-                        full: Box::new(FullRecipients::one(at.id())),
-                    }),
+                    Attempt::Full { full, .. } => {
+                        Err(SendError::WouldBlock { full: Box::new(full) })
+                    }
+                    Attempt::Owed { at } => {
+                        Err(SendError::WouldBlock { full: Box::new(FullRecipients::one(at.id())) })
+                    }
                     Attempt::Writable => unreachable!("a send has a message"),
                 };
             }
@@ -360,12 +360,8 @@ impl WaitingRoom {
                 return Settled::Decided;
             };
             let generation = outgoing.route.generation();
-            let turn = Turn {
-                lines: &self.lines,
-                ticket: wait.ticket,
-                at: wait.at,
-                now: bus.running(),
-            };
+            let turn =
+                Turn { lines: &self.lines, ticket: wait.ticket, at: wait.at, now: bus.running() };
             let attempt = bus.attempt(&mut outgoing, Standing::Waiter(turn), effects);
             let changed = outgoing.route.generation() != generation;
             let sender = outgoing.sender.id();
@@ -648,18 +644,13 @@ impl WaitingRoom {
             };
             let sender = outgoing.sender.id();
             if full.contains_key(&sender)
-                && full
-                    .keys()
-                    .any(|id| *id != sender && outgoing.route.needs(*id))
+                && full.keys().any(|id| *id != sender && outgoing.route.needs(*id))
             {
                 waits_for_stalled.insert(sender);
             }
         }
         if waits_for_stalled.len() == full.len() {
-            let oldest = full
-                .values()
-                .map(|s| (std::cmp::Reverse(s.time), s.core.id()))
-                .min();
+            let oldest = full.values().map(|s| (std::cmp::Reverse(s.time), s.core.id())).min();
             waits_for_stalled.retain(|id| oldest.is_none_or(|(_, oldest)| *id != oldest));
         }
         for id in waits_for_stalled {
@@ -760,8 +751,6 @@ impl Changed {
             Destination::Endpoint(id) => self.endpoint == Some(id),
         };
         destination
-            || self
-                .endpoint
-                .is_some_and(|id| wait.at == Some(id) || outgoing.sender.id() == id)
+            || self.endpoint.is_some_and(|id| wait.at == Some(id) || outgoing.sender.id() == id)
     }
 }

@@ -85,15 +85,9 @@ pub const MAX_PAGE: u32 = 1024;
 ///
 /// [`WireError::Magic`] with the first byte that differs: this is no client of ours.
 pub fn take_magic(unread: &mut BytesMut) -> Result<bool, WireError> {
-    let differs = unread
-        .iter()
-        .zip(MAGIC)
-        .position(|(&byte, magic)| byte != magic);
+    let differs = unread.iter().zip(MAGIC).position(|(&byte, magic)| byte != magic);
     if let Some(at) = differs {
-        return Err(WireError::Magic {
-            at,
-            given: unread[at],
-        });
+        return Err(WireError::Magic { at, given: unread[at] });
     }
     let whole = unread.len() >= MAGIC.len();
     if whole {
@@ -219,11 +213,7 @@ pub enum WireError {
 
 impl WireError {
     const fn not_zero(frame: &'static str, field: &'static str, given: u32) -> Self {
-        Self::NotZero {
-            frame,
-            field,
-            given,
-        }
+        Self::NotZero { frame, field, given }
     }
 }
 

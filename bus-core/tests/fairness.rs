@@ -129,18 +129,12 @@ impl Sim {
     fn endpoint(&mut self) -> Endpoint {
         self.processes += 1;
         let pid = self.processes;
-        self.bus
-            .open_endpoint(Credentials { uid: 1000, pid })
-            .unwrap()
+        self.bus.open_endpoint(Credentials { uid: 1000, pid }).unwrap()
     }
 
     fn reader(&mut self, reads: Reads, first: Time) -> usize {
         let endpoint = self.endpoint();
-        self.readers.push(SimReader {
-            receiver: endpoint.receiver().unwrap(),
-            reads,
-            endpoint,
-        });
+        self.readers.push(SimReader { receiver: endpoint.receiver().unwrap(), reads, endpoint });
         let at = self.readers.len() - 1;
         if !matches!(reads, Reads::Dead) {
             self.at(first, Event::Read(at));
@@ -153,12 +147,7 @@ impl Sim {
         for at in members {
             let options = JoinOptions::create().with(flags);
             let endpoint = &self.readers[*at].endpoint;
-            group = Some(
-                endpoint
-                    .join(&name.parse().unwrap(), options)
-                    .unwrap()
-                    .group,
-            );
+            group = Some(endpoint.join(&name.parse().unwrap(), options).unwrap().group);
         }
         Destination::Group(group.unwrap())
     }
@@ -224,9 +213,7 @@ impl Sim {
     }
 
     fn read(&mut self, at: usize) {
-        let SimReader {
-            receiver, reads, ..
-        } = &mut self.readers[at];
+        let SimReader { receiver, reads, .. } = &mut self.readers[at];
         let (most, period) = match *reads {
             Reads::All(period) => (u64::MAX, period),
             Reads::One(period) => (1, period),
@@ -367,9 +354,7 @@ fn g5_two_readers_half_a_frame_apart_and_a_dead_member_of_another_group() {
     let to_dead = sim.direct(dead);
     sim.sender_of(to_dead, &[dead], 0, 0, 64);
     let all = sim.group("all", &[left, dead, right], MemberFlags::empty());
-    let stuck: Vec<usize> = (0..4)
-        .map(|_| sim.sender(all, &[left, dead, right], 1, 0))
-        .collect();
+    let stuck: Vec<usize> = (0..4).map(|_| sim.sender(all, &[left, dead, right], 1, 0)).collect();
     let both = sim.group("both", &[left, right], MemberFlags::empty());
     let fan_out = sim.sender(both, &[left, right], 2, 0);
     sim.run(60 * SECOND);
@@ -410,9 +395,8 @@ fn g5_fan_outs_that_are_stuck_cost_healthy_ones_nothing_after_a_while() {
 #[test]
 fn g5_several_fan_outs_at_60_hz() {
     let mut sim = Sim::new(64);
-    let readers: Vec<usize> = (0..4)
-        .map(|n| sim.reader(Reads::All(FRAME), n * FRAME / 4))
-        .collect();
+    let readers: Vec<usize> =
+        (0..4).map(|n| sim.reader(Reads::All(FRAME), n * FRAME / 4)).collect();
     for reader in &readers {
         flood(&mut sim, *reader, 2);
     }
@@ -447,10 +431,8 @@ fn g5_several_fan_outs_at_60_hz() {
 fn g5_a_fan_out_to_many_readers_of_different_speeds() {
     let mut sim = Sim::new(16);
     let periods: Vec<Time> = (1..=12).map(|n| n * 7 * MILLISECOND).collect();
-    let readers: Vec<usize> = periods
-        .iter()
-        .map(|period| sim.reader(Reads::One(*period), period / 3))
-        .collect();
+    let readers: Vec<usize> =
+        periods.iter().map(|period| sim.reader(Reads::One(*period), period / 3)).collect();
     for reader in &readers {
         flood(&mut sim, *reader, 1);
     }
@@ -472,9 +454,7 @@ fn g7_a_flood_through_a_dropping_membership_beside_a_waiter() {
     let reader = sim.reader(Reads::One(MILLISECOND), 0);
     let flooded = sim.group("flood", &[reader], MemberFlags::DROP_WHEN_FULL);
     let quiet = sim.group("quiet", &[reader], MemberFlags::empty());
-    let floods: Vec<usize> = (0..3)
-        .map(|n| sim.sender(flooded, &[reader], n, 100))
-        .collect();
+    let floods: Vec<usize> = (0..3).map(|n| sim.sender(flooded, &[reader], n, 100)).collect();
     let waiter = sim.sender(quiet, &[reader], 5, 0);
     sim.run(10 * SECOND);
     let record = sim.record(waiter);
@@ -483,10 +463,7 @@ fn g7_a_flood_through_a_dropping_membership_beside_a_waiter() {
     assert_eq!(record.worst_overtaken, 0);
     for flood in floods {
         let record = sim.record(flood);
-        assert!(
-            record.dropped >= 90_000 && record.worst_wait == 0,
-            "it never waits"
-        );
+        assert!(record.dropped >= 90_000 && record.worst_wait == 0, "it never waits");
     }
 }
 
@@ -501,17 +478,13 @@ fn g10_many_older_fan_outs_that_share_a_slow_reader() {
         flood(&mut sim, reader, 2);
     }
     let hostile = sim.group("hostile", &[slow, shared], MemberFlags::empty());
-    let hostiles: Vec<usize> = (0..100)
-        .map(|n| sim.sender_of(hostile, &[slow, shared], 10 + n, 0, 1))
-        .collect();
+    let hostiles: Vec<usize> =
+        (0..100).map(|n| sim.sender_of(hostile, &[slow, shared], 10 + n, 0, 1)).collect();
     let pair = sim.group("pair", &[shared, other], MemberFlags::empty());
     let victim = sim.sender(pair, &[shared, other], SECOND, 0);
     sim.run(30 * SECOND);
     let record = sim.record(victim);
-    show(
-        "100 older fan-outs that share a slow reader, the victim",
-        record,
-    );
+    show("100 older fan-outs that share a slow reader, the victim", record);
     assert!(record.worst_wait <= 4 * ONE_WAIT);
     assert!(record.committed >= 29 * 55, "nearly one a frame");
     // And they get through too, at the pace of the slow one.
@@ -526,17 +499,9 @@ fn g10_older_fan_outs_that_take_turns_at_withholding() {
     let mut sim = Sim::new(4);
     // Theirs alone: each is full, and is read once, a little before the one before it gives up.
     let gates: Vec<usize> = (0..2 * EACH as u64)
-        .map(|n| {
-            sim.reader(
-                Reads::One(1000 * SECOND),
-                SECOND + n / 2 * 240 * MILLISECOND,
-            )
-        })
+        .map(|n| sim.reader(Reads::One(1000 * SECOND), SECOND + n / 2 * 240 * MILLISECOND))
         .collect();
-    let pair = [
-        sim.reader(Reads::All(FRAME), 0),
-        sim.reader(Reads::All(FRAME), FRAME / 2),
-    ];
+    let pair = [sim.reader(Reads::All(FRAME), 0), sim.reader(Reads::All(FRAME), FRAME / 2)];
     let dead = sim.reader(Reads::Dead, 0);
     for reader in pair {
         flood(&mut sim, reader, 2);

@@ -18,11 +18,7 @@ use rules::{MAXIMUM_BYTES, frames, hold_to_the_rules, now, same_as_the_reference
 
 #[path = "framing/generate.rs"]
 mod generate;
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "naive on purpose"
-)]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "naive on purpose")]
 #[path = "framing/reference.rs"]
 mod reference;
 #[path = "framing/rules.rs"]
@@ -65,16 +61,8 @@ fn formats() -> Vec<Format> {
     let big = LengthPrefix::new(0, Width::Four, Endianness::Big, 4).expect("frames something");
     let two = LengthPrefix::new(3, Width::Two, Endianness::Little, 0).expect("frames something");
     vec![
-        (
-            "Thrift, by the program",
-            Box::new(load(THRIFT)),
-            [0, 1, 5, 96].map(thrift).to_vec(),
-        ),
-        (
-            "Thrift, by the prefix",
-            Box::new(big),
-            [0, 1, 5, 96].map(thrift).to_vec(),
-        ),
+        ("Thrift, by the program", Box::new(load(THRIFT)), [0, 1, 5, 96].map(thrift).to_vec()),
+        ("Thrift, by the prefix", Box::new(big), [0, 1, 5, 96].map(thrift).to_vec()),
         (
             "netstrings",
             Box::new(load(NETSTRING)),
@@ -85,25 +73,13 @@ fn formats() -> Vec<Format> {
                 b"01:x,".to_vec(),
             ],
         ),
-        (
-            "varints",
-            Box::new(load(VARINT)),
-            [0, 1, 99, 128].map(varint).to_vec(),
-        ),
+        ("varints", Box::new(load(VARINT)), [0, 1, 99, 128].map(varint).to_vec()),
         (
             "little-endian at an offset",
             Box::new(two),
-            vec![
-                vec![9, 9, 9, 5, 0],
-                vec![9, 9, 9, 7, 0, 1, 2],
-                vec![0, 0, 0, 6, 0, 0],
-            ],
+            vec![vec![9, 9, 9, 5, 0], vec![9, 9, 9, 7, 0, 1, 2], vec![0, 0, 0, 6, 0, 0]],
         ),
-        (
-            "Unisono",
-            Box::new(Unisono),
-            vec![MAGIC.to_vec(), frame(16), frame(17), frame(99)],
-        ),
+        ("Unisono", Box::new(Unisono), vec![MAGIC.to_vec(), frame(16), frame(17), frame(99)]),
     ]
 }
 
@@ -112,11 +88,7 @@ fn the_thrift_program_of_the_seed_runs_unchanged() {
     let thrift = load(THRIFT);
     assert_eq!(thrift.program().instructions(), 4);
     for short in 0..4 {
-        assert_eq!(
-            measure(&thrift, &[0, 0, 0, 16][..short]),
-            Ok(None),
-            "{short} bytes"
-        );
+        assert_eq!(measure(&thrift, &[0, 0, 0, 16][..short]), Ok(None), "{short} bytes");
     }
     assert_eq!(measure(&thrift, &[0, 0, 0, 16]), Ok(Some(20)));
     assert_eq!(measure(&thrift, &[0, 1, 0, 0, 9]), Ok(Some(65540)));
@@ -168,35 +140,17 @@ fn a_message_above_the_maximum_is_emsgsize() {
     let thrift = load(THRIFT);
     let most = u32::try_from(MAXIMUM_BYTES).unwrap();
     let (found, end) = frames(&thrift, &[&[0, 0, 0, 96][..], &[0; 96]].concat(), 7);
-    assert_eq!(
-        (found, end),
-        (vec![MAXIMUM_BYTES], None),
-        "the maximum itself is fine"
-    );
+    assert_eq!((found, end), (vec![MAXIMUM_BYTES], None), "the maximum itself is fine");
     for over in [most - 3, 0x7fff_fffb] {
         let (found, end) = frames(&thrift, &over.to_be_bytes(), 4);
-        let error = FrameError::TooLong {
-            given: u64::from(over) + 4,
-            maximum: MAXIMUM_BYTES,
-        };
+        let error = FrameError::TooLong { given: u64::from(over) + 4, maximum: MAXIMUM_BYTES };
         assert_eq!((found, end), (vec![], Some(error)));
         assert_eq!(error.errno(), 90, "EMSGSIZE");
     }
     // A length of 0xfffffffc makes the program ask for more for ever.
-    let (found, end) = frames(
-        &thrift,
-        &[&[0xff, 0xff, 0xff, 0xfc][..], &[0; 200]].concat(),
-        1,
-    );
-    let error = FrameError::TooLong {
-        given: 100,
-        maximum: MAXIMUM_BYTES,
-    };
-    assert_eq!(
-        (found, end),
-        (vec![], Some(error)),
-        "and gets no more than the maximum"
-    );
+    let (found, end) = frames(&thrift, &[&[0xff, 0xff, 0xff, 0xfc][..], &[0; 200]].concat(), 1);
+    let error = FrameError::TooLong { given: 100, maximum: MAXIMUM_BYTES };
+    assert_eq!((found, end), (vec![], Some(error)), "and gets no more than the maximum");
 }
 
 #[test]
@@ -209,15 +163,9 @@ fn a_program_may_end_the_stream_with_its_own_error() {
     }
     assert_eq!(measure(&netstring, b"1234567:"), Ok(Some(1_234_576)));
     let varint = load(VARINT);
-    assert_eq!(
-        measure(&varint, &[0x80; 4]),
-        Err(FrameError::Program { result: -71 })
-    );
+    assert_eq!(measure(&varint, &[0x80; 4]), Err(FrameError::Program { result: -71 }));
     assert_eq!(measure(&varint, &[0x80; 3]), Ok(None));
-    assert_eq!(
-        measure(&varint, &[0xff, 0xff, 0xff, 0x7f]),
-        Ok(Some((1 << 28) + 3))
-    );
+    assert_eq!(measure(&varint, &[0xff, 0xff, 0xff, 0x7f]), Ok(Some((1 << 28) + 3)));
 }
 
 #[test]
@@ -237,10 +185,7 @@ fn a_broken_stream_stays_broken() {
 #[test]
 fn a_program_that_cannot_run_is_refused_with_its_reason() {
     let error = BpfFramer::load(MAP).expect_err("a map");
-    assert!(matches!(
-        error,
-        LoadError::Object(ObjectError::Relocation { at: 5, .. })
-    ));
+    assert!(matches!(error, LoadError::Object(ObjectError::Relocation { at: 5, .. })));
     let error = BpfFramer::load(b"\x7fELF").expect_err("cut");
     assert_eq!(error, LoadError::Object(ObjectError::Damaged("header")));
     let error = BpfFramer::load(&[ins(0xb7, 0, 0, 0, 0), ins(0x05, 0, 0, -1, 0)].concat());
@@ -260,11 +205,7 @@ fn every_format_gives_the_same_frames_however_its_bytes_come() {
         let expected: Vec<_> = messages.iter().map(Vec::len).collect();
         for portion in [1, 2, 3, 5, 7, stream.len()] {
             let (found, end) = frames(&*framer, &stream, portion);
-            assert_eq!(
-                (found, end),
-                (expected.clone(), None),
-                "{case}, {portion} at a time"
-            );
+            assert_eq!((found, end), (expected.clone(), None), "{case}, {portion} at a time");
         }
         let mut stream_state = assembly(None);
         for cut in 0..=stream.len() {
@@ -296,10 +237,7 @@ fn the_seam_of_a_ring_changes_no_frame_and_no_prefix() {
             for come in 0..=length {
                 let whole = framer.measure(Unread::from(&message[..come]));
                 let may = [Ok(None), Ok(NonZeroUsize::new(length))];
-                assert!(
-                    may.contains(&whole),
-                    "{case}: {come} of {message:?} give {whole:?}"
-                );
+                assert!(may.contains(&whole), "{case}: {come} of {message:?} give {whole:?}");
                 for seam in 0..=come {
                     let unread = Unread::new(&message[..seam], &message[seam..come]);
                     assert_eq!(framer.measure(unread), whole, "{case}, seam at {seam}");
@@ -325,37 +263,17 @@ fn a_message_has_its_time_from_its_first_byte() {
     };
     assert_eq!(show(0, 0), (Ok(None), None), "no byte, no message");
     assert_eq!(show(1, 2), (Ok(None), Some(7 * second)));
-    assert_eq!(
-        show(2, 3),
-        (Ok(None), Some(7 * second)),
-        "a byte wins no time"
-    );
-    assert_eq!(
-        show(5, 6),
-        (Ok(None), Some(7 * second)),
-        "nor does a known length"
-    );
-    assert_eq!(
-        show(8, 9),
-        (Ok(Some(8)), None),
-        "what is complete is delivered"
-    );
-    assert_eq!(
-        show(7, 10),
-        (Ok(None), Some(15 * second)),
-        "the next has its own time"
-    );
+    assert_eq!(show(2, 3), (Ok(None), Some(7 * second)), "a byte wins no time");
+    assert_eq!(show(5, 6), (Ok(None), Some(7 * second)), "nor does a known length");
+    assert_eq!(show(8, 9), (Ok(Some(8)), None), "what is complete is delivered");
+    assert_eq!(show(7, 10), (Ok(None), Some(15 * second)), "the next has its own time");
     let late = FrameError::TimedOut { millis: 5000 };
     assert_eq!(show(7, 15), (Err(late), None));
     assert_eq!(late.errno(), 110, "ETIMEDOUT");
 
     let mut stream = assembly(Some(5 * second));
     let first = Unread::from(&message[..1]);
-    assert_eq!(
-        stream.expire(start + 99 * second),
-        Ok(()),
-        "nothing is awaited"
-    );
+    assert_eq!(stream.expire(start + 99 * second), Ok(()), "nothing is awaited");
     assert_eq!(stream.next(&thrift, first, start), Ok(None));
     assert_eq!(stream.expire(start + 4 * second), Ok(()));
     assert_eq!(stream.expire(start + 5 * second), Err(late));
@@ -383,16 +301,7 @@ fn a_framer_is_asked_once_for_each_arrival_and_not_for_a_known_length() {
     let asked = || counted.1.load(Ordering::Relaxed);
     let message = [0, 0, 0, 4, 1, 2, 3, 4];
     let mut stream = assembly(None);
-    for (come, times) in [
-        (0, 0),
-        (1, 1),
-        (1, 1),
-        (3, 2),
-        (4, 3),
-        (5, 3),
-        (7, 3),
-        (7, 3),
-    ] {
+    for (come, times) in [(0, 0), (1, 1), (1, 1), (3, 2), (4, 3), (5, 3), (7, 3), (7, 3)] {
         let found = stream.next(&counted, Unread::from(&message[..come]), now());
         assert_eq!((found, asked()), (Ok(None), times), "{come} bytes");
     }
@@ -420,21 +329,11 @@ impl Random {
 fn fixtures_changed_at_random_keep_the_rules() {
     let mut random = Random(0x5eed_1e55_0f0f_1234);
     let mut accepted = 0;
-    for (number, object) in [THRIFT, NETSTRING, VARINT]
-        .into_iter()
-        .cycle()
-        .take(6000)
-        .enumerate()
-    {
+    for (number, object) in [THRIFT, NETSTRING, VARINT].into_iter().cycle().take(6000).enumerate() {
         let code = bus_core::framing::object::section(object, "socket_kcm").expect("good");
         let instructions = u8::try_from(code.len() / 8).expect("the fixtures are short");
         let seam = u8::try_from(random.below(30)).expect("small");
-        let mut input = [
-            &[seam, instructions],
-            code,
-            b"\0\0\0\x05hello7:varints,\x03abc",
-        ]
-        .concat();
+        let mut input = [&[seam, instructions], code, b"\0\0\0\x05hello7:varints,\x03abc"].concat();
         if number % 4 == 0 {
             input = object.to_vec();
         }

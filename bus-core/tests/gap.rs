@@ -19,18 +19,12 @@ impl Wake for Count {
 /// when more is dropped, then the reader sleeps through it and is told once all is taken.
 #[test]
 fn g7_losses_of_one_who_takes_nothing_are_told_as_one_gap() {
-    let limits = Limits {
-        queue_messages: 2,
-        ..Limits::default()
-    };
+    let limits = Limits { queue_messages: 2, ..Limits::default() };
     let bus = Bus::new(limits, 7).unwrap();
     let endpoint = || bus.open_endpoint(Credentials { uid: 1, pid: 1 }).unwrap();
     let (member, sender) = (endpoint(), endpoint());
     let options = JoinOptions::create().with(MemberFlags::DROP_WHEN_FULL);
-    let group = member
-        .join(&"group".parse().unwrap(), options)
-        .unwrap()
-        .group;
+    let group = member.join(&"group".parse().unwrap(), options).unwrap().group;
     let mut lane = sender.lane().unwrap();
     let mut send = || lane.try_send(Destination::Group(group), "four").unwrap();
     let mut reader = member.receiver().unwrap();
@@ -42,23 +36,14 @@ fn g7_losses_of_one_who_takes_nothing_are_told_as_one_gap() {
     assert!(reader.sleep(Waker::from(Arc::clone(&wakes))));
     let dropped = [send(), send(), send()];
     assert!(dropped.iter().all(|receipt| receipt.dropped == 1));
-    assert_eq!(
-        wakes.0.load(Ordering::Relaxed),
-        0,
-        "there is nothing to read yet"
-    );
+    assert_eq!(wakes.0.load(Ordering::Relaxed), 0, "there is nothing to read yet");
     reader.release(1, 4).unwrap();
     assert!(!reader.has_lone_gap());
     reader.release(1, 4).unwrap();
     assert!(reader.has_lone_gap());
-    let Some(Delivery::Gap { gap, .. }) = reader.drain() else {
-        panic!("no gap")
-    };
+    let Some(Delivery::Gap { gap, .. }) = reader.drain() else { panic!("no gap") };
     assert_eq!(gap.count, 3);
-    assert_eq!(
-        (gap.first, gap.last),
-        (dropped[0].sequence, dropped[2].sequence)
-    );
+    assert_eq!((gap.first, gap.last), (dropped[0].sequence, dropped[2].sequence));
     assert!(reader.drain().is_none());
     assert!(!reader.has_lone_gap());
 }

@@ -166,10 +166,7 @@ impl Party {
     fn depth(&self) -> (u64, u64) {
         let queued: u64 = self.queued.iter().map(|entry| entry.bytes).sum();
         let drained: u64 = self.drained.iter().sum();
-        (
-            (self.queued.len() + self.drained.len()) as u64,
-            queued + drained,
-        )
+        ((self.queued.len() + self.drained.len()) as u64, queued + drained)
     }
 
     fn has_room(&self) -> bool {
@@ -192,11 +189,8 @@ impl Party {
     }
 
     fn lose(&mut self, group: GroupId, sequence: Sequence) {
-        let gap = self.gaps.entry(group).or_insert(Gap {
-            count: 0,
-            first: sequence,
-            last: sequence,
-        });
+        let gap =
+            self.gaps.entry(group).or_insert(Gap { count: 0, first: sequence, last: sequence });
         gap.count += 1;
         gap.last = sequence;
     }
@@ -319,9 +313,7 @@ impl World {
         for (id, drops) in self.recipients(sender_id, wait.to) {
             let party = self.party(id).expect("a recipient is open");
             if drops && !party.has_room() {
-                let Destination::Group(group) = wait.to else {
-                    panic!("only a membership drops")
-                };
+                let Destination::Group(group) = wait.to else { panic!("only a membership drops") };
                 party.lose(group, receipt.sequence);
                 dropped += 1;
                 continue;
@@ -342,11 +334,7 @@ impl World {
         party.serial += 1;
         assert_eq!(receipt.sender_serial, party.serial);
         assert_eq!(receipt.after, party.taken);
-        assert_eq!(
-            (receipt.recipients, receipt.dropped),
-            (recipients, dropped),
-            "{wait:?}"
-        );
+        assert_eq!((receipt.recipients, receipt.dropped), (recipients, dropped), "{wait:?}");
         self.messages += 1;
         self.deliveries += u64::from(recipients);
         self.dropped += u64::from(dropped);
@@ -357,11 +345,7 @@ impl World {
             return;
         };
         self.numbers += 1;
-        let wait = Waiting {
-            number: self.numbers,
-            bytes: 4 + pad as u64,
-            to,
-        };
+        let wait = Waiting { number: self.numbers, bytes: 4 + pad as u64, to };
         let id = self.parties[at].id();
         let verdict = self.judge(id, to);
         let party = &mut self.parties[at];
@@ -371,9 +355,7 @@ impl World {
         let sent = if waits {
             party.lanes[lane].submit(to, draft, Waker::from(Arc::clone(&wakes)))
         } else {
-            party.lanes[lane]
-                .try_send(to, draft)
-                .map(Submitted::Committed)
+            party.lanes[lane].try_send(to, draft).map(Submitted::Committed)
         };
         match (busy, verdict) {
             (true, _) => assert_eq!(sent, Err(SendError::LaneBusy)),
@@ -411,9 +393,7 @@ impl World {
         let id = party.id();
         let options = JoinOptions::create().with(flags);
         let joined = party.endpoint.join(&name(group), options);
-        let member = self.groups[group]
-            .as_ref()
-            .is_some_and(|g| g.members.contains_key(&id));
+        let member = self.groups[group].as_ref().is_some_and(|g| g.members.contains_key(&id));
         if party.shut || member {
             assert!(joined.is_err());
             return;
@@ -439,9 +419,7 @@ impl World {
         let party = &self.parties[at];
         let id = party.id();
         let left = party.endpoint.leave(group_id);
-        let removed = self.groups[group]
-            .as_mut()
-            .and_then(|g| g.members.remove(&id));
+        let removed = self.groups[group].as_mut().and_then(|g| g.members.remove(&id));
         assert_eq!(left.is_ok(), removed.is_some());
         if let Ok(left) = left {
             assert!(left > party.last_pushed);
@@ -507,9 +485,7 @@ impl World {
         let verdict = self.judge(self.parties[at].id(), to);
         let party = &mut self.parties[at];
         let wakes = Arc::new(Wakes::default());
-        let watch = party
-            .endpoint
-            .watch_writable(to, Waker::from(Arc::clone(&wakes)));
+        let watch = party.endpoint.watch_writable(to, Waker::from(Arc::clone(&wakes)));
         match verdict {
             Verdict::Gone(why) => assert_eq!(watch.unwrap_err(), WatchError::Destination(why)),
             Verdict::Lacks(full) => {
@@ -522,13 +498,8 @@ impl World {
 
     fn replace(&mut self, at: usize) {
         let opened = Party::open(&self.bus);
-        let Party {
-            endpoint,
-            mut lanes,
-            waits,
-            watch,
-            ..
-        } = std::mem::replace(&mut self.parties[at], opened);
+        let Party { endpoint, mut lanes, waits, watch, .. } =
+            std::mem::replace(&mut self.parties[at], opened);
         let id = endpoint.id();
         drop(endpoint);
         for (lane, wait) in lanes.iter_mut().zip(waits) {

@@ -23,11 +23,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self::with(Limits {
-            queue_messages: CAPACITY,
-            stall: STALL,
-            ..Limits::default()
-        })
+        Self::with(Limits { queue_messages: CAPACITY, stall: STALL, ..Limits::default() })
     }
 
     fn with(limits: Limits) -> Self {
@@ -42,9 +38,7 @@ impl World {
 
     fn endpoint(&self) -> Endpoint {
         let pid = self.processes.fetch_add(1, Ordering::Relaxed);
-        self.bus
-            .open_endpoint(Credentials { uid: 1000, pid })
-            .unwrap()
+        self.bus.open_endpoint(Credentials { uid: 1000, pid }).unwrap()
     }
 
     /// Lets time pass in steps of 100 ms, as the broker does while sends wait.
@@ -60,10 +54,7 @@ impl World {
 }
 
 fn join(endpoint: &Endpoint, group: &str) -> GroupId {
-    endpoint
-        .join(&group.parse().unwrap(), JoinOptions::create())
-        .unwrap()
-        .group
+    endpoint.join(&group.parse().unwrap(), JoinOptions::create()).unwrap().group
 }
 
 /// Fills the destination until a send waits.
@@ -94,11 +85,7 @@ fn g8_a_stuck_member_is_evicted_told_and_the_senders_go_on() {
     fill(&mut lane, Destination::Group(group));
     take_all(&mut reader);
 
-    assert_eq!(
-        world.pass(STALL - Duration::from_secs(1)),
-        [],
-        "not before the limit"
-    );
+    assert_eq!(world.pass(STALL - Duration::from_secs(1)), [], "not before the limit");
     assert_eq!(lane.poll_outcome(), None);
     let evicted = world.pass(Duration::from_secs(2));
     assert_eq!(evicted.len(), 1);
@@ -111,14 +98,10 @@ fn g8_a_stuck_member_is_evicted_told_and_the_senders_go_on() {
 
     // What was queued stays readable, and the end stands behind it.
     for _ in 0..CAPACITY {
-        let Ok(Delivery::Message { message, .. }) = stuck_reader.try_receive() else {
-            panic!()
-        };
+        let Ok(Delivery::Message { message, .. }) = stuck_reader.try_receive() else { panic!() };
         assert!(message.sequence() < evicted[0].sequence);
     }
-    let Ok(Delivery::Evicted(told)) = stuck_reader.try_receive() else {
-        panic!()
-    };
+    let Ok(Delivery::Evicted(told)) = stuck_reader.try_receive() else { panic!() };
     assert_eq!(*told, evicted[0]);
     assert!(receipt.sequence > told.sequence);
 }
@@ -141,21 +124,14 @@ fn g8_the_evicted_come_back_with_drop_when_full_until_a_doubling_back_off_ends()
     };
     assert_eq!(evict(&mut world, &mut reader, &mut lane), STALL);
     let refused = stuck.join(&name, JoinOptions::create());
-    assert!(
-        matches!(refused, Err(JoinError::BackOff(_, left)) if left <= STALL),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(JoinError::BackOff(_, left)) if left <= STALL), "{refused:?}");
 
     let dropping = JoinOptions::create().with(MemberFlags::DROP_WHEN_FULL);
     let group = stuck.join(&name, dropping).unwrap().group;
     stuck.leave(group).unwrap();
 
     world.pass(STALL);
-    assert_eq!(
-        evict(&mut world, &mut reader, &mut lane),
-        STALL * 2,
-        "it doubles"
-    );
+    assert_eq!(evict(&mut world, &mut reader, &mut lane), STALL * 2, "it doubles");
 
     // Another process of the same user is not concerned.
     let other = world.endpoint();
@@ -166,11 +142,7 @@ fn g8_the_evicted_come_back_with_drop_when_full_until_a_doubling_back_off_ends()
 fn g8_a_reader_of_one_message_in_9_9_s_is_stalled_and_an_honest_flooded_one_is_not() {
     for (case, interval, honest) in [
         ("one message in 9.9 s", Duration::from_millis(9_900), false),
-        (
-            "a capacity within the limit",
-            Duration::from_millis(2_000),
-            true,
-        ),
+        ("a capacity within the limit", Duration::from_millis(2_000), true),
     ] {
         let mut world = World::new();
         let (member, sender) = (world.endpoint(), world.endpoint());
@@ -222,11 +194,7 @@ fn g8_members_that_wait_on_each_other_are_evicted_one_at_a_time() {
         (&mut from_b, &mut from_a)
     };
     assert_eq!(survivor.poll_outcome().unwrap().unwrap().recipients, 0);
-    assert_eq!(
-        gone.poll_outcome(),
-        None,
-        "it still waits for the survivor, which may read now"
-    );
+    assert_eq!(gone.poll_outcome(), None, "it still waits for the survivor, which may read now");
 }
 
 #[test]
@@ -236,10 +204,7 @@ fn g8_a_direct_send_to_a_stalled_endpoint_ends() {
     let mut lane = sender.lane().unwrap();
     fill(&mut lane, Destination::Endpoint(stuck.id()));
     assert_eq!(world.pass(STALL + Duration::from_secs(1)), []);
-    assert_eq!(
-        lane.poll_outcome(),
-        Some(Err(SendError::RecipientStalled(stuck.id())))
-    );
+    assert_eq!(lane.poll_outcome(), Some(Err(SendError::RecipientStalled(stuck.id()))));
 }
 
 #[test]
@@ -259,11 +224,7 @@ fn g8_the_clock_runs_only_while_the_bus_does() {
 
 #[test]
 fn g8_ends_that_are_not_read_keep_their_places_taken() {
-    let limits = Limits {
-        queue_messages: CAPACITY,
-        memberships: 2,
-        ..Limits::default()
-    };
+    let limits = Limits { queue_messages: CAPACITY, memberships: 2, ..Limits::default() };
     let bus = Bus::new(limits, 1).unwrap();
     let mut now = Duration::from_secs(1);
     bus.tick(now);
@@ -281,11 +242,7 @@ fn g8_ends_that_are_not_read_keep_their_places_taken() {
     let refused = stuck.join(&"c".parse().unwrap(), JoinOptions::create());
     assert!(matches!(refused, Err(JoinError::Limit(_))), "{refused:?}");
     take_all(&mut stuck.receiver().unwrap());
-    assert!(
-        stuck
-            .join(&"c".parse().unwrap(), JoinOptions::create())
-            .is_ok()
-    );
+    assert!(stuck.join(&"c".parse().unwrap(), JoinOptions::create()).is_ok());
 }
 
 #[test]
@@ -303,9 +260,7 @@ fn g8_a_reader_of_large_messages_that_takes_a_queue_full_of_bytes_is_not_stalled
         let mut lanes: Vec<Lane> = (0..8).map(|_| sender.lane().unwrap()).collect();
         for lane in &mut lanes {
             let to = Destination::Group(group);
-            while lane
-                .submit(to, "0123456789", Waker::noop().clone())
-                .unwrap()
+            while lane.submit(to, "0123456789", Waker::noop().clone()).unwrap()
                 != Submitted::Waiting
             {}
         }

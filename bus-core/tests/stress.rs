@@ -116,12 +116,7 @@ impl Owner<'_> {
         text: String,
         outcome: Result<Receipt, SendError>,
     ) {
-        self.sent.push(Sent {
-            lane,
-            to,
-            text,
-            outcome,
-        });
+        self.sent.push(Sent { lane, to, text, outcome });
     }
 
     fn send(&mut self, text: String) {
@@ -177,16 +172,8 @@ impl Owner<'_> {
             MemberFlags::DROP_WHEN_FULL | MemberFlags::LOOPBACK,
         ][self.dice.roll(4)];
         let name = format!("g{at}").parse().unwrap();
-        let joined = self
-            .endpoint
-            .join(&name, JoinOptions::default().with(flags))
-            .unwrap();
-        self.stays.push(Stay {
-            group,
-            flags,
-            joined: joined.sequence,
-            left: None,
-        });
+        let joined = self.endpoint.join(&name, JoinOptions::default().with(flags)).unwrap();
+        self.stays.push(Stay { group, flags, joined: joined.sequence, left: None });
     }
 }
 
@@ -218,19 +205,14 @@ fn read(mut reader: Receiver, mut dice: Dice) -> Vec<Delivery> {
 }
 
 fn run(seed: u64) -> (Vec<History>, u64) {
-    let limits = Limits {
-        queue_messages: 3,
-        ..Limits::default()
-    };
+    let limits = Limits { queue_messages: 3, ..Limits::default() };
     let bus = Bus::new(limits, seed).unwrap();
     let me = Credentials { uid: 0, pid: 0 };
     // Groups outlive their members, so that their ids stay the same.
     let founder = bus.open_endpoint(me).unwrap();
     let group = |at| founder.create_group(&format!("g{at}").parse().unwrap());
     let groups: Vec<GroupId> = (0..GROUPS).map(|at| group(at).unwrap().0).collect();
-    let endpoints: Vec<Endpoint> = (0..ENDPOINTS)
-        .map(|_| bus.open_endpoint(me).unwrap())
-        .collect();
+    let endpoints: Vec<Endpoint> = (0..ENDPOINTS).map(|_| bus.open_endpoint(me).unwrap()).collect();
     let everybody: Vec<EndpointId> = endpoints.iter().map(Endpoint::id).collect();
     let (groups, everybody) = (&groups, &everybody);
     let histories = thread::scope(|scope| {
@@ -258,10 +240,7 @@ fn run(seed: u64) -> (Vec<History>, u64) {
                 scope.spawn(move || owner.run())
             })
             .collect();
-        let done: Vec<_> = owners
-            .into_iter()
-            .map(|owner| owner.join().unwrap())
-            .collect();
+        let done: Vec<_> = owners.into_iter().map(|owner| owner.join().unwrap()).collect();
         let shut: Vec<Sequence> = endpoints.iter().map(Endpoint::shutdown_receive).collect();
         let ended = done.into_iter().zip(shut).zip(readers).zip(everybody);
         ended
@@ -385,20 +364,14 @@ fn check_receipts(all: &[History], committed: u64) {
             };
             assert!(places.insert(receipt.sequence), "a place of its own");
             assert!(receipt.after < receipt.sequence);
-            assert!(
-                last[sent.lane] < Some(receipt.sequence),
-                "one lane, one order"
-            );
+            assert!(last[sent.lane] < Some(receipt.sequence), "one lane, one order");
             last[sent.lane] = Some(receipt.sequence);
             serials.insert(receipt.sender_serial);
             let reached = queued.remove(&receipt.sequence).unwrap_or(0);
             assert_eq!(reached, receipt.recipients, "{sent:?}");
         }
         let count = serials.len() as u64;
-        assert!(
-            serials.into_iter().eq(1..=count),
-            "refused sends take no serial"
-        );
+        assert!(serials.into_iter().eq(1..=count), "refused sends take no serial");
     }
     assert!(queued.is_empty(), "messages without receipts: {queued:?}");
     assert_eq!(places.len() as u64, committed);

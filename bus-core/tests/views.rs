@@ -8,19 +8,11 @@ use bus_core::{
 };
 
 fn bus(queue_messages: u32) -> Bus {
-    Bus::new(
-        Limits {
-            queue_messages,
-            ..Limits::default()
-        },
-        3,
-    )
-    .unwrap()
+    Bus::new(Limits { queue_messages, ..Limits::default() }, 3).unwrap()
 }
 
 fn endpoint(bus: &Bus) -> Endpoint {
-    bus.open_endpoint(Credentials { uid: 1000, pid: 7 })
-        .unwrap()
+    bus.open_endpoint(Credentials { uid: 1000, pid: 7 }).unwrap()
 }
 
 fn name() -> GroupName {
@@ -40,12 +32,7 @@ fn take(reader: &mut Receiver) -> Vec<Seen> {
         .map(|delivery| match delivery {
             Delivery::Message { message, .. } => Seen::Message(message.sequence()),
             Delivery::View { change, missed } => {
-                let ViewChange {
-                    change,
-                    members,
-                    sequence,
-                    ..
-                } = &*change;
+                let ViewChange { change, members, sequence, .. } = &*change;
                 Seen::View(*change, *members, *sequence, missed)
             }
             Delivery::ViewsLost { gap, .. } => Seen::ViewsLost(gap),
@@ -60,9 +47,7 @@ fn g4_changes_stand_between_the_messages_before_and_after_them() {
     let (watcher, member, sender) = (endpoint(&bus), endpoint(&bus), endpoint(&bus));
     let joined = watcher.join(&name(), JoinOptions::create()).unwrap();
     let to = Destination::Group(joined.group);
-    watcher
-        .watch_group(&name(), Interest::Members, false)
-        .unwrap();
+    watcher.watch_group(&name(), Interest::Members, false).unwrap();
     let mut lane = sender.lane().unwrap();
     let mut reader = watcher.receiver().unwrap();
 
@@ -91,24 +76,13 @@ fn g4_changes_stand_between_the_messages_before_and_after_them() {
 fn g4_a_watcher_without_room_makes_nobody_wait_and_learns_what_it_missed() {
     let bus = bus(2);
     let watcher = endpoint(&bus);
-    watcher
-        .watch_group(&name(), Interest::Members, true)
-        .unwrap();
+    watcher.watch_group(&name(), Interest::Members, true).unwrap();
     let members: Vec<Endpoint> = (0..5).map(|_| endpoint(&bus)).collect();
     let joins: Vec<Sequence> = (members.iter())
-        .map(|member| {
-            member
-                .join(&name(), JoinOptions::create())
-                .unwrap()
-                .sequence
-        })
+        .map(|member| member.join(&name(), JoinOptions::create()).unwrap().sequence)
         .collect();
     let mut reader = watcher.receiver().unwrap();
-    let lost = Gap {
-        count: 3,
-        first: joins[2],
-        last: joins[4],
-    };
+    let lost = Gap { count: 3, first: joins[2], last: joins[4] };
     assert_eq!(
         take(&mut reader),
         [
@@ -120,29 +94,18 @@ fn g4_a_watcher_without_room_makes_nobody_wait_and_learns_what_it_missed() {
     // With the next change, where that comes first.
     drop(members);
     let told = take(&mut reader);
-    assert!(
-        matches!(told[0], Seen::View(Change::Closed, 4, _, None)),
-        "{told:?}"
-    );
+    assert!(matches!(told[0], Seen::View(Change::Closed, 4, _, None)), "{told:?}");
     let later = endpoint(&bus);
-    assert!(
-        matches!(told[2], Seen::ViewsLost(Gap { count: 3, .. })),
-        "{told:?}"
-    );
+    assert!(matches!(told[2], Seen::ViewsLost(Gap { count: 3, .. })), "{told:?}");
     later.join(&name(), JoinOptions::create()).unwrap();
-    assert!(matches!(
-        take(&mut reader)[..],
-        [Seen::View(Change::Joined, 1, _, None)]
-    ));
+    assert!(matches!(take(&mut reader)[..], [Seen::View(Change::Joined, 1, _, None)]));
 }
 
 #[test]
 fn g4_a_publisher_learns_when_somebody_listens_and_when_nobody_does() {
     let bus = bus(64);
     let (publisher, a, b) = (endpoint(&bus), endpoint(&bus), endpoint(&bus));
-    let watching = publisher
-        .watch_group(&name(), Interest::Anybody, true)
-        .unwrap();
+    let watching = publisher.watch_group(&name(), Interest::Anybody, true).unwrap();
     assert_eq!(watching.members, 0);
     let mut reader = publisher.receiver().unwrap();
     let first = a.join(&name(), JoinOptions::create()).unwrap().sequence;
@@ -151,10 +114,7 @@ fn g4_a_publisher_learns_when_somebody_listens_and_when_nobody_does() {
     let last = b.leave(watching.group).unwrap();
     assert_eq!(
         take(&mut reader),
-        [
-            Seen::View(Change::Joined, 1, first, None),
-            Seen::View(Change::Left, 0, last, None)
-        ]
+        [Seen::View(Change::Joined, 1, first, None), Seen::View(Change::Left, 0, last, None)]
     );
     publisher.unwatch_group(watching.group).unwrap();
     a.join(&name(), JoinOptions::create()).unwrap();
@@ -166,18 +126,11 @@ fn g9_the_end_of_a_group_is_told_and_ends_the_watch() {
     let bus = bus(64);
     let (watcher, member) = (endpoint(&bus), endpoint(&bus));
     let joined = member.join(&name(), JoinOptions::create()).unwrap();
-    watcher
-        .watch_group(&name(), Interest::Members, false)
-        .unwrap();
+    watcher.watch_group(&name(), Interest::Members, false).unwrap();
     let mut reader = watcher.receiver().unwrap();
     drop(member);
-    let Ok(Delivery::View { change, .. }) = reader.try_receive() else {
-        panic!()
-    };
-    assert_eq!(
-        (change.change, change.members, change.ended),
-        (Change::Closed, 0, true)
-    );
+    let Ok(Delivery::View { change, .. }) = reader.try_receive() else { panic!() };
+    assert_eq!((change.change, change.members, change.ended), (Change::Closed, 0, true));
     assert_eq!(change.group, joined.group);
     assert_eq!(watcher.unwatch_group(joined.group), None);
     assert!(bus.find_group(&name()).is_none());

@@ -125,10 +125,7 @@ fn g9_a_close_wakes_those_who_wait_for_the_endpoint() {
         sent(&mut alices, to_bob, "first");
         let sending = thread::spawn(move || alices.send(to_bob, "second"));
         drop(bob);
-        assert_eq!(
-            sending.join().unwrap(),
-            Err(SendError::NoSuchEndpoint(bob_id))
-        );
+        assert_eq!(sending.join().unwrap(), Err(SendError::NoSuchEndpoint(bob_id)));
     });
 }
 
@@ -144,16 +141,9 @@ fn g9_shutdown_receive_wakes_those_who_wait_for_the_endpoint() {
         waits(&mut carols, only_bob, "to the group");
         let sending = thread::spawn(move || alices.send(to_bob, "second"));
         bob.shutdown_receive();
-        assert_eq!(
-            sending.join().unwrap(),
-            Err(SendError::ReceiveShut(bob.id()))
-        );
+        assert_eq!(sending.join().unwrap(), Err(SendError::ReceiveShut(bob.id())));
         let to_the_group = carols.poll_outcome().expect("decided");
-        assert_eq!(
-            to_the_group.unwrap().recipients,
-            0,
-            "bob made it, so it lives"
-        );
+        assert_eq!(to_the_group.unwrap().recipients, 0, "bob made it, so it lives");
         assert_eq!(texts(&queued(&bob)), ["first"]);
     });
 }
@@ -274,16 +264,10 @@ fn g5_a_cancelled_sends_waker_is_dropped_without_a_lock() {
         let (mut alices, mut owned, to_bob) = (lane(&alice), lane(&alice), to(&bob));
         sent(&mut alices, to_bob, "first");
         waits(&mut owned, to_bob, "the task's");
-        let task = Arc::new(Task {
-            _owned: Mutex::new(owned),
-        });
+        let task = Arc::new(Task { _owned: Mutex::new(owned) });
         let submitted = alices.submit(to_bob, "second", Waker::from(task));
         assert_eq!(submitted, Ok(Submitted::Waiting));
         assert_eq!(alices.cancel(), Some(Err(SendError::Cancelled)));
-        assert_eq!(
-            bus.stats().waiting_sends,
-            0,
-            "the task's send has gone with it"
-        );
+        assert_eq!(bus.stats().waiting_sends, 0, "the task's send has gone with it");
     });
 }

@@ -46,10 +46,7 @@ fn g7_a_gap_says_exactly_what_was_missed() {
         let receipts = sending.join().unwrap();
         all.extend(take_all(&mut reading));
         assert_accounted(&all, &receipts);
-        let dropped = receipts
-            .iter()
-            .map(|receipt| u64::from(receipt.dropped))
-            .sum::<u64>();
+        let dropped = receipts.iter().map(|receipt| u64::from(receipt.dropped)).sum::<u64>();
         assert_eq!(bus.stats().dropped, dropped);
         drop(two);
     });

@@ -42,10 +42,7 @@ fn check(preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'static) {
 
 /// A bus whose queues hold `places` messages.
 pub(crate) fn bus(places: u32) -> Bus {
-    bus_with(Limits {
-        queue_messages: places,
-        ..Limits::default()
-    })
+    bus_with(Limits { queue_messages: places, ..Limits::default() })
 }
 
 pub(crate) fn bus_with(limits: Limits) -> Bus {
@@ -121,30 +118,22 @@ pub(crate) fn taken(delivery: Delivery) -> Taken {
             sequence: message.sequence(),
             missed,
         },
-        Delivery::Gap { gap, .. } | Delivery::ViewsLost { gap, .. } => Taken {
-            text: "gap".to_owned(),
-            sequence: gap.last,
-            missed: Some(gap),
-        },
-        Delivery::View { change, missed } => Taken {
-            text: format!("{:?}", change.change),
-            sequence: change.sequence,
-            missed,
-        },
-        Delivery::Evicted(eviction) => Taken {
-            text: "Evicted".to_owned(),
-            sequence: eviction.sequence,
-            missed: None,
-        },
+        Delivery::Gap { gap, .. } | Delivery::ViewsLost { gap, .. } => {
+            Taken { text: "gap".to_owned(), sequence: gap.last, missed: Some(gap) }
+        }
+        Delivery::View { change, missed } => {
+            Taken { text: format!("{:?}", change.change), sequence: change.sequence, missed }
+        }
+        Delivery::Evicted(eviction) => {
+            Taken { text: "Evicted".to_owned(), sequence: eviction.sequence, missed: None }
+        }
         other => panic!("an unknown delivery {other:?}"),
     }
 }
 
 /// Takes everything that is queued.
 pub(crate) fn take_all(reader: &mut Receiver) -> Vec<Taken> {
-    std::iter::from_fn(|| reader.try_receive().ok())
-        .map(taken)
-        .collect()
+    std::iter::from_fn(|| reader.try_receive().ok()).map(taken).collect()
 }
 
 /// Everything that is queued at an endpoint that nobody reads.
@@ -160,17 +149,14 @@ pub(crate) fn texts(all: &[Taken]) -> Vec<&str> {
 #[track_caller]
 pub(crate) fn assert_one_order(queues: &[&[Taken]]) {
     for queue in queues {
-        let rising = queue
-            .windows(2)
-            .all(|two| two[0].sequence < two[1].sequence);
+        let rising = queue.windows(2).all(|two| two[0].sequence < two[1].sequence);
         assert!(rising, "sequences do not rise in {queue:?}");
     }
     for (at, one) in queues.iter().enumerate() {
         for other in &queues[at + 1..] {
             let common = |these: &[Taken], those: &[Taken]| -> Vec<String> {
-                let both = these
-                    .iter()
-                    .filter(|taken| those.iter().any(|that| that.text == taken.text));
+                let both =
+                    these.iter().filter(|taken| those.iter().any(|that| that.text == taken.text));
                 both.map(|taken| taken.text.clone()).collect()
             };
             assert_eq!(common(one, other), common(other, one), "two orders");

@@ -112,11 +112,7 @@ fn g5_a_cycle_of_fan_outs_gets_through() {
         for member in [&one, &two, &three] {
             sent(&mut lanes[0], to(member), "first");
         }
-        let groups = [
-            ("a", [&one, &two]),
-            ("b", [&two, &three]),
-            ("c", [&one, &three]),
-        ];
+        let groups = [("a", [&one, &two]), ("b", [&two, &three]), ("c", [&one, &three])];
         for (lane, (name, members)) in lanes.iter_mut().zip(groups) {
             waits(lane, group(name, &members), name);
         }

@@ -131,10 +131,7 @@ fn g4_a_join_while_a_send_waits_leaves_no_hole() {
         let second = carols.poll_outcome().unwrap().unwrap();
         let heard = second.sequence > joined.sequence;
         assert_eq!(second.recipients, 1 + u32::from(heard));
-        assert_eq!(
-            texts(&queued(&bob)),
-            if heard { vec!["second"] } else { vec![] }
-        );
+        assert_eq!(texts(&queued(&bob)), if heard { vec!["second"] } else { vec![] });
         assert_eq!(texts(&take_all(&mut at_alice)), ["second"]);
     });
 }
@@ -149,9 +146,7 @@ fn g4_a_watcher_is_told_of_a_join_at_its_place() {
         let [watcher, bob, carol] = endpoints(&bus);
         let everybody = group("g", &[&watcher]);
         let name = "g".parse().unwrap();
-        watcher
-            .watch_group(&name, Interest::Members, false)
-            .unwrap();
+        watcher.watch_group(&name, Interest::Members, false).unwrap();
         let joining = thread::spawn(move || {
             let joined = bob.join(&"g".parse().unwrap(), JoinOptions::default());
             (bob, joined.unwrap())
@@ -161,11 +156,7 @@ fn g4_a_watcher_is_told_of_a_join_at_its_place() {
         let seen = queued(&watcher);
         assert_one_order(&[&seen]);
         let heard = !queued(&bob).is_empty();
-        let expected = if heard {
-            ["Joined", "message"]
-        } else {
-            ["message", "Joined"]
-        };
+        let expected = if heard { ["Joined", "message"] } else { ["message", "Joined"] };
         assert_eq!(texts(&seen), expected);
         let told = seen.iter().find(|taken| taken.text == "Joined");
         assert_eq!(told.map(|told| told.sequence), Some(joined.sequence));
@@ -192,15 +183,10 @@ fn g4_a_watcher_without_room_is_told_what_it_missed() {
         all.extend(take_all(&mut reading));
         assert_one_order(&[&all]);
         let last = all.last().unwrap();
-        let told = all
-            .iter()
-            .map(|taken| taken.missed.map_or(0, |gap| gap.count));
+        let told = all.iter().map(|taken| taken.missed.map_or(0, |gap| gap.count));
         let told =
             told.sum::<u64>() + all.iter().filter(|taken| taken.text != "gap").count() as u64;
-        assert_eq!(
-            (told, all[0].sequence == joined, last.sequence),
-            (2, true, left)
-        );
+        assert_eq!((told, all[0].sequence == joined, last.sequence), (2, true, left));
     });
 }
 

@@ -32,94 +32,31 @@ use bus_core_modelled::modelled;
 
 /// A mutant, and the model that fails with it.
 const CAUGHT: &[(&str, &str)] = &[
-    (
-        "QueueMadeTwice",
-        "reader::a_queue_that_two_senders_make_at_once_is_one",
-    ),
-    (
-        "SkipGenerationCheck",
-        "membership::g4_join_that_returns_before_the_commit_leaves_no_hole",
-    ),
-    (
-        "ChangeTakesOneLock",
-        "membership::g4_join_that_returns_before_the_commit_leaves_no_hole",
-    ),
-    (
-        "LocksOutOfOrder",
-        "order::g2_overlapping_groups_share_one_order",
-    ),
-    (
-        "EmptySetTakesNoLock",
-        "membership::g4_empty_recipient_set_against_a_join",
-    ),
-    (
-        "ClosedSenderCommits",
-        "membership::g9_a_closed_endpoint_sends_nothing_more",
-    ),
-    (
-        "SlotNotCompared",
-        "membership::g9_a_stranger_in_a_reused_slot_gets_nothing",
-    ),
-    (
-        "ShutStillReceives",
-        "membership::g9_what_was_sent_before_shutdown_receive_is_still_read",
-    ),
-    (
-        "DeliverToSome",
-        "order::g1_a_refused_send_has_reached_nobody",
-    ),
-    (
-        "ReleaseBetweenPushes",
-        "order::g2_two_senders_reach_two_members_in_one_order",
-    ),
-    (
-        "SequenceFromOneClock",
-        "order::g2_sequences_rise_where_clocks_differ",
-    ),
-    (
-        "AdvanceOneClock",
-        "order::g2_sequences_rise_where_clocks_differ",
-    ),
-    (
-        "SequenceWithoutLock",
-        "order::g2_sequences_of_disjoint_sends_are_unique",
-    ),
-    (
-        "TakenNotFollowed",
-        "order::g3_sequences_rise_along_a_chain_that_shares_no_lock",
-    ),
-    (
-        "SentNotFollowed",
-        "order::g3_sequences_rise_along_a_chain_that_shares_no_lock",
-    ),
-    (
-        "TailRelaxed",
-        "queue::ring_hands_over_finished_slots_across_its_wrap",
-    ),
-    (
-        "HeadRelaxed",
-        "queue::ring_hands_over_finished_slots_across_its_wrap",
-    ),
+    ("QueueMadeTwice", "reader::a_queue_that_two_senders_make_at_once_is_one"),
+    ("SkipGenerationCheck", "membership::g4_join_that_returns_before_the_commit_leaves_no_hole"),
+    ("ChangeTakesOneLock", "membership::g4_join_that_returns_before_the_commit_leaves_no_hole"),
+    ("LocksOutOfOrder", "order::g2_overlapping_groups_share_one_order"),
+    ("EmptySetTakesNoLock", "membership::g4_empty_recipient_set_against_a_join"),
+    ("ClosedSenderCommits", "membership::g9_a_closed_endpoint_sends_nothing_more"),
+    ("SlotNotCompared", "membership::g9_a_stranger_in_a_reused_slot_gets_nothing"),
+    ("ShutStillReceives", "membership::g9_what_was_sent_before_shutdown_receive_is_still_read"),
+    ("DeliverToSome", "order::g1_a_refused_send_has_reached_nobody"),
+    ("ReleaseBetweenPushes", "order::g2_two_senders_reach_two_members_in_one_order"),
+    ("SequenceFromOneClock", "order::g2_sequences_rise_where_clocks_differ"),
+    ("AdvanceOneClock", "order::g2_sequences_rise_where_clocks_differ"),
+    ("SequenceWithoutLock", "order::g2_sequences_of_disjoint_sends_are_unique"),
+    ("TakenNotFollowed", "order::g3_sequences_rise_along_a_chain_that_shares_no_lock"),
+    ("SentNotFollowed", "order::g3_sequences_rise_along_a_chain_that_shares_no_lock"),
+    ("TailRelaxed", "queue::ring_hands_over_finished_slots_across_its_wrap"),
+    ("HeadRelaxed", "queue::ring_hands_over_finished_slots_across_its_wrap"),
     (
         "SleepWithoutLook",
         "waiting::g5_a_message_that_comes_while_its_reader_goes_to_sleep_wakes_it",
     ),
-    (
-        "SleepBesideGap",
-        "drop_when_full::g7_a_last_gap_is_told_to_a_reader_that_waits",
-    ),
-    (
-        "EndWithoutLook",
-        "membership::g9_what_was_sent_before_shutdown_receive_is_still_read",
-    ),
-    (
-        "SeatTakenTwice",
-        "reader::one_reader_at_a_time_and_the_next_goes_on_where_it_stopped",
-    ),
-    (
-        "LoneGapEarly",
-        "drop_when_full::g7_a_last_gap_is_told_to_a_reader_that_waits",
-    ),
+    ("SleepBesideGap", "drop_when_full::g7_a_last_gap_is_told_to_a_reader_that_waits"),
+    ("EndWithoutLook", "membership::g9_what_was_sent_before_shutdown_receive_is_still_read"),
+    ("SeatTakenTwice", "reader::one_reader_at_a_time_and_the_next_goes_on_where_it_stopped"),
+    ("LoneGapEarly", "drop_when_full::g7_a_last_gap_is_told_to_a_reader_that_waits"),
     (
         "DropWakesNobody",
         "drop_when_full::g7_a_gap_is_told_to_a_reader_that_sleeps_beside_its_last_credit",
@@ -128,82 +65,25 @@ const CAUGHT: &[(&str, &str)] = &[
         "NoFenceInDrop",
         "drop_when_full::g7_a_gap_is_told_to_a_reader_that_sleeps_beside_its_last_credit",
     ),
-    (
-        "NoSecondLook",
-        "waiting::g5_a_place_freed_while_a_send_goes_to_wait_is_not_lost",
-    ),
-    (
-        "NoFenceInRelease",
-        "waiting::g5_a_place_freed_while_a_send_goes_to_wait_is_not_lost",
-    ),
-    (
-        "NoFenceInRegister",
-        "waiting::g5_a_place_freed_while_a_send_goes_to_wait_is_not_lost",
-    ),
-    (
-        "WaitAtOwnQueue",
-        "waiting::g5_a_send_that_lacks_only_its_own_room_is_told_so",
-    ),
-    (
-        "StayRegistered",
-        "isolation::g5_a_send_that_finds_another_queue_full_waits_there",
-    ),
-    (
-        "ServeOnlyOne",
-        "waiting::g5_a_place_that_is_not_used_passes_on",
-    ),
-    (
-        "ServeNoWatches",
-        "waiting::g6_a_watch_is_woken_when_there_is_room",
-    ),
-    (
-        "YoungestFirst",
-        "waiting::g5_places_are_given_in_the_order_of_arrival",
-    ),
-    (
-        "PassOlder",
-        "waiting::g5_a_newcomer_does_not_pass_a_waiting_send",
-    ),
-    (
-        "WaiterPassesOlder",
-        "waiting::g5_a_waiting_send_does_not_pass_an_older_one_at_another_queue",
-    ),
-    (
-        "DropperPassesOlder",
-        "drop_when_full::g7_a_dropping_membership_does_not_pass_a_waiting_send",
-    ),
-    (
-        "NoticePassesOlder",
-        "drop_when_full::g4_a_notice_does_not_pass_a_waiting_send",
-    ),
-    (
-        "NoReservePlace",
-        "reserve::g5_a_fan_out_misses_a_fixed_number_of_offers",
-    ),
-    (
-        "ReservePassesOlder",
-        "reserve::g5_a_younger_send_leaves_the_reserve_place_to_an_older_one",
-    ),
-    (
-        "StuckKeepsClaims",
-        "reserve::g5_a_send_that_waits_for_a_dead_member_withholds_nothing",
-    ),
-    (
-        "UnusedStaysWithheld",
-        "reserve::g5_a_place_that_is_kept_and_not_used_is_for_who_can_use_it",
-    ),
-    (
-        "GiveUpServesNobody",
-        "reserve::g5_a_cancelled_send_gives_up_the_places_that_it_keeps",
-    ),
-    (
-        "LeaveServesNobody",
-        "cancel::g5_a_leave_wakes_those_who_wait_for_the_member",
-    ),
-    (
-        "ChangeKeepsClaims",
-        "reserve::g5_a_leave_gives_up_the_places_that_are_kept_for_it",
-    ),
+    ("NoSecondLook", "waiting::g5_a_place_freed_while_a_send_goes_to_wait_is_not_lost"),
+    ("NoFenceInRelease", "waiting::g5_a_place_freed_while_a_send_goes_to_wait_is_not_lost"),
+    ("NoFenceInRegister", "waiting::g5_a_place_freed_while_a_send_goes_to_wait_is_not_lost"),
+    ("WaitAtOwnQueue", "waiting::g5_a_send_that_lacks_only_its_own_room_is_told_so"),
+    ("StayRegistered", "isolation::g5_a_send_that_finds_another_queue_full_waits_there"),
+    ("ServeOnlyOne", "waiting::g5_a_place_that_is_not_used_passes_on"),
+    ("ServeNoWatches", "waiting::g6_a_watch_is_woken_when_there_is_room"),
+    ("YoungestFirst", "waiting::g5_places_are_given_in_the_order_of_arrival"),
+    ("PassOlder", "waiting::g5_a_newcomer_does_not_pass_a_waiting_send"),
+    ("WaiterPassesOlder", "waiting::g5_a_waiting_send_does_not_pass_an_older_one_at_another_queue"),
+    ("DropperPassesOlder", "drop_when_full::g7_a_dropping_membership_does_not_pass_a_waiting_send"),
+    ("NoticePassesOlder", "drop_when_full::g4_a_notice_does_not_pass_a_waiting_send"),
+    ("NoReservePlace", "reserve::g5_a_fan_out_misses_a_fixed_number_of_offers"),
+    ("ReservePassesOlder", "reserve::g5_a_younger_send_leaves_the_reserve_place_to_an_older_one"),
+    ("StuckKeepsClaims", "reserve::g5_a_send_that_waits_for_a_dead_member_withholds_nothing"),
+    ("UnusedStaysWithheld", "reserve::g5_a_place_that_is_kept_and_not_used_is_for_who_can_use_it"),
+    ("GiveUpServesNobody", "reserve::g5_a_cancelled_send_gives_up_the_places_that_it_keeps"),
+    ("LeaveServesNobody", "cancel::g5_a_leave_wakes_those_who_wait_for_the_member"),
+    ("ChangeKeepsClaims", "reserve::g5_a_leave_gives_up_the_places_that_are_kept_for_it"),
     (
         "CancelLeavesSend",
         "cancel::g5_a_cancelled_send_has_reached_nobody_and_a_receipt_means_everybody",
@@ -254,9 +134,7 @@ fn run(mutant: &str, model: &str) -> Result<(), String> {
 fn each_mutant_is_caught() {
     let (even, odd): (Vec<_>, Vec<_>) = CAUGHT.iter().enumerate().partition(|(at, _)| at % 2 == 0);
     let caught = |half: Vec<(usize, &(&str, &str))>| -> Vec<String> {
-        half.into_iter()
-            .filter_map(|(_, (mutant, model))| run(mutant, model).err())
-            .collect()
+        half.into_iter().filter_map(|(_, (mutant, model))| run(mutant, model).err()).collect()
     };
     let missed = std::thread::scope(|scope| {
         let other = scope.spawn(|| caught(odd));
@@ -275,14 +153,9 @@ fn the_table_is_complete() {
     let models = std::env::current_exe().expect("this test runs");
     let list = Command::new(models).arg("--list").output().expect("lists");
     let list = String::from_utf8(list.stdout).expect("names of tests");
-    let models: BTreeSet<&str> = list
-        .lines()
-        .filter_map(|line| line.strip_suffix(": test"))
-        .collect();
+    let models: BTreeSet<&str> =
+        list.lines().filter_map(|line| line.strip_suffix(": test")).collect();
     for (mutant, model) in CAUGHT {
-        assert!(
-            models.contains(model),
-            "{mutant}: there is no model {model}"
-        );
+        assert!(models.contains(model), "{mutant}: there is no model {model}");
     }
 }

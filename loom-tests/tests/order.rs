@@ -200,10 +200,7 @@ fn g1_a_refused_send_has_reached_nobody() {
         match (wide, narrow) {
             (Ok(_), Err(SendError::WouldBlock { full })) => {
                 assert_eq!(full.named(), [two.id()]);
-                assert_eq!(
-                    (texts(&at_one), texts(&at_two)),
-                    (vec!["wide"], vec!["wide"])
-                );
+                assert_eq!((texts(&at_one), texts(&at_two)), (vec!["wide"], vec!["wide"]));
             }
             (Err(SendError::WouldBlock { full }), Ok(_)) => {
                 assert_eq!(full.named(), [two.id()]);

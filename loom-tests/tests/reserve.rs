@@ -22,11 +22,7 @@ impl Busy {
         let mut refilling = lane(filler);
         let place = to(endpoint);
         sent(&mut refilling, place, "filler");
-        Self {
-            reading: reader(endpoint),
-            refilling,
-            place,
-        }
+        Self { reading: reader(endpoint), refilling, place }
     }
 
     /// Takes one message and puts in another, which is refused if the place is taken or owed.

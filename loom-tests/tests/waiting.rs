@@ -24,10 +24,7 @@ fn g5_a_place_freed_while_a_send_goes_to_wait_is_not_lost() {
         assert_eq!(taken(reading.try_receive().unwrap()).text, "first");
         let receipt = sending.join().unwrap();
         let rest = take_all(&mut reading);
-        assert_eq!(
-            (texts(&rest), rest[0].sequence),
-            (vec!["second"], receipt.sequence)
-        );
+        assert_eq!((texts(&rest), rest[0].sequence), (vec!["second"], receipt.sequence));
     });
 }
 
@@ -84,10 +81,7 @@ fn g5_a_newcomer_does_not_pass_a_waiting_send() {
         let mut reading = reader(&bob);
         reading.try_receive().unwrap();
         let newcomer = coming.join().unwrap();
-        assert!(
-            matches!(newcomer, Err(SendError::WouldBlock { .. })),
-            "{newcomer:?}"
-        );
+        assert!(matches!(newcomer, Err(SendError::WouldBlock { .. })), "{newcomer:?}");
         assert!(alices.poll_outcome().unwrap().is_ok());
         assert_eq!(texts(&take_all(&mut reading)), ["waited"]);
     });

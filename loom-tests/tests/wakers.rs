@@ -17,10 +17,7 @@ struct Curious {
 
 impl Curious {
     fn about(bus: &Bus) -> Arc<Self> {
-        Arc::new(Self {
-            bus: bus.clone(),
-            called: AtomicU32::new(0),
-        })
+        Arc::new(Self { bus: bus.clone(), called: AtomicU32::new(0) })
     }
 
     fn waker(self: &Arc<Self>) -> Waker {
@@ -54,10 +51,7 @@ fn readers_are_woken_under_no_lock() {
             assert!(at_alice.sleep(curious.waker()));
         };
         let name = "g".parse().unwrap();
-        let watched = alice
-            .watch_group(&name, Interest::Members, true)
-            .unwrap()
-            .group;
+        let watched = alice.watch_group(&name, Interest::Members, true).unwrap().group;
         sleeps();
         sent(&mut lane(&bob), to(&alice), "message");
         curious.assert_called();

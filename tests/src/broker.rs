@@ -146,11 +146,7 @@ impl Broker {
     /// A started `listen --json`, that has joined and prints to `trace`.
     #[must_use]
     pub fn listener(&self, line: &str, trace: &Path) -> Process {
-        let mut process = self
-            .unisono("listen --json")
-            .line(line)
-            .output_to(trace)
-            .start();
+        let mut process = self.unisono("listen --json").line(line).output_to(trace).start();
         let joined = eventually("joined", || match fs::read_to_string(trace) {
             Ok(text) if text.contains('\n') => Ok(true),
             _ if !process.runs() => Ok(false),
@@ -191,11 +187,7 @@ impl Broker {
         let mut client = self.raw();
         eventually(what, || {
             let stats = client.stats();
-            if reached(&stats) {
-                Ok(stats)
-            } else {
-                Err(format!("{stats:?}"))
-            }
+            if reached(&stats) { Ok(stats) } else { Err(format!("{stats:?}")) }
         })
     }
 
@@ -269,11 +261,7 @@ impl Broker {
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        let died = if self.ended {
-            None
-        } else {
-            self.child.try_wait().unwrap()
-        };
+        let died = if self.ended { None } else { self.child.try_wait().unwrap() };
         let _ = self.child.kill();
         let _ = self.child.wait();
         if let Some(reader) = self.log_reader.take() {

@@ -17,10 +17,9 @@ pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) ->
     loop {
         match look() {
             Ok(found) => return found,
-            Err(instead) => assert!(
-                Instant::now() < deadline,
-                "{what}: not within {DEADLINE:?}, but {instead}"
-            ),
+            Err(instead) => {
+                assert!(Instant::now() < deadline, "{what}: not within {DEADLINE:?}, but {instead}")
+            }
         }
         // What is looked at needs the processor too. Nothing depends on how long this is.
         std::thread::park_timeout(PAUSE);

@@ -10,11 +10,8 @@ use std::process::{Command, Stdio};
 /// was ignored, see `build.rs`.)
 #[must_use]
 pub fn needs(program: &str, package: &str) -> Command {
-    let there = Command::new(program)
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
+    let there =
+        Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     assert!(
         there.is_ok(),
         "this test needs {program}: install the package {package}, or run the tests without \

@@ -32,11 +32,7 @@ impl Launch {
         let mut command = Command::new(program);
         command.env_remove("UNISONO_ADDRESS");
         command.env_remove("XDG_RUNTIME_DIR");
-        Self {
-            command,
-            output: None,
-            input: Stdio::null(),
-        }
+        Self { command, output: None, input: Stdio::null() }
     }
 
     /// Adds arguments: the words of a line.
@@ -100,13 +96,7 @@ impl Launch {
             let _ = stderr.read_to_end(&mut text);
             let _ = send.send(String::from_utf8_lossy(&text).into_owned());
         });
-        Process {
-            what,
-            child,
-            stdin,
-            lines,
-            errors,
-        }
+        Process { what, child, stdin, lines, errors }
     }
 
     /// Runs it to its end.
@@ -145,10 +135,7 @@ impl Process {
     /// The next line that it prints, without its newline.
     #[track_caller]
     pub fn line(&self) -> String {
-        let lines = self
-            .lines
-            .as_ref()
-            .expect("its output is not taken elsewhere");
+        let lines = self.lines.as_ref().expect("its output is not taken elsewhere");
         match lines.recv_timeout(DEADLINE) {
             Ok(line) => line.trim_end_matches('\n').to_owned(),
             Err(error) => panic!("{}: no line: {error}", self.what),
@@ -242,12 +229,7 @@ impl Process {
             Err(error) => panic!("{}: it does not end: {error}", self.what),
         };
         let status = self.child.wait().unwrap();
-        Ended {
-            what: std::mem::take(&mut self.what),
-            status,
-            output,
-            errors,
-        }
+        Ended { what: std::mem::take(&mut self.what), status, output, errors }
     }
 
     /// Sends it a signal and waits for its end.
@@ -321,8 +303,6 @@ impl Ended {
     /// Its lines, as JSON.
     pub fn json_lines(&self) -> Vec<Value> {
         let lines = self.output.lines();
-        lines
-            .map(|line| serde_json::from_str(line).expect(line))
-            .collect()
+        lines.map(|line| serde_json::from_str(line).expect(line)).collect()
     }
 }

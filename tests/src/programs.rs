@@ -54,13 +54,7 @@ fn up_to_date(directory: &Path) -> bool {
         return false;
     };
     let root = workspace();
-    let sources = [
-        "Cargo.toml",
-        "Cargo.lock",
-        "bus-core",
-        "bus-broker",
-        "bus-client",
-    ];
+    let sources = ["Cargo.toml", "Cargo.lock", "bus-core", "bus-broker", "bus-client"];
     let youngest = sources.iter().filter_map(|name| youngest(&root.join(name)));
     youngest.max() <= Some(one.min(other))
 }
@@ -80,11 +74,7 @@ fn build(directory: &Path) -> Result<(), String> {
         command.args(["--package", program, "--bin", program]);
     }
     let status = command.status().expect("cargo runs, as it ran this test");
-    if status.success() {
-        Ok(())
-    } else {
-        Err(format!("{command:?}: {status}"))
-    }
+    if status.success() { Ok(()) } else { Err(format!("{command:?}: {status}")) }
 }
 
 fn workspace() -> &'static Path {

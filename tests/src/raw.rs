@@ -216,25 +216,19 @@ impl RawClient {
     /// Asks for something as one of its endpoints.
     pub fn call_as(&mut self, endpoint: Handle, request: Request) -> Answer<Response> {
         let serial = self.next_serial();
-        self.say(&ClientFrame::Call {
-            endpoint,
-            serial,
-            request,
-        });
+        self.say(&ClientFrame::Call { endpoint, serial, request });
         self.answer(serial)
     }
 
     /// The answer to a CALL.
     pub fn answer(&mut self, serial: Serial) -> Answer<Response> {
         self.hear_that(|frame| match frame {
-            BrokerFrame::Done {
-                serial: s,
-                response,
-                ..
-            } if *s == serial => Some(Ok(response.clone())),
-            BrokerFrame::Error {
-                serial: s, failure, ..
-            } if *s == serial => Some(Err(failure.clone())),
+            BrokerFrame::Done { serial: s, response, .. } if *s == serial => {
+                Some(Ok(response.clone()))
+            }
+            BrokerFrame::Error { serial: s, failure, .. } if *s == serial => {
+                Some(Err(failure.clone()))
+            }
             _ => None,
         })
     }
@@ -269,11 +263,7 @@ impl RawClient {
         group: &str,
         flags: MemberFlags,
     ) -> Answer<GroupId> {
-        let request = Request::Join {
-            group: name(group),
-            flags,
-            create: true,
-        };
+        let request = Request::Join { group: name(group), flags, create: true };
         match self.call_as(endpoint, request)? {
             Response::Joined { group_id, .. } => Ok(group_id),
             other => panic!("{other:?}"),
@@ -291,11 +281,7 @@ impl RawClient {
     /// The first page of a group's members.
     pub fn members(&mut self, group: &str) -> Answer<Vec<MemberInfo>> {
         let group_id = self.find(group)?;
-        let request = Request::Members {
-            group_id,
-            after: None,
-            max: 1024,
-        };
+        let request = Request::Members { group_id, after: None, max: 1024 };
         match self.call(request)? {
             Response::Members { members, .. } => Ok(members),
             other => panic!("{other:?}"),
@@ -381,10 +367,7 @@ impl RawClient {
 
     /// Lets the lane that was refused go on.
     pub fn resume(&mut self) {
-        self.say(&ClientFrame::Resume {
-            endpoint: Handle::FIRST,
-            lane: LaneNumber::FIRST,
-        });
+        self.say(&ClientFrame::Resume { endpoint: Handle::FIRST, lane: LaneNumber::FIRST });
     }
 
     /// The next message, whose place stays taken.
@@ -415,11 +398,7 @@ impl RawClient {
 
     /// Gives places back.
     pub fn credit(&mut self, messages: u32, bytes: u64) {
-        self.say(&ClientFrame::Credit {
-            endpoint: Handle::FIRST,
-            messages,
-            bytes,
-        });
+        self.say(&ClientFrame::Credit { endpoint: Handle::FIRST, messages, bytes });
     }
 }
 
@@ -438,24 +417,14 @@ pub fn name(text: &str) -> GroupName {
 /// A SEND of the first endpoint and lane.
 #[must_use]
 pub fn id(serial: Serial) -> SendId {
-    SendId {
-        endpoint: Handle::FIRST,
-        lane: LaneNumber::FIRST,
-        serial,
-    }
+    SendId { endpoint: Handle::FIRST, lane: LaneNumber::FIRST, serial }
 }
 
 /// A SEND with nothing but a payload.
 #[must_use]
 pub fn send_frame(id: SendId, destination: Destination, payload: &[u8]) -> SendFrame {
     SendFrame {
-        head: SendHead {
-            id,
-            destination,
-            flags: SendFlags::empty(),
-            deadline: 0,
-            descriptors: 0,
-        },
+        head: SendHead { id, destination, flags: SendFlags::empty(), deadline: 0, descriptors: 0 },
         attributes: Attributes::EMPTY,
         payload: payload.to_vec().into(),
     }

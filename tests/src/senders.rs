@@ -58,17 +58,9 @@ impl Senders {
                 .take_while(move |_| !enough.load(Ordering::Relaxed))
                 .map(move |line| text(number, line));
             let feed = process.feed(lines);
-            Sender {
-                number,
-                process,
-                feed,
-                receipts,
-            }
+            Sender { number, process, feed, receipts }
         };
-        Self {
-            running: (0..count).map(start).collect(),
-            enough,
-        }
+        Self { running: (0..count).map(start).collect(), enough }
     }
 
     /// Takes one out and kills it, in mid-stream: it has had a receipt.
@@ -81,10 +73,7 @@ impl Senders {
         assert!(sender.process.runs());
         let ended = sender.process.end_by(nix::sys::signal::Signal::SIGKILL);
         let _ = ended.killed_by(nix::sys::signal::Signal::SIGKILL);
-        Sent {
-            lines: lines(sender.number, sender.feed.join().unwrap()),
-            receipts: sender.receipts,
-        }
+        Sent { lines: lines(sender.number, sender.feed.join().unwrap()), receipts: sender.receipts }
     }
 
     /// Gives them no more lines, and waits for each to have sent what it was given.
@@ -107,10 +96,7 @@ impl Senders {
             // Its standard input ends when the thread does, which the process's going on allows.
             let ended = sender.process.end();
             let written = sender.feed.join().unwrap();
-            let sent = Sent {
-                lines: lines(sender.number, written),
-                receipts: sender.receipts,
-            };
+            let sent = Sent { lines: lines(sender.number, written), receipts: sender.receipts };
             (sent, ended)
         };
         self.running.into_iter().map(stop).collect()

@@ -64,11 +64,7 @@ impl Trace {
         let mut trace = Self::default();
         for line in text.lines() {
             let value: Value = serde_json::from_str(line).expect(line);
-            let number = |key: &str| {
-                value[key]
-                    .as_u64()
-                    .unwrap_or_else(|| panic!("{key}: {line}"))
-            };
+            let number = |key: &str| value[key].as_u64().unwrap_or_else(|| panic!("{key}: {line}"));
             if value.get("missed").is_some() {
                 let missed = (number("missed"), number("first"), number("last"));
                 trace.missed.push(missed);
@@ -111,10 +107,7 @@ impl Trace {
     pub fn by_sender(&self) -> BTreeMap<u64, Vec<&str>> {
         let mut senders = BTreeMap::<u64, Vec<&str>>::new();
         for heard in &self.messages {
-            senders
-                .entry(heard.sender)
-                .or_default()
-                .push(&heard.payload);
+            senders.entry(heard.sender).or_default().push(&heard.payload);
         }
         senders
     }
@@ -129,15 +122,9 @@ impl Trace {
             assert!(heard.sequence > last, "{heard:?} comes after {last}");
             last = heard.sequence;
             let serial = serials.insert(heard.sender, heard.sender_serial);
-            assert!(
-                serial < Some(heard.sender_serial),
-                "{heard:?} comes after serial {serial:?}"
-            );
+            assert!(serial < Some(heard.sender_serial), "{heard:?} comes after serial {serial:?}");
         }
-        assert!(
-            self.left.is_none_or(|left| last < left),
-            "{last} is after the leave"
-        );
+        assert!(self.left.is_none_or(|left| last < left), "{last} is after the leave");
     }
 
     /// G1, G2 and G4 between this trace and a complete one: of what `all` has, this one has what
@@ -167,22 +154,14 @@ impl Trace {
         };
         let untold: Vec<_> = missing.iter().filter(|sequence| !told(sequence)).collect();
         assert!(untold.is_empty(), "missing, and not told: {untold:?}");
-        assert_eq!(
-            missing.len() as u64,
-            self.missed_count(),
-            "{:?}",
-            self.missed
-        );
+        assert_eq!(missing.len() as u64, self.missed_count(), "{:?}", self.missed);
     }
 
     /// As [`assert_part_of`](Self::assert_part_of) for a trace that was cut: it has the beginning.
     #[track_caller]
     pub fn assert_beginning_of(&self, all: &Self) {
         self.assert_ordered();
-        let expected = all
-            .messages
-            .iter()
-            .filter(|heard| heard.sequence > self.joined);
+        let expected = all.messages.iter().filter(|heard| heard.sequence > self.joined);
         let expected: Vec<&Heard> = expected.take(self.messages.len()).collect();
         let own: Vec<&Heard> = self.messages.iter().collect();
         assert_eq!(own, expected);
@@ -201,11 +180,8 @@ pub fn assert_identical(traces: &[Trace]) {
     for trace in traces {
         trace.assert_ordered();
         assert_eq!(trace.missed, []);
-        let unique: HashSet<_> = trace
-            .messages
-            .iter()
-            .map(|m| (m.sender, m.sender_serial))
-            .collect();
+        let unique: HashSet<_> =
+            trace.messages.iter().map(|m| (m.sender, m.sender_serial)).collect();
         assert_eq!(unique.len(), trace.messages.len(), "something comes twice");
     }
     for other in others {
@@ -224,10 +200,8 @@ pub fn assert_identical(traces: &[Trace]) {
 pub fn assert_streams(trace: &Trace, expected: &[Vec<String>]) {
     let mut heard: Vec<Vec<&str>> = trace.by_sender().into_values().collect();
     heard.sort_unstable();
-    let mut sent: Vec<Vec<&str>> = expected
-        .iter()
-        .map(|lines| lines.iter().map(String::as_str).collect())
-        .collect();
+    let mut sent: Vec<Vec<&str>> =
+        expected.iter().map(|lines| lines.iter().map(String::as_str).collect()).collect();
     sent.sort_unstable();
     assert!(heard == sent, "what was heard is not what was sent");
 }
@@ -252,10 +226,7 @@ mod tests {
 
     #[track_caller]
     fn assert_refused(case: &str, check: impl FnOnce() + std::panic::UnwindSafe) {
-        assert!(
-            std::panic::catch_unwind(check).is_err(),
-            "{case} was not noticed"
-        );
+        assert!(std::panic::catch_unwind(check).is_err(), "{case} was not noticed");
     }
 
     #[test]
@@ -277,17 +248,11 @@ mod tests {
     #[test]
     fn what_is_wrong_is_noticed() {
         let whole = || trace(&WHOLE);
-        assert_refused("an order", || {
-            trace(&[(2, 1), (7, 3), (5, 2)]).assert_ordered()
-        });
+        assert_refused("an order", || trace(&[(2, 1), (7, 3), (5, 2)]).assert_ordered());
         assert_refused("a duplicate", || trace(&[(2, 1), (2, 1)]).assert_ordered());
-        assert_refused("a sender's order", || {
-            trace(&[(2, 2), (5, 1)]).assert_ordered()
-        });
+        assert_refused("a sender's order", || trace(&[(2, 2), (5, 1)]).assert_ordered());
         assert_refused("a loss", || trace(&WHOLE[..3]).assert_part_of(&whole()));
-        assert_refused("a hole", || {
-            trace(&[WHOLE[0], WHOLE[2]]).assert_beginning_of(&whole())
-        });
+        assert_refused("a hole", || trace(&[WHOLE[0], WHOLE[2]]).assert_beginning_of(&whole()));
         assert_refused("a message of nobody", || {
             trace(&[(2, 1), (3, 2)]).assert_part_of(&whole());
         });

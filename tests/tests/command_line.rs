@@ -23,20 +23,10 @@ fn full_member(broker: &Broker, group: &str) -> RawClient {
 fn status_0_is_done() {
     let broker = Broker::start();
     let listener = broker.unisono("listen done --count 1").start();
-    let _ = broker
-        .unisono("send done hello --wait-members 1")
-        .run()
-        .with(0);
+    let _ = broker.unisono("send done hello --wait-members 1").run().with(0);
     assert_eq!(listener.line(), "hello");
     let _ = listener.end().with(0);
-    for line in [
-        "groups",
-        "stats",
-        "status",
-        "ping",
-        "groups --json",
-        "ping --json",
-    ] {
+    for line in ["groups", "stats", "status", "ping", "groups --json", "ping --json"] {
         let ended = broker.unisono(line).run().with(0);
         assert_eq!(ended.errors, "", "{line}");
     }
@@ -71,14 +61,9 @@ fn status_1_is_an_error() {
 #[test]
 fn status_2_is_usage() {
     let broker = Broker::start();
-    for line in [
-        "fly",
-        "send",
-        "listen g --count 0",
-        "send g x --lines",
-        "listen a..b",
-        "send a..b x",
-    ] {
+    for line in
+        ["fly", "send", "listen g --count 0", "send g x --lines", "listen a..b", "send a..b x"]
+    {
         let ended = broker.unisono(line).run().with(2);
         assert_ne!(ended.errors, "", "{line}");
         assert_eq!(ended.output, "", "{line}");
@@ -103,11 +88,7 @@ fn status_3_is_would_block_or_timed_out_and_has_reached_nobody() {
         assert_eq!(&member.receive().payload[..], b"fills");
     }
     let _ = broker.unisono("send full room --timeout 50s").run().with(0);
-    assert_eq!(
-        &member.receive().payload[..],
-        b"room",
-        "and nothing before it"
-    );
+    assert_eq!(&member.receive().payload[..], b"room", "and nothing before it");
 }
 
 #[test]
@@ -117,9 +98,7 @@ fn status_3_after_some_lines_means_that_the_rest_reached_nobody() {
     member.join("rest");
     let text: String = (0..300).map(|line| format!("{line}\n")).collect();
     let input = broker.file_with("input", text);
-    let send = broker
-        .unisono("send rest --lines --nonblock --json")
-        .input_from(&input);
+    let send = broker.unisono("send rest --lines --nonblock --json").input_from(&input);
     let ended = send.run().with(3);
     assert_eq!(ended.json_lines().len(), 256);
     for line in 0..256 {
@@ -154,11 +133,7 @@ fn status_5_is_a_violation_that_verify_found() {
     let bad = trace("bad", &[line(6, 2), line(5, 1)]);
     let _ = broker.unisono("verify").arg(&good).run().with(0);
     let ended = broker.unisono("verify").arg(&good).arg(&bad).run().with(5);
-    assert!(
-        ended.output.contains("bad"),
-        "it says where: {}",
-        ended.output
-    );
+    assert!(ended.output.contains("bad"), "it says where: {}", ended.output);
 }
 
 #[test]
@@ -187,30 +162,15 @@ fn a_closed_pipe_ends_a_listing_and_a_sender_quietly() {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let mut command = std::process::Command::new(programs::unisono());
-        command
-            .args(line.split(' '))
-            .env("UNISONO_ADDRESS", broker.socket());
-        command
-            .stdin(Stdio::null())
-            .stdout(writer)
-            .stderr(Stdio::piped());
+        command.args(line.split(' ')).env("UNISONO_ADDRESS", broker.socket());
+        command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
         let output = command.output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(
-            (output.status.code(), errors.as_str()),
-            (Some(0), ""),
-            "{line}"
-        );
+        assert_eq!((output.status.code(), errors.as_str()), (Some(0), ""), "{line}");
     };
-    for line in [
-        "groups",
-        "groups --json",
-        "members piped",
-        "stats",
-        "status --json",
-        "ping",
-        "--help",
-    ] {
+    for line in
+        ["groups", "groups --json", "members piped", "stats", "status --json", "ping", "--help"]
+    {
         reads_nothing(line);
     }
     reads_nothing("send piped x --json");
@@ -246,17 +206,9 @@ fn without_lines_all_of_the_input_is_one_message() {
     member.join("whole");
     let bytes: Vec<u8> = (0..=255).cycle().take(300_000).collect();
     let input = broker.file_with("input", &bytes);
-    let _ = broker
-        .unisono("send whole")
-        .input_from(&input)
-        .run()
-        .with(0);
+    let _ = broker.unisono("send whole").input_from(&input).run().with(0);
     assert!(member.receive().payload == bytes);
-    let _ = broker
-        .unisono("send whole --file")
-        .arg(&input)
-        .run()
-        .with(0);
+    let _ = broker.unisono("send whole --file").arg(&input).run().with(0);
     assert!(member.receive().payload == bytes);
 }
 
@@ -269,19 +221,13 @@ fn run_gives_a_command_a_bus_of_its_own() {
     let status = run.run().with(0).json_lines();
     let address = status[0]["address"].as_str().unwrap();
     assert_ne!(address, broker.socket().to_str().unwrap());
-    assert!(
-        !std::path::Path::new(address).exists(),
-        "it is gone with the command"
-    );
+    assert!(!std::path::Path::new(address).exists(), "it is gone with the command");
     // Its exit status is the command's.
     let run = |line: &str| broker.unisono("run --").arg(&unisono).line(line).run();
     let _ = run("fly").with(2);
     let _ = run("send nobody x").with(1);
     let _ = run("listen g --timeout 10ms").with(3);
-    let _ = broker
-        .unisono("run -- /nonexistent/command")
-        .run()
-        .with(127);
+    let _ = broker.unisono("run -- /nonexistent/command").run().with(127);
 }
 
 #[test]
@@ -311,11 +257,7 @@ fn demo_shows_equal_digests_and_keeps_traces_that_verify_accepts() {
     }
     assert_eq!(count, 3, "a trace of each member");
     let _ = verify.run().with(0);
-    assert!(
-        ended.output.contains("800"),
-        "4 senders, 200 messages each: {}",
-        ended.output
-    );
+    assert!(ended.output.contains("800"), "4 senders, 200 messages each: {}", ended.output);
 }
 
 #[test]
@@ -328,18 +270,11 @@ fn needs_sha256sum_the_digests_of_the_demo_are_those_of_its_traces() {
     for entry in std::fs::read_dir(directory.path()).unwrap() {
         let path = entry.unwrap().path();
         if path.is_file() {
-            let output = tests::needs::needs("sha256sum", "coreutils")
-                .arg(&path)
-                .output();
+            let output = tests::needs::needs("sha256sum", "coreutils").arg(&path).output();
             let text = String::from_utf8(output.unwrap().stdout).unwrap();
             let digest = text.split(' ').next().unwrap();
             assert_eq!(digest.len(), 64, "{text}");
-            assert_eq!(
-                ended.output.matches(digest).count(),
-                3,
-                "{digest}: {}",
-                ended.output
-            );
+            assert_eq!(ended.output.matches(digest).count(), 3, "{digest}: {}", ended.output);
             traces += 1;
         }
     }

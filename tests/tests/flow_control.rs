@@ -31,11 +31,7 @@ impl Listeners {
         };
         let free = [listen("one", "busy"), listen("two", "busy")];
         let (stopped, trace) = listen("three", &format!("busy {how}"));
-        Self {
-            free,
-            stopped,
-            trace,
-        }
+        Self { free, stopped, trace }
     }
 
     /// Stops the third in mid-stream.
@@ -70,9 +66,7 @@ impl Listeners {
 /// What `unisono stats --json` says under `key`.
 fn stat(broker: &Broker, key: &str) -> u64 {
     let lines = broker.unisono("stats --json").run().with(0).json_lines();
-    lines[0][key]
-        .as_u64()
-        .unwrap_or_else(|| panic!("{key} in {lines:?}"))
+    lines[0][key].as_u64().unwrap_or_else(|| panic!("{key} in {lines:?}"))
 }
 
 /// The line of `unisono members --json` about this process.
@@ -123,13 +117,8 @@ fn g5_senders_that_wait_for_a_stopped_listener_go_on_when_it_is_killed() {
     listeners.stop_third();
     listeners.until_all_wait(&broker);
     let waiting = broker.raw().stats();
-    let _ = listeners
-        .stopped
-        .end_by(Signal::SIGKILL)
-        .killed_by(Signal::SIGKILL);
-    broker.until("senders go on", |stats| {
-        stats.messages > waiting.messages + 1_000
-    });
+    let _ = listeners.stopped.end_by(Signal::SIGKILL).killed_by(Signal::SIGKILL);
+    broker.until("senders go on", |stats| stats.messages > waiting.messages + 1_000);
     let sent = senders.end();
     let [one, two] = Listeners::end_free(listeners.free);
     assert_streams(&one, &all_lines(&sent));
@@ -155,10 +144,7 @@ fn g5_a_sender_that_is_killed_while_it_waits_has_sent_what_had_room_and_no_more(
     let trace = Trace::read(&path);
     trace.assert_ordered();
     let streams: Vec<Vec<&str>> = trace.by_sender().into_values().collect();
-    let early = trace
-        .messages
-        .iter()
-        .take(usize::try_from(committed).unwrap());
+    let early = trace.messages.iter().take(usize::try_from(committed).unwrap());
     for own in &streams {
         let of_dead = own.first() == dead.lines.first().map(String::as_str).as_ref();
         let all = if of_dead { &dead.lines } else { &sent[0].lines };
@@ -185,18 +171,11 @@ fn g7_nobody_waits_for_a_stopped_listener_that_drops_and_it_is_told_what_it_miss
     let third = member(&broker, listeners.stopped.pid());
     let dropped = third["dropped"].as_u64().unwrap();
     assert!(dropped > 1_000, "{third}");
-    assert_eq!(
-        third["flags"],
-        serde_json::json!(["drop-when-full"]),
-        "{third}"
-    );
+    assert_eq!(third["flags"], serde_json::json!(["drop-when-full"]), "{third}");
     assert_eq!(stat(&broker, "dropped"), dropped);
 
     listeners.stopped.go_on();
-    let receipt = broker
-        .unisono("send busy --json and-one-more")
-        .run()
-        .with(0);
+    let receipt = broker.unisono("send busy --json and-one-more").run().with(0);
     sent.push(vec!["and-one-more".to_owned()]);
     // It may still be full; then it misses this one too.
     let missed_too = receipt.json_lines()[0]["dropped"].as_u64().unwrap_or(0);
@@ -252,23 +231,13 @@ fn g8_a_member_that_never_reads_is_evicted_and_may_return_only_if_it_drops_for_a
     let refused = deaf.join_with("held", MemberFlags::empty()).unwrap_err();
     assert_eq!(refused.code, FailureCode::BackOff);
     let left = refused.retry_after.unwrap();
-    assert!(
-        left > Duration::ZERO && left <= Duration::from_secs(1),
-        "{left:?}"
-    );
+    assert!(left > Duration::ZERO && left <= Duration::from_secs(1), "{left:?}");
     let again = deaf.join_with("held", MemberFlags::DROP_WHEN_FULL).unwrap();
     for _ in 0..256 {
         deaf.message();
     }
     match deaf.notice() {
-        Notice::Evicted {
-            group_id,
-            reason,
-            stalled,
-            queued_messages,
-            back_off,
-            ..
-        } => {
+        Notice::Evicted { group_id, reason, stalled, queued_messages, back_off, .. } => {
             assert_eq!(Destination::Group(group_id), group);
             assert_eq!(reason, EvictionReason::Stalled);
             assert!(stalled >= Duration::from_secs(1), "{stalled:?}");
@@ -333,14 +302,10 @@ fn g10_a_member_that_never_reads_holds_up_its_group_and_nothing_else() {
 fn g7_a_member_that_never_reads_and_drops_holds_up_nobody_and_knows_its_gaps() {
     let broker = Broker::start();
     let mut deaf = broker.raw();
-    let group = deaf
-        .join_with("dropping", MemberFlags::DROP_WHEN_FULL)
-        .unwrap();
+    let group = deaf.join_with("dropping", MemberFlags::DROP_WHEN_FULL).unwrap();
     let listener = broker.listener("dropping --count 3003", &broker.file("all"));
     let input = broker.file_with("input", lines(0, 3_000).join("\n"));
-    let send = broker
-        .unisono("send dropping --lines --json")
-        .input_from(&input);
+    let send = broker.unisono("send dropping --lines --json").input_from(&input);
     let receipts = send.run().with(0).json_lines();
     let dropped = receipts.iter().filter(|line| line["dropped"] == 1).count();
     assert_eq!(dropped, 3_000 - 256);
@@ -373,10 +338,7 @@ fn g7_a_member_that_never_reads_and_drops_holds_up_nobody_and_knows_its_gaps() {
     match deaf.notice() {
         Notice::Gap { group_id, gap } => {
             assert_eq!(group_id, group);
-            assert_eq!(
-                (gap.count, gap.first, gap.last),
-                (1, full.sequence, full.sequence)
-            );
+            assert_eq!((gap.count, gap.first, gap.last), (1, full.sequence, full.sequence));
         }
         other => panic!("{other:?}"),
     }
@@ -413,11 +375,7 @@ fn g8_what_members_that_never_read_keep_is_bounded() {
     let mut deaf: Vec<_> = (0..8).map(|_| broker.raw()).collect();
     let mut group = None;
     for member in &mut deaf {
-        group = Some(
-            member
-                .join_with("flood", MemberFlags::DROP_WHEN_FULL)
-                .unwrap(),
-        );
+        group = Some(member.join_with("flood", MemberFlags::DROP_WHEN_FULL).unwrap());
     }
     let group = Destination::Group(group.unwrap());
     let mut sender = broker.raw();

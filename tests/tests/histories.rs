@@ -24,9 +24,7 @@ use tests::trace::{Trace, assert_identical, assert_streams};
 fn g2_three_listeners_see_forty_thousand_lines_of_four_senders_in_one_order() {
     let broker = Broker::start();
     let traces = [0, 1, 2].map(|number| broker.file(&format!("trace.{number}")));
-    let listeners = traces
-        .each_ref()
-        .map(|trace| broker.listener("big --count 40000", trace));
+    let listeners = traces.each_ref().map(|trace| broker.listener("big --count 40000", trace));
     let streams: Vec<Vec<String>> = (0..4).map(|sender| lines(sender, 10_000)).collect();
     let senders: Vec<(Process, PathBuf)> = streams
         .iter()
@@ -89,11 +87,7 @@ fn g4_members_that_join_and_leave_midway_miss_nothing_between() {
         visit.assert_part_of(&all);
     }
     let traces = visits.iter().map(PathBuf::as_path).chain([stays.as_path()]);
-    verify(
-        &broker,
-        traces,
-        sent.iter().map(|sent| sent.receipts.as_path()),
-    );
+    verify(&broker, traces, sent.iter().map(|sent| sent.receipts.as_path()));
 }
 
 #[test]
@@ -210,18 +204,13 @@ fn g2_direct_messages_stand_in_the_order_of_the_groups() {
     for address in &addresses {
         last.send(Destination::Endpoint(*address), b"").unwrap();
     }
-    let queues = readers
-        .into_iter()
-        .flat_map(|reader| reader.join().unwrap());
+    let queues = readers.into_iter().flat_map(|reader| reader.join().unwrap());
     let queues: Vec<Queue> = queues.collect();
     assert_eq!(queues.len(), 6);
     let mut places = HashMap::new();
     for queue in &queues {
         let mut serials = HashMap::new();
-        assert!(
-            queue.is_sorted_by(|one, next| one.0 < next.0),
-            "sequences rise"
-        );
+        assert!(queue.is_sorted_by(|one, next| one.0 < next.0), "sequences rise");
         for (sequence, sender, serial) in queue {
             let before = serials.insert(*sender, *serial);
             assert!(before < Some(*serial), "a lane keeps its order (G3)");
@@ -238,9 +227,7 @@ fn g2_direct_messages_stand_in_the_order_of_the_groups() {
 fn g1_senders_that_are_killed_leave_no_message_half_delivered() {
     let broker = Broker::start();
     let traces = [0, 1, 2].map(|number| broker.file(&format!("trace.{number}")));
-    let listeners = traces
-        .each_ref()
-        .map(|trace| broker.listener("killing", trace));
+    let listeners = traces.each_ref().map(|trace| broker.listener("killing", trace));
     let mut senders = Senders::start(&broker, "killing", 4);
     let mut killed = Vec::new();
     for _ in 0..3 {
@@ -265,26 +252,13 @@ fn g1_senders_that_are_killed_leave_no_message_half_delivered() {
         // Its first lines, none missing and none twice, and at least those with receipts.
         let told = receipts(&dead.receipts);
         let own = streams.iter().filter(|stream| stream[0] == dead.lines[0]);
-        let [own] = own.collect::<Vec<_>>()[..] else {
-            panic!("one stream of each sender")
-        };
+        let [own] = own.collect::<Vec<_>>()[..] else { panic!("one stream of each sender") };
         assert!(own.len() >= told.len(), "{} < {}", own.len(), told.len());
-        assert!(
-            own.iter()
-                .zip(&dead.lines)
-                .all(|(heard, sent)| heard == sent)
-        );
+        assert!(own.iter().zip(&dead.lines).all(|(heard, sent)| heard == sent));
     }
-    let sends = killed
-        .iter()
-        .chain(&whole)
-        .map(|sent| whole_lines(&sent.receipts));
+    let sends = killed.iter().chain(&whole).map(|sent| whole_lines(&sent.receipts));
     let sends: Vec<PathBuf> = sends.collect();
-    verify(
-        &broker,
-        traces.iter().map(PathBuf::as_path),
-        sends.iter().map(PathBuf::as_path),
-    );
+    verify(&broker, traces.iter().map(PathBuf::as_path), sends.iter().map(PathBuf::as_path));
 }
 
 #[test]
@@ -346,29 +320,18 @@ fn g3_what_a_process_had_seen_stands_before_what_it_sent() {
         for receipt in receipts(path) {
             let number = |key: &str| receipt[key].as_u64().unwrap();
             let (sequence, after) = (number("sequence"), number("after"));
-            let at = witness
-                .messages
-                .binary_search_by_key(&sequence, |m| m.sequence);
+            let at = witness.messages.binary_search_by_key(&sequence, |m| m.sequence);
             let message = &witness.messages[at.expect("every receipt has its message")];
             // The payload is the last sequence that the process had taken when it sent.
             let seen: u64 = message.payload.parse().unwrap();
-            assert!(
-                seen < sequence,
-                "{seen} was seen before {sequence} was sent"
-            );
-            assert!(
-                seen <= after && after < sequence,
-                "{seen} <= {after} < {sequence}"
-            );
+            assert!(seen < sequence, "{seen} was seen before {sequence} was sent");
+            assert!(seen <= after && after < sequence, "{seen} <= {after} < {sequence}");
             caused += u64::from(seen > 0);
         }
     }
     assert!(caused > 1_000, "most are caused by something: {caused}");
     let witness = broker.file("witness");
-    let all = traces
-        .iter()
-        .map(PathBuf::as_path)
-        .chain([witness.as_path()]);
+    let all = traces.iter().map(PathBuf::as_path).chain([witness.as_path()]);
     verify(&broker, all, sends.iter().map(PathBuf::as_path));
 }
 
@@ -380,9 +343,7 @@ fn verify_finds_what_was_done_to_a_trace() {
     let other = broker.file("other");
     let witness = broker.listener("true --count 200", &other);
     let input = broker.file_with("input", lines(0, 200).join("\n"));
-    let send = broker
-        .unisono("send true --lines --json")
-        .input_from(&input);
+    let send = broker.unisono("send true --lines --json").input_from(&input);
     let receipts = broker.file("receipts");
     let _ = send.output_to(&receipts).start().end().with(0);
     let _ = (listener.end().with(0), witness.end().with(0));
@@ -398,15 +359,9 @@ fn verify_finds_what_was_done_to_a_trace() {
         ended.with(5).output
     };
     for (case, output) in [
-        (
-            "a message is missing",
-            forged(&|lines| _ = lines.remove(50)),
-        ),
+        ("a message is missing", forged(&|lines| _ = lines.remove(50))),
         ("two are swapped", forged(&|lines| lines.swap(50, 51))),
-        (
-            "one comes twice",
-            forged(&|lines| lines.insert(51, lines[50])),
-        ),
+        ("one comes twice", forged(&|lines| lines.insert(51, lines[50]))),
     ] {
         assert!(!output.is_empty(), "{case}: verify says what it found");
     }
@@ -417,11 +372,7 @@ fn wait_for_lines(path: &Path, count: usize) {
     eventually("lines", || {
         let text = fs::read(path).unwrap();
         let lines = text.iter().filter(|byte| **byte == b'\n').count();
-        if lines >= count {
-            Ok(())
-        } else {
-            Err(format!("{lines} lines"))
-        }
+        if lines >= count { Ok(()) } else { Err(format!("{lines} lines")) }
     });
 }
 
@@ -429,18 +380,13 @@ fn wait_for_lines(path: &Path, count: usize) {
 fn receipts(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(whole_lines(path)).unwrap();
     let lines = text.lines();
-    lines
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
+    lines.map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// A copy without the last line, if that is not whole.
 fn whole_lines(path: &Path) -> PathBuf {
     let text = fs::read(path).unwrap();
-    let whole = text
-        .iter()
-        .rposition(|byte| *byte == b'\n')
-        .map_or(0, |at| at + 1);
+    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     let copy = path.with_added_extension("whole");
     fs::write(&copy, &text[..whole]).unwrap();
     copy

@@ -43,12 +43,7 @@ impl Innocents {
                 .map(|number| number.to_string())
         });
         let _first_receipt = sender.line();
-        Self {
-            listener,
-            sender,
-            enough,
-            feed,
-        }
+        Self { listener, sender, enough, feed }
     }
 
     /// They go on, and have heard everything in the end.
@@ -73,15 +68,8 @@ impl Innocents {
 /// The broker ends this connection, and says that what came was no frame.
 #[track_caller]
 fn assert_bad_frame(mut client: RawClient, case: &str) {
-    let goodbye = client
-        .goodbye()
-        .unwrap_or_else(|| panic!("{case}: no goodbye"));
-    assert_eq!(
-        goodbye.code,
-        GoodbyeCode::BadFrame,
-        "{case}: {}",
-        goodbye.text
-    );
+    let goodbye = client.goodbye().unwrap_or_else(|| panic!("{case}: no goodbye"));
+    assert_eq!(goodbye.code, GoodbyeCode::BadFrame, "{case}: {}", goodbye.text);
     assert!(!goodbye.text.is_empty(), "{case}: the offence is named");
 }
 
@@ -171,32 +159,12 @@ fn conversation() -> Vec<u8> {
         call(1, join),
         call(2, Request::Stats),
         ClientFrame::Send(send_frame(id(serial(3)), garbled, b"a garbled message")),
-        ClientFrame::Watch {
-            endpoint: Handle::FIRST,
-            serial: serial(4),
-            destination: garbled,
-        },
-        ClientFrame::Credit {
-            endpoint: Handle::FIRST,
-            messages: 1,
-            bytes: 17,
-        },
-        ClientFrame::Resume {
-            endpoint: Handle::FIRST,
-            lane: LaneNumber::FIRST,
-        },
-        call(
-            5,
-            Request::Groups {
-                after: None,
-                max: 7,
-            },
-        ),
+        ClientFrame::Watch { endpoint: Handle::FIRST, serial: serial(4), destination: garbled },
+        ClientFrame::Credit { endpoint: Handle::FIRST, messages: 1, bytes: 17 },
+        ClientFrame::Resume { endpoint: Handle::FIRST, lane: LaneNumber::FIRST },
+        call(5, Request::Groups { after: None, max: 7 }),
         ClientFrame::Cancel(id(serial(3))),
-        ClientFrame::Unwatch {
-            endpoint: Handle::FIRST,
-            serial: serial(4),
-        },
+        ClientFrame::Unwatch { endpoint: Handle::FIRST, serial: serial(4) },
         call(6, Request::CloseEndpoint),
     ];
     for frame in frames {
@@ -305,22 +273,14 @@ fn good_frames_out_of_turn_end_their_connection() {
         serial: Serial::new(serial).unwrap(),
         request: Request::Ping,
     };
-    let credit = |messages, bytes| ClientFrame::Credit {
-        endpoint: Handle::FIRST,
-        messages,
-        bytes,
-    };
+    let credit = |messages, bytes| ClientFrame::Credit { endpoint: Handle::FIRST, messages, bytes };
     let rows = [
         ("a second HELLO", true, hello),
         ("a CALL before HELLO", false, ping(1)),
         ("credit for nothing", true, credit(1, 0)),
         ("credit for bytes of nothing", true, credit(0, 1)),
         ("credit for very much", true, credit(u32::MAX, u64::MAX)),
-        (
-            "DESCRIPTORS_TAKEN for none",
-            true,
-            ClientFrame::DescriptorsTaken,
-        ),
+        ("DESCRIPTORS_TAKEN for none", true, ClientFrame::DescriptorsTaken),
     ];
     for (case, greeted, frame) in rows {
         let mut client = RawClient::silent(broker.socket());
@@ -336,10 +296,7 @@ fn good_frames_out_of_turn_end_their_connection() {
     }
     let mut client = RawClient::silent(broker.socket());
     client.write(&MAGIC);
-    client.say(&ClientFrame::Hello(Hello {
-        versions: vec![0, 2, 65_535],
-        ..Hello::default()
-    }));
+    client.say(&ClientFrame::Hello(Hello { versions: vec![0, 2, 65_535], ..Hello::default() }));
     assert_eq!(client.goodbye().unwrap().code, GoodbyeCode::NoCommonVersion);
     bystander.ping();
 }
@@ -350,32 +307,15 @@ fn frames_about_what_is_not_there_are_answered_or_passed_over() {
     let mut client = broker.raw();
     let nobody = Handle::from_raw(77);
     let serial = Serial::new(7_000).unwrap();
-    let send = SendId {
-        endpoint: nobody,
-        lane: LaneNumber::FIRST,
-        serial,
-    };
+    let send = SendId { endpoint: nobody, lane: LaneNumber::FIRST, serial };
     let lane = LaneNumber::new(15).unwrap();
     for frame in [
         ClientFrame::Cancel(send),
         ClientFrame::Cancel(id(serial)),
-        ClientFrame::Resume {
-            endpoint: nobody,
-            lane,
-        },
-        ClientFrame::Resume {
-            endpoint: Handle::FIRST,
-            lane,
-        },
-        ClientFrame::Credit {
-            endpoint: nobody,
-            messages: 9,
-            bytes: 9,
-        },
-        ClientFrame::Unwatch {
-            endpoint: Handle::FIRST,
-            serial,
-        },
+        ClientFrame::Resume { endpoint: nobody, lane },
+        ClientFrame::Resume { endpoint: Handle::FIRST, lane },
+        ClientFrame::Credit { endpoint: nobody, messages: 9, bytes: 9 },
+        ClientFrame::Unwatch { endpoint: Handle::FIRST, serial },
     ] {
         client.say(&frame);
     }
@@ -383,9 +323,7 @@ fn frames_about_what_is_not_there_are_answered_or_passed_over() {
     client.say(&ClientFrame::Send(send_frame(send, address, b"x")));
     let refused = client.outcome(serial).unwrap_err();
     assert_eq!(refused.code, FailureCode::NoSuchEndpoint);
-    let left = client
-        .call_as(nobody, Request::ShutdownReceive)
-        .unwrap_err();
+    let left = client.call_as(nobody, Request::ShutdownReceive).unwrap_err();
     assert_eq!(left.code, FailureCode::NoSuchEndpoint);
     client.ping();
 }
@@ -398,21 +336,9 @@ fn a_call_that_cannot_be_read_is_answered_and_the_connection_goes_on() {
         ("nothing", b"", FailureCode::BadRequest),
         ("no CBOR", b"\xff\xff\xff", FailureCode::BadRequest),
         ("a number", b"\x01", FailureCode::BadRequest),
-        (
-            "an unknown operation",
-            b"\xa1\x62op\x63fly",
-            FailureCode::Unsupported,
-        ),
-        (
-            "a join without a group",
-            b"\xa1\x62op\x64join",
-            FailureCode::BadRequest,
-        ),
-        (
-            "bytes after the map",
-            b"\xa1\x62op\x64ping\x00",
-            FailureCode::BadRequest,
-        ),
+        ("an unknown operation", b"\xa1\x62op\x63fly", FailureCode::Unsupported),
+        ("a join without a group", b"\xa1\x62op\x64join", FailureCode::BadRequest),
+        ("bytes after the map", b"\xa1\x62op\x64ping\x00", FailureCode::BadRequest),
     ];
     for (case, body, code) in rows {
         let serial = client.next_serial();
@@ -423,10 +349,7 @@ fn a_call_that_cannot_be_read_is_answered_and_the_connection_goes_on() {
     // Nested as deep as a frame is long: refused without a stack that deep.
     let serial = client.next_serial();
     client.write(&frame_bytes(0x02, 0, 0, serial.get(), &[0x81; 65_536]));
-    assert_eq!(
-        client.answer(serial).unwrap_err().code,
-        FailureCode::BadRequest
-    );
+    assert_eq!(client.answer(serial).unwrap_err().code, FailureCode::BadRequest);
     client.ping();
 }
 
@@ -482,11 +405,8 @@ fn g8_a_client_that_never_reads_its_answers_is_not_read_and_waits_alone() {
     // `stats` has a longer answer than question. It must end: the broker stops reading.
     loop {
         if questions.is_empty() {
-            let question = ClientFrame::Call {
-                endpoint: Handle::FIRST,
-                serial,
-                request: Request::Stats,
-            };
+            let question =
+                ClientFrame::Call { endpoint: Handle::FIRST, serial, request: Request::Stats };
             question.encode(&mut questions).unwrap();
             serial = serial.next();
             written += 1;
@@ -504,10 +424,7 @@ fn g8_a_client_that_never_reads_its_answers_is_not_read_and_waits_alone() {
         assert!(written < 1_000_000, "the broker reads for ever");
     }
     let grown = broker.resident_kib().saturating_sub(before);
-    assert!(
-        grown < 32 << 10,
-        "{grown} KiB for answers that nobody reads"
-    );
+    assert!(grown < 32 << 10, "{grown} KiB for answers that nobody reads");
     innocents.end(&broker);
     // Nothing was lost: it gets an answer for each question that it asked to its end.
     deaf.stream.set_nonblocking(false).unwrap();
@@ -516,10 +433,7 @@ fn g8_a_client_that_never_reads_its_answers_is_not_read_and_waits_alone() {
     let whole = written - u64::from(!rest.is_empty());
     while answers < whole {
         match deaf.hear() {
-            BrokerFrame::Done {
-                response: Response::Stats(_),
-                ..
-            } => answers += 1,
+            BrokerFrame::Done { response: Response::Stats(_), .. } => answers += 1,
             other => panic!("{other:?}"),
         }
     }
@@ -533,10 +447,7 @@ fn is_stuck(broker: &Broker, deaf: &mut RawClient, bytes: &[u8]) -> bool {
     let mut other = broker.raw();
     for _ in 0..20 {
         other.ping();
-        let mut fds = [rustix::event::PollFd::new(
-            &deaf.stream,
-            rustix::event::PollFlags::OUT,
-        )];
+        let mut fds = [rustix::event::PollFd::new(&deaf.stream, rustix::event::PollFlags::OUT)];
         let none = rustix::time::Timespec::default();
         if rustix::event::poll(&mut fds, Some(&none)).unwrap() > 0 {
             return false;

@@ -58,17 +58,12 @@ fn a_thousand_connections_hear_one_order_and_leave_nothing() {
         .collect();
     places.sort_unstable();
     for member in &mut members {
-        let heard: Vec<u64> = places
-            .iter()
-            .map(|_| member.receive().head.sequence.get())
-            .collect();
+        let heard: Vec<u64> = places.iter().map(|_| member.receive().head.sequence.get()).collect();
         assert_eq!(heard, places);
     }
     assert_eq!(senders[0].stats().connections, 1_002);
     drop(members);
-    broker.until("they are gone", |stats| {
-        (stats.connections, stats.groups) == (3, 0)
-    });
+    broker.until("they are gone", |stats| (stats.connections, stats.groups) == (3, 0));
     until_descriptors(&broker, before);
 }
 
@@ -97,9 +92,7 @@ fn g1_descriptors_reach_all_recipients_and_none_stays_behind() {
     }
     let group = Destination::Group(group.unwrap());
     let before = broker.descriptors();
-    let files: Vec<File> = (0..16)
-        .map(|number| file_with(&format!("file {number}")))
-        .collect();
+    let files: Vec<File> = (0..16).map(|number| file_with(&format!("file {number}"))).collect();
     let descriptors: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
     for round in 0..10_usize {
         let here = &descriptors[round..];
@@ -139,10 +132,7 @@ fn descriptors_of_those_who_die_or_break_the_protocol_are_closed() {
         sender.outcome(serial).unwrap();
         sender.hear_that(|frame| matches!(frame, BrokerFrame::DescriptorsTaken).then_some(()));
     }
-    assert!(
-        broker.descriptors() >= before + 4 * 16,
-        "they wait in the queue"
-    );
+    assert!(broker.descriptors() >= before + 4 * 16, "they wait in the queue");
     drop(deaf);
     // Of a SEND that is refused.
     let nobody = Destination::Group(GroupId::from_raw(u64::MAX));
@@ -169,9 +159,7 @@ fn descriptors_of_those_who_die_or_break_the_protocol_are_closed() {
     drop(client);
     // To one that drops, and has no room for the message.
     let (mut full, mut sender) = (broker.raw(), broker.raw());
-    let dropping = full
-        .join_with("dropping", MemberFlags::DROP_WHEN_FULL)
-        .unwrap();
+    let dropping = full.join_with("dropping", MemberFlags::DROP_WHEN_FULL).unwrap();
     let dropping = Destination::Group(dropping);
     for _ in 0..256 {
         sender.send(dropping, b"x").unwrap();
@@ -191,12 +179,7 @@ fn descriptors_travel_between_processes() {
     let broker = Broker::start();
     let mut sender = broker.raw();
     let takers: Vec<Process> = (0..3)
-        .map(|_| {
-            broker
-                .launch(env!("CARGO_BIN_EXE_taker"))
-                .line("pipes 1")
-                .start()
-        })
+        .map(|_| broker.launch(env!("CARGO_BIN_EXE_taker")).line("pipes 1").start())
         .collect();
     for taker in &takers {
         assert_eq!(taker.line(), "joined");
@@ -233,17 +216,9 @@ fn limit_descriptors(pid: u32, limit: Option<Rlimit>) -> Rlimit {
 fn a_receiver_without_room_for_descriptors_is_told_and_harms_nobody() {
     let broker = Broker::start();
     let mut sender = broker.raw();
-    let start = || {
-        broker
-            .launch(env!("CARGO_BIN_EXE_taker"))
-            .line("pipes 3")
-            .start()
-    };
+    let start = || broker.launch(env!("CARGO_BIN_EXE_taker")).line("pipes 3").start();
     let (full, other) = (start(), start());
-    assert_eq!(
-        (full.line(), other.line()),
-        ("joined".to_owned(), "joined".to_owned())
-    );
+    assert_eq!((full.line(), other.line()), ("joined".to_owned(), "joined".to_owned()));
     let group = Destination::Group(sender.find("pipes").unwrap());
     let (mut reader, writer): (PipeReader, _) = pipe().unwrap();
     let mut send = || {
@@ -252,22 +227,13 @@ fn a_receiver_without_room_for_descriptors_is_told_and_harms_nobody() {
         sender.hear_that(|frame| matches!(frame, BrokerFrame::DescriptorsTaken).then_some(()));
     };
     send();
-    assert_eq!(
-        (full.line(), other.line()),
-        ("3 taken".to_owned(), "3 taken".to_owned())
-    );
+    assert_eq!((full.line(), other.line()), ("3 taken".to_owned(), "3 taken".to_owned()));
     let before = limit_descriptors(full.pid(), None);
     send();
-    assert_eq!(
-        (full.line(), other.line()),
-        ("lost, and 0 taken".to_owned(), "3 taken".to_owned())
-    );
+    assert_eq!((full.line(), other.line()), ("lost, and 0 taken".to_owned(), "3 taken".to_owned()));
     limit_descriptors(full.pid(), Some(before));
     send();
-    assert_eq!(
-        (full.line(), other.line()),
-        ("3 taken".to_owned(), "3 taken".to_owned())
-    );
+    assert_eq!((full.line(), other.line()), ("3 taken".to_owned(), "3 taken".to_owned()));
     let pids = [full.pid(), other.pid()].map(|pid| pid.to_string());
     let _ = (full.end().with(0), other.end().with(0));
     drop(writer);
@@ -385,19 +351,15 @@ fn clients_of_a_broker_that_is_killed_notice_and_the_next_broker_takes_its_place
     let next = broker.again();
     let _ = next.unisono("ping").run().with(0);
     let welcome = next.raw().welcome().clone();
-    assert_ne!(
-        welcome.incarnation, incarnation,
-        "ids of the old one mean nothing"
-    );
+    assert_ne!(welcome.incarnation, incarnation, "ids of the old one mean nothing");
 }
 
 #[test]
 fn g9_groups_end_with_the_processes_that_held_them() {
     let broker = Broker::start();
     let mut observer = broker.raw();
-    let listeners: Vec<Process> = (0..4)
-        .map(|number| broker.listener("mortal", &broker.file(&number.to_string())))
-        .collect();
+    let listeners: Vec<Process> =
+        (0..4).map(|number| broker.listener("mortal", &broker.file(&number.to_string()))).collect();
     let group = Destination::Group(observer.find("mortal").unwrap());
     assert_eq!(observer.send(group, b"x").unwrap().recipients, 4);
     for (left, listener) in (0..4).rev().zip(listeners) {

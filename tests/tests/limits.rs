@@ -18,12 +18,7 @@ use tests::raw::{Answer, RawClient, frame_bytes, id, name, send_frame};
 #[track_caller]
 fn assert_limit<T: std::fmt::Debug>(answer: Answer<T>, limit: &str, value: u64) {
     let failure = answer.expect_err("past the limit");
-    let Failure {
-        code,
-        limit: named,
-        limit_value,
-        ..
-    } = *failure;
+    let Failure { code, limit: named, limit_value, .. } = *failure;
     assert_eq!(code, FailureCode::LimitExceeded);
     assert_eq!((named.as_deref(), limit_value), (Some(limit), Some(value)));
 }
@@ -96,15 +91,10 @@ fn names_have_1_to_255_bytes_and_no_empty_element() {
     let long = "a".repeat(255);
     for good in ["a", "A-z_0.9", &long] {
         let joined = join_by_bytes(&mut client, good);
-        assert!(
-            matches!(joined, Ok(Response::Joined { .. })),
-            "{good}: {joined:?}"
-        );
+        assert!(matches!(joined, Ok(Response::Joined { .. })), "{good}: {joined:?}");
     }
     let longer = "a".repeat(256);
-    for bad in [
-        "", &longer, "a..b", ".a", "a.", ".", "a b", "a/b", "ä", "a\0",
-    ] {
+    for bad in ["", &longer, "a..b", ".a", "a.", ".", "a b", "a/b", "ä", "a\0"] {
         let refused = join_by_bytes(&mut client, bad).unwrap_err();
         assert_eq!(refused.code, FailureCode::BadName, "{bad:?}: {refused}");
     }
@@ -173,19 +163,10 @@ fn attributes_at_their_limits_arrive_and_past_them_end_the_connection() {
         if good {
             let receipt = sender.outcome(serial).expect(case);
             assert_eq!(receipt.recipients, 1, "{case}");
-            assert_eq!(
-                member.receive().attributes.encoded()[..],
-                block[..],
-                "{case}"
-            );
+            assert_eq!(member.receive().attributes.encoded()[..], block[..], "{case}");
         } else {
             let goodbye = sender.goodbye().expect(case);
-            assert_eq!(
-                goodbye.code,
-                GoodbyeCode::BadFrame,
-                "{case}: {}",
-                goodbye.text
-            );
+            assert_eq!(goodbye.code, GoodbyeCode::BadFrame, "{case}: {}", goodbye.text);
         }
     }
     member.ping();
@@ -208,10 +189,7 @@ fn a_message_says_who_sent_it_when_and_as_which_of_its_sends() {
     sender.resume();
     for serial in 1..=2 {
         let head = member.receive().head;
-        assert_eq!(
-            (head.sender, head.sender_serial),
-            (sender.endpoint(), serial)
-        );
+        assert_eq!((head.sender, head.sender_serial), (sender.endpoint(), serial));
         assert_eq!(head.credentials.pid, std::process::id());
         assert_eq!(head.credentials.uid, rustix::process::getuid().as_raw());
         let committed = u128::from(head.commit_time);
@@ -236,16 +214,11 @@ fn g8_a_queue_holds_256_messages() {
     let (mut member, mut sender) = (broker.raw(), broker.raw());
     let group = Destination::Group(member.join("queue"));
     for number in 0..256 {
-        sender
-            .try_send(group, b"x")
-            .unwrap_or_else(|e| panic!("{number}: {e}"));
+        sender.try_send(group, b"x").unwrap_or_else(|e| panic!("{number}: {e}"));
     }
     let refused = sender.try_send(group, b"x").unwrap_err();
     assert_eq!(refused.code, FailureCode::WouldBlock);
-    assert_eq!(
-        (refused.full, refused.full_count),
-        (vec![member.endpoint()], 1)
-    );
+    assert_eq!((refused.full, refused.full_count), (vec![member.endpoint()], 1));
     sender.resume();
     // What is off the socket and not given back still counts.
     for _ in 0..256 {
@@ -267,26 +240,18 @@ fn g8_a_queue_holds_1_mib_and_the_message_that_crosses_it() {
     let one_less = vec![0; (1 << 20) - 1];
     let large = vec![7; 4 << 20];
     sender.try_send(group, &one_less).unwrap();
-    sender
-        .try_send(group, &large)
-        .expect("the message that crosses the limit");
+    sender.try_send(group, &large).expect("the message that crosses the limit");
     assert!(sender.try_send(group, b"").is_err());
     sender.resume();
     assert_eq!(member.receive().payload.len(), one_less.len());
     member.ping();
-    assert!(
-        sender.try_send(group, b"").is_err(),
-        "4 MiB are still there"
-    );
+    assert!(sender.try_send(group, b"").is_err(), "4 MiB are still there");
     sender.resume();
     assert!(member.receive().payload == large);
     member.ping();
     let exactly = vec![0; 1 << 20];
     sender.try_send(group, &exactly).unwrap();
-    assert!(
-        sender.try_send(group, b"").is_err(),
-        "no room at the limit itself"
-    );
+    assert!(sender.try_send(group, b"").is_err(), "no room at the limit itself");
 }
 
 #[test]
@@ -339,11 +304,7 @@ fn g8_a_lane_takes_64_messages_that_wait() {
         sender.post(group, b"waits");
     }
     sender.ping();
-    assert_eq!(
-        member.stats().waiting_sends,
-        1,
-        "one of a lane, and the others behind it"
-    );
+    assert_eq!(member.stats().waiting_sends, 1, "one of a lane, and the others behind it");
     sender.post(group, b"the 65th");
     let goodbye = sender.goodbye().unwrap();
     assert_eq!(goodbye.code, GoodbyeCode::Protocol);
@@ -418,22 +379,14 @@ fn an_endpoint_has_no_more_lanes_than_the_limit_says() {
 fn an_endpoint_has_64_memberships() {
     let broker = Broker::start();
     let mut client = broker.raw();
-    let groups: Vec<_> = (0..64)
-        .map(|n| client.join(&format!("group.{n}")))
-        .collect();
+    let groups: Vec<_> = (0..64).map(|n| client.join(&format!("group.{n}"))).collect();
     let one_more = client.join_with("group.64", MemberFlags::empty());
     assert_limit(one_more, "memberships", 64);
     assert!(broker.raw().find("group.64").is_err(), "nothing was made");
     let second = Handle::from_raw(1);
     client.open(second).unwrap();
-    client
-        .join_as(second, "group.0", MemberFlags::empty())
-        .unwrap();
-    client
-        .call(Request::Leave {
-            group_id: groups[7],
-        })
-        .unwrap();
+    client.join_as(second, "group.0", MemberFlags::empty()).unwrap();
+    client.call(Request::Leave { group_id: groups[7] }).unwrap();
     client.join("group.64");
 }
 
@@ -457,11 +410,7 @@ fn crowd(broker: &Broker, group: &str, mut count: u32) -> Vec<RawClient> {
             }
             for request in requests {
                 let serial = client.next_serial();
-                client.say(&ClientFrame::Call {
-                    endpoint,
-                    serial,
-                    request,
-                });
+                client.say(&ClientFrame::Call { endpoint, serial, request });
                 expected.push(serial);
             }
         }
@@ -510,9 +459,7 @@ fn a_connection_has_64_endpoints() {
     assert_limit(one_more, "endpoints_per_connection", 64);
     let used = client.open(Handle::from_raw(7)).unwrap_err();
     assert_eq!(used.code, FailureCode::BadRequest);
-    client
-        .call_as(Handle::from_raw(7), Request::CloseEndpoint)
-        .unwrap();
+    client.call_as(Handle::from_raw(7), Request::CloseEndpoint).unwrap();
     client.open(Handle::from_raw(u32::MAX)).unwrap();
 }
 
@@ -524,20 +471,16 @@ fn an_endpoint_has_as_many_watches_as_the_limit_says() {
     sender.send(group, b"fills").unwrap();
     let mut watch = || {
         let serial = sender.next_serial();
-        sender.say(&ClientFrame::Watch {
-            endpoint: Handle::FIRST,
-            serial,
-            destination: group,
-        });
+        sender.say(&ClientFrame::Watch { endpoint: Handle::FIRST, serial, destination: group });
         serial
     };
     let watches: [Serial; 3] = std::array::from_fn(|_| watch());
     let mut answer = |wanted: Serial| {
         sender.hear_that(|frame| match frame {
             BrokerFrame::Writable { serial, .. } if *serial == wanted => Some(Ok(())),
-            BrokerFrame::Error {
-                serial, failure, ..
-            } if *serial == wanted => Some(Err(failure.clone())),
+            BrokerFrame::Error { serial, failure, .. } if *serial == wanted => {
+                Some(Err(failure.clone()))
+            }
             _ => None,
         })
     };
@@ -567,14 +510,10 @@ fn g8_groups_connections_and_endpoints_of_a_bus_are_bounded() {
     let mut refused = RawClient::silent(broker.socket());
     refused.greet();
     assert_eq!(refused.goodbye().unwrap().code, GoodbyeCode::LimitExceeded);
-    three
-        .call_as(Handle::from_raw(1), Request::CloseEndpoint)
-        .unwrap();
+    three.call_as(Handle::from_raw(1), Request::CloseEndpoint).unwrap();
     broker_settles(&mut one, 3);
     let _four = broker.raw();
-    three
-        .call_as(Handle::from_raw(2), Request::CloseEndpoint)
-        .unwrap();
+    three.call_as(Handle::from_raw(2), Request::CloseEndpoint).unwrap();
     let mut refused = RawClient::silent(broker.socket());
     refused.greet();
     assert_eq!(refused.goodbye().unwrap().code, GoodbyeCode::LimitExceeded);

@@ -26,23 +26,16 @@ impl Session {
             Request::Stats => Ok(Response::Stats(Box::new(stats(shared)))),
             Request::OpenEndpoint => self.open_endpoint(handle, context),
             Request::CloseEndpoint => self.close_endpoint(handle, output, context),
-            Request::ShutdownReceive => Ok(Response::Shut {
-                sequence: self.port(handle)?.shutdown_receive(),
-            }),
+            Request::ShutdownReceive => {
+                Ok(Response::Shut { sequence: self.port(handle)?.shutdown_receive() })
+            }
             Request::Create { group } => {
                 let created = self.port(handle)?.endpoint().create_group(group);
                 let (group_id, sequence) = created.map_err(|e| failure::of_create(&e))?;
                 Ok(Response::Created { group_id, sequence })
             }
-            Request::Join {
-                group,
-                flags,
-                create,
-            } => {
-                let options = JoinOptions {
-                    flags: *flags,
-                    create: *create,
-                };
+            Request::Join { group, flags, create } => {
+                let options = JoinOptions { flags: *flags, create: *create };
                 let joined = self.port(handle)?.endpoint().join(group, options);
                 let joined = joined.map_err(|e| failure::of_join(&e))?;
                 Ok(Response::Joined {
@@ -69,16 +62,9 @@ impl Session {
                 let mut groups = shared.bus.groups(after.as_ref(), max + 1);
                 let more = groups.len() > max;
                 groups.truncate(max);
-                Ok(Response::Groups {
-                    groups: groups.into_iter().map(group_info).collect(),
-                    more,
-                })
+                Ok(Response::Groups { groups: groups.into_iter().map(group_info).collect(), more })
             }
-            Request::Members {
-                group_id,
-                after,
-                max,
-            } => {
+            Request::Members { group_id, after, max } => {
                 let view = shared.bus.members(*group_id, *after, page(*max));
                 let view = view.ok_or_else(|| no_such_group(*group_id))?;
                 Ok(Response::Members {
@@ -107,9 +93,7 @@ impl Session {
         if self.ports.len() >= usize::from(most) {
             let text = format!("this connection has {most} endpoints already");
             let failure = Failure::new(FailureCode::LimitExceeded, text);
-            return Err(Box::new(
-                failure.with_limit("endpoints_per_connection", most.into()),
-            ));
+            return Err(Box::new(failure.with_limit("endpoints_per_connection", most.into())));
         }
         let endpoint = self.open_port(handle, context)?;
         Ok(Response::Opened { endpoint })
@@ -121,10 +105,7 @@ impl Session {
         output: &mut Output,
         context: &mut Context<'_>,
     ) -> Result<Response, Box<Failure>> {
-        let mut port = self
-            .ports
-            .remove(&handle)
-            .ok_or_else(|| Box::new(no_such_port(handle)))?;
+        let mut port = self.ports.remove(&handle).ok_or_else(|| Box::new(no_such_port(handle)))?;
         port.cancel_sends(output, context);
         port.cancel_watches(output);
         self.readable.retain(|readable| *readable != handle);
@@ -133,9 +114,7 @@ impl Session {
     }
 
     fn port(&mut self, handle: Handle) -> Result<&mut Port, Box<Failure>> {
-        self.ports
-            .get_mut(&handle)
-            .ok_or_else(|| Box::new(no_such_port(handle)))
+        self.ports.get_mut(&handle).ok_or_else(|| Box::new(no_such_port(handle)))
     }
 }
 
@@ -171,12 +150,7 @@ fn stats(shared: &Shared) -> Stats {
 }
 
 fn group_info(info: bus_core::GroupInfo) -> GroupInfo {
-    GroupInfo {
-        name: info.name,
-        group_id: info.id,
-        members: info.members,
-        creator: info.creator,
-    }
+    GroupInfo { name: info.name, group_id: info.id, members: info.members, creator: info.creator }
 }
 
 fn member_info(info: bus_core::MemberInfo) -> MemberInfo {
@@ -195,10 +169,7 @@ fn member_info(info: bus_core::MemberInfo) -> MemberInfo {
 }
 
 fn no_such_group(group: GroupId) -> Failure {
-    Failure::new(
-        FailureCode::NoSuchGroup,
-        format!("there is no group {group}; it may have ended"),
-    )
+    Failure::new(FailureCode::NoSuchGroup, format!("there is no group {group}; it may have ended"))
 }
 
 /// The size of a page: what was asked for, within what fits a frame.

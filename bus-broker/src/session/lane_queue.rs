@@ -109,13 +109,7 @@ pub(super) enum Cancellation {
 
 impl<T> LaneQueue<T> {
     pub(super) fn new(window: Window) -> Self {
-        Self {
-            window,
-            head: None,
-            waiting: VecDeque::new(),
-            bytes: 0,
-            refuses: false,
-        }
+        Self { window, head: None, waiting: VecDeque::new(), bytes: 0, refuses: false }
     }
 
     /// Takes a send that arrived.
@@ -125,10 +119,7 @@ impl<T> LaneQueue<T> {
         }
         let messages = self.len();
         if messages >= self.window.messages || self.bytes >= self.window.bytes {
-            return Err(WindowExceeded {
-                messages,
-                bytes: self.bytes,
-            });
+            return Err(WindowExceeded { messages, bytes: self.bytes });
         }
         self.bytes += place.bytes;
         self.waiting.push_back((place, send));
@@ -155,10 +146,7 @@ impl<T> LaneQueue<T> {
         } else {
             Vec::new()
         };
-        Some(Finished {
-            head: head.serial,
-            fallen,
-        })
+        Some(Finished { head: head.serial, fallen })
     }
 
     /// Takes out a send that has not had its turn.
@@ -166,10 +154,7 @@ impl<T> LaneQueue<T> {
         if self.head.is_some_and(|head| head.serial == serial) {
             return Cancellation::IsHead;
         }
-        let found = self
-            .waiting
-            .iter()
-            .position(|(place, _)| place.serial == serial);
+        let found = self.waiting.iter().position(|(place, _)| place.serial == serial);
         let Some((place, _)) = found.and_then(|at| self.waiting.remove(at)) else {
             return Cancellation::Unknown;
         };
@@ -219,34 +204,20 @@ mod tests {
     }
 
     fn waits(number: u32) -> Place {
-        Place {
-            serial: serial(number),
-            bytes: 10,
-            patience: Patience::Wait,
-            independent: false,
-        }
+        Place { serial: serial(number), bytes: 10, patience: Patience::Wait, independent: false }
     }
 
     fn refuses(number: u32) -> Place {
-        Place {
-            patience: Patience::Refuse,
-            ..waits(number)
-        }
+        Place { patience: Patience::Refuse, ..waits(number) }
     }
 
     fn independent(place: Place) -> Place {
-        Place {
-            independent: true,
-            ..place
-        }
+        Place { independent: true, ..place }
     }
 
     /// A lane with these sends queued, none of them handed out.
     fn lane(places: &[Place]) -> LaneQueue<()> {
-        let mut lane = LaneQueue::new(Window {
-            messages: 4,
-            bytes: 100,
-        });
+        let mut lane = LaneQueue::new(Window { messages: 4, bytes: 100 });
         for place in places {
             assert_eq!(lane.arrive(*place, ()), Ok(Arrival::Queued));
         }
@@ -275,10 +246,7 @@ mod tests {
         let _ = lane.finish(Outcome::Committed);
         assert_eq!(next(&mut lane), Some(2));
         let finished = lane.finish(Outcome::Refused).unwrap();
-        assert_eq!(
-            (finished.head, finished.fallen),
-            (serial(2), vec![serial(3)])
-        );
+        assert_eq!((finished.head, finished.fallen), (serial(2), vec![serial(3)]));
         assert_eq!(next(&mut lane), Some(4), "independent ones go on");
     }
 
@@ -307,13 +275,7 @@ mod tests {
     #[test]
     fn g8_the_window_bounds_messages() {
         let mut lane = lane(&[waits(1), waits(2), waits(3), waits(4)]);
-        assert_eq!(
-            lane.arrive(waits(5), ()),
-            Err(WindowExceeded {
-                messages: 4,
-                bytes: 40
-            })
-        );
+        assert_eq!(lane.arrive(waits(5), ()), Err(WindowExceeded { messages: 4, bytes: 40 }));
         assert_eq!(next(&mut lane), Some(1));
         assert!(lane.arrive(waits(5), ()).is_err(), "the head counts");
         let _ = lane.finish(Outcome::Committed);
@@ -322,18 +284,9 @@ mod tests {
 
     #[test]
     fn g8_the_window_bounds_bytes_and_takes_the_one_that_crosses() {
-        let big = Place {
-            bytes: 99,
-            ..waits(1)
-        };
+        let big = Place { bytes: 99, ..waits(1) };
         let mut lane = lane(&[big, waits(2)]);
-        assert_eq!(
-            lane.arrive(waits(3), ()),
-            Err(WindowExceeded {
-                messages: 2,
-                bytes: 109
-            })
-        );
+        assert_eq!(lane.arrive(waits(3), ()), Err(WindowExceeded { messages: 2, bytes: 109 }));
         assert_eq!(lane.cancel(serial(1)), Cancellation::Removed);
         assert_eq!(lane.arrive(waits(3), ()), Ok(Arrival::Queued));
     }

@@ -40,9 +40,7 @@ pub(super) struct Port {
 
 impl Port {
     pub(super) fn new(handle: Handle, endpoint: Endpoint, waker: Waker) -> Self {
-        let receiver = endpoint
-            .receiver()
-            .expect("nobody else knows this endpoint yet");
+        let receiver = endpoint.receiver().expect("nobody else knows this endpoint yet");
         Self {
             handle,
             lanes: Default::default(),
@@ -216,11 +214,8 @@ impl Port {
     }
 
     fn say_watch_failed(&self, serial: Serial, failure: Failure, output: &mut Output) {
-        let frame = BrokerFrame::Error {
-            endpoint: self.handle,
-            serial,
-            failure: Box::new(failure),
-        };
+        let frame =
+            BrokerFrame::Error { endpoint: self.handle, serial, failure: Box::new(failure) };
         say(frame, output);
     }
 }

@@ -36,12 +36,7 @@ impl SendingLane {
             messages: usize::try_from(limits.lane_messages).unwrap_or(usize::MAX),
             bytes: limits.lane_bytes,
         };
-        Self {
-            queue: LaneQueue::new(window),
-            lane,
-            waker,
-            waits: false,
-        }
+        Self { queue: LaneQueue::new(window), lane, waker, waits: false }
     }
 
     /// Takes a SEND in, and hands the bus what it can take.
@@ -202,11 +197,7 @@ impl SendingLane {
 }
 
 fn send_id(endpoint: Handle, lane: LaneNumber, serial: Serial) -> SendId {
-    SendId {
-        endpoint,
-        lane,
-        serial,
-    }
+    SendId { endpoint, lane, serial }
 }
 
 fn lane_refused() -> Failure {

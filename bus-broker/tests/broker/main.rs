@@ -37,10 +37,7 @@ impl Fixture {
         config.limits = limits;
         config.threads = threads.try_into().ok();
         let broker = Broker::bind(&config).unwrap();
-        Self {
-            handle: broker.handle(),
-            running: Some(std::thread::spawn(|| broker.run())),
-        }
+        Self { handle: broker.handle(), running: Some(std::thread::spawn(|| broker.run())) }
     }
 
     fn stream(&self) -> UnixStream {
@@ -68,10 +65,7 @@ impl Drop for Fixture {
 }
 
 fn small_queue(messages: u32) -> Limits {
-    Limits {
-        queue_messages: messages,
-        ..Limits::default()
-    }
+    Limits { queue_messages: messages, ..Limits::default() }
 }
 
 /// A member whose queue of `capacity` is full, a sender, and the group.
@@ -193,18 +187,10 @@ fn the_largest_payload_arrives_and_one_byte_more_is_too_large() {
 fn what_is_no_greeting_ends_that_connection_only() {
     let fixture = Fixture::new();
     let mut innocent = fixture.client();
-    for garbage in [
-        &b"\0AUTH EXTERNAL\r\n"[..],
-        b"UNISONO!",
-        b"GET / HTTP/1.1\r\n\r\n",
-    ] {
+    for garbage in [&b"\0AUTH EXTERNAL\r\n"[..], b"UNISONO!", b"GET / HTTP/1.1\r\n\r\n"] {
         let mut stranger = RawClient::silent(fixture.stream());
         stranger.write(garbage);
-        assert_eq!(
-            stranger.goodbye(),
-            None,
-            "{garbage:?}: closed, without a word it knows"
-        );
+        assert_eq!(stranger.goodbye(), None, "{garbage:?}: closed, without a word it knows");
     }
     innocent.ping();
     innocent.wait_for(|stats| stats.protocol_errors == 3 && stats.connections == 1);
@@ -215,21 +201,9 @@ fn a_bad_frame_is_named_and_ends_that_connection_only() {
     let fixture = Fixture::new();
     let mut innocent = fixture.client();
     for (case, bytes, says) in [
-        (
-            "unknown kind",
-            [16, 0, 0, 0, 0x77, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-            "0x77",
-        ),
-        (
-            "length of 4 GiB",
-            [255, 255, 255, 255, 0x10, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0],
-            "SEND",
-        ),
-        (
-            "length of 0",
-            [0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0],
-            "SEND",
-        ),
+        ("unknown kind", [16, 0, 0, 0, 0x77, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], "0x77"),
+        ("length of 4 GiB", [255, 255, 255, 255, 0x10, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], "SEND"),
+        ("length of 0", [0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], "SEND"),
     ] {
         let mut bad = fixture.client();
         bad.write(&bytes);
@@ -258,10 +232,7 @@ fn frames_out_of_turn_end_that_connection() {
 
     let mut future = RawClient::silent(fixture.stream());
     future.write(&MAGIC);
-    let hello = Hello {
-        versions: vec![999],
-        ..Hello::default()
-    };
+    let hello = Hello { versions: vec![999], ..Hello::default() };
     future.say(&ClientFrame::Hello(hello));
     assert_eq!(future.goodbye().unwrap().code, GoodbyeCode::NoCommonVersion);
 }
@@ -290,10 +261,7 @@ fn a_client_that_stops_inside_a_frame_costs_nobody_anything() {
 
 #[test]
 fn g8_more_than_the_window_of_a_lane_ends_that_connection() {
-    let limits = Limits {
-        lane_messages: 3,
-        ..small_queue(2)
-    };
+    let limits = Limits { lane_messages: 3, ..small_queue(2) };
     let fixture = Fixture::with(limits, 1);
     let (mut member, mut sender, group) = full_member(&fixture, 2);
     for _ in 0..3 {
@@ -313,22 +281,13 @@ fn g8_more_than_the_window_of_a_lane_ends_that_connection() {
 fn g5_a_cancelled_send_has_reached_nobody() {
     let fixture = Fixture::with(small_queue(2), 2);
     let (mut member, mut sender, group) = full_member(&fixture, 2);
-    let (head, second, third) = (
-        sender.post(group, b"head"),
-        sender.post(group, b"second"),
-        sender.post(group, b"third"),
-    );
+    let (head, second, third) =
+        (sender.post(group, b"head"), sender.post(group, b"second"), sender.post(group, b"third"));
     member.wait_for_waiting_sends(1);
     sender.cancel(second);
-    assert_eq!(
-        sender.outcome(second).unwrap_err().code,
-        FailureCode::Cancelled
-    );
+    assert_eq!(sender.outcome(second).unwrap_err().code, FailureCode::Cancelled);
     sender.cancel(head);
-    assert_eq!(
-        sender.outcome(head).unwrap_err().code,
-        FailureCode::Cancelled
-    );
+    assert_eq!(sender.outcome(head).unwrap_err().code, FailureCode::Cancelled);
     sender.cancel(head);
     member.credit(1, 5);
     sender.outcome(third).unwrap();
@@ -344,17 +303,8 @@ fn g5_nothing_else_is_held_back_by_a_send_that_waits() {
     let free = Destination::Endpoint(sender.endpoint());
     // Another lane of the same endpoint.
     let serial = sender.next_serial();
-    let other = SendId {
-        lane: LaneNumber::new(5).unwrap(),
-        ..id(serial)
-    };
-    sender.say(&send_frame(
-        other,
-        free,
-        b"overtakes",
-        SendFlags::empty(),
-        0,
-    ));
+    let other = SendId { lane: LaneNumber::new(5).unwrap(), ..id(serial) };
+    sender.say(&send_frame(other, free, b"overtakes", SendFlags::empty(), 0));
     sender.outcome(serial).unwrap();
     assert_eq!(&sender.receive().payload[..], b"overtakes");
     // Another endpoint of the same connection.
@@ -363,10 +313,7 @@ fn g5_nothing_else_is_held_back_by_a_send_that_waits() {
         panic!("no second endpoint")
     };
     let serial = sender.next_serial();
-    let second = SendId {
-        endpoint: handle,
-        ..id(serial)
-    };
+    let second = SendId { endpoint: handle, ..id(serial) };
     sender.say(&send_frame(second, free, b"too", SendFlags::empty(), 0));
     sender.outcome(serial).unwrap();
     // Leave and shutdown.
@@ -374,18 +321,10 @@ fn g5_nothing_else_is_held_back_by_a_send_that_waits() {
     assert!(matches!(left, Ok(Response::Left { .. })), "{left:?}");
     let shut = sender.call(Request::ShutdownReceive);
     assert!(matches!(shut, Ok(Response::Shut { .. })), "{shut:?}");
-    assert_eq!(
-        &sender.receive().payload[..],
-        b"too",
-        "what was queued stays readable"
-    );
+    assert_eq!(&sender.receive().payload[..], b"too", "what was queued stays readable");
     drop(member);
     let ended = sender.outcome(waits).unwrap_err();
-    assert_eq!(
-        ended.code,
-        FailureCode::GroupEnded,
-        "it went with its last member"
-    );
+    assert_eq!(ended.code, FailureCode::GroupEnded, "it went with its last member");
 }
 
 #[test]
@@ -394,10 +333,7 @@ fn g9_what_is_sent_to_one_who_shut_down_fails() {
     let (mut deaf, mut sender) = (fixture.client(), fixture.client());
     deaf.call(Request::ShutdownReceive).unwrap();
     let serial = sender.post(Destination::Endpoint(deaf.endpoint()), b"hello?");
-    assert_eq!(
-        sender.outcome(serial).unwrap_err().code,
-        FailureCode::EndpointClosed
-    );
+    assert_eq!(sender.outcome(serial).unwrap_err().code, FailureCode::EndpointClosed);
     let serial = deaf.post(Destination::Endpoint(sender.endpoint()), b"still talking");
     deaf.outcome(serial).unwrap();
     assert_eq!(&sender.receive().payload[..], b"still talking");
@@ -427,14 +363,8 @@ fn g3_a_refused_lane_refuses_until_it_is_resumed() {
     let independent = sender.post_with(free, b"3", SendFlags::INDEPENDENT);
     let refusal = sender.outcome(refused).unwrap_err();
     assert_eq!(refusal.code, FailureCode::WouldBlock);
-    assert_eq!(
-        (refusal.full, refusal.full_count),
-        (vec![member.endpoint()], 1)
-    );
-    assert_eq!(
-        sender.outcome(fallen).unwrap_err().code,
-        FailureCode::LaneRefused
-    );
+    assert_eq!((refusal.full, refusal.full_count), (vec![member.endpoint()], 1));
+    assert_eq!(sender.outcome(fallen).unwrap_err().code, FailureCode::LaneRefused);
     sender.outcome(independent).unwrap();
     assert_eq!(&sender.receive().payload[..], b"3");
     sender.resume();
@@ -453,10 +383,7 @@ fn g5_a_send_that_lacks_only_its_senders_room_fails() {
     let serial = alone.post(to_self, b"fills");
     alone.outcome(serial).unwrap();
     let serial = alone.post(to_self, b"no room");
-    assert_eq!(
-        alone.outcome(serial).unwrap_err().code,
-        FailureCode::OwnQueueFull
-    );
+    assert_eq!(alone.outcome(serial).unwrap_err().code, FailureCode::OwnQueueFull);
 }
 
 #[test]
@@ -465,28 +392,21 @@ fn g6_a_watch_is_answered_once_there_is_room() {
     let (mut member, mut sender, group) = full_member(&fixture, 2);
     let watch = |sender: &mut RawClient, destination| {
         let serial = sender.next_serial();
-        sender.say(&ClientFrame::Watch {
-            endpoint: Handle::FIRST,
-            serial,
-            destination,
-        });
+        sender.say(&ClientFrame::Watch { endpoint: Handle::FIRST, serial, destination });
         serial
     };
     let writable = |sender: &mut RawClient, wanted: Serial| {
         sender.hear_that(|frame| match frame {
             BrokerFrame::Writable { serial, .. } if *serial == wanted => Some(Ok(())),
-            BrokerFrame::Error {
-                serial, failure, ..
-            } if *serial == wanted => Some(Err(failure.code.clone())),
+            BrokerFrame::Error { serial, failure, .. } if *serial == wanted => {
+                Some(Err(failure.code.clone()))
+            }
             _ => None,
         })
     };
     let serial = watch(&mut sender, group);
     let given_up = watch(&mut sender, group);
-    sender.say(&ClientFrame::Unwatch {
-        endpoint: Handle::FIRST,
-        serial: given_up,
-    });
+    sender.say(&ClientFrame::Unwatch { endpoint: Handle::FIRST, serial: given_up });
     sender.ping();
     member.credit(1, 5);
     assert_eq!(writable(&mut sender, serial), Ok(()));
@@ -512,18 +432,14 @@ fn g7_a_member_that_drops_learns_its_gap() {
     member.message();
     member.credit(2, 8);
     let gap = member.hear_that(|frame| match frame {
-        BrokerFrame::Notice {
-            notice: Notice::Gap { group_id, gap },
-            ..
-        } => Some((*group_id, *gap)),
+        BrokerFrame::Notice { notice: Notice::Gap { group_id, gap }, .. } => {
+            Some((*group_id, *gap))
+        }
         _ => None,
     });
     assert_eq!(gap.0, group);
     assert_eq!(gap.1.count, 3);
-    assert_eq!(
-        (gap.1.first, gap.1.last),
-        (receipts[2].sequence, receipts[4].sequence)
-    );
+    assert_eq!((gap.1.first, gap.1.last), (receipts[2].sequence, receipts[4].sequence));
 }
 
 #[test]
@@ -597,13 +513,7 @@ fn descriptors_without_a_frame_for_them_end_that_connection() {
     assert_eq!(plain.goodbye().unwrap().code, GoodbyeCode::Protocol);
 
     let mut short = fixture.client();
-    short.say(&send_frame(
-        id(Serial::FIRST),
-        to,
-        b"one",
-        SendFlags::empty(),
-        1,
-    ));
+    short.say(&send_frame(id(Serial::FIRST), to, b"one", SendFlags::empty(), 1));
     assert_eq!(short.goodbye().unwrap().code, GoodbyeCode::Protocol);
 
     let mut many = fixture.client();
@@ -637,9 +547,7 @@ fn g8_a_client_that_does_not_read_its_answers_is_not_read_and_loses_none() {
     polite.wait_for(|stats| stats.bytes_read > 1 << 20);
     polite.ping();
     for number in 1..=CALLS {
-        let BrokerFrame::Done { serial, .. } = rude.hear() else {
-            panic!("no answer {number}")
-        };
+        let BrokerFrame::Done { serial, .. } = rude.hear() else { panic!("no answer {number}") };
         assert_eq!(serial.get(), number);
     }
     writer.join().unwrap();
@@ -667,41 +575,25 @@ fn g10_a_member_that_does_not_read_its_socket_leaves_others_alone() {
         healthy.receive();
     }
     drop(stuck);
-    assert_eq!(
-        sender.outcome(waits).unwrap_err().code,
-        FailureCode::GroupEnded
-    );
+    assert_eq!(sender.outcome(waits).unwrap_err().code, FailureCode::GroupEnded);
 }
 
 #[test]
 fn g8_a_stalled_member_is_evicted_and_told_and_the_sender_goes_on() {
-    let limits = Limits {
-        stall: Duration::from_millis(100),
-        ..small_queue(2)
-    };
+    let limits = Limits { stall: Duration::from_millis(100), ..small_queue(2) };
     let fixture = Fixture::with(limits, 2);
     let (mut member, mut sender, group) = full_member(&fixture, 2);
     let waits = sender.post(group, b"waits");
     assert_eq!(sender.outcome(waits).unwrap().recipients, 0);
     let (evicted_from, queued) = member.hear_that(|frame| match frame {
         BrokerFrame::Notice {
-            notice:
-                Notice::Evicted {
-                    group_id,
-                    queued_messages,
-                    ..
-                },
-            ..
+            notice: Notice::Evicted { group_id, queued_messages, .. }, ..
         } => Some((*group_id, *queued_messages)),
         _ => None,
     });
     assert_eq!(Destination::Group(evicted_from), group);
     assert_eq!(queued, 2);
-    let again = Request::Join {
-        group: name("full"),
-        flags: MemberFlags::empty(),
-        create: true,
-    };
+    let again = Request::Join { group: name("full"), flags: MemberFlags::empty(), create: true };
     let refused = member.call(again).unwrap_err();
     assert_eq!(refused.code, FailureCode::BackOff);
     assert!(refused.retry_after.is_some());
@@ -713,10 +605,7 @@ fn a_client_that_says_goodbye_is_gone() {
     let fixture = Fixture::new();
     let (mut leaver, mut other) = (fixture.client(), fixture.client());
     leaver.join("left");
-    leaver.say(&ClientFrame::Goodbye(Goodbye::new(
-        GoodbyeCode::Done,
-        "bye",
-    )));
+    leaver.say(&ClientFrame::Goodbye(Goodbye::new(GoodbyeCode::Done, "bye")));
     assert_eq!(leaver.goodbye(), None, "closed without another word");
     other.wait_for(|stats| stats.endpoints == 1 && stats.groups == 0 && stats.connections == 1);
 }
@@ -736,10 +625,7 @@ fn endpoints_of_a_connection_have_their_own_queues_and_answers() {
     assert_eq!(client.message().head.endpoint, second);
     client.call_as(second, Request::CloseEndpoint).unwrap();
     let serial = client.post(Destination::Endpoint(endpoint), b"too late");
-    assert_eq!(
-        client.outcome(serial).unwrap_err().code,
-        FailureCode::NoSuchEndpoint
-    );
+    assert_eq!(client.outcome(serial).unwrap_err().code, FailureCode::NoSuchEndpoint);
     let gone = client.call_as(second, Request::CloseEndpoint).unwrap_err();
     assert_eq!(gone.code, FailureCode::NoSuchEndpoint);
 }
@@ -751,16 +637,10 @@ fn closing_an_endpoint_answers_its_sends() {
     let (head, second) = (sender.post(group, b"head"), sender.post(group, b"second"));
     sender.call(Request::CloseEndpoint).unwrap();
     for serial in [head, second] {
-        assert_eq!(
-            sender.outcome(serial).unwrap_err().code,
-            FailureCode::Cancelled
-        );
+        assert_eq!(sender.outcome(serial).unwrap_err().code, FailureCode::Cancelled);
     }
     let serial = sender.post(group, b"from nobody");
-    assert_eq!(
-        sender.outcome(serial).unwrap_err().code,
-        FailureCode::NoSuchEndpoint
-    );
+    assert_eq!(sender.outcome(serial).unwrap_err().code, FailureCode::NoSuchEndpoint);
 }
 
 #[test]
@@ -786,18 +666,10 @@ fn listings_come_in_pages() {
         }
     }
     assert_eq!(listed, names);
-    let found = client.call(Request::FindGroup {
-        group: name("group.g10"),
-    });
-    let Ok(Response::Group(info)) = found else {
-        panic!("{found:?}")
-    };
+    let found = client.call(Request::FindGroup { group: name("group.g10") });
+    let Ok(Response::Group(info)) = found else { panic!("{found:?}") };
     assert_eq!((info.members, info.creator), (1, Some(client.endpoint())));
-    let request = Request::Members {
-        group_id: info.group_id,
-        after: None,
-        max: 10,
-    };
+    let request = Request::Members { group_id: info.group_id, after: None, max: 10 };
     let Ok(Response::Members { members, more, .. }) = client.call(request) else {
         panic!("no members")
     };
@@ -817,10 +689,8 @@ fn two_hundred_connections_hear_each_other() {
     }
     let group = Destination::Group(group.unwrap());
     let mut senders = [fixture.client(), fixture.client()];
-    let sent: Vec<Serial> = senders
-        .iter_mut()
-        .map(|sender| sender.post(group, b"hello all"))
-        .collect();
+    let sent: Vec<Serial> =
+        senders.iter_mut().map(|sender| sender.post(group, b"hello all")).collect();
     for (sender, serial) in senders.iter_mut().zip(sent) {
         assert_eq!(sender.outcome(serial).unwrap().recipients, 200);
     }
@@ -835,17 +705,11 @@ fn two_hundred_connections_hear_each_other() {
 
 #[test]
 fn g8_connections_above_the_limit_are_told() {
-    let limits = Limits {
-        connections: 3,
-        ..Limits::default()
-    };
+    let limits = Limits { connections: 3, ..Limits::default() };
     let fixture = Fixture::with(limits, 1);
     let clients: Vec<RawClient> = (0..3).map(|_| fixture.client()).collect();
     let refused = fixture.handle.connect().unwrap_err();
-    assert!(
-        matches!(refused, ConnectError::LimitExceeded { limit: 3 }),
-        "{refused}"
-    );
+    assert!(matches!(refused, ConnectError::LimitExceeded { limit: 3 }), "{refused}");
     drop(clients);
     let deadline = std::time::Instant::now() + raw_client::DEADLINE;
     while fixture.handle.connect().is_err() {
@@ -894,12 +758,7 @@ fn a_call_that_cannot_be_read_is_answered_and_the_connection_goes_on() {
     ];
     bytes.extend(body);
     client.write(&bytes);
-    let BrokerFrame::Error {
-        serial, failure, ..
-    } = client.hear()
-    else {
-        panic!("no error")
-    };
+    let BrokerFrame::Error { serial, failure, .. } = client.hear() else { panic!("no error") };
     assert_eq!((serial.get(), failure.code), (42, FailureCode::Unsupported));
     client.ping();
 }

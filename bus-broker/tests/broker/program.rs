@@ -26,11 +26,7 @@ impl Program {
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
         assert_eq!(line, format!("listening on {}\n", path.display()));
-        Self {
-            child,
-            stdout,
-            path: path.to_owned(),
-        }
+        Self { child, stdout, path: path.to_owned() }
     }
 
     fn listening(directory: &Path) -> Self {
@@ -67,11 +63,7 @@ fn sigterm_and_sigint_tell_clients_and_leave_no_socket() {
         let mut client = RawClient::connect(&path);
         client.join("chat");
         program.signal(signal);
-        assert_eq!(
-            client.goodbye().unwrap().code,
-            GoodbyeCode::Shutdown,
-            "{signal}"
-        );
+        assert_eq!(client.goodbye().unwrap().code, GoodbyeCode::Shutdown, "{signal}");
         program.ended();
         assert!(!path.exists(), "{signal}");
     }
@@ -91,10 +83,7 @@ fn the_default_path_is_in_the_runtime_directory() {
 
 #[test]
 fn without_a_runtime_directory_it_fails_and_names_the_option() {
-    let output = Command::new(BROKER)
-        .env_remove("XDG_RUNTIME_DIR")
-        .output()
-        .unwrap();
+    let output = Command::new(BROKER).env_remove("XDG_RUNTIME_DIR").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(output.stdout, b"");
     let text = String::from_utf8(output.stderr).unwrap();
@@ -105,11 +94,7 @@ fn without_a_runtime_directory_it_fails_and_names_the_option() {
 fn a_second_broker_on_the_path_fails_and_the_first_goes_on() {
     let directory = tempfile::tempdir().unwrap();
     let program = Program::listening(directory.path());
-    let output = Command::new(BROKER)
-        .arg("--listen")
-        .arg(&program.path)
-        .output()
-        .unwrap();
+    let output = Command::new(BROKER).arg("--listen").arg(&program.path).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("another broker listens on"), "{text}");
@@ -132,17 +117,10 @@ fn a_configuration_error_has_its_place() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("broker.toml");
     std::fs::write(&file, "threads = 1\n[limits]\nlanes = 17\n").unwrap();
-    let output = Command::new(BROKER)
-        .arg("--config")
-        .arg(&file)
-        .output()
-        .unwrap();
+    let output = Command::new(BROKER).arg("--config").arg(&file).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        text.contains("broker.toml:3:9: limit lanes is 17"),
-        "{text}"
-    );
+    assert!(text.contains("broker.toml:3:9: limit lanes is 17"), "{text}");
 }
 
 #[test]
@@ -150,20 +128,14 @@ fn g8_out_of_descriptors_newcomers_are_told_and_old_clients_served() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("bus");
     let mut command = Command::new("/bin/sh");
-    command
-        .arg("-c")
-        .arg("ulimit -n 32; exec \"$0\" --listen \"$1\"")
-        .arg(BROKER)
-        .arg(&path);
+    command.arg("-c").arg("ulimit -n 32; exec \"$0\" --listen \"$1\"").arg(BROKER).arg(&path);
     let program = Program::start(&mut command, &path);
 
     let mut clients = Vec::new();
     let refused = loop {
         let mut client = RawClient::silent(UnixStream::connect(&path).unwrap());
         client.write(b"UNISONO\n");
-        client.say(&bus_core::wire::ClientFrame::Hello(
-            bus_core::wire::Hello::new(),
-        ));
+        client.say(&bus_core::wire::ClientFrame::Hello(bus_core::wire::Hello::new()));
         match client.hear() {
             BrokerFrame::Welcome(_) => clients.push(client),
             BrokerFrame::Goodbye(goodbye) => break goodbye,
@@ -193,11 +165,7 @@ fn a_socket_from_the_service_manager_is_served_and_left() {
     // Inherited as standard input, and moved to where the manager would put it.
     let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\"";
     let mut command = Command::new("/bin/sh");
-    command
-        .arg("-c")
-        .arg(script)
-        .arg(BROKER)
-        .stdin(OwnedFd::from(socket));
+    command.arg("-c").arg(script).arg(BROKER).stdin(OwnedFd::from(socket));
     let program = Program::start(&mut command, &path);
     RawClient::connect(&path).ping();
     program.signal(Signal::SIGTERM);

@@ -156,20 +156,14 @@ impl RawClient {
         request: Request,
     ) -> Result<Response, Box<Failure>> {
         let serial = self.next_serial();
-        self.say(&ClientFrame::Call {
-            endpoint,
-            serial,
-            request,
-        });
+        self.say(&ClientFrame::Call { endpoint, serial, request });
         self.hear_that(|frame| match frame {
-            BrokerFrame::Done {
-                serial: s,
-                response,
-                ..
-            } if *s == serial => Some(Ok(response.clone())),
-            BrokerFrame::Error {
-                serial: s, failure, ..
-            } if *s == serial => Some(Err(failure.clone())),
+            BrokerFrame::Done { serial: s, response, .. } if *s == serial => {
+                Some(Ok(response.clone()))
+            }
+            BrokerFrame::Error { serial: s, failure, .. } if *s == serial => {
+                Some(Err(failure.clone()))
+            }
             _ => None,
         })
     }
@@ -179,11 +173,7 @@ impl RawClient {
     }
 
     pub(crate) fn join_with(&mut self, group: &str, flags: MemberFlags) -> GroupId {
-        let request = Request::Join {
-            group: name(group),
-            flags,
-            create: true,
-        };
+        let request = Request::Join { group: name(group), flags, create: true };
         match self.call(request).unwrap() {
             Response::Joined { group_id, .. } => group_id,
             other => panic!("{other:?}"),
@@ -237,18 +227,11 @@ impl RawClient {
     }
 
     pub(crate) fn resume(&mut self) {
-        self.say(&ClientFrame::Resume {
-            endpoint: Handle::FIRST,
-            lane: LaneNumber::FIRST,
-        });
+        self.say(&ClientFrame::Resume { endpoint: Handle::FIRST, lane: LaneNumber::FIRST });
     }
 
     pub(crate) fn credit(&mut self, messages: u32, bytes: u64) {
-        self.say(&ClientFrame::Credit {
-            endpoint: Handle::FIRST,
-            messages,
-            bytes,
-        });
+        self.say(&ClientFrame::Credit { endpoint: Handle::FIRST, messages, bytes });
     }
 
     /// The answer to a SEND.
@@ -325,11 +308,7 @@ pub(crate) fn name(text: &str) -> GroupName {
 }
 
 pub(crate) fn id(serial: Serial) -> SendId {
-    SendId {
-        endpoint: Handle::FIRST,
-        lane: LaneNumber::FIRST,
-        serial,
-    }
+    SendId { endpoint: Handle::FIRST, lane: LaneNumber::FIRST, serial }
 }
 
 pub(crate) fn send_frame(
@@ -340,13 +319,7 @@ pub(crate) fn send_frame(
     descriptors: u8,
 ) -> ClientFrame {
     ClientFrame::Send(SendFrame {
-        head: SendHead {
-            id,
-            destination,
-            flags,
-            deadline: 0,
-            descriptors,
-        },
+        head: SendHead { id, destination, flags, deadline: 0, descriptors },
         attributes: Attributes::EMPTY,
         payload: payload.to_vec().into(),
     })

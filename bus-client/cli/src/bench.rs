@@ -74,18 +74,12 @@ pub(crate) fn run(
         output.line(&title(&plans[0], options))?;
         output.line(&report::table(&all).to_string())?;
     }
-    let broken: Vec<&str> = all
-        .iter()
-        .filter(|figures| figures.is_broken())
-        .map(Figures::system)
-        .collect();
+    let broken: Vec<&str> =
+        all.iter().filter(|figures| figures.is_broken()).map(Figures::system).collect();
     if broken.is_empty() {
         return Ok(Exit::Done);
     }
-    Err(Failure::error(format_args!(
-        "order or completeness did not hold: {}",
-        broken.join(", ")
-    )))
+    Err(Failure::error(format_args!("order or completeness did not hold: {}", broken.join(", "))))
 }
 
 /// What a process does that `bench` has started.
@@ -132,10 +126,7 @@ fn plan(options: &Options, system: System) -> Plan {
     let (senders, receivers) = match workload {
         Workload::Rtt => (1, 1),
         Workload::Connect => (given(options.senders, senders), 0),
-        _ => (
-            given(options.senders, senders),
-            given(options.receivers, receivers),
-        ),
+        _ => (given(options.senders, senders), given(options.receivers, receivers)),
     };
     let nanoseconds = u64::try_from(options.seconds.as_nanos()).unwrap_or(u64::MAX);
     Plan {
@@ -148,13 +139,8 @@ fn plan(options: &Options, system: System) -> Plan {
             Workload::Fanout | Workload::Fanin | Workload::Large => usize::from(options.batch),
             _ => 1,
         },
-        limit: options
-            .count
-            .map_or(Limit::Nanoseconds(nanoseconds), Limit::Count),
-        pin: options
-            .pin
-            .as_ref()
-            .map_or_else(Vec::new, |pin| pin.0.clone()),
+        limit: options.count.map_or(Limit::Nanoseconds(nanoseconds), Limit::Count),
+        pin: options.pin.as_ref().map_or_else(Vec::new, |pin| pin.0.clone()),
         slow: usize::from(options.slow),
         dir: PathBuf::new(),
         port: 0,
@@ -259,9 +245,5 @@ fn title(plan: &Plan, options: &Options) -> String {
             plan.senders, plan.receivers, plan.size, plan.batch
         ),
     };
-    format!(
-        "{}: {what}; medians of {} runs",
-        plan.workload.name(),
-        options.runs
-    )
+    format!("{}: {what}; medians of {} runs", plan.workload.name(), options.runs)
 }

@@ -322,11 +322,7 @@ mod tests {
     #[test]
     fn global_options_work_before_and_after_the_verb() {
         for line in ["--address /x groups", "groups --address /x"] {
-            assert_eq!(
-                parse(line).expect(line).address.as_deref(),
-                Some("/x"),
-                "{line}"
-            );
+            assert_eq!(parse(line).expect(line).address.as_deref(), Some("/x"), "{line}");
         }
     }
 
@@ -375,9 +371,6 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::DisplayHelp);
         assert_eq!(error.exit_code(), 0);
         let help = error.to_string();
-        assert!(
-            help.contains("[alias: sub]") && help.contains("[alias: pub]"),
-            "{help}"
-        );
+        assert!(help.contains("[alias: sub]") && help.contains("[alias: pub]"), "{help}");
     }
 }

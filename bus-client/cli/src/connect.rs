@@ -105,13 +105,7 @@ mod tests {
     fn a_refused_send_that_reached_nobody_for_want_of_room_is_3() {
         for (error, exit) in [
             (SendError::TimedOut, Exit::NotSent),
-            (
-                SendError::WouldBlock {
-                    full: Vec::new(),
-                    full_count: 1,
-                },
-                Exit::NotSent,
-            ),
+            (SendError::WouldBlock { full: Vec::new(), full_count: 1 }, Exit::NotSent),
             (SendError::RecipientStalled, Exit::Error),
             (SendError::TooLarge { bytes: 2, limit: 1 }, Exit::Error),
         ] {

@@ -146,11 +146,7 @@ impl Plan {
         };
         let input = folder.input();
         write_lines(&input, &text, options.messages)?;
-        Ok(Self {
-            folder,
-            input,
-            total: options.messages * options.senders,
-        })
+        Ok(Self { folder, input, total: options.messages * options.senders })
     }
 }
 
@@ -168,21 +164,15 @@ fn write_lines(path: &Path, text: &[u8], count: u64) -> Result<(), Failure> {
 }
 
 fn listener(plan: &Plan, number: u64) -> Process {
-    Process::new(
-        format!("member {number}"),
-        ["listen", GROUP, "--json", "--count"],
-    )
-    .arg(plan.total.to_string())
+    Process::new(format!("member {number}"), ["listen", GROUP, "--json", "--count"])
+        .arg(plan.total.to_string())
 }
 
 fn sender(options: &cli::Demo, plan: &Plan, number: u64) -> Process {
-    Process::new(
-        format!("sender {number}"),
-        ["send", GROUP, "--json", "--lines", "--wait-members"],
-    )
-    .arg(options.members.to_string())
-    .arg("--file")
-    .arg(&plan.input)
+    Process::new(format!("sender {number}"), ["send", GROUP, "--json", "--lines", "--wait-members"])
+        .arg(options.members.to_string())
+        .arg("--file")
+        .arg(&plan.input)
 }
 
 /// What the main thread waits for.
@@ -247,16 +237,12 @@ fn collect(
 /// A member's summary, if it received all messages.
 fn whole(summary: Result<Summary, Failure>, plan: &Plan) -> Result<Summary, Failure> {
     let summary = summary?;
-    let Summary {
-        number, messages, ..
-    } = summary;
+    let Summary { number, messages, .. } = summary;
     if messages == plan.total {
         return Ok(summary);
     }
     let total = plan.total;
-    Err(Failure::error(format_args!(
-        "member {number} ended after {messages} of {total} messages"
-    )))
+    Err(Failure::error(format_args!("member {number} ended after {messages} of {total} messages")))
 }
 
 fn conclude(
@@ -269,9 +255,7 @@ fn conclude(
     for line in table(summaries).lines() {
         output.line(&line)?;
     }
-    let receipts: Vec<_> = (1..=options.senders)
-        .map(|n| plan.folder.receipts(n))
-        .collect();
+    let receipts: Vec<_> = (1..=options.senders).map(|n| plan.folder.receipts(n)).collect();
     let report = verify::verify(&plan.folder.whole_traces(options.members), &receipts)?;
     output.bytes(format!("verify: {report}").as_bytes())?;
     if let Some(dir) = &options.traces {
@@ -285,9 +269,7 @@ fn conclude(
     let digests: BTreeSet<_> = summaries.iter().map(|s| &s.sha256).collect();
     if digests.len() == 1 {
         let (n, took) = (summaries.len(), took.as_secs_f64());
-        output.line(&format!(
-            "one order: all {n} digests are equal, after {took:.1} s"
-        ))?;
+        output.line(&format!("one order: all {n} digests are equal, after {took:.1} s"))?;
     } else {
         output.line(&format!("{} different digests", digests.len()))?;
     }
@@ -352,10 +334,7 @@ mod tests {
     #[test]
     fn the_text_that_comes_along_is_of_some_length_and_plain() {
         assert!(TEXT.lines().count() >= 200, "{}", TEXT.lines().count());
-        assert!(
-            TEXT.lines()
-                .all(|line| line.len() <= 100 && !line.contains('\t'))
-        );
+        assert!(TEXT.lines().all(|line| line.len() <= 100 && !line.contains('\t')));
     }
 
     #[test]
@@ -377,9 +356,6 @@ mod tests {
             sha256: "ab".repeat(32),
         };
         let text = table(&[summary]).to_string();
-        assert!(
-            text.contains(&"ab".repeat(32)) && text.contains("2000"),
-            "{text}"
-        );
+        assert!(text.contains(&"ab".repeat(32)) && text.contains("2000"), "{text}");
     }
 }

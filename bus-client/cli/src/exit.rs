@@ -42,10 +42,7 @@ pub(crate) enum Failure {
 
 impl Failure {
     pub(crate) fn new(exit: Exit, text: impl fmt::Display) -> Self {
-        Self::Said {
-            exit,
-            text: text.to_string(),
-        }
+        Self::Said { exit, text: text.to_string() }
     }
 
     /// An error with status 1.

@@ -52,14 +52,7 @@ impl Input {
             Some(path) if path.as_os_str() != "-" => Source::File(File::open(path)?),
             _ => Source::Stdin(io::stdin()),
         };
-        Ok(Self {
-            source,
-            buffer: Vec::new(),
-            start: 0,
-            searched: 0,
-            ended: false,
-            read_bytes: 0,
-        })
+        Ok(Self { source, buffer: Vec::new(), start: 0, searched: 0, ended: false, read_bytes: 0 })
     }
 
     /// How long the input is, where that is known.
@@ -217,10 +210,7 @@ mod tests {
 
     #[test]
     fn a_line_at_the_limit_passes_and_one_past_it_does_not() {
-        assert_eq!(
-            lines(b"12345\n123456\n", 5),
-            (vec![b"12345".to_vec()], NoLine::TooLong)
-        );
+        assert_eq!(lines(b"12345\n123456\n", 5), (vec![b"12345".to_vec()], NoLine::TooLong));
         assert_eq!(lines(b"12345", 5), (vec![b"12345".to_vec()], NoLine::Ended));
         assert_eq!(lines(b"123456", 5), (vec![], NoLine::TooLong));
     }

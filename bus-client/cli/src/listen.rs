@@ -62,10 +62,7 @@ pub(crate) fn run(
             Exit::NotSent,
             format_args!("no message for {:?}", options.timeout.unwrap_or_default()),
         )),
-        Why::Evicted => Err(Failure::new(
-            Exit::Gone,
-            "evicted: no group is left to listen to",
-        )),
+        Why::Evicted => Err(Failure::new(Exit::Gone, "evicted: no group is left to listen to")),
     }
 }
 
@@ -113,8 +110,7 @@ impl Listener<'_> {
                 self.output.json(&line)?;
             } else {
                 let (sequence, members) = (joined.sequence, joined.members);
-                self.output
-                    .note(&format!("joined {group} at {sequence}, {members} members"));
+                self.output.note(&format!("joined {group} at {sequence}, {members} members"));
             }
             self.members.push(member);
         }
@@ -122,15 +118,9 @@ impl Listener<'_> {
     }
 
     fn flags(&self) -> Vec<String> {
-        let flags = [
-            (self.options.loopback, "loopback"),
-            (self.options.drop_when_full, "drop-when-full"),
-        ];
-        flags
-            .into_iter()
-            .filter(|(set, _)| *set)
-            .map(|(_, name)| name.to_owned())
-            .collect()
+        let flags =
+            [(self.options.loopback, "loopback"), (self.options.drop_when_full, "drop-when-full")];
+        flags.into_iter().filter(|(set, _)| *set).map(|(_, name)| name.to_owned()).collect()
     }
 
     fn listen(&mut self, notice: &Notice) -> Result<Why, Failure> {
@@ -148,10 +138,8 @@ impl Listener<'_> {
                     return Ok(Why::Signal);
                 }
             }
-            let left = self
-                .options
-                .timeout
-                .map(|timeout| timeout.saturating_sub(quiet_since.elapsed()));
+            let left =
+                self.options.timeout.map(|timeout| timeout.saturating_sub(quiet_since.elapsed()));
             if let Some(why) = self.wait(notice, left)? {
                 return Ok(why);
             }
@@ -162,10 +150,7 @@ impl Listener<'_> {
 
     /// Waits for anything to happen on the bus; tells if something else ends the listening.
     fn wait(&self, notice: &Notice, left: Option<Duration>) -> Result<Option<Why>, Failure> {
-        let left = left
-            .map(Timespec::try_from)
-            .transpose()
-            .map_err(Failure::error)?;
+        let left = left.map(Timespec::try_from).transpose().map_err(Failure::error)?;
         let mut fds = [
             PollFd::from_borrowed_fd(self.descriptor, PollFlags::IN),
             PollFd::from_borrowed_fd(notice.as_fd(), PollFlags::IN),
@@ -195,17 +180,13 @@ impl Listener<'_> {
                     return Ok(false);
                 };
                 if self.options.json {
-                    self.output
-                        .json(&TraceLine::Message(message_line(message)))?;
+                    self.output.json(&TraceLine::Message(message_line(message)))?;
                 } else {
                     self.print_text(group, message)?;
                 }
                 self.through = self.through.max(Some(message.sequence().get()));
                 self.printed += 1;
-                return Ok(self
-                    .options
-                    .count
-                    .is_some_and(|count| self.printed >= count));
+                return Ok(self.options.count.is_some_and(|count| self.printed >= count));
             }
             Event::Gap(gap) => {
                 if self.options.json {
@@ -227,8 +208,7 @@ impl Listener<'_> {
     fn print_evicted(&mut self, evicted: &Evicted) -> Result<(), Failure> {
         let group = group_name(evicted.group.as_ref(), evicted.group_id);
         let reason = format!("stalled for {:?}", evicted.stalled);
-        self.members
-            .retain(|member| member.joined().group_id != evicted.group_id);
+        self.members.retain(|member| member.joined().group_id != evicted.group_id);
         if self.options.json {
             self.output.json(&TraceLine::Evicted(Ended {
                 group,
@@ -255,13 +235,9 @@ impl Listener<'_> {
     }
 
     fn note_gap(&self, gap: &Gap) {
-        let Gap {
-            count, first, last, ..
-        } = gap;
+        let Gap { count, first, last, .. } = gap;
         let group = group_name(gap.group.as_ref(), gap.group_id);
-        self.output.note(&format!(
-            "missed {count} messages of {group}, {first} to {last}"
-        ));
+        self.output.note(&format!("missed {count} messages of {group}, {first} to {last}"));
     }
 
     /// Leaves the groups and finishes the trace, so that it is complete up to the leave.
@@ -324,10 +300,7 @@ impl Listener<'_> {
         if !self.options.json {
             return Ok(());
         }
-        self.output.json(&TraceLine::End(End {
-            reason: reason.to_owned(),
-            through: self.through,
-        }))
+        self.output.json(&TraceLine::End(End { reason: reason.to_owned(), through: self.through }))
     }
 }
 
@@ -347,10 +320,8 @@ fn message_line(message: &Message) -> MessageLine {
 }
 
 fn content(message: &Message) -> Content {
-    let mut content = Content {
-        operation: message.operation().map(str::to_owned),
-        ..Content::default()
-    };
+    let mut content =
+        Content { operation: message.operation().map(str::to_owned), ..Content::default() };
     for (name, value) in message.fields() {
         content.fields.insert(name.to_owned(), value.to_owned());
     }
@@ -360,11 +331,8 @@ fn content(message: &Message) -> Content {
         Some((key, Err(_))) => content.key_base64 = Some(payload::base64(key)),
     }
     content.content_type = type_name(message.content_type()).map(str::to_owned);
-    content.payload = typed(message).or_else(|| {
-        std::str::from_utf8(message.payload())
-            .ok()
-            .map(serde_json::Value::from)
-    });
+    content.payload = typed(message)
+        .or_else(|| std::str::from_utf8(message.payload()).ok().map(serde_json::Value::from));
     if content.payload.is_none() {
         content.payload_base64 = Some(payload::base64(message.payload()));
     }
@@ -405,11 +373,7 @@ fn group_name(name: Option<&GroupName>, id: GroupId) -> String {
 }
 
 fn missed(gap: &Gap) -> Missed {
-    Missed {
-        missed: gap.count,
-        first: gap.first.get(),
-        last: gap.last.get(),
-    }
+    Missed { missed: gap.count, first: gap.first.get(), last: gap.last.get() }
 }
 
 /// How long to wait for the next bytes before looking again; nothing depends on it.

@@ -28,8 +28,7 @@ pub(crate) fn groups(
         [
             g.name.to_string(),
             g.members.to_string(),
-            g.creator
-                .map_or_else(|| "-".to_owned(), |id| id.to_string()),
+            g.creator.map_or_else(|| "-".to_owned(), |id| id.to_string()),
         ]
     });
     table(["GROUP", "MEMBERS", "CREATOR"], rows, output)
@@ -165,12 +164,7 @@ mod tests {
         let rows: Vec<_> = rows.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         assert_eq!(
             rows,
-            [
-                ("a", "1"),
-                ("limits.none", "-"),
-                ("limits.stall", "10s"),
-                ("list", "[1,2]")
-            ]
+            [("a", "1"), ("limits.none", "-"), ("limits.stall", "10s"), ("list", "[1,2]")]
         );
     }
 }

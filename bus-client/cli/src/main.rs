@@ -66,9 +66,8 @@ fn dispatch(cli: &Cli, signals: Signals, output: &mut Output) -> Result<ExitCode
         Verb::Demo(options) => return demo::run(options, signals, output).map(ExitCode::from),
         _ => {}
     }
-    let notice = signals
-        .end_quietly()
-        .map_err(|error| Failure::about("cannot watch for signals", error))?;
+    let notice =
+        signals.end_quietly().map_err(|error| Failure::about("cannot watch for signals", error))?;
     let connect = || connect::connect(cli);
     let done = match &cli.verb {
         Verb::Listen(options) => listen::run(options, &connect()?, &notice, output)?,

@@ -28,11 +28,7 @@ pub(crate) struct Output {
 impl Output {
     /// Notes go to standard error, unless `quiet`.
     pub(crate) fn new(quiet: bool) -> Self {
-        Self {
-            stdout: io::stdout(),
-            line: Vec::new(),
-            quiet,
-        }
+        Self { stdout: io::stdout(), line: Vec::new(), quiet }
     }
 
     /// Prints `value` as one line of JSON.

@@ -38,19 +38,14 @@ fn page(verb: Option<&str>) -> Result<Vec<u8>, Failure> {
         Some(verb) => of_verb(&command, verb)?,
     };
     let mut page = Vec::new();
-    clap_mangen::Man::new(command)
-        .render(&mut page)
-        .map_err(Failure::error)?;
+    clap_mangen::Man::new(command).render(&mut page).map_err(Failure::error)?;
     Ok(page)
 }
 
 fn of_verb(command: &Command, verb: &str) -> Result<Command, Failure> {
     let found = command.find_subcommand(verb).cloned();
     found.ok_or_else(|| {
-        Failure::new(
-            Exit::Usage,
-            format_args!("there is no verb {verb}; see unisono --help"),
-        )
+        Failure::new(Exit::Usage, format_args!("there is no verb {verb}; see unisono --help"))
     })
 }
 
@@ -77,9 +72,6 @@ mod tests {
 
     #[test]
     fn a_page_of_no_verb_is_a_usage_error() {
-        assert_eq!(
-            page(Some("frobnicate")).expect_err("no page").exit(),
-            Exit::Usage
-        );
+        assert_eq!(page(Some("frobnicate")).expect_err("no page").exit(), Exit::Usage);
     }
 }

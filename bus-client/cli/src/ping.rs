@@ -20,9 +20,7 @@ pub(crate) fn run(options: &cli::Ping, cli: &Cli, output: &mut Output) -> Result
         // The watch ends only with us.
         let _ = answered.send(());
         if options.json {
-            output.json(&Answer {
-                round_trip_us: round_trip.as_secs_f64() * 1e6,
-            })?;
+            output.json(&Answer { round_trip_us: round_trip.as_secs_f64() * 1e6 })?;
         } else {
             output.line(&format!("answer in {round_trip:.1?}"))?;
         }

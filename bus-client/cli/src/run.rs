@@ -99,9 +99,8 @@ fn wait(child: Pid, signals: &Signals) -> Result<u8, Failure> {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(Failure::about("cannot wait for the command", error)),
         }
-        let info = signals
-            .wait()
-            .map_err(|error| Failure::about("cannot wait for signals", error))?;
+        let info =
+            signals.wait().map_err(|error| Failure::about("cannot wait for signals", error))?;
         if let Some(signal) = to_pass_on(info.ssi_signo, info.ssi_code) {
             // It may have ended just now; then the next look tells.
             let _ = kill(child, signal);
@@ -112,9 +111,7 @@ fn wait(child: Pid, signals: &Signals) -> Result<u8, Failure> {
 /// A terminal's interrupt goes to the whole foreground group, hence to the command as well; twice
 /// would be once too often. What another process sent went to us alone.
 fn to_pass_on(signal: u32, code: i32) -> Option<Signal> {
-    let signal = i32::try_from(signal)
-        .ok()
-        .and_then(|n| Signal::try_from(n).ok())?;
+    let signal = i32::try_from(signal).ok().and_then(|n| Signal::try_from(n).ok())?;
     let from_kernel = code == libc::SI_KERNEL;
     (signal != Signal::SIGCHLD && !from_kernel).then_some(signal)
 }
@@ -162,10 +159,6 @@ mod tests {
             .filter(|pair| pair.as_bytes().starts_with(b"UNISONO_ADDRESS="))
             .collect();
         assert_eq!(addresses, [c"UNISONO_ADDRESS=/somewhere"]);
-        assert!(
-            environment
-                .iter()
-                .any(|pair| pair.as_bytes().starts_with(b"PATH="))
-        );
+        assert!(environment.iter().any(|pair| pair.as_bytes().starts_with(b"PATH=")));
     }
 }

@@ -32,9 +32,7 @@ use crate::{
 
 /// Sends what the command line asks for.
 pub(crate) fn run(options: &cli::Send, bus: &Bus, output: &mut Output) -> Result<Exit, Failure> {
-    let group = bus
-        .group(&options.group)
-        .map_err(|error| Failure::new(Exit::Usage, error))?;
+    let group = bus.group(&options.group).map_err(|error| Failure::new(Exit::Usage, error))?;
     let mut sender = Sender {
         options,
         bus,
@@ -56,9 +54,7 @@ pub(crate) fn run(options: &cli::Send, bus: &Bus, output: &mut Output) -> Result
         (None, Some(input)) if options.lines => sender.send_lines(input)?,
         (None, Some(input)) => {
             let limit = sender.payload_limit;
-            let whole = input
-                .read_whole(limit)
-                .map_err(|error| about_input(options, error))?;
+            let whole = input.read_whole(limit).map_err(|error| about_input(options, error))?;
             let whole = whole.ok_or_else(|| {
                 Failure::error(format_args!(
                     "the input is larger than the bus takes, {limit} bytes"
@@ -113,10 +109,7 @@ impl Sender<'_> {
             if members.is_some_and(|n| u64::from(n) >= count) {
                 return Ok(());
             }
-            let left = self
-                .options
-                .timeout
-                .map(|t| t.saturating_sub(started.elapsed()));
+            let left = self.options.timeout.map(|t| t.saturating_sub(started.elapsed()));
             if left.is_some_and(|left| left.is_zero()) {
                 let group = &self.options.group;
                 let found = members.map_or("does not exist".to_owned(), |n| format!("has {n}"));
@@ -125,8 +118,7 @@ impl Sender<'_> {
                     format_args!("timed out waiting for {count} members: group {group} {found}"),
                 ));
             }
-            self.bus
-                .dispatch_timeout(interval.min(left.unwrap_or(interval)))?;
+            self.bus.dispatch_timeout(interval.min(left.unwrap_or(interval)))?;
             interval = (interval * 2).min(MOST_INTERVAL);
         }
     }
@@ -171,9 +163,7 @@ impl Sender<'_> {
 
     fn too_long(&self) -> Failure {
         let limit = self.payload_limit;
-        Failure::error(format_args!(
-            "a line is longer than the bus takes, {limit} bytes"
-        ))
+        Failure::error(format_args!("a line is longer than the bus takes, {limit} bytes"))
     }
 
     fn message(&self, payload: &[u8]) -> Outgoing {
@@ -221,13 +211,7 @@ struct Pipeline {
 
 impl Pipeline {
     fn new(progress: Progress) -> Self {
-        Self {
-            pending: VecDeque::new(),
-            bytes: 0,
-            ended: false,
-            failed: None,
-            progress,
-        }
+        Self { pending: VecDeque::new(), bytes: 0, ended: false, failed: None, progress }
     }
 
     fn run(mut self, sender: &mut Sender<'_>, input: &mut Input) -> Result<(), Failure> {

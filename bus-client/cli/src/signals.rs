@@ -42,10 +42,7 @@ impl Signals {
         }
         let before = set.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        Ok(Self {
-            descriptor: SignalFd::with_flags(&set, flags)?,
-            before,
-        })
+        Ok(Self { descriptor: SignalFd::with_flags(&set, flags)?, before })
     }
 
     /// The mask that was in force before; a command that we start gets it back.
@@ -75,9 +72,7 @@ impl Signals {
             event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         });
         let told = Arc::clone(&notice);
-        thread::Builder::new()
-            .name("signals".to_owned())
-            .spawn(move || self.run(&told))?;
+        thread::Builder::new().name("signals".to_owned()).spawn(move || self.run(&told))?;
         Ok(notice)
     }
 

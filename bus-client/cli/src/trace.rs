@@ -148,10 +148,7 @@ pub(crate) struct ReceiptLine {
     pub(crate) group: Option<String>,
 }
 
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde hands its predicates a reference"
-)]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands its predicates a reference")]
 fn is_zero(n: &u64) -> bool {
     *n == 0
 }
@@ -174,10 +171,7 @@ mod tests {
                     group: Some("g".to_owned()),
                     sender: 2,
                     sender_serial: 1,
-                    content: Content {
-                        payload: Some(Value::from("hi")),
-                        ..Content::default()
-                    },
+                    content: Content { payload: Some(Value::from("hi")), ..Content::default() },
                     missed: None,
                 }),
                 r#"{"type":"message","sequence":7,"group":"g","sender":2,"sender_serial":1,"payload":"hi"}"#,
@@ -193,11 +187,7 @@ mod tests {
                         payload_base64: Some("/w==".to_owned()),
                         ..Content::default()
                     },
-                    missed: Some(Missed {
-                        missed: 1,
-                        first: 8,
-                        last: 8,
-                    }),
+                    missed: Some(Missed { missed: 1, first: 8, last: 8 }),
                 }),
                 r#"{"type":"message","sequence":9,"group":"g","sender":2,"sender_serial":3,"payload_base64":"/w==","missed":1,"first":8,"last":8}"#,
             ),
@@ -205,29 +195,18 @@ mod tests {
                 "gap",
                 TraceLine::Gap(GapLine {
                     group: "g".to_owned(),
-                    missed: Missed {
-                        missed: 2,
-                        first: 8,
-                        last: 11,
-                    },
+                    missed: Missed { missed: 2, first: 8, last: 11 },
                 }),
                 r#"{"type":"gap","group":"g","missed":2,"first":8,"last":11}"#,
             ),
             (
                 "left",
-                TraceLine::Left(Ended {
-                    group: "g".to_owned(),
-                    sequence: Some(3),
-                    reason: None,
-                }),
+                TraceLine::Left(Ended { group: "g".to_owned(), sequence: Some(3), reason: None }),
                 r#"{"type":"left","group":"g","sequence":3}"#,
             ),
             (
                 "end",
-                TraceLine::End(End {
-                    reason: "count".to_owned(),
-                    through: Some(9),
-                }),
+                TraceLine::End(End { reason: "count".to_owned(), through: Some(9) }),
                 r#"{"type":"end","reason":"count","through":9}"#,
             ),
         ];
@@ -262,9 +241,6 @@ mod tests {
         let text =
             r#"{"sequence":5,"sender":2,"sender_serial":1,"recipients":3,"after":0,"group":"g"}"#;
         assert_eq!(serde_json::to_string(&receipt).expect("json"), text);
-        assert_eq!(
-            serde_json::from_str::<ReceiptLine>(text).expect("json"),
-            receipt
-        );
+        assert_eq!(serde_json::from_str::<ReceiptLine>(text).expect("json"), receipt);
     }
 }

@@ -29,11 +29,7 @@ pub(crate) fn run(options: &cli::Verify, output: &mut Output) -> Result<Exit, Fa
     } else {
         output.bytes(report.to_string().as_bytes())?;
     }
-    Ok(if report.is_clean() {
-        Exit::Done
-    } else {
-        Exit::Violation
-    })
+    Ok(if report.is_clean() { Exit::Done } else { Exit::Violation })
 }
 
 /// Checks traces of listeners, with the receipts of senders where there are some.

@@ -132,10 +132,7 @@ fn g2_every_workload_of_messages_keeps_one_order_and_loses_nothing() {
         let figures = figures(line);
         assert_eq!(figures["one_order"], true, "{line}");
         assert_eq!(figures["lost"], 0, "{line}");
-        assert!(
-            figures["deliveries_per_second"].as_f64() > Some(0.0),
-            "{line}"
-        );
+        assert!(figures["deliveries_per_second"].as_f64() > Some(0.0), "{line}");
     }
 }
 
@@ -149,10 +146,7 @@ fn what_fair_is_about_is_told() {
 #[test]
 fn connections_are_counted() {
     let connect = figures("connect --count 50 --runs 1");
-    assert!(
-        connect["connects_per_second"].as_f64() > Some(0.0),
-        "{connect}"
-    );
+    assert!(connect["connects_per_second"].as_f64() > Some(0.0), "{connect}");
     let idle = figures("idle --receivers 50 --runs 1");
     assert!(idle["kib_per_connection"].is_number(), "{idle}");
     assert_eq!(idle["deliveries_per_second"], Value::Null);
@@ -170,17 +164,11 @@ fn ratios_are_ours_over_theirs() {
     let output = bench("fanout --count 300 --runs 1 --receivers 2 --peer relay,raw-unix --json");
     assert_eq!(output.status.code(), Some(0));
     let all: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let rate = |index: usize| {
-        all[index]["deliveries_per_second"]
-            .as_f64()
-            .expect("a rate")
-    };
+    let rate = |index: usize| all[index]["deliveries_per_second"].as_f64().expect("a rate");
     for (index, name) in [(1, "relay"), (2, "raw-unix")] {
         assert_eq!(all[index]["system"], name);
         assert_eq!(all[index]["one_order"], true, "one sender has one order");
-        let ratio = all[0]["ratio"][name]["deliveries"]
-            .as_f64()
-            .expect("a ratio");
+        let ratio = all[0]["ratio"][name]["deliveries"].as_f64().expect("a ratio");
         assert!((ratio - rate(0) / rate(index)).abs() < 1e-9, "{name}");
     }
 }

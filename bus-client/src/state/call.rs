@@ -83,20 +83,14 @@ impl State {
             endpoint.joining += 1;
             endpoint.loopbacks.extend(loopback);
         }
-        self.outbox.put(&ClientFrame::Call {
-            endpoint: handle(key),
-            serial,
-            request,
-        });
+        self.outbox.put(&ClientFrame::Call { endpoint: handle(key), serial, request });
         Ok(serial)
     }
 
     /// Takes the call's answer, and its entry with it.
     pub(crate) fn take_response(&mut self, serial: Serial) -> Option<Result<Response, CallError>> {
         match self.pending.get(serial) {
-            Some(Entry::Call(CallEntry {
-                answer: Some(_), ..
-            })) => {}
+            Some(Entry::Call(CallEntry { answer: Some(_), .. })) => {}
             _ => return None,
         }
         match self.pending.remove(serial) {
@@ -120,17 +114,12 @@ impl State {
 
     pub(super) fn done(&mut self, serial: Serial, response: Response) -> Result<(), String> {
         let Some(Entry::Call(call)) = self.pending.get_mut(serial) else {
-            return Err(format!(
-                "DONE for a call that was not made: serial {serial}"
-            ));
+            return Err(format!("DONE for a call that was not made: serial {serial}"));
         };
         let key = call.endpoint;
         let abandoned = call.abandoned;
         // The purpose has served when the answer is here.
-        match (
-            std::mem::replace(&mut call.purpose, Purpose::Plain),
-            &response,
-        ) {
+        match (std::mem::replace(&mut call.purpose, Purpose::Plain), &response) {
             (Purpose::Plain, _) => {}
             (Purpose::Resolve { group, .. }, Response::Group(info)) => {
                 self.resolved(&group, info.group_id);
@@ -198,15 +187,8 @@ impl State {
     pub(super) fn joined(&mut self, key: usize, group: &Arc<GroupTarget>, id: GroupId) {
         let endpoint = &mut self.endpoints[key];
         endpoint.joining -= 1;
-        let known = KnownGroup {
-            name: group.name().clone(),
-            left: None,
-        };
-        if endpoint
-            .groups
-            .insert(id, known)
-            .is_some_and(|before| before.left.is_some())
-        {
+        let known = KnownGroup { name: group.name().clone(), left: None };
+        if endpoint.groups.insert(id, known).is_some_and(|before| before.left.is_some()) {
             endpoint.left_groups -= 1;
         }
         self.resolved(group, id);

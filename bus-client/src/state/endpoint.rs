@@ -55,10 +55,9 @@ impl EndpointState {
         match self.inbox.front() {
             None => false,
             Some(_) if gone || self.joining == 0 => true,
-            Some(Item::Message { message, .. }) => message
-                .head
-                .group
-                .is_none_or(|group| self.groups.contains_key(&group)),
+            Some(Item::Message { message, .. }) => {
+                message.head.group.is_none_or(|group| self.groups.contains_key(&group))
+            }
             Some(Item::Gap { group_id, .. } | Item::Evicted { group_id, .. }) => {
                 self.groups.contains_key(group_id)
             }
@@ -72,13 +71,8 @@ impl EndpointState {
     /// Forgets groups that were left before `now` in the order: nothing of theirs can follow.
     pub(super) fn forget_left(&mut self, now: Sequence) {
         if self.left_groups > 0 {
-            self.groups
-                .retain(|_, known| known.left.is_none_or(|left| left >= now));
-            self.left_groups = self
-                .groups
-                .values()
-                .filter(|known| known.left.is_some())
-                .count();
+            self.groups.retain(|_, known| known.left.is_none_or(|left| left >= now));
+            self.left_groups = self.groups.values().filter(|known| known.left.is_some()).count();
         }
     }
 
@@ -93,33 +87,17 @@ impl EndpointState {
     /// What the application gets for an item.
     pub(super) fn event(&mut self, item: Item) -> Event {
         match item {
-            Item::Message {
-                message,
-                descriptors,
-                descriptors_lost,
-            } => {
+            Item::Message { message, descriptors, descriptors_lost } => {
                 let group = message.head.group.and_then(|group| self.name_of(group));
                 let missed = match (message.head.missed, message.head.group) {
                     (Some(gap), Some(group_id)) => Some(named(gap, group_id, group.clone())),
                     _ => None,
                 };
                 self.forget_left(message.head.sequence);
-                Event::Message(Message::new(
-                    message,
-                    group,
-                    missed,
-                    descriptors,
-                    descriptors_lost,
-                ))
+                Event::Message(Message::new(message, group, missed, descriptors, descriptors_lost))
             }
             Item::Gap { group_id, gap } => Event::Gap(named(gap, group_id, self.name_of(group_id))),
-            Item::Evicted {
-                group_id,
-                sequence,
-                stalled,
-                queued_messages,
-                back_off,
-            } => {
+            Item::Evicted { group_id, sequence, stalled, queued_messages, back_off } => {
                 let group = self.name_of(group_id);
                 // Its place in the order is its own, so the name has served.
                 self.forget_left(Sequence::from_raw(sequence.get().saturating_add(1)));
@@ -138,10 +116,8 @@ impl EndpointState {
 
 impl State {
     pub(super) fn insert_endpoint(&mut self) -> usize {
-        let capacity = Amount {
-            messages: self.limits.queue_messages,
-            bytes: self.limits.queue_bytes,
-        };
+        let capacity =
+            Amount { messages: self.limits.queue_messages, bytes: self.limits.queue_bytes };
         let lanes = usize::from(self.limits.lanes.clamp(1, MAX_LANES));
         let mut endpoint = EndpointState {
             id: EndpointId::from_raw(0),
@@ -215,10 +191,7 @@ impl State {
 
     pub(super) fn put_resume(&mut self, key: usize, lane: LaneNumber) {
         if self.gone.is_none() {
-            self.outbox.put(&ClientFrame::Resume {
-                endpoint: handle(key),
-                lane,
-            });
+            self.outbox.put(&ClientFrame::Resume { endpoint: handle(key), lane });
         }
     }
 
@@ -265,11 +238,5 @@ impl State {
 }
 
 fn named(gap: bus_core::Gap, group_id: GroupId, group: Option<GroupName>) -> Gap {
-    Gap {
-        group,
-        group_id,
-        count: gap.count,
-        first: gap.first,
-        last: gap.last,
-    }
+    Gap { group, group_id, count: gap.count, first: gap.first, last: gap.last }
 }

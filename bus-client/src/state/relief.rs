@@ -48,11 +48,7 @@ impl Reader {
                 }
             }
             None => {
-                *reader = Some(Self {
-                    thread,
-                    task: task.cloned(),
-                    waits: false,
-                });
+                *reader = Some(Self { thread, task: task.cloned(), waits: false });
             }
         }
     }
@@ -124,21 +120,14 @@ impl State {
                 continue;
             }
             let reader = endpoint.reader.as_ref();
-            if !self
-                .blocked
-                .iter()
-                .any(|(_, sender)| sender.may_keep(reader))
-            {
+            if !self.blocked.iter().any(|(_, sender)| sender.may_keep(reader)) {
                 continue;
             }
             endpoint.inbox.fill_backlog();
             // A thread that waits to receive is about to, if it does not already.
             if endpoint.reading == 0 && endpoint.inbox.is_stuck() {
                 let id = endpoint.id;
-                let kept = self
-                    .blocked
-                    .iter()
-                    .filter(|(_, sender)| sender.keeps(reader));
+                let kept = self.blocked.iter().filter(|(_, sender)| sender.keeps(reader));
                 stuck.extend(kept.map(|(serial, _)| (*serial, id)));
             }
         }

@@ -91,11 +91,7 @@ impl CancelReason {
 
 impl SendEntry {
     pub(super) fn id(&self, serial: Serial) -> SendId {
-        SendId {
-            endpoint: handle(self.new.endpoint),
-            lane: self.new.lane,
-            serial,
-        }
+        SendId { endpoint: handle(self.new.endpoint), lane: self.new.lane, serial }
     }
 
     pub(super) fn charge(&self) -> u64 {
@@ -114,10 +110,9 @@ impl SendEntry {
             }
             (FailureCode::NoSuchEndpoint, Target::Endpoint(id)) => SendError::NoSuchEndpoint(*id),
             (FailureCode::EndpointClosed, Target::Endpoint(id)) => SendError::ReceiverShut(*id),
-            (FailureCode::WouldBlock, _) => SendError::WouldBlock {
-                full: failure.full.clone(),
-                full_count: failure.full_count,
-            },
+            (FailureCode::WouldBlock, _) => {
+                SendError::WouldBlock { full: failure.full.clone(), full_count: failure.full_count }
+            }
             (FailureCode::Cancelled, _) => self.cancel.unwrap_or(CancelReason::Asked).error(),
             (FailureCode::OwnQueueFull, _) => match self.cancel {
                 Some(reason) => reason.error(),
@@ -131,10 +126,7 @@ impl SendEntry {
             (FailureCode::RecipientStalled, _) => SendError::RecipientStalled,
             (FailureCode::LimitExceeded, _) => SendError::LimitExceeded(text()),
             (FailureCode::PermissionDenied, _) => SendError::PermissionDenied(text()),
-            (code, _) => SendError::Refused {
-                code: code.as_str().to_owned(),
-                text: text(),
-            },
+            (code, _) => SendError::Refused { code: code.as_str().to_owned(), text: text() },
         }
     }
 }
@@ -176,17 +168,11 @@ impl State {
     /// Takes the send's answer, and its entry with it.
     pub(crate) fn take_answer(&mut self, serial: Serial) -> Option<Result<Receipt, SendError>> {
         match self.pending.get(serial) {
-            Some(Entry::Send(SendEntry {
-                stage: Stage::Answered(_),
-                ..
-            })) => {}
+            Some(Entry::Send(SendEntry { stage: Stage::Answered(_), .. })) => {}
             _ => return None,
         }
         match self.pending.remove(serial) {
-            Some(Entry::Send(SendEntry {
-                stage: Stage::Answered(answer),
-                ..
-            })) => Some(answer),
+            Some(Entry::Send(SendEntry { stage: Stage::Answered(answer), .. })) => Some(answer),
             _ => unreachable!("it was there a moment ago"),
         }
     }
@@ -194,10 +180,9 @@ impl State {
     /// Takes the send's answer if that is an error.
     pub(crate) fn take_failure(&mut self, serial: Serial) -> Option<SendError> {
         match self.pending.get(serial) {
-            Some(Entry::Send(SendEntry {
-                stage: Stage::Answered(Err(_)),
-                ..
-            })) => self.take_answer(serial)?.err(),
+            Some(Entry::Send(SendEntry { stage: Stage::Answered(Err(_)), .. })) => {
+                self.take_answer(serial)?.err()
+            }
             _ => None,
         }
     }
@@ -269,10 +254,7 @@ impl State {
 
     /// Lets sends of a lane leave, in their order, as far as they can.
     pub(super) fn pump(&mut self, key: usize, lane: LaneNumber) {
-        let window = Amount {
-            messages: self.limits.lane_messages,
-            bytes: self.limits.lane_bytes,
-        };
+        let window = Amount { messages: self.limits.lane_messages, bytes: self.limits.lane_bytes };
         while self.gone.is_none()
             && self.outbox.bytes() < OUTBOX_BYTES
             && let Some(serial) = self.endpoints[key].lanes[lane.index()].next(window)
@@ -341,9 +323,7 @@ impl State {
         };
         let has_descriptors = descriptors.is_some();
         let charge = send.charge();
-        let put = self
-            .outbox
-            .put_send(&head, &send.new.attributes, &send.new.payload, descriptors);
+        let put = self.outbox.put_send(&head, &send.new.attributes, &send.new.payload, descriptors);
         if put.is_err() {
             let bytes = send.new.payload.len() as u64;
             let limit = u64::from(self.limits.payload_bytes);
@@ -351,11 +331,7 @@ impl State {
             return true;
         }
         send.stage = Stage::Left { to };
-        let wake = if send.wake_when_left {
-            send.wake.take()
-        } else {
-            None
-        };
+        let wake = if send.wake_when_left { send.wake.take() } else { None };
         endpoint.lanes[lane.index()].leave(serial, charge, alone);
         self.queued_sends -= 1;
         self.descriptors_under_way |= has_descriptors;
@@ -415,9 +391,7 @@ impl State {
                 (
                     FailureCode::NoSuchGroup | FailureCode::GroupEnded,
                     Target::Group(group),
-                    Stage::Left {
-                        to: Destination::Group(used),
-                    },
+                    Stage::Left { to: Destination::Group(used) },
                 ) => {
                     if group.id() == Some(*used) {
                         group.set_id(None);

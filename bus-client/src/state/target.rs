@@ -25,11 +25,7 @@ pub(crate) struct GroupTarget {
 
 impl GroupTarget {
     pub(crate) fn new(name: GroupName) -> Self {
-        Self {
-            name,
-            id: AtomicU64::new(0),
-            resolving: AtomicBool::new(false),
-        }
+        Self { name, id: AtomicU64::new(0), resolving: AtomicBool::new(false) }
     }
 
     pub(crate) fn name(&self) -> &GroupName {
@@ -95,13 +91,8 @@ impl State {
         if group.resolving.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let purpose = Purpose::Resolve {
-            group: Arc::clone(group),
-            asker,
-        };
-        let request = Request::FindGroup {
-            group: group.name().clone(),
-        };
+        let purpose = Purpose::Resolve { group: Arc::clone(group), asker };
+        let request = Request::FindGroup { group: group.name().clone() };
         let serial = self.call(key, purpose, request)?;
         self.abandon(serial);
         group.resolving.store(true, Ordering::Relaxed);

@@ -32,10 +32,7 @@ impl State {
             wake: None,
         });
         let serial = self.pending.insert(entry).map_err(|_| {
-            CallError::Failed(Box::new(Failure::new(
-                FailureCode::LimitExceeded,
-                TOO_MUCH_PENDING,
-            )))
+            CallError::Failed(Box::new(Failure::new(FailureCode::LimitExceeded, TOO_MUCH_PENDING)))
         })?;
         self.start_watch(serial);
         self.flush(Urgency::Soon);
@@ -53,11 +50,7 @@ impl State {
         match watch.target.destination() {
             Some(destination) => {
                 watch.left = true;
-                self.outbox.put(&ClientFrame::Watch {
-                    endpoint: handle(key),
-                    serial,
-                    destination,
-                });
+                self.outbox.put(&ClientFrame::Watch { endpoint: handle(key), serial, destination });
             }
             None => {
                 let target = watch.target.clone();
@@ -72,9 +65,7 @@ impl State {
     /// Takes the watch's answer, and its entry with it.
     pub(crate) fn take_writable(&mut self, serial: Serial) -> Option<Result<(), CallError>> {
         match self.pending.get(serial) {
-            Some(Entry::Watch(WatchEntry {
-                answer: Some(_), ..
-            })) => {}
+            Some(Entry::Watch(WatchEntry { answer: Some(_), .. })) => {}
             _ => return None,
         }
         match self.pending.remove(serial) {
@@ -92,10 +83,7 @@ impl State {
         self.pending.remove(serial);
         self.queued_watches.retain(|queued| *queued != serial);
         if open && self.gone.is_none() {
-            self.outbox.put(&ClientFrame::Unwatch {
-                endpoint: handle(key),
-                serial,
-            });
+            self.outbox.put(&ClientFrame::Unwatch { endpoint: handle(key), serial });
             self.flush(Urgency::Soon);
         }
     }

@@ -26,17 +26,11 @@ fn connect(
 
 #[test]
 fn the_greeting_names_version_and_program_and_tells_limits() {
-    let limits = Limits {
-        queue_messages: 5,
-        ..Limits::default()
-    };
+    let limits = Limits { queue_messages: 5, ..Limits::default() };
     let name = "x".repeat(300);
     let (client, mut broker) = FakeBroker::new();
-    let connecting = thread::spawn(move || {
-        Builder::new()
-            .program(name)
-            .connect_socket(client, "", None)
-    });
+    let connecting =
+        thread::spawn(move || Builder::new().program(name).connect_socket(client, "", None));
     let hello = broker.hello();
     assert_eq!(hello.versions, [1]);
     assert_eq!(hello.program.map(|program| program.len()), Some(255));
@@ -77,10 +71,7 @@ fn what_comes_with_the_greeting_is_not_lost() {
 fn a_broker_that_refuses_is_quoted() {
     let refused = connect(Builder::new(), |broker| {
         broker.hello();
-        broker.put(&BrokerFrame::Goodbye(Goodbye::new(
-            GoodbyeCode::NoCommonVersion,
-            "too old",
-        )));
+        broker.put(&BrokerFrame::Goodbye(Goodbye::new(GoodbyeCode::NoCommonVersion, "too old")));
     });
     let Err(ConnectError::Refused { code, text, .. }) = refused else {
         panic!("{refused:?}");
@@ -92,10 +83,7 @@ fn a_broker_that_refuses_is_quoted() {
 fn what_is_no_greeting_is_named() {
     for (case, bytes) in [
         ("noise", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
-        (
-            "another frame",
-            encoded(&BrokerFrame::DescriptorsTaken).to_vec(),
-        ),
+        ("another frame", encoded(&BrokerFrame::DescriptorsTaken).to_vec()),
         (
             "limits out of range",
             encoded(&BrokerFrame::Welcome(Box::new(welcome(Limits {
@@ -110,10 +98,9 @@ fn what_is_no_greeting_is_named() {
             broker.put_bytes(&bytes);
         });
         match gone {
-            Err(ConnectError::Gone { gone, .. }) => assert!(
-                matches!(gone.reason(), GoneReason::Protocol(_)),
-                "{case}: {gone}"
-            ),
+            Err(ConnectError::Gone { gone, .. }) => {
+                assert!(matches!(gone.reason(), GoneReason::Protocol(_)), "{case}: {gone}")
+            }
             other => panic!("{case}: {other:?}"),
         }
     }
@@ -133,23 +120,16 @@ fn a_broker_that_goes_before_its_greeting_is_gone() {
 #[test]
 fn a_silent_broker_is_given_up_in_time() {
     let (client, broker) = FakeBroker::new();
-    let connected = Builder::new()
-        .timeout(Duration::from_millis(10))
-        .connect_socket(client, "here", None);
-    assert!(
-        matches!(connected, Err(ConnectError::TimedOut { .. })),
-        "{connected:?}"
-    );
+    let connected =
+        Builder::new().timeout(Duration::from_millis(10)).connect_socket(client, "here", None);
+    assert!(matches!(connected, Err(ConnectError::TimedOut { .. })), "{connected:?}");
     drop(broker);
 }
 
 #[test]
 fn nobody_at_the_address_is_an_error_with_the_address() {
     let path = std::env::temp_dir().join("unisono-no-broker-is-here");
-    let error = Bus::builder()
-        .address(path.to_str().unwrap())
-        .connect()
-        .unwrap_err();
+    let error = Bus::builder().address(path.to_str().unwrap()).connect().unwrap_err();
     assert!(matches!(error, ConnectError::Unreachable { .. }), "{error}");
     assert!(error.to_string().contains("unisono-no-broker-is-here"));
 }
@@ -196,10 +176,7 @@ fn an_answer_to_nothing_ends_the_connection() {
         let (bus, mut broker) = pair();
         script(&mut broker);
         let error = bus.receive().unwrap_err();
-        assert!(
-            error.to_string().contains("broke the protocol"),
-            "{case}: {error}"
-        );
+        assert!(error.to_string().contains("broke the protocol"), "{case}: {error}");
     }
 }
 
@@ -286,11 +263,7 @@ fn an_address_that_is_a_listening_socket_works_with_and_without_its_scheme() {
 
 #[test]
 fn limits_of_the_broker_bound_a_message_before_it_leaves() {
-    let limits = Limits {
-        payload_bytes: 3,
-        descriptors: 0,
-        ..Limits::default()
-    };
+    let limits = Limits { payload_bytes: 3, descriptors: 0, ..Limits::default() };
     let (bus, mut broker) = pair_with(limits, Builder::new());
     let group = bus.group("a").unwrap();
     let error = group.send("four").unwrap_err().to_string();

@@ -52,9 +52,7 @@ fn use_everything(bus: &Bus) {
         if let Ok(member) = member {
             let _ = member.leave();
         }
-        let _ = bus
-            .endpoint(EndpointId::from_raw(1))
-            .send(Outgoing::text("d"));
+        let _ = bus.endpoint(EndpointId::from_raw(1)).send(Outgoing::text("d"));
         let _ = bus.groups();
     }
     for send in kept.into_iter().flatten() {
@@ -67,22 +65,14 @@ fn use_everything(bus: &Bus) {
 fn answer(frame: &ClientFrame, random: &mut Random) -> Option<BrokerFrame> {
     let failure = |code| Box::new(Failure::new(code, "so be it"));
     Some(match frame {
-        ClientFrame::Call {
-            endpoint, serial, ..
-        } if random.below(4) == 0 => BrokerFrame::Error {
+        ClientFrame::Call { endpoint, serial, .. } if random.below(4) == 0 => BrokerFrame::Error {
             endpoint: *endpoint,
             serial: *serial,
             failure: failure(FailureCode::NoSuchGroup),
         },
-        ClientFrame::Call {
-            endpoint,
-            serial,
-            request,
-        } => BrokerFrame::Done {
-            endpoint: *endpoint,
-            serial: *serial,
-            response: response(request),
-        },
+        ClientFrame::Call { endpoint, serial, request } => {
+            BrokerFrame::Done { endpoint: *endpoint, serial: *serial, response: response(request) }
+        }
         ClientFrame::Send(send) => {
             let codes = [
                 FailureCode::WouldBlock,
@@ -92,17 +82,11 @@ fn answer(frame: &ClientFrame, random: &mut Random) -> Option<BrokerFrame> {
                 FailureCode::Cancelled,
             ];
             let code = codes[usize::try_from(random.below(5)).unwrap()].clone();
-            BrokerFrame::Refused {
-                id: send.head.id,
-                failure: failure(code),
-            }
+            BrokerFrame::Refused { id: send.head.id, failure: failure(code) }
         }
-        ClientFrame::Watch {
-            endpoint, serial, ..
-        } => BrokerFrame::Writable {
-            endpoint: *endpoint,
-            serial: *serial,
-        },
+        ClientFrame::Watch { endpoint, serial, .. } => {
+            BrokerFrame::Writable { endpoint: *endpoint, serial: *serial }
+        }
         _ => return None,
     })
 }
@@ -111,16 +95,9 @@ fn response(request: &bus_core::wire::Request) -> Response {
     use bus_core::wire::Request;
     let (group_id, sequence) = (GroupId::from_raw(3), Sequence::from_raw(9));
     match request {
-        Request::OpenEndpoint => Response::Opened {
-            endpoint: EndpointId::from_raw(70),
-        },
+        Request::OpenEndpoint => Response::Opened { endpoint: EndpointId::from_raw(70) },
         Request::CloseEndpoint => Response::Closed,
-        Request::Join { .. } => Response::Joined {
-            group_id,
-            sequence,
-            created: false,
-            members: 1,
-        },
+        Request::Join { .. } => Response::Joined { group_id, sequence, created: false, members: 1 },
         Request::Leave { .. } => Response::Left { sequence },
         Request::FindGroup { group } => Response::Group(bus_core::wire::GroupInfo {
             name: group.clone(),
@@ -128,10 +105,7 @@ fn response(request: &bus_core::wire::Request) -> Response {
             members: 1,
             creator: None,
         }),
-        Request::Groups { .. } => Response::Groups {
-            groups: Vec::new(),
-            more: true,
-        },
+        Request::Groups { .. } => Response::Groups { groups: Vec::new(), more: true },
         _ => Response::Pong,
     }
 }
@@ -143,23 +117,13 @@ fn noise(random: &mut Random, seen: &[Serial]) -> BrokerFrame {
         0 => Serial::FIRST,
         count => seen[usize::try_from(random.below(count as u64)).unwrap()],
     };
-    let id = SendId {
-        endpoint,
-        lane: LaneNumber::FIRST,
-        serial,
-    };
+    let id = SendId { endpoint, lane: LaneNumber::FIRST, serial };
     match random.below(12) {
-        0 => BrokerFrame::Done {
-            endpoint,
-            serial,
-            response: Response::Closed,
-        },
+        0 => BrokerFrame::Done { endpoint, serial, response: Response::Closed },
         1 => BrokerFrame::Done {
             endpoint,
             serial,
-            response: Response::Left {
-                sequence: Sequence::from_raw(random.next()),
-            },
+            response: Response::Left { sequence: Sequence::from_raw(random.next()) },
         },
         2 => BrokerFrame::Refused {
             id,
@@ -256,11 +220,7 @@ fn play(broker: &mut FakeBroker, seed: u64) {
 /// when a program uses everything, then each of its calls returns and none panics.
 #[test]
 fn a_mad_broker_makes_nobody_panic_or_wait_for_ever() {
-    let limits = Limits {
-        queue_messages: 8,
-        lane_messages: 4,
-        ..Limits::default()
-    };
+    let limits = Limits { queue_messages: 8, lane_messages: 4, ..Limits::default() };
     for seed in 0..300 {
         let (bus, mut broker) = pair_with(limits.clone(), Builder::new().backlog(2, 1000));
         let using = thread::spawn(move || use_everything(&bus));

@@ -70,10 +70,7 @@ fn the_descriptor_is_readable_when_a_message_has_come_and_until_it_is_taken() {
     while bus.inner.connection.lock().arrivals() < 2 {
         bus.dispatch().unwrap();
     }
-    assert!(
-        is_readable_now(&bus),
-        "the events wait here, not in the socket"
-    );
+    assert!(is_readable_now(&bus), "the events wait here, not in the socket");
     assert!(bus.try_receive().unwrap().is_some());
     assert!(is_readable_now(&bus), "one is left");
     assert!(bus.try_receive().unwrap().is_some());
@@ -188,10 +185,7 @@ fn endpoints_that_threads_read_do_not_keep_a_main_loop_busy() {
     broker.put(&bus_core::wire::BrokerFrame::Message(frame));
     assert!(is_readable(&bus, PATIENCE));
     settle(&bus);
-    assert!(
-        !is_readable_now(&bus),
-        "nobody polls for the second endpoint"
-    );
+    assert!(!is_readable_now(&bus), "nobody polls for the second endpoint");
     assert!(second.receive().is_ok());
 }
 
@@ -241,17 +235,12 @@ fn a_send_as_a_future_needs_no_thread_of_its_own() {
 
 #[test]
 fn g3_sends_as_futures_keep_the_order_in_which_they_were_first_polled() {
-    let limits = Limits {
-        lane_messages: 1,
-        ..Limits::default()
-    };
+    let limits = Limits { lane_messages: 1, ..Limits::default() };
     let (bus, mut broker) = pair_with(limits, Builder::new());
     let group = bus.group("g").unwrap();
     let (_, waker) = counter();
     let mut context = Context::from_waker(&waker);
-    let mut sends: Vec<_> = ["a", "b", "c"]
-        .map(|text| Box::pin(group.send_async(text)))
-        .into();
+    let mut sends: Vec<_> = ["a", "b", "c"].map(|text| Box::pin(group.send_async(text))).into();
     for send in &mut sends {
         assert!(send.as_mut().poll(&mut context).is_pending());
     }
@@ -291,10 +280,7 @@ fn g5_a_send_future_that_is_dropped_is_taken_back() {
 
 /// A bus with a queue and a backlog of one each, from which `reader` has received once.
 fn read_once_by(reader: &Waker) -> (Bus, FakeBroker) {
-    let limits = Limits {
-        queue_messages: 1,
-        ..Limits::default()
-    };
+    let limits = Limits { queue_messages: 1, ..Limits::default() };
     let (bus, mut broker) = pair_with(limits, Builder::new().backlog(1, 100));
     broker.message(b"0");
     bus.dispatch_timeout(PATIENCE).unwrap();
@@ -323,10 +309,7 @@ fn g5_a_task_that_would_have_to_read_itself_is_told() {
     broker.refuse(send.head.id, FailureCode::Cancelled);
     bus.dispatch_timeout(PATIENCE).unwrap();
     let outcome = sending.as_mut().poll(&mut context);
-    assert!(
-        matches!(outcome, Poll::Ready(Err(SendError::WouldDeadlock(_)))),
-        "{outcome:?}"
-    );
+    assert!(matches!(outcome, Poll::Ready(Err(SendError::WouldDeadlock(_)))), "{outcome:?}");
 }
 
 #[test]
@@ -345,16 +328,10 @@ fn g5_a_task_waits_for_its_send_while_another_may_read() {
             broker.await_credit(2, 2);
         }
     }
-    assert!(
-        broker.is_quiet(),
-        "the backlog took one, and nobody is cancelled"
-    );
+    assert!(broker.is_quiet(), "the backlog took one, and nobody is cancelled");
     broker.receipt(send.head.id);
     bus.dispatch_timeout(PATIENCE).unwrap();
-    assert!(matches!(
-        sending.as_mut().poll(&mut context),
-        Poll::Ready(Ok(_))
-    ));
+    assert!(matches!(sending.as_mut().poll(&mut context), Poll::Ready(Ok(_))));
 }
 
 #[test]
@@ -408,11 +385,7 @@ fn a_join_as_a_future_joins_and_leaves_again_if_it_is_dropped() {
             bus.dispatch_timeout(PATIENCE).unwrap();
         }
         let leave = left(&mut broker);
-        assert_eq!(
-            leave,
-            Request::Leave { group_id: GROUP },
-            "{answered_first}"
-        );
+        assert_eq!(leave, Request::Leave { group_id: GROUP }, "{answered_first}");
     }
 }
 
@@ -426,13 +399,8 @@ fn left(broker: &mut FakeBroker) -> Request {
 #[test]
 fn a_watch_is_a_future() {
     let (bus, mut broker) = pair();
-    let writable = bus
-        .endpoint(crate::EndpointId::from_raw(5))
-        .watch_writable();
-    let ClientFrame::Watch {
-        endpoint, serial, ..
-    } = broker.next()
-    else {
+    let writable = bus.endpoint(crate::EndpointId::from_raw(5)).watch_writable();
+    let ClientFrame::Watch { endpoint, serial, .. } = broker.next() else {
         panic!("a watch was expected");
     };
     broker.put(&bus_core::wire::BrokerFrame::Writable { endpoint, serial });
@@ -452,14 +420,8 @@ fn futures_end_when_the_broker_goes() {
     drop(broker);
     while bus.dispatch().is_ok() {}
     assert_eq!(count.0.load(Ordering::SeqCst), 2);
-    assert!(matches!(
-        receiving.as_mut().poll(&mut context),
-        Poll::Ready(Err(_))
-    ));
-    assert!(matches!(
-        sending.as_mut().poll(&mut context),
-        Poll::Ready(Err(_))
-    ));
+    assert!(matches!(receiving.as_mut().poll(&mut context), Poll::Ready(Err(_))));
+    assert!(matches!(sending.as_mut().poll(&mut context), Poll::Ready(Err(_))));
 }
 
 #[cfg(feature = "tokio")]
@@ -496,10 +458,8 @@ mod tokio_runtime {
     fn a_connection_outlives_a_runtime() {
         let (bus, mut broker) = pair();
         for text in [b"1", b"2"] {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_io()
-                .build()
-                .unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
             let receiving = bus.receive_async();
             broker.message(text);
             let event = runtime.block_on(receiving).unwrap();

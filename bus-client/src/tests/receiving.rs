@@ -14,10 +14,7 @@ use crate::testing::{GROUP, PATIENCE, encoded, pair, pair_with};
 use crate::{Builder, Bus, Event, JoinError, Message};
 
 fn small_queue(messages: u32) -> Limits {
-    Limits {
-        queue_messages: messages,
-        ..Limits::default()
-    }
+    Limits { queue_messages: messages, ..Limits::default() }
 }
 
 fn message(bus: &Bus) -> Message {
@@ -81,26 +78,17 @@ fn a_message_tells_all_that_its_sender_said() {
         .build()
         .unwrap();
     frame.head.commit_time = 1_500_000_000;
-    frame.head.missed = Some(Gap {
-        count: 2,
-        first: Sequence::from_raw(1),
-        last: Sequence::from_raw(2),
-    });
+    frame.head.missed =
+        Some(Gap { count: 2, first: Sequence::from_raw(1), last: Sequence::from_raw(2) });
     broker.put(&BrokerFrame::Message(frame));
     let message = message(&bus);
     assert_eq!(message.group(), Some("org.example.Chat"));
     assert_eq!(message.group_id(), Some(GROUP));
     assert_eq!(message.sender().get(), 8);
-    assert_eq!(
-        (message.credentials().uid, message.credentials().pid),
-        (1, 2)
-    );
+    assert_eq!((message.credentials().uid, message.credentials().pid), (1, 2));
     assert_eq!(message.key(), Some(&b"k"[..]));
     assert_eq!(message.operation(), Some("op"));
-    assert_eq!(
-        message.fields().collect::<Vec<_>>(),
-        [("x", "1"), ("y", "2")]
-    );
+    assert_eq!(message.fields().collect::<Vec<_>>(), [("x", "1"), ("y", "2")]);
     assert_eq!(message.field("y"), Some("2"));
     assert_eq!(message.content_type(), ContentType::Json);
     let value: std::collections::HashMap<String, Vec<u8>> = message.decode().unwrap();
@@ -122,10 +110,7 @@ fn a_direct_message_has_no_group() {
     let message = message(&bus);
     assert_eq!((message.group(), message.group_id()), (None, None));
     assert_eq!(message.text(), Some("to you"));
-    assert!(
-        message.decode::<String>().is_err(),
-        "plain bytes are untyped"
-    );
+    assert!(message.decode::<String>().is_err(), "plain bytes are untyped");
 }
 
 #[test]
@@ -143,17 +128,10 @@ fn g7_a_gap_after_the_last_message_is_an_event() {
             },
         },
     });
-    let gap = Gap {
-        count: 3,
-        first: Sequence::from_raw(4),
-        last: Sequence::from_raw(9),
-    };
+    let gap = Gap { count: 3, first: Sequence::from_raw(4), last: Sequence::from_raw(9) };
     broker.put(&BrokerFrame::Notice {
         endpoint: Handle::FIRST,
-        notice: Notice::Gap {
-            group_id: GROUP,
-            gap,
-        },
+        notice: Notice::Gap { group_id: GROUP, gap },
     });
     match bus.receive_deadline(PATIENCE).unwrap() {
         Some(Event::Gap(gap)) => {
@@ -199,11 +177,7 @@ fn g8_an_eviction_is_told_at_its_place_and_ends_the_membership() {
     let joining = thread::spawn(move || bus.join("org.example.Chat").map(|_| ()));
     let (endpoint, serial, _) = broker.call();
     let failure = Failure::new(FailureCode::BackOff, "").with_retry_after(Duration::from_secs(1));
-    broker.put(&BrokerFrame::Error {
-        endpoint,
-        serial,
-        failure: Box::new(failure),
-    });
+    broker.put(&BrokerFrame::Error { endpoint, serial, failure: Box::new(failure) });
     let error = joining.join().unwrap().unwrap_err();
     assert!(matches!(error, JoinError::BackOff { .. }), "{error}");
     assert!(error.to_string().contains("drop-when-full"), "{error}");
@@ -445,12 +419,7 @@ fn names_of_groups_that_were_left_are_forgotten_in_time() {
         let (handle, serial, _) = broker.call();
         let group_id = GroupId::from_raw(100 + number);
         let sequence = Sequence::from_raw(2 * number);
-        let joined = Response::Joined {
-            group_id,
-            sequence,
-            created: true,
-            members: 1,
-        };
+        let joined = Response::Joined { group_id, sequence, created: true, members: 1 };
         broker.done((handle, serial), joined);
         let (handle, serial, _) = broker.call();
         let sequence = Sequence::from_raw(2 * number + 1);

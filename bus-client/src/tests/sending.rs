@@ -54,35 +54,22 @@ fn a_send_looks_its_group_up_once_and_says_all() {
     let group = bus.group("org.example.Chat").unwrap();
     assert_eq!(group.id(), None);
     let sending = in_thread(&group, |group| {
-        let message = Outgoing::json(&[1, 2])
-            .unwrap()
-            .key("k")
-            .operation("op")
-            .field("a", "b");
+        let message = Outgoing::json(&[1, 2]).unwrap().key("k").operation("op").field("a", "b");
         group.send(message)
     });
     broker.found(GROUP);
-    let SendFrame {
-        head,
-        attributes,
-        payload,
-    } = broker.send();
+    let SendFrame { head, attributes, payload } = broker.send();
     assert_eq!(head.destination, Destination::Group(GROUP));
     assert_eq!(head.flags, SendFlags::empty());
     assert_eq!(payload, &b"[1,2]"[..]);
     assert_eq!(attributes.content_type(), ContentType::Json);
-    assert_eq!(
-        (attributes.key(), attributes.operation()),
-        (Some(&b"k"[..]), Some("op"))
-    );
+    assert_eq!((attributes.key(), attributes.operation()), (Some(&b"k"[..]), Some("op")));
     assert_eq!(attributes.field("a"), Some("b"));
     broker.receipt(head.id);
     assert_eq!(sending.join().unwrap().unwrap().sequence.get(), 1);
     assert_eq!(group.id(), Some(GROUP));
 
-    let again = in_thread(&bus.group("org.example.Chat").unwrap(), |group| {
-        group.send("x")
-    });
+    let again = in_thread(&bus.group("org.example.Chat").unwrap(), |group| group.send("x"));
     let send = broker.send();
     broker.receipt(send.head.id);
     assert!(again.join().unwrap().is_ok(), "handles share what is known");
@@ -101,10 +88,7 @@ fn a_send_to_a_group_that_does_not_exist_says_so() {
     let pipelined = in_thread(&group, |group| group.start_send("x").map(|_| ()));
     let (handle, serial, _) = broker.call();
     broker.error((handle, serial), FailureCode::NoSuchGroup);
-    assert!(matches!(
-        pipelined.join().unwrap(),
-        Err(SendError::NoSuchGroup(_))
-    ));
+    assert!(matches!(pipelined.join().unwrap(), Err(SendError::NoSuchGroup(_))));
 }
 
 #[test]
@@ -115,17 +99,11 @@ fn a_group_that_was_made_anew_is_found_once_more() {
     broker.refuse(send.head.id, FailureCode::NoSuchGroup);
     broker.found(GroupId::from_raw(4));
     let send = broker.send();
-    assert_eq!(
-        send.head.destination,
-        Destination::Group(GroupId::from_raw(4))
-    );
+    assert_eq!(send.head.destination, Destination::Group(GroupId::from_raw(4)));
     assert_eq!(send.payload, &b"x"[..]);
     broker.refuse(send.head.id, FailureCode::NoSuchGroup);
     let error = sending.join().unwrap().unwrap_err();
-    assert!(
-        matches!(error, SendError::NoSuchGroup(_)),
-        "once, not for ever: {error}"
-    );
+    assert!(matches!(error, SendError::NoSuchGroup(_)), "once, not for ever: {error}");
 }
 
 #[test]
@@ -145,11 +123,8 @@ fn large_payloads_leave_whole_among_small_ones() {
     let large: Vec<u8> = (0..3_000_000_u32).map(|i| i.to_le_bytes()[1]).collect();
     let expected = large.clone();
     let sending = in_thread(&group, move |group| {
-        let sends = [
-            group.start_send("before"),
-            group.start_send(large),
-            group.start_send("after"),
-        ];
+        let sends =
+            [group.start_send("before"), group.start_send(large), group.start_send("after")];
         sends.map(|send| send.unwrap().wait().unwrap())
     });
     let before = broker.send();
@@ -166,15 +141,11 @@ fn large_payloads_leave_whole_among_small_ones() {
 
 #[test]
 fn g8_the_window_of_a_lane_is_kept() {
-    let limits = Limits {
-        lane_messages: 2,
-        ..Limits::default()
-    };
+    let limits = Limits { lane_messages: 2, ..Limits::default() };
     let (_bus, group, mut broker) = group_with(limits, Builder::new());
     let sending = in_thread(&group, |group| {
-        let sends: Vec<PendingSend> = (0..5)
-            .map(|number| group.start_send(number.to_string()).unwrap())
-            .collect();
+        let sends: Vec<PendingSend> =
+            (0..5).map(|number| group.start_send(number.to_string()).unwrap()).collect();
         sends.into_iter().map(PendingSend::wait).collect::<Vec<_>>()
     });
     let first = broker.send();
@@ -190,10 +161,8 @@ fn g8_the_window_of_a_lane_is_kept() {
     broker.receipt(answered);
     broker.receipt(second.head.id);
     let outcomes: Vec<Outcome> = sending.join().unwrap();
-    let sequences: Vec<u64> = outcomes
-        .into_iter()
-        .map(|outcome| outcome.unwrap().sequence.get())
-        .collect();
+    let sequences: Vec<u64> =
+        outcomes.into_iter().map(|outcome| outcome.unwrap().sequence.get()).collect();
     assert_eq!(sequences, [2, 3, 4, 5, 6]);
 }
 
@@ -206,10 +175,7 @@ fn receipts_of_lanes_may_come_in_any_order() {
     let first = broker.send();
     let two = in_thread(&other, |group| group.send("two"));
     let second = broker.send();
-    assert_eq!(
-        (first.head.id.lane.get(), second.head.id.lane.get()),
-        (0, 1)
-    );
+    assert_eq!((first.head.id.lane.get(), second.head.id.lane.get()), (0, 1));
     broker.receipt(second.head.id);
     assert_eq!(two.join().unwrap().unwrap().sequence.get(), 2);
     broker.receipt(first.head.id);
@@ -218,10 +184,7 @@ fn receipts_of_lanes_may_come_in_any_order() {
 
 #[test]
 fn an_endpoint_has_as_many_lanes_as_the_broker_says() {
-    let limits = Limits {
-        lanes: 3,
-        ..Limits::default()
-    };
+    let limits = Limits { lanes: 3, ..Limits::default() };
     let (bus, group, mut broker) = group_with(limits, Builder::new());
     let lane = bus.lane().unwrap();
     let kept = bus.lane().unwrap();
@@ -251,15 +214,9 @@ fn g6_would_block_names_the_full_ones_and_resumes_the_lane() {
     assert_eq!(send.head.flags, SendFlags::NONBLOCK);
     let full = [EndpointId::from_raw(5), EndpointId::from_raw(6)];
     let failure = Failure::new(FailureCode::WouldBlock, "").with_full(&full, 20);
-    broker.put(&BrokerFrame::Refused {
-        id: send.head.id,
-        failure: Box::new(failure),
-    });
+    broker.put(&BrokerFrame::Refused { id: send.head.id, failure: Box::new(failure) });
     let error = trying.join().unwrap().unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "20 of the recipients have no room: endpoint 5, 6"
-    );
+    assert_eq!(error.to_string(), "20 of the recipients have no room: endpoint 5, 6");
     assert!(matches!(broker.next(), ClientFrame::Resume { .. }));
 }
 
@@ -308,14 +265,9 @@ fn g3_a_pipeline_that_was_refused_stays_refused_until_it_is_resumed() {
 
 #[test]
 fn g5_a_deadline_asks_to_cancel_and_the_broker_decides() {
-    for (case, wins) in [
-        ("the message was faster", true),
-        ("it was taken back", false),
-    ] {
+    for (case, wins) in [("the message was faster", true), ("it was taken back", false)] {
         let (_bus, group, mut broker) = group();
-        let sending = in_thread(&group, |group| {
-            group.send_deadline("x", Duration::from_millis(1))
-        });
+        let sending = in_thread(&group, |group| group.send_deadline("x", Duration::from_millis(1)));
         let send = broker.send();
         let cancelled = broker.cancel();
         assert_eq!(cancelled, send.head.id, "{case}");
@@ -331,16 +283,11 @@ fn g5_a_deadline_asks_to_cancel_and_the_broker_decides() {
 
 #[test]
 fn g5_cancel_reaches_what_has_left_and_what_has_not() {
-    let limits = Limits {
-        lane_messages: 1,
-        ..Limits::default()
-    };
+    let limits = Limits { lane_messages: 1, ..Limits::default() };
     let (_bus, group, mut broker) = group_with(limits, Builder::new());
     let first = group.start_send("first").unwrap();
     let sent = broker.send();
-    let second = in_thread(&group, |group| {
-        group.send_deadline("second", Duration::from_millis(1))
-    });
+    let second = in_thread(&group, |group| group.send_deadline("second", Duration::from_millis(1)));
     assert_eq!(
         second.join().unwrap(),
         Err(SendError::TimedOut),
@@ -357,10 +304,7 @@ fn g5_cancel_reaches_what_has_left_and_what_has_not() {
 
 #[test]
 fn a_send_in_flight_when_the_broker_goes_is_unknown() {
-    let limits = Limits {
-        lane_messages: 1,
-        ..Limits::default()
-    };
+    let limits = Limits { lane_messages: 1, ..Limits::default() };
     let (bus, group, mut broker) = group_with(limits, Builder::new());
     let in_flight = in_thread(&group, |group| group.send("x"));
     broker.send();
@@ -379,10 +323,7 @@ fn a_send_in_flight_when_the_broker_goes_is_unknown() {
 
 #[test]
 fn g5_a_blocked_sender_takes_messages_into_its_backlog() {
-    let limits = Limits {
-        queue_messages: 2,
-        ..Limits::default()
-    };
+    let limits = Limits { queue_messages: 2, ..Limits::default() };
     let (bus, group, mut broker) = group_with(limits, Builder::new().backlog(3, 1000));
     let sending = in_thread(&group, |group| group.send("x"));
     let send = broker.send();
@@ -395,10 +336,7 @@ fn g5_a_blocked_sender_takes_messages_into_its_backlog() {
     }
     broker.cancel();
     broker.refuse(send.head.id, FailureCode::Cancelled);
-    assert_eq!(
-        sending.join().unwrap(),
-        Err(SendError::WouldDeadlock(FIRST))
-    );
+    assert_eq!(sending.join().unwrap(), Err(SendError::WouldDeadlock(FIRST)));
     let mut sequences = Vec::new();
     while let Some(event) = bus.try_receive().unwrap() {
         sequences.push(event.into_message().unwrap().sequence().get());
@@ -409,10 +347,7 @@ fn g5_a_blocked_sender_takes_messages_into_its_backlog() {
 
 #[test]
 fn g5_a_deadlock_that_resolves_itself_is_none() {
-    let limits = Limits {
-        queue_messages: 1,
-        ..Limits::default()
-    };
+    let limits = Limits { queue_messages: 1, ..Limits::default() };
     let (_bus, group, mut broker) = group_with(limits, Builder::new().backlog(0, 0));
     let sending = in_thread(&group, |group| group.send("x"));
     let send = broker.send();
@@ -424,10 +359,7 @@ fn g5_a_deadlock_that_resolves_itself_is_none() {
 
 #[test]
 fn g5_a_reader_on_another_thread_needs_no_backlog() {
-    let limits = Limits {
-        queue_messages: 1,
-        ..Limits::default()
-    };
+    let limits = Limits { queue_messages: 1, ..Limits::default() };
     let (bus, group, mut broker) = group_with(limits, Builder::new().backlog(0, 0));
     broker.message(b"1");
     let reader = thread::spawn({
@@ -444,19 +376,13 @@ fn g5_a_reader_on_another_thread_needs_no_backlog() {
     broker.await_credit(1, 1);
     broker.message(b"2");
     broker.receipt(send.head.id);
-    assert!(
-        sending.join().unwrap().is_ok(),
-        "no deadlock while another reads"
-    );
+    assert!(sending.join().unwrap().is_ok(), "no deadlock while another reads");
     assert!(bus.try_receive().unwrap().is_some());
 }
 
 #[test]
 fn g5_a_sender_whose_own_queue_was_full_tries_again_when_it_has_room() {
-    let limits = Limits {
-        queue_messages: 2,
-        ..Limits::default()
-    };
+    let limits = Limits { queue_messages: 2, ..Limits::default() };
     let (bus, group, mut broker) = loopback_member(limits, Builder::new().backlog(0, 0));
     // This thread is the one that reads, so the other one is in no danger of a deadlock.
     broker.message(b"0");
@@ -488,10 +414,7 @@ fn g5_a_sender_whose_own_queue_was_full_tries_again_when_it_has_room() {
 
 #[test]
 fn g5_a_sender_whose_own_queue_stays_full_is_told_to_read() {
-    let limits = Limits {
-        queue_messages: 1,
-        ..Limits::default()
-    };
+    let limits = Limits { queue_messages: 1, ..Limits::default() };
     let (_bus, group, mut broker) = loopback_member(limits, Builder::new().backlog(1, 100));
     let sending = in_thread(&group, |group| group.send("x"));
     let send = broker.send();
@@ -502,10 +425,7 @@ fn g5_a_sender_whose_own_queue_stays_full_is_told_to_read() {
     broker.message(b"2");
     broker.cancel();
     broker.refuse(again.head.id, FailureCode::OwnQueueFull);
-    assert_eq!(
-        sending.join().unwrap(),
-        Err(SendError::WouldDeadlock(FIRST))
-    );
+    assert_eq!(sending.join().unwrap(), Err(SendError::WouldDeadlock(FIRST)));
 }
 
 #[test]
@@ -520,10 +440,7 @@ fn descriptors_leave_one_frame_at_a_time() {
     let first = broker.send();
     assert_eq!((first.head.descriptors, broker.descriptors.len()), (1, 1));
     broker.receipt(first.head.id);
-    assert!(
-        broker.is_quiet(),
-        "the first are not yet taken off the socket"
-    );
+    assert!(broker.is_quiet(), "the first are not yet taken off the socket");
     broker.put(&BrokerFrame::DescriptorsTaken);
     let second = broker.send();
     assert_eq!((second.head.descriptors, broker.descriptors.len()), (1, 2));
@@ -536,12 +453,7 @@ fn descriptors_leave_one_frame_at_a_time() {
 fn g6_writability_is_told_once_and_can_be_given_up() {
     let (_bus, group, mut broker) = group();
     let mut writable = group.watch_writable();
-    let ClientFrame::Watch {
-        endpoint,
-        serial,
-        destination,
-    } = broker.next()
-    else {
+    let ClientFrame::Watch { endpoint, serial, destination } = broker.next() else {
         panic!("a watch was expected");
     };
     assert_eq!(destination, Destination::Group(GROUP));
@@ -555,18 +467,12 @@ fn g6_writability_is_told_once_and_can_be_given_up() {
 
     drop(group.watch_writable());
     let watched = broker.next();
-    let ClientFrame::Unwatch {
-        serial: given_up, ..
-    } = broker.next()
-    else {
+    let ClientFrame::Unwatch { serial: given_up, .. } = broker.next() else {
         panic!("UNWATCH was expected");
     };
     assert!(matches!(watched, ClientFrame::Watch { serial, .. } if serial == given_up));
     // It may have crossed.
-    broker.put(&BrokerFrame::Writable {
-        endpoint,
-        serial: given_up,
-    });
+    broker.put(&BrokerFrame::Writable { endpoint, serial: given_up });
     let sending = in_thread(&group, |group| group.send("x"));
     let send = broker.send();
     broker.receipt(send.head.id);
@@ -580,10 +486,7 @@ fn g6_a_watch_looks_its_group_up_and_tells_if_there_is_none() {
     let writable = group.watch_writable();
     broker.found(GROUP);
     let waiting = thread::spawn(move || writable.wait());
-    let ClientFrame::Watch {
-        endpoint, serial, ..
-    } = broker.next()
-    else {
+    let ClientFrame::Watch { endpoint, serial, .. } = broker.next() else {
         panic!("a watch was expected");
     };
     broker.put(&BrokerFrame::Writable { endpoint, serial });
@@ -644,22 +547,14 @@ fn refusals_are_told_apart() {
             FailureCode::PermissionDenied,
             |e| matches!(e, SendError::PermissionDenied(text) if text == "because"),
         ),
-        (FailureCode::LimitExceeded, |e| {
-            matches!(e, SendError::LimitExceeded(_))
-        }),
-        (FailureCode::TooLarge, |e| {
-            matches!(e, SendError::TooLarge { bytes: 1, .. })
-        }),
-        (FailureCode::RecipientStalled, |e| {
-            matches!(e, SendError::RecipientStalled)
-        }),
+        (FailureCode::LimitExceeded, |e| matches!(e, SendError::LimitExceeded(_))),
+        (FailureCode::TooLarge, |e| matches!(e, SendError::TooLarge { bytes: 1, .. })),
+        (FailureCode::RecipientStalled, |e| matches!(e, SendError::RecipientStalled)),
         (
             FailureCode::from("on-holiday"),
             |e| matches!(e, SendError::Refused { code, .. } if code == "on-holiday"),
         ),
-        (FailureCode::Cancelled, |e| {
-            matches!(e, SendError::Cancelled)
-        }),
+        (FailureCode::Cancelled, |e| matches!(e, SendError::Cancelled)),
     ];
     let (_bus, group, mut broker) = group();
     for (code, expect) in cases {
@@ -686,13 +581,7 @@ fn calls_ask_what_they_say() {
     let (handle, serial, request) = broker.call();
     assert!(matches!(request, Request::Create { .. }));
     let sequence = bus_core::Sequence::from_raw(1);
-    broker.done(
-        (handle, serial),
-        Response::Created {
-            group_id: GROUP,
-            sequence,
-        },
-    );
+    broker.done((handle, serial), Response::Created { group_id: GROUP, sequence });
     let (handle, serial, _) = broker.call();
     broker.error((handle, serial), FailureCode::GroupExists);
     for (page, more) in [(["a", "b"], true), (["c", "d"], false)] {
@@ -719,11 +608,7 @@ fn calls_ask_what_they_say() {
     let (created, twice, groups, missing, shut) = asking.join().unwrap();
     assert_eq!(created.unwrap(), Some(GROUP));
     assert!(twice.unwrap_err().to_string().contains("exists already"));
-    let names: Vec<String> = groups
-        .unwrap()
-        .iter()
-        .map(|group| group.name.to_string())
-        .collect();
+    let names: Vec<String> = groups.unwrap().iter().map(|group| group.name.to_string()).collect();
     assert_eq!(names, ["a", "b", "c", "d"]);
     assert_eq!(missing.unwrap(), None);
     assert_eq!(shut.unwrap(), sequence);

@@ -79,10 +79,7 @@ fn many_senders_and_receivers_share_one_connection() {
     for _ in 0..3 {
         let (bus, received) = (bus.clone(), received.clone());
         thread::spawn(move || {
-            let count = bus
-                .events()
-                .filter(|event| matches!(event, Ok(Event::Message(_))))
-                .count();
+            let count = bus.events().filter(|event| matches!(event, Ok(Event::Message(_)))).count();
             received.send(count).unwrap();
         });
     }
@@ -158,10 +155,7 @@ fn output_that_was_stuck_goes_on_while_others_wait() {
 
 #[test]
 fn a_thread_that_cancels_lets_another_leave() {
-    let limits = bus_core::Limits {
-        lane_messages: 1,
-        ..bus_core::Limits::default()
-    };
+    let limits = bus_core::Limits { lane_messages: 1, ..bus_core::Limits::default() };
     let (bus, mut broker) = crate::testing::pair_with(limits, crate::Builder::new());
     let group = bus.group("g").unwrap();
     let first = {
@@ -192,10 +186,7 @@ fn a_thread_that_cancels_lets_another_leave() {
 /// then nobody is told to read.
 #[test]
 fn g5_a_worker_waits_for_its_reply_while_another_waits_to_receive() {
-    let limits = bus_core::Limits {
-        queue_messages: 1,
-        ..bus_core::Limits::default()
-    };
+    let limits = bus_core::Limits { queue_messages: 1, ..bus_core::Limits::default() };
     let builder = crate::Builder::new().backlog(0, 0);
     let (bus, mut broker) = crate::testing::pair_with(limits, builder);
     let other = thread::spawn({

@@ -60,14 +60,7 @@ impl Assembly {
     /// The kernel's defaults are the stream's `SO_RCVBUF` and `SO_RCVTIMEO`, where 0 is `None`.
     #[must_use]
     pub const fn new(maximum: NonZeroUsize, timeout: Option<Duration>) -> Self {
-        Self {
-            maximum,
-            timeout,
-            seen: 0,
-            length: None,
-            since: None,
-            broken: None,
-        }
+        Self { maximum, timeout, seen: 0, length: None, since: None, broken: None }
     }
 
     /// How many of the unread bytes are the next message, or `None` if it is not all there.
@@ -89,8 +82,7 @@ impl Assembly {
         if let Some(error) = self.broken {
             return Err(error);
         }
-        self.advance(framer, unread, now)
-            .map_err(|error| self.fail(error))
+        self.advance(framer, unread, now).map_err(|error| self.fail(error))
     }
 
     #[inline]
@@ -143,10 +135,9 @@ impl Assembly {
         match framer.measure(unread)? {
             None if unread.len() >= maximum => Err(too_long(unread.len())),
             Some(length) if length > self.maximum => Err(too_long(length.get())),
-            Some(length) if length.get() <= self.seen => Err(FrameError::NoProgress {
-                given: length.get(),
-                seen: self.seen,
-            }),
+            Some(length) if length.get() <= self.seen => {
+                Err(FrameError::NoProgress { given: length.get(), seen: self.seen })
+            }
             answer => Ok(answer),
         }
     }

@@ -99,9 +99,7 @@ impl Program {
 
 impl fmt::Debug for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Program")
-            .field("instructions", &self.ops.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Program").field("instructions", &self.ops.len()).finish_non_exhaustive()
     }
 }
 
@@ -139,42 +137,22 @@ fn execute(
             }
             Op::Unary { unary, dst, of } => regs[dst.slot()] = unary.apply(regs[of.slot()]),
             Op::Goto { to } => next = to.into(),
-            Op::IfWideNumber {
-                condition,
-                a,
-                b,
-                to,
-            } => {
+            Op::IfWideNumber { condition, a, b, to } => {
                 if condition.wide(regs[a.slot()], op::extended(b)) {
                     next = to.into();
                 }
             }
-            Op::IfWideRegister {
-                condition,
-                a,
-                b,
-                to,
-            } => {
+            Op::IfWideRegister { condition, a, b, to } => {
                 if condition.wide(regs[a.slot()], regs[b.slot()]) {
                     next = to.into();
                 }
             }
-            Op::IfNarrowNumber {
-                condition,
-                a,
-                b,
-                to,
-            } => {
+            Op::IfNarrowNumber { condition, a, b, to } => {
                 if condition.narrow(regs[a.slot()], op::extended(b)) {
                     next = to.into();
                 }
             }
-            Op::IfNarrowRegister {
-                condition,
-                a,
-                b,
-                to,
-            } => {
+            Op::IfNarrowRegister { condition, a, b, to } => {
                 if condition.narrow(regs[a.slot()], regs[b.slot()]) {
                     next = to.into();
                 }
@@ -189,12 +167,7 @@ fn execute(
             Op::Context { dst, word } => {
                 regs[dst.slot()] = (*context.get(usize::from(word))?).into();
             }
-            Op::Load {
-                width,
-                signed,
-                dst,
-                at,
-            } => {
+            Op::Load { width, signed, dst, at } => {
                 regs[dst.slot()] = load(stack, width, signed, at.into())?;
             }
             Op::StoreNumber { width, at, value } => {
@@ -226,21 +199,11 @@ fn load(stack: &[u8], width: Width, signed: bool, at: usize) -> Option<u64> {
     let bytes = stack.get(at..)?;
     let (value, bits) = match width {
         Width::Byte => ((*bytes.first()?).into(), op::Bits::B8),
-        Width::Half => (
-            u16::from_le_bytes(*bytes.first_chunk()?).into(),
-            op::Bits::B16,
-        ),
-        Width::Word => (
-            u32::from_le_bytes(*bytes.first_chunk()?).into(),
-            op::Bits::B32,
-        ),
+        Width::Half => (u16::from_le_bytes(*bytes.first_chunk()?).into(), op::Bits::B16),
+        Width::Word => (u32::from_le_bytes(*bytes.first_chunk()?).into(), op::Bits::B32),
         Width::Double => (u64::from_le_bytes(*bytes.first_chunk()?), op::Bits::B64),
     };
-    Some(if signed {
-        bits.sign_extend(value)
-    } else {
-        value
-    })
+    Some(if signed { bits.sign_extend(value) } else { value })
 }
 
 fn store(stack: &mut [u8], width: Width, at: usize, value: u64) -> Option<()> {

@@ -60,11 +60,8 @@ impl BpfFramer {
     /// [`LoadError`], with the instruction at fault where there is one.
     pub fn load(file: &[u8]) -> Result<Self, LoadError> {
         // No program begins like this: it would be a shift with an offset.
-        let code = if file.starts_with(object::MAGIC) {
-            object::section(file, SECTION)?
-        } else {
-            file
-        };
+        let code =
+            if file.starts_with(object::MAGIC) { object::section(file, SECTION)? } else { file };
         Ok(Self(Program::verify(code, CONTEXT_WORDS)?))
     }
 

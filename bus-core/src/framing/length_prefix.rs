@@ -132,18 +132,9 @@ impl LengthPrefix {
         let header = offset + width.bytes();
         let longest = width.most().saturating_add_signed(bias);
         if longest < header as u64 {
-            return Err(LengthPrefixError::Bias {
-                bias,
-                longest,
-                header,
-            });
+            return Err(LengthPrefixError::Bias { bias, longest, header });
         }
-        Ok(Self {
-            offset,
-            width,
-            endianness,
-            bias,
-        })
+        Ok(Self { offset, width, endianness, bias })
     }
 
     #[inline]
@@ -185,10 +176,7 @@ impl Framer for LengthPrefix {
         }
         usize::try_from(given)
             .map(NonZeroUsize::new)
-            .map_err(|_| FrameError::TooLong {
-                given,
-                maximum: usize::MAX,
-            })
+            .map_err(|_| FrameError::TooLong { given, maximum: usize::MAX })
     }
 }
 
@@ -237,10 +225,7 @@ mod tests {
         };
         for given in [0, 1, 5] {
             let least = 6;
-            let error = FrameError::TooShort {
-                given: given.into(),
-                least,
-            };
+            let error = FrameError::TooShort { given: given.into(), least };
             assert_eq!(measure(given), Err(error));
             assert_eq!(error.errno(), 71, "EPROTO");
         }
@@ -266,11 +251,7 @@ mod tests {
         let given = MAX_OFFSET_BYTES + 1;
         assert_eq!(offset, Err(LengthPrefixError::Offset { given }));
         let bias = LengthPrefix::new(1, Width::One, Endianness::Big, -254);
-        let error = LengthPrefixError::Bias {
-            bias: -254,
-            longest: 1,
-            header: 2,
-        };
+        let error = LengthPrefixError::Bias { bias: -254, longest: 1, header: 2 };
         assert_eq!(bias, Err(error));
         assert!(LengthPrefix::new(1, Width::One, Endianness::Big, -253).is_ok());
         let far = LengthPrefix::new(300, Width::One, Endianness::Big, 0);

@@ -134,11 +134,7 @@ struct Symbol {
 
 impl Symbol {
     fn decode(bytes: &[u8; SYMBOL_BYTES]) -> Self {
-        Self {
-            name: u32_at(bytes, 0),
-            kind: bytes[4] & 15,
-            section: u16_at(bytes, 6),
-        }
+        Self { name: u32_at(bytes, 0), kind: bytes[4] & 15, section: u16_at(bytes, 6) }
     }
 }
 
@@ -147,9 +143,8 @@ impl<'a> Object<'a> {
         if !file.starts_with(MAGIC) {
             return Err(ObjectError::NotElf);
         }
-        let header = file
-            .first_chunk::<FILE_HEADER_BYTES>()
-            .ok_or(ObjectError::Damaged("header"))?;
+        let header =
+            file.first_chunk::<FILE_HEADER_BYTES>().ok_or(ObjectError::Damaged("header"))?;
         let rows = [
             ("class", header[4].into(), 2),
             ("byte order", header[5].into(), 1),
@@ -160,25 +155,13 @@ impl<'a> Object<'a> {
         ];
         for (field, given, expected) in rows {
             if given != expected {
-                return Err(ObjectError::NotBpf {
-                    field,
-                    given,
-                    expected,
-                });
+                return Err(ObjectError::NotBpf { field, given, expected });
             }
         }
         let count = u64::from(u16_at(header, 60));
-        let table = part(
-            file,
-            u64_at(header, 40),
-            count * SECTION_HEADER_BYTES as u64,
-        )
-        .ok_or(ObjectError::Damaged("section table"))?;
-        Ok(Self {
-            file,
-            headers: table.as_chunks().0,
-            names: u16_at(header, 62),
-        })
+        let table = part(file, u64_at(header, 40), count * SECTION_HEADER_BYTES as u64)
+            .ok_or(ObjectError::Damaged("section table"))?;
+        Ok(Self { file, headers: table.as_chunks().0, names: u16_at(header, 62) })
     }
 
     fn sections(&self) -> impl Iterator<Item = Section> {
@@ -211,8 +194,7 @@ impl<'a> Object<'a> {
         // Else a file of many sections and one endless name would take long to refuse.
         let rest = rest.get(..MAX_NAME_BYTES).unwrap_or(rest);
         let end = rest.iter().position(|&byte| byte == 0);
-        rest.get(..end.ok_or(ObjectError::Damaged(WHAT))?)
-            .ok_or(ObjectError::Damaged(WHAT))
+        rest.get(..end.ok_or(ObjectError::Damaged(WHAT))?).ok_or(ObjectError::Damaged(WHAT))
     }
 
     fn find(&self, wanted: &str) -> Result<(usize, Section), ObjectError> {
@@ -246,10 +228,7 @@ impl<'a> Object<'a> {
                 .count();
         }
         if functions > 1 {
-            return Err(ObjectError::SeveralFunctions {
-                section: name.to_owned(),
-                functions,
-            });
+            return Err(ObjectError::SeveralFunctions { section: name.to_owned(), functions });
         }
         Ok(())
     }
@@ -291,11 +270,7 @@ impl<'a> Object<'a> {
             home if home.starts_with(b".text") => "a function",
             _ => "a variable",
         };
-        Ok(ObjectError::Relocation {
-            at,
-            symbol: printable(name),
-            what,
-        })
+        Ok(ObjectError::Relocation { at, symbol: printable(name), what })
     }
 }
 
@@ -326,9 +301,7 @@ fn u64_at<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
 }
 
 fn field<const N: usize, const M: usize>(bytes: &[u8; N], at: usize) -> [u8; M] {
-    *bytes[at..]
-        .first_chunk()
-        .expect("the fields of a header lie inside it")
+    *bytes[at..].first_chunk().expect("the fields of a header lie inside it")
 }
 
 const FILE_HEADER_BYTES: usize = 64;

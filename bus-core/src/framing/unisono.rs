@@ -39,16 +39,10 @@ impl Framer for Unisono {
         let given = u32::from_le_bytes(bytes);
         let length = usize::try_from(given).unwrap_or(usize::MAX);
         if length < HEADER_BYTES {
-            return Err(FrameError::TooShort {
-                given: given.into(),
-                least: HEADER_BYTES,
-            });
+            return Err(FrameError::TooShort { given: given.into(), least: HEADER_BYTES });
         }
         if length > MAX_FRAME_BYTES {
-            return Err(FrameError::TooLong {
-                given: given.into(),
-                maximum: MAX_FRAME_BYTES,
-            });
+            return Err(FrameError::TooLong { given: given.into(), maximum: MAX_FRAME_BYTES });
         }
         Ok(NonZeroUsize::new(length))
     }
@@ -100,18 +94,12 @@ mod tests {
     #[test]
     fn a_length_that_no_frame_has_ends_the_stream() {
         for given in [0_u32, 1, 15] {
-            let error = FrameError::TooShort {
-                given: given.into(),
-                least: 16,
-            };
+            let error = FrameError::TooShort { given: given.into(), least: 16 };
             assert_eq!(measure(&given.to_le_bytes()), Err(error));
         }
         let over = u32::try_from(MAX_FRAME_BYTES).unwrap() + 1;
         for given in [over, u32::MAX] {
-            let error = FrameError::TooLong {
-                given: given.into(),
-                maximum: MAX_FRAME_BYTES,
-            };
+            let error = FrameError::TooLong { given: given.into(), maximum: MAX_FRAME_BYTES };
             assert_eq!(measure(&given.to_le_bytes()), Err(error));
         }
     }

@@ -18,10 +18,8 @@ pub(super) mod both {
 
     pub(in super::super) const DESCRIPTORS_TAKEN_SHAPE: Shape =
         Shape::plain(DESCRIPTORS_TAKEN, "DESCRIPTORS_TAKEN");
-    pub(in super::super) const GOODBYE_SHAPE: Shape = Shape {
-        most: MAX_SMALL_BODY,
-        ..Shape::plain(GOODBYE, "GOODBYE")
-    };
+    pub(in super::super) const GOODBYE_SHAPE: Shape =
+        Shape { most: MAX_SMALL_BODY, ..Shape::plain(GOODBYE, "GOODBYE") };
 
     /// The longest body of greetings, failures and farewells.
     pub(in super::super) const MAX_SMALL_BODY: usize = 4 << 10;
@@ -53,11 +51,7 @@ pub(super) fn attributes(
 
 /// Checks a field that means nothing yet.
 pub(super) fn zero(frame: &'static str, field: &'static str, value: u32) -> Result<(), WireError> {
-    if value == 0 {
-        Ok(())
-    } else {
-        Err(WireError::not_zero(frame, field, value))
-    }
+    if value == 0 { Ok(()) } else { Err(WireError::not_zero(frame, field, value)) }
 }
 
 /// Takes the frame of `length` bytes off `unread`, and gives its attributes, which were checked
@@ -143,14 +137,11 @@ pub(super) fn tail_lengths(
 }
 
 fn body_length(shape: &'static Shape, length: usize) -> Result<u32, EncodeError> {
-    u32::try_from(length)
-        .ok()
-        .filter(|_| length <= shape.most)
-        .ok_or(EncodeError::TooLong {
-            frame: shape.name,
-            given: length,
-            most: shape.most,
-        })
+    u32::try_from(length).ok().filter(|_| length <= shape.most).ok_or(EncodeError::TooLong {
+        frame: shape.name,
+        given: length,
+        most: shape.most,
+    })
 }
 
 pub(super) fn checked_descriptors(
@@ -160,9 +151,6 @@ pub(super) fn checked_descriptors(
     if descriptors <= MAX_DESCRIPTORS {
         Ok(descriptors)
     } else {
-        Err(EncodeError::Descriptors {
-            frame: shape.name,
-            given: descriptors,
-        })
+        Err(EncodeError::Descriptors { frame: shape.name, given: descriptors })
     }
 }

@@ -157,10 +157,7 @@ impl BrokerFrame {
                     dropped: u32_at(bytes, 28),
                 },
             },
-            kind::WRITABLE => Self::Writable {
-                endpoint,
-                serial: header.serial(),
-            },
+            kind::WRITABLE => Self::Writable { endpoint, serial: header.serial() },
             both::DESCRIPTORS_TAKEN => Self::DescriptorsTaken,
             _ => Self::decode_control(&header, bytes)?,
         };
@@ -186,19 +183,11 @@ impl BrokerFrame {
     pub fn encode(&self, out: &mut BytesMut) -> Result<(), EncodeError> {
         match self {
             Self::Welcome(welcome) => body::put_control(out, Outline::new(&WELCOME), welcome),
-            Self::Done {
-                endpoint,
-                serial,
-                response,
-            } => {
+            Self::Done { endpoint, serial, response } => {
                 let outline = Outline::new(&DONE).endpoint(*endpoint).serial(*serial);
                 body::put_control(out, outline, response)
             }
-            Self::Error {
-                endpoint,
-                serial,
-                failure,
-            } => {
+            Self::Error { endpoint, serial, failure } => {
                 let outline = Outline::new(&ERROR).endpoint(*endpoint).serial(*serial);
                 body::put_control(out, outline, failure)
             }
@@ -239,10 +228,9 @@ impl BrokerFrame {
         let endpoint = header.endpoint();
         Ok(match header.shape.kind {
             kind::WELCOME => Self::Welcome(body::control(name, bytes)?),
-            kind::REFUSED => Self::Refused {
-                id: header.send_id(),
-                failure: body::control(name, bytes)?,
-            },
+            kind::REFUSED => {
+                Self::Refused { id: header.send_id(), failure: body::control(name, bytes)? }
+            }
             kind::DONE => Self::Done {
                 endpoint,
                 serial: header.serial(),
@@ -255,10 +243,8 @@ impl BrokerFrame {
             },
             kind::NOTICE => Self::Notice {
                 endpoint,
-                notice: Notice::decode(bytes).map_err(|problem| WireError::Body {
-                    frame: name,
-                    problem,
-                })?,
+                notice: Notice::decode(bytes)
+                    .map_err(|problem| WireError::Body { frame: name, problem })?,
             },
             both::GOODBYE => Self::Goodbye(body::control(name, bytes)?),
             kind => unreachable!("kind {kind:#04x} has a shape and no decoder"),
@@ -310,20 +296,13 @@ impl BrokerFrame {
             sender_serial: u64_at(fixed, 24),
             commit_time: u64_at(fixed, 32),
             deadline: u64_at(fixed, 40),
-            credentials: Credentials {
-                uid: u32_at(fixed, 48),
-                pid: u32_at(fixed, 52),
-            },
+            credentials: Credentials { uid: u32_at(fixed, 48), pid: u32_at(fixed, 52) },
             missed,
             descriptors: header.descriptors,
             descriptors_lost: lost == 1,
         };
         let (attributes, payload) = body::take_tail(unread, at, header.length, block);
-        Ok(Some(Self::Message(MessageFrame {
-            head,
-            attributes,
-            payload,
-        })))
+        Ok(Some(Self::Message(MessageFrame { head, attributes, payload })))
     }
 }
 
@@ -428,11 +407,7 @@ fn decode_gap(frame: &'static str, bytes: &[u8]) -> Result<Gap, WireError> {
             given: count,
         });
     }
-    Ok(Gap {
-        count,
-        first: Sequence::from_raw(first),
-        last: Sequence::from_raw(last),
-    })
+    Ok(Gap { count, first: Sequence::from_raw(first), last: Sequence::from_raw(last) })
 }
 
 fn shape_of(kind: u8) -> Option<&'static Shape> {
@@ -475,16 +450,10 @@ const MAX_DONE_BODY: usize = 1 << 20;
 /// The longest NOTICE.
 const MAX_NOTICE_BODY: usize = 64 << 10;
 
-const WELCOME: Shape = Shape {
-    most: both::MAX_SMALL_BODY,
-    ..Shape::plain(kind::WELCOME, "WELCOME")
-};
-const DONE: Shape = Shape {
-    endpoint: true,
-    serial: true,
-    most: MAX_DONE_BODY,
-    ..Shape::plain(kind::DONE, "DONE")
-};
+const WELCOME: Shape =
+    Shape { most: both::MAX_SMALL_BODY, ..Shape::plain(kind::WELCOME, "WELCOME") };
+const DONE: Shape =
+    Shape { endpoint: true, serial: true, most: MAX_DONE_BODY, ..Shape::plain(kind::DONE, "DONE") };
 const ERROR: Shape = Shape {
     endpoint: true,
     serial: true,
@@ -512,13 +481,7 @@ const MESSAGE: Shape = Shape {
     most: MAX_FRAME_BYTES - HEADER_BYTES,
     ..Shape::plain(kind::MESSAGE, "MESSAGE")
 };
-const NOTICE: Shape = Shape {
-    endpoint: true,
-    most: MAX_NOTICE_BODY,
-    ..Shape::plain(kind::NOTICE, "NOTICE")
-};
-const WRITABLE: Shape = Shape {
-    endpoint: true,
-    serial: true,
-    ..Shape::plain(kind::WRITABLE, "WRITABLE")
-};
+const NOTICE: Shape =
+    Shape { endpoint: true, most: MAX_NOTICE_BODY, ..Shape::plain(kind::NOTICE, "NOTICE") };
+const WRITABLE: Shape =
+    Shape { endpoint: true, serial: true, ..Shape::plain(kind::WRITABLE, "WRITABLE") };

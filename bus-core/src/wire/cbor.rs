@@ -174,10 +174,7 @@ impl<'a> Walk<'a> {
     }
 
     fn error(&self, problem: &'static str) -> CborError {
-        CborError {
-            at: self.at,
-            problem,
-        }
+        CborError { at: self.at, problem }
     }
 }
 
@@ -202,11 +199,7 @@ mod tests {
         let rows: Vec<(&str, Vec<u8>, bool)> = vec![
             ("an empty map", vec![0xa0], true),
             ("a small number", vec![0x17], true),
-            (
-                "the largest number",
-                [vec![0x1b], vec![0xff; 8]].concat(),
-                true,
-            ),
+            ("the largest number", [vec![0x1b], vec![0xff; 8]].concat(), true),
             ("a negative number", vec![0x38, 0xff], true),
             ("a number in more bytes than needed", vec![0x19, 0, 1], true),
             ("bytes", vec![0x42, 0xff, 0], true),
@@ -244,10 +237,7 @@ mod tests {
     #[test]
     fn offences_are_told_with_their_place() {
         let error = check(&[0x82, 0, 0x61, 0xff]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "text that is not UTF-8 at byte 2 of the body"
-        );
+        assert_eq!(error.to_string(), "text that is not UTF-8 at byte 2 of the body");
     }
 
     #[test]

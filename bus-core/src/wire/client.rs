@@ -180,10 +180,7 @@ impl ClientFrame {
         let frame = match header.shape.kind {
             kind::SEND => return Self::decode_send(&header, unread),
             kind::CANCEL => Self::Cancel(header.send_id()),
-            kind::RESUME => Self::Resume {
-                endpoint: header.endpoint(),
-                lane: header.lane(),
-            },
+            kind::RESUME => Self::Resume { endpoint: header.endpoint(), lane: header.lane() },
             kind::CREDIT => {
                 body::zero(name, "reserved", u32_at(bytes, 4))?;
                 Self::Credit {
@@ -197,10 +194,7 @@ impl ClientFrame {
                 serial: header.serial(),
                 destination: destination(&header, u64_at(bytes, 0)),
             },
-            kind::UNWATCH => Self::Unwatch {
-                endpoint: header.endpoint(),
-                serial: header.serial(),
-            },
+            kind::UNWATCH => Self::Unwatch { endpoint: header.endpoint(), serial: header.serial() },
             both::DESCRIPTORS_TAKEN => Self::DescriptorsTaken,
             _ => Self::decode_control(&header, bytes)?,
         };
@@ -229,20 +223,11 @@ impl ClientFrame {
     pub fn encode(&self, out: &mut BytesMut) -> Result<(), EncodeError> {
         match self {
             Self::Hello(hello) => body::put_control(out, Outline::new(&HELLO), hello),
-            Self::Call {
-                endpoint,
-                serial,
-                request,
-            } => {
+            Self::Call { endpoint, serial, request } => {
                 let outline = Outline::new(&CALL).endpoint(*endpoint).serial(*serial);
                 body::put_control(out, outline, request)
             }
-            Self::BadCall {
-                endpoint,
-                serial,
-                body,
-                ..
-            } => {
+            Self::BadCall { endpoint, serial, body, .. } => {
                 let outline = Outline::new(&CALL).endpoint(*endpoint).serial(*serial);
                 body::put_with(out, outline, |out| out.extend_from_slice(body))
             }
@@ -256,27 +241,16 @@ impl ClientFrame {
                 body::put(out, outline, &[]);
                 Ok(())
             }
-            Self::Credit {
-                endpoint,
-                messages,
-                bytes,
-            } => {
+            Self::Credit { endpoint, messages, bytes } => {
                 let mut fixed = [0; CREDIT.fixed];
                 fixed[0..4].copy_from_slice(&messages.to_le_bytes());
                 fixed[8..16].copy_from_slice(&bytes.to_le_bytes());
                 body::put(out, Outline::new(&CREDIT).endpoint(*endpoint), &fixed);
                 Ok(())
             }
-            Self::Watch {
-                endpoint,
-                serial,
-                destination,
-            } => {
+            Self::Watch { endpoint, serial, destination } => {
                 let (flag, id) = destination_bits(*destination);
-                let outline = Outline::new(&WATCH)
-                    .flags(flag)
-                    .endpoint(*endpoint)
-                    .serial(*serial);
+                let outline = Outline::new(&WATCH).flags(flag).endpoint(*endpoint).serial(*serial);
                 body::put(out, outline, &id.to_le_bytes());
                 Ok(())
             }
@@ -303,11 +277,9 @@ impl ClientFrame {
         Ok(match header.shape.kind {
             kind::HELLO => Self::Hello(body::control(name, body)?),
             kind::CALL => match Request::decode(body) {
-                Ok(request) => Self::Call {
-                    endpoint: header.endpoint(),
-                    serial: header.serial(),
-                    request,
-                },
+                Ok(request) => {
+                    Self::Call { endpoint: header.endpoint(), serial: header.serial(), request }
+                }
                 Err(problem) => Self::BadCall {
                     endpoint: header.endpoint(),
                     serial: header.serial(),
@@ -335,11 +307,7 @@ impl ClientFrame {
         };
         let (attributes, payload) =
             body::take_tail(unread, HEADER_BYTES + SEND.fixed, header.length, block);
-        Ok(Some(Self::Send(SendFrame {
-            head,
-            attributes,
-            payload,
-        })))
+        Ok(Some(Self::Send(SendFrame { head, attributes, payload })))
     }
 }
 
@@ -402,20 +370,13 @@ fn send_head(
 impl Header {
     /// Which SEND a frame is about, of a kind that has lane and serial.
     pub(super) fn send_id(&self) -> SendId {
-        SendId {
-            endpoint: self.endpoint(),
-            lane: self.lane(),
-            serial: self.serial(),
-        }
+        SendId { endpoint: self.endpoint(), lane: self.lane(), serial: self.serial() }
     }
 }
 
 /// The header of a frame about one SEND.
 pub(super) fn outline(shape: &'static Shape, id: SendId) -> Outline {
-    Outline::new(shape)
-        .endpoint(id.endpoint)
-        .lane(id.lane)
-        .serial(id.serial)
+    Outline::new(shape).endpoint(id.endpoint).lane(id.lane).serial(id.serial)
 }
 
 fn destination(header: &Header, id: u64) -> Destination {
@@ -465,16 +426,9 @@ const TO_ENDPOINT: u8 = 4;
 /// The longest CALL.
 const MAX_CALL_BODY: usize = 64 << 10;
 
-const HELLO: Shape = Shape {
-    most: both::MAX_SMALL_BODY,
-    ..Shape::plain(kind::HELLO, "HELLO")
-};
-const CALL: Shape = Shape {
-    endpoint: true,
-    serial: true,
-    most: MAX_CALL_BODY,
-    ..Shape::plain(kind::CALL, "CALL")
-};
+const HELLO: Shape = Shape { most: both::MAX_SMALL_BODY, ..Shape::plain(kind::HELLO, "HELLO") };
+const CALL: Shape =
+    Shape { endpoint: true, serial: true, most: MAX_CALL_BODY, ..Shape::plain(kind::CALL, "CALL") };
 const SEND: Shape = Shape {
     flags: SendFlags::all().bits() | TO_ENDPOINT,
     descriptors: true,
@@ -485,29 +439,15 @@ const SEND: Shape = Shape {
     most: MAX_FRAME_BYTES - HEADER_BYTES,
     ..Shape::plain(kind::SEND, "SEND")
 };
-const CANCEL: Shape = Shape {
-    endpoint: true,
-    lane: true,
-    serial: true,
-    ..Shape::plain(kind::CANCEL, "CANCEL")
-};
-const RESUME: Shape = Shape {
-    endpoint: true,
-    lane: true,
-    ..Shape::plain(kind::RESUME, "RESUME")
-};
-const CREDIT: Shape = Shape {
-    endpoint: true,
-    ..Shape::fixed(kind::CREDIT, "CREDIT", 16)
-};
+const CANCEL: Shape =
+    Shape { endpoint: true, lane: true, serial: true, ..Shape::plain(kind::CANCEL, "CANCEL") };
+const RESUME: Shape = Shape { endpoint: true, lane: true, ..Shape::plain(kind::RESUME, "RESUME") };
+const CREDIT: Shape = Shape { endpoint: true, ..Shape::fixed(kind::CREDIT, "CREDIT", 16) };
 const WATCH: Shape = Shape {
     flags: TO_ENDPOINT,
     endpoint: true,
     serial: true,
     ..Shape::fixed(kind::WATCH, "WATCH", 8)
 };
-const UNWATCH: Shape = Shape {
-    endpoint: true,
-    serial: true,
-    ..Shape::plain(kind::UNWATCH, "UNWATCH")
-};
+const UNWATCH: Shape =
+    Shape { endpoint: true, serial: true, ..Shape::plain(kind::UNWATCH, "UNWATCH") };

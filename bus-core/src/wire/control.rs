@@ -34,10 +34,7 @@ impl Hello {
     /// The greeting of a client that speaks this version.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            versions: vec![super::VERSION],
-            ..Self::default()
-        }
+        Self { versions: vec![super::VERSION], ..Self::default() }
     }
 
     /// The highest version that both sides speak.
@@ -51,10 +48,7 @@ impl Hello {
     /// ```
     #[must_use]
     pub fn common_version(&self, ours: &[u16]) -> Option<u16> {
-        let known = self
-            .versions
-            .iter()
-            .filter(|version| ours.contains(version));
+        let known = self.versions.iter().filter(|version| ours.contains(version));
         known.copied().max()
     }
 }
@@ -104,11 +98,7 @@ impl fmt::Display for Incarnation {
 impl Serialize for Incarnation {
     /// Bytes, or 32 hexadecimal digits where a person reads.
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        if s.is_human_readable() {
-            s.collect_str(self)
-        } else {
-            s.serialize_bytes(&self.0)
-        }
+        if s.is_human_readable() { s.collect_str(self) } else { s.serialize_bytes(&self.0) }
     }
 }
 
@@ -164,11 +154,7 @@ pub enum Request {
         /// Its name.
         group: GroupName,
         /// How the endpoint wants to be a member.
-        #[serde(
-            default,
-            with = "flag_names",
-            skip_serializing_if = "MemberFlags::is_empty"
-        )]
+        #[serde(default, with = "flag_names", skip_serializing_if = "MemberFlags::is_empty")]
         flags: MemberFlags,
         /// Whether to make the group if it does not exist.
         #[serde(default, skip_serializing_if = "is_false")]
@@ -543,15 +529,9 @@ enum NoticeForm {
 impl Notice {
     fn from_form(form: NoticeForm) -> Self {
         match form {
-            NoticeForm::Gap {
-                group_id,
-                count,
-                first,
-                last,
-            } => Self::Gap {
-                group_id,
-                gap: Gap { count, first, last },
-            },
+            NoticeForm::Gap { group_id, count, first, last } => {
+                Self::Gap { group_id, gap: Gap { count, first, last } }
+            }
             NoticeForm::Evicted {
                 group_id,
                 sequence,
@@ -559,14 +539,7 @@ impl Notice {
                 stalled,
                 queued_messages,
                 back_off,
-            } => Self::Evicted {
-                group_id,
-                sequence,
-                reason,
-                stalled,
-                queued_messages,
-                back_off,
-            },
+            } => Self::Evicted { group_id, sequence, reason, stalled, queued_messages, back_off },
         }
     }
 
@@ -577,10 +550,9 @@ impl Notice {
             Ok(form) => Ok(Self::from_form(form)),
             Err(DecodeError::Malformed(error)) => Err(error.into()),
             Err(DecodeError::Content(text)) => match cbor::text_under(body, "type") {
-                Some(kind) if !Self::KINDS.contains(&kind) => Ok(Self::Unknown {
-                    kind: kind.to_owned(),
-                    body: Bytes::copy_from_slice(body),
-                }),
+                Some(kind) if !Self::KINDS.contains(&kind) => {
+                    Ok(Self::Unknown { kind: kind.to_owned(), body: Bytes::copy_from_slice(body) })
+                }
                 _ => Err(ControlError::Content(clip(&text, 256).to_owned())),
             },
         }
@@ -594,21 +566,16 @@ impl Notice {
                 first: gap.first,
                 last: gap.last,
             },
-            Self::Evicted {
-                group_id,
-                sequence,
-                reason,
-                stalled,
-                queued_messages,
-                back_off,
-            } => NoticeForm::Evicted {
-                group_id: *group_id,
-                sequence: *sequence,
-                reason: reason.clone(),
-                stalled: *stalled,
-                queued_messages: *queued_messages,
-                back_off: *back_off,
-            },
+            Self::Evicted { group_id, sequence, reason, stalled, queued_messages, back_off } => {
+                NoticeForm::Evicted {
+                    group_id: *group_id,
+                    sequence: *sequence,
+                    reason: reason.clone(),
+                    stalled: *stalled,
+                    queued_messages: *queued_messages,
+                    back_off: *back_off,
+                }
+            }
             Self::Unknown { body, .. } => return out.extend_from_slice(body),
         };
         cbor::encode(out, &form);
@@ -629,10 +596,7 @@ impl Goodbye {
     /// A farewell with a text for people, of which at most [`MAX_TEXT_BYTES`] are kept.
     #[must_use]
     pub fn new(code: GoodbyeCode, text: impl Into<String>) -> Self {
-        Self {
-            code,
-            text: clipped(text.into()),
-        }
+        Self { code, text: clipped(text.into()) }
     }
 }
 
@@ -717,10 +681,7 @@ mod known_flag_names {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<MemberFlags, D::Error> {
         let names = Vec::<String>::deserialize(d)?;
-        Ok(names
-            .iter()
-            .filter_map(|name| super::flag_of(name))
-            .collect())
+        Ok(names.iter().filter_map(|name| super::flag_of(name)).collect())
     }
 }
 
@@ -767,17 +728,11 @@ mod optional_milliseconds {
 }
 
 fn names_of(flags: MemberFlags) -> impl Iterator<Item = &'static str> {
-    FLAG_NAMES
-        .iter()
-        .filter(move |(flag, _)| flags.contains(*flag))
-        .map(|(_, name)| *name)
+    FLAG_NAMES.iter().filter(move |(flag, _)| flags.contains(*flag)).map(|(_, name)| *name)
 }
 
 fn flag_of(name: &str) -> Option<MemberFlags> {
-    FLAG_NAMES
-        .iter()
-        .find(|(_, known)| *known == name)
-        .map(|(flag, _)| *flag)
+    FLAG_NAMES.iter().find(|(_, known)| *known == name).map(|(flag, _)| *flag)
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]

@@ -44,11 +44,7 @@ impl LaneNumber {
     /// The lane of this number, if there can be one.
     #[must_use]
     pub const fn new(number: u8) -> Option<Self> {
-        if number < MAX_LANES {
-            Some(Self(number))
-        } else {
-            None
-        }
+        if number < MAX_LANES { Some(Self(number)) } else { None }
     }
 
     /// The number as it stands on the wire.
@@ -157,11 +153,7 @@ impl Shape {
 
     /// The same with a body of one length.
     pub(super) const fn fixed(kind: u8, name: &'static str, body: usize) -> Self {
-        Self {
-            fixed: body,
-            most: body,
-            ..Self::plain(kind, name)
-        }
+        Self { fixed: body, most: body, ..Self::plain(kind, name) }
     }
 }
 
@@ -187,12 +179,7 @@ impl Header {
         let most = HEADER_BYTES + shape.most;
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         if !(least..=most).contains(&length) {
-            return Err(WireError::Length {
-                frame: shape.name,
-                given: length,
-                least,
-                most,
-            });
+            return Err(WireError::Length { frame: shape.name, given: length, least, most });
         }
         let Some(bytes) = unread.first_chunk::<HEADER_BYTES>() else {
             return Ok(None);
@@ -220,25 +207,13 @@ impl Header {
                 known: self.shape.flags,
             });
         }
-        let most = if self.shape.descriptors {
-            MAX_DESCRIPTORS
-        } else {
-            0
-        };
+        let most = if self.shape.descriptors { MAX_DESCRIPTORS } else { 0 };
         if self.descriptors > most {
-            return Err(WireError::Descriptors {
-                frame: name,
-                given: self.descriptors,
-                most,
-            });
+            return Err(WireError::Descriptors { frame: name, given: self.descriptors, most });
         }
         let most = if self.shape.lane { MAX_LANES - 1 } else { 0 };
         if self.lane > most {
-            return Err(WireError::Lane {
-                frame: name,
-                given: self.lane,
-                most,
-            });
+            return Err(WireError::Lane { frame: name, given: self.lane, most });
         }
         if !self.shape.endpoint && self.endpoint != 0 {
             return Err(WireError::not_zero(name, "endpoint", self.endpoint));
@@ -296,10 +271,7 @@ impl Outline {
     }
 
     pub(super) const fn serial(self, serial: Serial) -> Self {
-        Self {
-            serial: Some(serial),
-            ..self
-        }
+        Self { serial: Some(serial), ..self }
     }
 
     pub(super) const fn flags(self, flags: u8) -> Self {
@@ -307,10 +279,7 @@ impl Outline {
     }
 
     pub(super) const fn descriptors(self, descriptors: u8) -> Self {
-        Self {
-            descriptors,
-            ..self
-        }
+        Self { descriptors, ..self }
     }
 
     /// Writes the header of a frame with this much body into the first 16 bytes of `place`.
@@ -340,9 +309,7 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 fn chunk_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    *bytes[at..]
-        .first_chunk()
-        .expect("no frame is shorter than the fixed part of its kind")
+    *bytes[at..].first_chunk().expect("no frame is shorter than the fixed part of its kind")
 }
 
 /// Bytes of the header.

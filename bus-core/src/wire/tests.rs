@@ -1,8 +1,5 @@
 //! Frames of every kind there and back, and what bad bytes get.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test ends where something is not as it should be"
-)]
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
 
 mod corpus;
 mod mutations;
@@ -90,11 +87,7 @@ fn a_frame_that_is_cut_anywhere_is_waited_for() {
                 assert_eq!(F::decode(&mut bytes), Ok(None), "{case} cut at {cut}");
                 assert_eq!(bytes, whole[..cut], "{case} cut at {cut}: nothing is taken");
                 let needed = F::bytes_needed(&bytes).unwrap();
-                let expected = if cut < HEADER_BYTES {
-                    HEADER_BYTES
-                } else {
-                    whole.len()
-                };
+                let expected = if cut < HEADER_BYTES { HEADER_BYTES } else { whole.len() };
                 assert_eq!(needed, expected, "{case} cut at {cut}");
             }
         }
@@ -158,11 +151,7 @@ fn a_small_message_does_not_keep_its_read_buffer() {
         let Ok(Some(ClientFrame::Send(send))) = ClientFrame::decode(&mut buffer) else {
             panic!("a SEND");
         };
-        assert_eq!(
-            !memory.contains(&send.payload.as_ptr()),
-            copied,
-            "{payload}"
-        );
+        assert_eq!(!memory.contains(&send.payload.as_ptr()), copied, "{payload}");
     }
 }
 
@@ -200,16 +189,9 @@ fn what_is_too_long_is_not_written() {
         problem: Request::decode(b"").unwrap_err(),
         body: vec![0; (64 << 10) + 1].into(),
     };
-    let long_hello = ClientFrame::Hello(Hello {
-        program: Some(text(5000)),
-        ..Hello::new()
-    });
+    let long_hello = ClientFrame::Hello(Hello { program: Some(text(5000)), ..Hello::new() });
     let long_send = corpus::send(Attributes::EMPTY, &vec![0; super::MAX_FRAME_BYTES]);
-    for (case, frame) in [
-        ("call", long_call),
-        ("hello", long_hello),
-        ("send", long_send),
-    ] {
+    for (case, frame) in [("call", long_call), ("hello", long_hello), ("send", long_send)] {
         let mut out = BytesMut::from(&b"before"[..]);
         let error = frame.encode(&mut out).unwrap_err();
         assert!(matches!(error, EncodeError::TooLong { .. }), "{case}");
@@ -226,10 +208,7 @@ fn no_length_overflows_the_sum() {
         let mut out = BytesMut::new();
         let result =
             super::encode_message_head(&mut out, &message.head, &message.attributes, payload);
-        assert!(
-            matches!(result, Err(EncodeError::TooLong { .. })),
-            "{payload}"
-        );
+        assert!(matches!(result, Err(EncodeError::TooLong { .. })), "{payload}");
         assert!(out.is_empty());
     }
 }
@@ -243,10 +222,7 @@ fn more_descriptors_than_a_frame_brings_are_not_written() {
     let mut out = BytesMut::new();
     assert_eq!(
         ClientFrame::Send(send).encode(&mut out),
-        Err(EncodeError::Descriptors {
-            frame: "SEND",
-            given: 17
-        })
+        Err(EncodeError::Descriptors { frame: "SEND", given: 17 })
     );
     assert!(out.is_empty());
 }
@@ -299,21 +275,15 @@ fn a_page_of_the_longest_entries_fits_a_frame() {
         blocks: u64::MAX,
     };
     for response in [
-        Response::Groups {
-            groups: vec![group; count],
-            more: true,
-        },
+        Response::Groups { groups: vec![group; count], more: true },
         Response::Members {
             sequence: Sequence::from_raw(u64::MAX),
             members: vec![member; count],
             more: true,
         },
     ] {
-        let frame = BrokerFrame::Done {
-            endpoint: super::Handle::FIRST,
-            serial: Serial::FIRST,
-            response,
-        };
+        let frame =
+            BrokerFrame::Done { endpoint: super::Handle::FIRST, serial: Serial::FIRST, response };
         assert_eq!(frame.encode(&mut BytesMut::new()), Ok(()));
     }
 }
@@ -335,11 +305,7 @@ fn codes_are_their_text_and_unknown_ones_are_kept() {
     for code in FailureCode::ALL {
         let text = code.as_str();
         assert_eq!(&FailureCode::from(text), code);
-        assert!(
-            text.bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte == b'-'),
-            "{text}"
-        );
+        assert!(text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'), "{text}");
         assert!(!seen.contains(&text), "{text} stands for two");
         seen.push(text);
     }
@@ -355,17 +321,9 @@ fn codes_are_their_text_and_unknown_ones_are_kept() {
 fn keys_of_a_later_version_are_passed_over() {
     // {"op": "leave", "group_id": 9, "colour": [1, {"red": null}]}
     let body = b"\xa3\x62op\x65leave\x68group_id\x09\x66colour\x82\x01\xa1\x63red\xf6";
-    assert_eq!(
-        Request::decode(body),
-        Ok(Request::Leave {
-            group_id: GroupId::from_raw(9)
-        })
-    );
+    assert_eq!(Request::decode(body), Ok(Request::Leave { group_id: GroupId::from_raw(9) }));
     // {"op": "ping", "colour": 1}
-    assert_eq!(
-        Request::decode(b"\xa2\x62op\x64ping\x66colour\x01"),
-        Ok(Request::Ping)
-    );
+    assert_eq!(Request::decode(b"\xa2\x62op\x64ping\x66colour\x01"), Ok(Request::Ping));
 }
 
 #[test]
@@ -378,11 +336,8 @@ fn limits_that_a_later_broker_has_are_passed_over_and_missing_ones_have_defaults
     // {"limits": {"lanes": 4, "moons": 2, "stall_ms": 250}}
     let body = b"\xa1\x66limits\xa3\x65lanes\x04\x65moons\x02\x68stall_ms\x18\xfa";
     let holder: Holder = super::control::decode(body).unwrap();
-    let expected = Limits {
-        lanes: 4,
-        stall: std::time::Duration::from_millis(250),
-        ..Limits::default()
-    };
+    let expected =
+        Limits { lanes: 4, stall: std::time::Duration::from_millis(250), ..Limits::default() };
     assert_eq!(holder.limits, expected);
 }
 
@@ -395,30 +350,18 @@ fn flags_that_are_unknown_are_refused_in_a_request_and_passed_over_in_a_listing(
     assert!(error.to_string().contains("sing"), "{error}");
 
     let mut bytes = BytesMut::new();
-    let member = corpus::broker()
-        .into_iter()
-        .find(|(case, _)| *case == "members")
-        .unwrap()
-        .1;
+    let member = corpus::broker().into_iter().find(|(case, _)| *case == "members").unwrap().1;
     member.encode(&mut bytes).unwrap();
     let text = b"drop-when-full";
-    let at = bytes
-        .windows(text.len())
-        .position(|window| window == text)
-        .unwrap();
+    let at = bytes.windows(text.len()).position(|window| window == text).unwrap();
     bytes[at..at + 4].copy_from_slice(b"sing");
-    let Ok(Some(BrokerFrame::Done {
-        response: Response::Members { members, .. },
-        ..
-    })) = BrokerFrame::decode(&mut bytes)
+    let Ok(Some(BrokerFrame::Done { response: Response::Members { members, .. }, .. })) =
+        BrokerFrame::decode(&mut bytes)
     else {
         panic!("a list of members");
     };
     assert_eq!(members[0].flags, MemberFlags::LOOPBACK);
-    assert_eq!(
-        members[1].flags,
-        MemberFlags::LOOPBACK | MemberFlags::DROP_WHEN_FULL
-    );
+    assert_eq!(members[1].flags, MemberFlags::LOOPBACK | MemberFlags::DROP_WHEN_FULL);
 }
 
 #[test]
@@ -484,13 +427,6 @@ fn a_call_that_cannot_be_read_leaves_the_stream_good() {
             frame => assert_eq!(frame, ClientFrame::DescriptorsTaken),
         }
     }
-    assert_eq!(
-        codes,
-        [
-            FailureCode::Unsupported,
-            FailureCode::BadRequest,
-            FailureCode::BadRequest
-        ]
-    );
+    assert_eq!(codes, [FailureCode::Unsupported, FailureCode::BadRequest, FailureCode::BadRequest]);
     assert!(bytes.is_empty());
 }

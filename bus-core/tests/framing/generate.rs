@@ -22,19 +22,9 @@ type Choice = (u8, u8, u8, u8, i32, u8);
 /// The code of a program.
 pub(crate) fn program(kinds: Kinds) -> impl Strategy<Value = Vec<u8>> {
     let number = prop_oneof![any::<i32>(), -4..70_i32];
-    let choice = (
-        any::<u8>(),
-        any::<u8>(),
-        any::<u8>(),
-        any::<u8>(),
-        number,
-        any::<u8>(),
-    );
+    let choice = (any::<u8>(), any::<u8>(), any::<u8>(), any::<u8>(), number, any::<u8>());
     let value = prop_oneof![any::<u64>(), 0..70_u64, any::<i32>().prop_map(|n| n as u64)];
-    (
-        proptest::array::uniform9(value),
-        proptest::collection::vec(choice, 0..40),
-    )
+    (proptest::array::uniform9(value), proptest::collection::vec(choice, 0..40))
         .prop_map(move |(values, choices)| assemble(kinds, values, &choices))
 }
 
@@ -111,11 +101,7 @@ fn piece(kinds: Kinds, (kind, a, b, c, number, d): Choice) -> Piece {
             let width = [0x00, 0x08, 0x10][usize::from(size) / 8 % 3];
             let load = if by_register {
                 // r7 to r9 may have any value; make it an offset that is often inside.
-                [
-                    ins(0x57, 7, 0, 0, 15),
-                    ins(0x40 | width, 0, 7, 0, number % 8),
-                ]
-                .concat()
+                [ins(0x57, 7, 0, 0, 15), ins(0x40 | width, 0, 7, 0, number % 8)].concat()
             } else {
                 ins(0x20 | width, 0, 0, 0, (number & 31) % 12)
             };

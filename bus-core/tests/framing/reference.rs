@@ -109,9 +109,7 @@ impl Machine<'_> {
         }
         let mut value = 0_u64;
         for place in i64::from(at)..i64::from(at) + length {
-            let byte = usize::try_from(place)
-                .ok()
-                .and_then(|place| self.message.get(place));
+            let byte = usize::try_from(place).ok().and_then(|place| self.message.get(place));
             let Some(&byte) = byte else {
                 return Next::PastEnd;
             };
@@ -127,16 +125,13 @@ impl Machine<'_> {
             Value::Stack(base) => {
                 let from = base + i64::from(offset);
                 assert!(from >= -512 && from + length <= 0);
-                (0..length).rev().fold(0_u64, |value, byte| {
-                    value * 256 + u64::from(self.stack[&(from + byte)])
-                })
+                (0..length)
+                    .rev()
+                    .fold(0_u64, |value, byte| value * 256 + u64::from(self.stack[&(from + byte)]))
             }
             Value::Context => {
                 assert_eq!((length, offset % 4, opcode & 0xe0), (4, 0, 0x60));
-                match self
-                    .context
-                    .get(usize::try_from(offset / 4).expect("inside"))
-                {
+                match self.context.get(usize::try_from(offset / 4).expect("inside")) {
                     Some(&word) => word.into(),
                     None => return Next::PastEnd,
                 }
@@ -145,11 +140,7 @@ impl Machine<'_> {
         };
         let negative = value >> (length * 8 - 1) == 1;
         let signed = opcode & 0xe0 == 0x80 && negative && length < 8;
-        let value = if signed {
-            value.wrapping_sub(1 << (length * 8))
-        } else {
-            value
-        };
+        let value = if signed { value.wrapping_sub(1 << (length * 8)) } else { value };
         self.set(dst, value);
         Next::Jump(0)
     }

@@ -71,10 +71,7 @@ fn built_in(settings: &[u8], stream: &[u8]) {
         let errno = end.map(|error| error.errno());
         for portion in [1, 3] {
             let (cut, end) = frames(&*framer, stream, portion);
-            assert_eq!(
-                (cut, end.map(|error| error.errno())),
-                (whole.clone(), errno)
-            );
+            assert_eq!((cut, end.map(|error| error.errno())), (whole.clone(), errno));
         }
     }
 }
@@ -109,10 +106,7 @@ pub(crate) fn frames(
     }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the caller brings the clock, and that is here"
-)]
+#[expect(clippy::disallowed_methods, reason = "the caller brings the clock, and that is here")]
 pub(crate) fn now() -> Instant {
     Instant::now()
 }

@@ -76,11 +76,7 @@ fn g1_a_cancelled_send_has_reached_nobody() {
     sender.send(a.id(), "fills a");
     let wakes = sender.wait(group, "cancelled");
     assert_eq!(sender.lane.cancel(), Some(Err(SendError::Cancelled)));
-    assert_eq!(
-        sender.lane.cancel(),
-        None,
-        "there is nothing to cancel twice"
-    );
+    assert_eq!(sender.lane.cancel(), None, "there is nothing to cancel twice");
 
     assert_eq!(a.take_all(), ["fills a"]);
     assert_eq!(b.take_all(), [""; 0]);
@@ -107,26 +103,16 @@ fn g1_a_deadline_that_has_passed_sends_at_once_or_to_nobody() {
     let past = now() - Duration::from_secs(1);
     let to = reader.here();
     assert_eq!(
-        sender
-            .lane
-            .send_deadline(to, "in time", past)
-            .map(|receipt| receipt.recipients),
+        sender.lane.send_deadline(to, "in time", past).map(|receipt| receipt.recipients),
         Ok(1)
     );
-    assert_eq!(
-        sender.lane.send_deadline(to, "too late", past),
-        Err(SendError::Cancelled)
-    );
+    assert_eq!(sender.lane.send_deadline(to, "too late", past), Err(SendError::Cancelled));
     assert_eq!(reader.take_all(), ["in time"]);
 }
 
 #[test]
 fn g1_payloads_and_descriptors_at_their_limits() {
-    let bus = bus_with(Limits {
-        payload_bytes: 8,
-        descriptors: 1,
-        ..Limits::default()
-    });
+    let bus = bus_with(Limits { payload_bytes: 8, descriptors: 1, ..Limits::default() });
     let (mut sender, mut reader) = (Party::on(&bus), Party::on(&bus));
     let to = reader.here();
     assert_eq!(
@@ -134,9 +120,7 @@ fn g1_payloads_and_descriptors_at_their_limits() {
         Err(SendError::TooLarge { given: 9, limit: 8 })
     );
     let draft = |descriptors: usize| Draft {
-        descriptors: (0..descriptors)
-            .map(|_| std::io::pipe().unwrap().0.into())
-            .collect(),
+        descriptors: (0..descriptors).map(|_| std::io::pipe().unwrap().0.into()).collect(),
         ..Draft::default()
     };
     assert_eq!(
@@ -156,10 +140,7 @@ fn g1_descriptors_of_a_refused_message_are_closed() {
     let (mut sender, reader) = (Party::on(&bus), Party::on(&bus));
     sender.send(reader.id(), "fills");
     let (mut hears, speaks) = std::io::pipe().unwrap();
-    let draft = Draft {
-        descriptors: vec![speaks.into()],
-        ..Draft::default()
-    };
+    let draft = Draft { descriptors: vec![speaks.into()], ..Draft::default() };
     full(sender.lane.try_send(reader.here(), draft));
     let mut heard = Vec::new();
     hears.read_to_end(&mut heard).unwrap();
@@ -185,11 +166,7 @@ fn g1_a_waker_that_panics_costs_no_other_reader_its_message_or_its_wake_up() {
     for (at, member) in members.iter_mut().enumerate() {
         group = Some(member.join("g"));
         let counts = Wakes::new();
-        let waker = if at == 1 {
-            Waker::from(Arc::new(Panics))
-        } else {
-            counts.waker()
-        };
+        let waker = if at == 1 { Waker::from(Arc::new(Panics)) } else { counts.waker() };
         assert!(member.reader.sleep(waker));
         wakes.push(counts);
     }
@@ -223,10 +200,7 @@ impl Drop for UsesTheBus {
 }
 
 fn uses_the_bus(bus: &bus_core::Bus) -> Payload {
-    Payload::from(bytes::Bytes::from_owner(UsesTheBus(
-        bus.clone(),
-        vec![1; 8],
-    )))
+    Payload::from(bytes::Bytes::from_owner(UsesTheBus(bus.clone(), vec![1; 8])))
 }
 
 #[test]
@@ -235,9 +209,7 @@ fn g1_payloads_are_dropped_with_no_lock_held() {
     let (mut sender, mut reader) = (Party::on(&bus), Party::on(&bus));
     let to = reader.here();
     let wait = |sender: &mut Party| {
-        let submitted = sender
-            .lane
-            .submit(to, uses_the_bus(&bus), Waker::noop().clone());
+        let submitted = sender.lane.submit(to, uses_the_bus(&bus), Waker::noop().clone());
         assert_eq!(submitted, Ok(Submitted::Waiting));
     };
     // Refused, cancelled, taken.
@@ -252,9 +224,7 @@ fn g1_payloads_are_dropped_with_no_lock_held() {
     // Own queue full, found at once.
     let own = sender.here();
     sender.send(own, "fills");
-    let refused = sender
-        .lane
-        .submit(own, uses_the_bus(&bus), Waker::noop().clone());
+    let refused = sender.lane.submit(own, uses_the_bus(&bus), Waker::noop().clone());
     assert_eq!(refused, Err(SendError::OwnQueueFull));
 
     // The lane is dropped, the recipient is closed, the bus is left with a queued one.
@@ -264,25 +234,13 @@ fn g1_payloads_are_dropped_with_no_lock_held() {
     assert_eq!(submitted, Ok(Submitted::Waiting));
     drop(second);
     wait(&mut sender);
-    let Party {
-        endpoint,
-        reader: its_reader,
-        ..
-    } = reader;
+    let Party { endpoint, reader: its_reader, .. } = reader;
     let reader_id = endpoint.id();
     drop(endpoint);
-    assert_eq!(
-        outcome(&mut sender.lane),
-        Err(SendError::NoSuchEndpoint(reader_id))
-    );
+    assert_eq!(outcome(&mut sender.lane), Err(SendError::NoSuchEndpoint(reader_id)));
     drop(its_reader);
     let last = Party::on(&bus);
-    assert!(
-        sender
-            .lane
-            .try_send(last.here(), uses_the_bus(&bus))
-            .is_ok()
-    );
+    assert!(sender.lane.try_send(last.here(), uses_the_bus(&bus)).is_ok());
     drop(last);
     assert!(bus.find_group(&"dropped".parse().unwrap()).is_none());
 }
@@ -298,9 +256,7 @@ impl Drop for WakerUsesTheBus {
     fn drop(&mut self) {
         let _ = self.0.stats();
         let endpoint = self.0.open_endpoint(crate::given::ME).unwrap();
-        endpoint
-            .join(&"woken".parse().unwrap(), JoinOptions::create())
-            .unwrap();
+        endpoint.join(&"woken".parse().unwrap(), JoinOptions::create()).unwrap();
     }
 }
 
@@ -314,23 +270,14 @@ fn g1_wakers_are_dropped_with_no_lock_held() {
     assert!(reader.reader.sleep(waker()), "the first one is dropped");
     sender.send(to, "x");
     assert!(!reader.reader.sleep(waker()), "there is something to take");
-    assert_eq!(
-        sender.lane.submit(to, "waits", waker()),
-        Ok(Submitted::Waiting)
-    );
+    assert_eq!(sender.lane.submit(to, "waits", waker()), Ok(Submitted::Waiting));
     assert_eq!(sender.lane.cancel(), Some(Err(SendError::Cancelled)));
     let watch = sender.endpoint.watch_writable(to, waker()).unwrap();
     drop(watch.expect("it is not writable"));
     let own = sender.here();
     sender.send(own, "fills");
-    assert_eq!(
-        sender.lane.submit(own, "own", waker()),
-        Err(SendError::OwnQueueFull)
-    );
-    assert_eq!(
-        sender.lane.submit(to, "waits", waker()),
-        Ok(Submitted::Waiting)
-    );
+    assert_eq!(sender.lane.submit(own, "own", waker()), Err(SendError::OwnQueueFull));
+    assert_eq!(sender.lane.submit(to, "waits", waker()), Ok(Submitted::Waiting));
     reader.take();
     assert!(outcome(&mut sender.lane).is_ok());
     assert_eq!(reader.take(), "waits");

@@ -65,10 +65,7 @@ fn g2_an_endpoint_can_send_to_itself() {
     let receipt = me.send(me.id(), "note");
     let message = me.take_message();
     assert_eq!(message.sequence(), receipt.sequence);
-    assert_eq!(
-        (message.sender(), message.destination()),
-        (me.id(), me.here())
-    );
+    assert_eq!((message.sender(), message.destination()), (me.id(), me.here()));
 }
 
 /// Given senders that send to overlapping groups and to endpoints at the same time, when everything
@@ -132,27 +129,17 @@ fn g2_overlapping_sets_under_load_agree_about_the_order() {
                 })
             })
             .collect();
-        let sent: Vec<_> = sending
-            .into_iter()
-            .flat_map(|sender| sender.join().unwrap())
-            .collect();
+        let sent: Vec<_> = sending.into_iter().flat_map(|sender| sender.join().unwrap()).collect();
         finished.store(true, Ordering::Release);
         let taken: Vec<_> = reading.into_iter().map(|r| r.join().unwrap()).collect();
         (taken, sent)
     });
 
-    let by_sequence: HashMap<Sequence, &Vec<u8>> = sent
-        .iter()
-        .map(|(sequence, text, _)| (*sequence, text))
-        .collect();
+    let by_sequence: HashMap<Sequence, &Vec<u8>> =
+        sent.iter().map(|(sequence, text, _)| (*sequence, text)).collect();
     assert_eq!(by_sequence.len(), 4 * EACH, "no two share a sequence");
     for queue in &taken {
-        assert_rising(
-            &queue
-                .iter()
-                .map(|(sequence, _)| *sequence)
-                .collect::<Vec<_>>(),
-        );
+        assert_rising(&queue.iter().map(|(sequence, _)| *sequence).collect::<Vec<_>>());
         // Rising everywhere and unique: so any two queues agree about what they share.
         for (sequence, text) in queue {
             assert_eq!(by_sequence[sequence], text);
@@ -162,9 +149,7 @@ fn g2_overlapping_sets_under_load_agree_about_the_order() {
     let promised: u32 = sent.iter().map(|(_, _, recipients)| *recipients).sum();
     assert_eq!(delivered, promised as usize, "nothing lost, nothing twice");
     for (sequence, _, recipients) in &sent {
-        let holders = taken
-            .iter()
-            .filter(|queue| queue.iter().any(|(s, _)| s == sequence));
+        let holders = taken.iter().filter(|queue| queue.iter().any(|(s, _)| s == sequence));
         assert_eq!(holders.count(), *recipients as usize);
     }
 }

@@ -52,10 +52,7 @@ fn g3_joins_leaves_and_creations_follow_what_their_endpoint_has_seen() {
     let sent = sender.send(reader.id(), "x").sequence;
     let name = "g".parse().unwrap();
     let (group, created) = sender.endpoint.create_group(&name).unwrap();
-    let joined = sender
-        .endpoint
-        .join(&name, bus_core::JoinOptions::default())
-        .unwrap();
+    let joined = sender.endpoint.join(&name, bus_core::JoinOptions::default()).unwrap();
     let left = sender.endpoint.leave(group).unwrap();
     assert_rising(&[sent, created, joined.sequence, left]);
     assert!(!joined.created);

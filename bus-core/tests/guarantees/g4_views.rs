@@ -14,10 +14,7 @@ fn g4_a_member_hears_what_comes_after_its_join_and_before_its_leave() {
     let (mut sender, mut member, keeper) = (Party::on(&bus), Party::on(&bus), Party::on(&bus));
     let group = keeper.join("g");
     let before = sender.send(group, "before").sequence;
-    let joined = member
-        .endpoint
-        .join(&"g".parse().unwrap(), JoinOptions::default())
-        .unwrap();
+    let joined = member.endpoint.join(&"g".parse().unwrap(), JoinOptions::default()).unwrap();
     let during = sender.send(group, "during").sequence;
     let left = member.endpoint.leave(group).unwrap();
     let after = sender.send(group, "after").sequence;
@@ -39,10 +36,7 @@ fn g4_joining_twice_and_leaving_twice_are_refused() {
         Err(JoinError::AlreadyMember(name.clone(), member.id()))
     );
     assert!(member.endpoint.leave(group).is_ok());
-    assert_eq!(
-        member.endpoint.leave(group),
-        Err(LeaveError::NotAMember(group, member.id()))
-    );
+    assert_eq!(member.endpoint.leave(group), Err(LeaveError::NotAMember(group, member.id())));
 }
 
 #[test]
@@ -53,14 +47,8 @@ fn g4_a_join_without_create_finds_no_group() {
     let missing = member.endpoint.join(&name, JoinOptions::default());
     assert_eq!(missing, Err(JoinError::NoSuchGroup(name.clone())));
     let flags = JoinOptions::create().with(MemberFlags::SEND_TO_PEER);
-    assert_eq!(
-        member.endpoint.join(&name, flags),
-        Err(JoinError::SendToPeer(name.clone()))
-    );
-    assert!(
-        bus.find_group(&name).is_none(),
-        "a refused join made nothing"
-    );
+    assert_eq!(member.endpoint.join(&name, flags), Err(JoinError::SendToPeer(name.clone())));
+    assert!(bus.find_group(&name).is_none(), "a refused join made nothing");
 }
 
 #[test]
@@ -83,10 +71,7 @@ fn g4_who_joins_while_a_send_waits_is_among_its_recipients() {
     let group = member.join("g");
     sender.send(group, "fills");
     sender.wait(group, "waits");
-    let joined = late
-        .endpoint
-        .join(&"g".parse().unwrap(), JoinOptions::default())
-        .unwrap();
+    let joined = late.endpoint.join(&"g".parse().unwrap(), JoinOptions::default()).unwrap();
     member.take();
     let receipt = outcome(&mut sender.lane).unwrap();
     assert!(receipt.sequence > joined.sequence);
@@ -150,10 +135,8 @@ fn g4_joins_and_leaves_under_load_cut_the_order_cleanly() {
             }
         };
         for _ in 0..VISITS {
-            let joined = guest
-                .endpoint
-                .join(&"g".parse().unwrap(), JoinOptions::default())
-                .unwrap();
+            let joined =
+                guest.endpoint.join(&"g".parse().unwrap(), JoinOptions::default()).unwrap();
             hear(&mut guest);
             let left = guest.endpoint.leave(group).unwrap();
             visits.push((joined.sequence, left));
@@ -161,16 +144,11 @@ fn g4_joins_and_leaves_under_load_cut_the_order_cleanly() {
         }
         stop.store(true, Ordering::Release);
         drains.join().unwrap();
-        let sent: BTreeSet<Sequence> = senders
-            .into_iter()
-            .flat_map(|sender| sender.join().unwrap())
-            .collect();
+        let sent: BTreeSet<Sequence> =
+            senders.into_iter().flat_map(|sender| sender.join().unwrap()).collect();
         (visits, heard, sent)
     });
-    let promised: BTreeSet<Sequence> = visits
-        .iter()
-        .flat_map(|(joined, left)| sent.range(*joined..*left))
-        .copied()
-        .collect();
+    let promised: BTreeSet<Sequence> =
+        visits.iter().flat_map(|(joined, left)| sent.range(*joined..*left)).copied().collect();
     assert_eq!(heard, promised);
 }

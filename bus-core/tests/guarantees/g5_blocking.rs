@@ -44,9 +44,7 @@ fn g5_lanes_do_not_wait_for_each_other() {
         "a lane is first in, first out"
     );
     assert_eq!(
-        sender
-            .lane
-            .submit(has_room.here(), "behind it", Waker::noop().clone()),
+        sender.lane.submit(has_room.here(), "behind it", Waker::noop().clone()),
         Err(SendError::LaneBusy)
     );
     let mut second = sender.endpoint.lane().unwrap();
@@ -55,10 +53,7 @@ fn g5_lanes_do_not_wait_for_each_other() {
     is_full.take();
     // Decided, and busy until somebody has asked.
     assert!(sender.lane.is_busy());
-    assert_eq!(
-        sender.try_send(has_room.id(), "x"),
-        Err(SendError::LaneBusy)
-    );
+    assert_eq!(sender.try_send(has_room.id(), "x"), Err(SendError::LaneBusy));
     assert!(outcome(&mut sender.lane).is_ok());
     assert!(!sender.lane.is_busy());
     assert!(sender.try_send(has_room.id(), "x").is_ok());
@@ -109,11 +104,7 @@ fn g5_one_read_of_many_lets_all_that_fit_go() {
     for _ in 0..4 {
         assert!(reader.reader.drain().is_some());
     }
-    assert_eq!(
-        bus.stats().waiting_sends,
-        6,
-        "drained is not taken by the application"
-    );
+    assert_eq!(bus.stats().waiting_sends, 6, "drained is not taken by the application");
     reader.reader.release(4, 4).unwrap();
     assert_eq!(bus.stats().waiting_sends, 2);
     assert_eq!(reader.reader.release(1, 0).unwrap_err().held_messages, 0);
@@ -188,10 +179,7 @@ fn g5_the_end_of_a_group_decides_what_waits_for_it() {
     let [mut sender, mut other] = parties(&bus);
     let creator = Party::on(&bus);
     let member = Party::on(&bus);
-    let (group, _) = creator
-        .endpoint
-        .create_group(&"g".parse().unwrap())
-        .unwrap();
+    let (group, _) = creator.endpoint.create_group(&"g".parse().unwrap()).unwrap();
     member.join("g");
     other.send(member.id(), "fills");
     let wakes = sender.wait(group, "waits");
@@ -199,24 +187,15 @@ fn g5_the_end_of_a_group_decides_what_waits_for_it() {
     assert_eq!(wakes.count(), 0, "it has a member");
     member.endpoint.leave(group).unwrap();
     assert_eq!(wakes.count(), 1);
-    assert_eq!(
-        outcome(&mut sender.lane),
-        Err(SendError::NoSuchGroup(group))
-    );
-    assert_eq!(
-        sender.try_send(group, "later"),
-        Err(SendError::NoSuchGroup(group))
-    );
+    assert_eq!(outcome(&mut sender.lane), Err(SendError::NoSuchGroup(group)));
+    assert_eq!(sender.try_send(group, "later"), Err(SendError::NoSuchGroup(group)));
 }
 
 #[test]
 fn g5_the_last_leave_sends_to_an_empty_group_that_lives() {
     let bus = bus(1);
     let [mut sender, mut other, creator, member] = parties(&bus);
-    let (group, _) = creator
-        .endpoint
-        .create_group(&"g".parse().unwrap())
-        .unwrap();
+    let (group, _) = creator.endpoint.create_group(&"g".parse().unwrap()).unwrap();
     member.join("g");
     other.send(member.id(), "fills");
     sender.wait(group, "waits");
@@ -230,16 +209,11 @@ fn g5_a_closed_sender_has_nothing_committed_afterwards() {
     let [mut fills, mut sender, mut reader] = parties(&bus);
     fills.send(reader.id(), "fills");
     let wakes = sender.wait(reader.id(), "waits");
-    let Party {
-        endpoint, mut lane, ..
-    } = sender;
+    let Party { endpoint, mut lane, .. } = sender;
     drop(endpoint);
     assert_eq!(wakes.count(), 1);
     assert_eq!(outcome(&mut lane), Err(SendError::Closed));
-    assert_eq!(
-        lane.try_send(reader.here(), "later"),
-        Err(SendError::Closed)
-    );
+    assert_eq!(lane.try_send(reader.here(), "later"), Err(SendError::Closed));
     assert_eq!(reader.take_all(), ["fills"]);
 }
 
@@ -280,9 +254,7 @@ fn g5_waiting_for_oneself_alone_is_refused() {
         (vec![me.id()], 1),
         "who does not want to wait is told who is full"
     );
-    let submitted = me
-        .lane
-        .submit(Destination::Group(group), "x", Waker::noop().clone());
+    let submitted = me.lane.submit(Destination::Group(group), "x", Waker::noop().clone());
     assert_eq!(submitted, Err(SendError::OwnQueueFull));
     assert_eq!(other.take_all(), [""; 0]);
     me.take();
@@ -369,11 +341,7 @@ fn g5_a_task_waits_without_a_thread() {
         assert!(poll(future.as_mut(), &early.waker()).is_pending());
         assert!(poll(future.as_mut(), &late.waker()).is_pending());
         reader.take();
-        assert_eq!(
-            (early.count(), late.count()),
-            (0, 1),
-            "the waker of the last poll counts"
-        );
+        assert_eq!((early.count(), late.count()), (0, 1), "the waker of the last poll counts");
         let Poll::Ready(Ok(receipt)) = poll(future.as_mut(), &late.waker()) else {
             panic!("it was woken because it is decided");
         };
@@ -398,10 +366,7 @@ fn g5_a_dropped_future_gives_its_send_up_and_no_other() {
     let wakes = sender.wait(reader.id(), "submitted");
     {
         let mut refused = pin!(sender.lane.send_async(reader.here(), "second in line"));
-        assert_eq!(
-            poll(refused.as_mut(), Waker::noop()),
-            Poll::Ready(Err(SendError::LaneBusy))
-        );
+        assert_eq!(poll(refused.as_mut(), Waker::noop()), Poll::Ready(Err(SendError::LaneBusy)));
     }
     assert!(sender.lane.is_busy(), "the first one still waits");
     reader.take();
@@ -438,10 +403,8 @@ struct Flood {
 impl Flood {
     fn new(bus: &Bus, lanes: usize, to: &Party) -> Self {
         let endpoint = Party::on(bus).endpoint;
-        let mut flood = Self {
-            lanes: (0..lanes).map(|_| endpoint.lane().unwrap()).collect(),
-            to: to.here(),
-        };
+        let mut flood =
+            Self { lanes: (0..lanes).map(|_| endpoint.lane().unwrap()).collect(), to: to.here() };
         // The endpoint is needed as long as its lanes are.
         std::mem::forget(endpoint);
         flood.refill();
@@ -452,9 +415,7 @@ impl Flood {
         for lane in &mut self.lanes {
             lane.poll_outcome();
             while !lane.is_busy() {
-                let _ = lane
-                    .submit(self.to, "small", Waker::noop().clone())
-                    .unwrap();
+                let _ = lane.submit(self.to, "small", Waker::noop().clone()).unwrap();
             }
         }
     }
@@ -640,15 +601,10 @@ fn g5_cancels_leaves_and_reads_under_load_lose_nothing() {
                 })
             })
             .collect();
-        let sent: Vec<_> = sending
-            .into_iter()
-            .flat_map(|sender| sender.join().unwrap())
-            .collect();
+        let sent: Vec<_> = sending.into_iter().flat_map(|sender| sender.join().unwrap()).collect();
         done.store(true, Ordering::Release);
-        let read: Vec<String> = reading
-            .into_iter()
-            .flat_map(|reader| reader.join().unwrap())
-            .collect();
+        let read: Vec<String> =
+            reading.into_iter().flat_map(|reader| reader.join().unwrap()).collect();
         (sent, read)
     });
     let mut counts: HashMap<&str, u32> = HashMap::new();

@@ -61,17 +61,9 @@ fn g6_room_that_older_sends_are_owed_is_not_writable() {
     waits.send(reader.id(), "first");
     waits.wait(reader.id(), "second");
     let wakes = Wakes::new();
-    let mut watch = watches
-        .endpoint
-        .watch_writable(reader.here(), wakes.waker())
-        .unwrap()
-        .unwrap();
+    let mut watch = watches.endpoint.watch_writable(reader.here(), wakes.waker()).unwrap().unwrap();
     reader.take();
-    assert_eq!(
-        (wakes.count(), watch.outcome()),
-        (0, None),
-        "the place was the older send's"
-    );
+    assert_eq!((wakes.count(), watch.outcome()), (0, None), "the place was the older send's");
     assert!(outcome(&mut waits.lane).is_ok());
     reader.take();
     assert_eq!((wakes.count(), watch.outcome()), (1, Some(Ok(()))));
@@ -85,13 +77,7 @@ fn g6_drop_when_full_members_never_make_a_group_unwritable() {
     sender.send(group, "fills");
     let to = Destination::Group(group);
     let wakes = Wakes::new();
-    assert!(
-        sender
-            .endpoint
-            .watch_writable(to, wakes.waker())
-            .unwrap()
-            .is_none()
-    );
+    assert!(sender.endpoint.watch_writable(to, wakes.waker()).unwrap().is_none());
     assert!(sender.try_send(group, "dropped").is_ok());
 }
 
@@ -131,10 +117,7 @@ fn g6_whatever_makes_room_or_ends_the_destination_wakes_a_watch() {
     for (case, happens, writable) in cases {
         let bus = bus(1);
         let (mut sender, creator, member) = (Party::on(&bus), Party::on(&bus), Party::on(&bus));
-        let (group, _) = creator
-            .endpoint
-            .create_group(&"g".parse().unwrap())
-            .unwrap();
+        let (group, _) = creator.endpoint.create_group(&"g".parse().unwrap()).unwrap();
         member.join("g");
         sender.send(group, "fills");
         let wakes = Wakes::new();
@@ -142,16 +125,8 @@ fn g6_whatever_makes_room_or_ends_the_destination_wakes_a_watch() {
         let watch = sender.endpoint.watch_writable(to, wakes.waker()).unwrap();
         let mut watch = watch.expect("not writable");
         let _left = happens(&mut sender, Some(member));
-        let expected = if writable {
-            Ok(())
-        } else {
-            Err(SendError::Closed)
-        };
-        assert_eq!(
-            (wakes.count(), watch.outcome()),
-            (1, Some(expected)),
-            "{case}"
-        );
+        let expected = if writable { Ok(()) } else { Err(SendError::Closed) };
+        assert_eq!((wakes.count(), watch.outcome()), (1, Some(expected)), "{case}");
     }
 }
 
@@ -169,10 +144,7 @@ fn g6_a_watch_of_what_is_not_there_fails() {
     drop(member);
     assert_eq!(
         (to_group.outcome(), to_it.outcome()),
-        (
-            Some(Err(SendError::NoSuchGroup(group))),
-            Some(Err(SendError::NoSuchEndpoint(id)))
-        )
+        (Some(Err(SendError::NoSuchGroup(group))), Some(Err(SendError::NoSuchEndpoint(id))))
     );
     assert_eq!(wakes.count(), 2);
     assert_eq!(
@@ -187,19 +159,12 @@ fn g6_a_watch_of_what_is_not_there_fails() {
 
 #[test]
 fn g6_watches_at_their_limit() {
-    let bus = bus_with(Limits {
-        queue_messages: 1,
-        watches: 2,
-        ..Limits::default()
-    });
+    let bus = bus_with(Limits { queue_messages: 1, watches: 2, ..Limits::default() });
     let (mut sender, mut reader) = (Party::on(&bus), Party::on(&bus));
     let wakes = Wakes::new();
     let watch = |sender: &Party| sender.endpoint.watch_writable(reader.here(), wakes.waker());
     for _ in 0..3 {
-        assert!(
-            watch(&sender).unwrap().is_none(),
-            "what is answered at once is not outstanding"
-        );
+        assert!(watch(&sender).unwrap().is_none(), "what is answered at once is not outstanding");
     }
     sender.send(reader.id(), "fills");
     let first = watch(&sender).unwrap();

@@ -9,11 +9,7 @@ fn dropping(party: &Party, group: &str) -> GroupId {
 }
 
 fn gap(sequences: &[Sequence]) -> Gap {
-    Gap {
-        count: sequences.len() as u64,
-        first: sequences[0],
-        last: sequences[sequences.len() - 1],
-    }
+    Gap { count: sequences.len() as u64, first: sequences[0], last: sequences[sequences.len() - 1] }
 }
 
 /// Takes a message with what was missed before it.
@@ -65,10 +61,7 @@ fn g7_a_gap_is_told_alone_once_the_queue_is_empty() {
     assert_eq!(member.take(), "1");
     assert!(!member.reader.sleep(wakes.waker()), "a gap is something");
     assert_eq!(member.take_gap(), (group, gap(&missed)));
-    assert_eq!(
-        member.reader.try_receive().unwrap_err(),
-        ReceiveError::Empty
-    );
+    assert_eq!(member.reader.try_receive().unwrap_err(), ReceiveError::Empty);
     assert!(member.reader.sleep(wakes.waker()));
     sender.send(group, "3");
     assert_eq!(wakes.count(), 1);
@@ -81,10 +74,7 @@ fn g7_gaps_of_groups_are_told_apart() {
     let (mut sender, mut member) = (Party::on(&bus), Party::on(&bus));
     let (red, blue) = (dropping(&member, "red"), dropping(&member, "blue"));
     sender.send(member.id(), "fills");
-    let missed_red = [
-        sender.send(red, "r").sequence,
-        sender.send(red, "r").sequence,
-    ];
+    let missed_red = [sender.send(red, "r").sequence, sender.send(red, "r").sequence];
     let missed_blue = [sender.send(blue, "b").sequence];
     member.take();
     sender.send(blue, "b");
@@ -98,10 +88,7 @@ fn g7_a_gap_is_told_after_a_leave_too() {
     let (mut sender, mut member) = (Party::on(&bus), Party::on(&bus));
     let group = dropping(&member, "g");
     sender.send(group, "1");
-    let missed = [
-        sender.send(group, "2").sequence,
-        sender.send(group, "3").sequence,
-    ];
+    let missed = [sender.send(group, "2").sequence, sender.send(group, "3").sequence];
     let left = member.endpoint.leave(group).unwrap();
     assert!(missed[1] < left);
     assert_eq!(member.take(), "1");
@@ -118,10 +105,7 @@ fn g7_a_gap_is_told_after_shutdown_receive_too_and_then_it_ends() {
     member.endpoint.shutdown_receive();
     assert_eq!(member.take(), "1");
     assert_eq!(member.take_gap(), (group, gap(&missed)));
-    assert_eq!(
-        member.reader.try_receive().unwrap_err(),
-        ReceiveError::Ended
-    );
+    assert_eq!(member.reader.try_receive().unwrap_err(), ReceiveError::Ended);
 }
 
 #[test]
@@ -152,10 +136,7 @@ fn g7_a_gap_behind_drained_messages_is_told_when_their_places_are_free() {
     assert!(member.reader.drain().is_some());
     let wakes = Wakes::new();
     assert!(member.reader.sleep(wakes.waker()));
-    let missed = [
-        sender.send(group, "dropped").sequence,
-        sender.send(group, "dropped").sequence,
-    ];
+    let missed = [sender.send(group, "dropped").sequence, sender.send(group, "dropped").sequence];
     assert_eq!(wakes.count(), 0, "the application has not taken the first");
     assert!(!member.reader.has_lone_gap());
     member.reader.release(1, 1).unwrap();

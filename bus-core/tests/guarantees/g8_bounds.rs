@@ -21,10 +21,7 @@ fn endpoint(bus: &Bus) -> Endpoint {
 
 #[test]
 fn g8_endpoints_at_their_limit() {
-    let bus = bus_with(Limits {
-        endpoints: 2,
-        ..Limits::default()
-    });
+    let bus = bus_with(Limits { endpoints: 2, ..Limits::default() });
     let (first, _second) = (endpoint(&bus), endpoint(&bus));
     let refused = bus.open_endpoint(ME).unwrap_err();
     assert_eq!(exceeded(refused), ("endpoints", 2));
@@ -34,25 +31,17 @@ fn g8_endpoints_at_their_limit() {
 
 #[test]
 fn g8_groups_and_created_groups_at_their_limits() {
-    let bus = bus_with(Limits {
-        groups: 3,
-        groups_created: 2,
-        ..Limits::default()
-    });
+    let bus = bus_with(Limits { groups: 3, groups_created: 2, ..Limits::default() });
     let (a, b) = (endpoint(&bus), endpoint(&bus));
     let (first, _) = a.create_group(&name(1)).unwrap();
     a.join(&name(2), JoinOptions::create()).unwrap();
     let refused = a.create_group(&name(3)).unwrap_err();
-    let CreateError::Limit(limit) = refused else {
-        panic!("{refused}")
-    };
+    let CreateError::Limit(limit) = refused else { panic!("{refused}") };
     assert_eq!(exceeded(limit), ("groups_created", 2));
     let refused = a.join(&name(3), JoinOptions::create()).unwrap_err();
     assert!(matches!(refused, JoinError::Limit(_)), "{refused}");
     b.create_group(&name(3)).unwrap();
-    let CreateError::Limit(limit) = b.create_group(&name(4)).unwrap_err() else {
-        panic!()
-    };
+    let CreateError::Limit(limit) = b.create_group(&name(4)).unwrap_err() else { panic!() };
     assert_eq!(exceeded(limit), ("groups", 3));
     assert_eq!(b.create_group(&name(1)), Err(CreateError::Exists(name(1))));
     // A group that ends gives its place back, to the bus and to its creator.
@@ -66,10 +55,7 @@ fn g8_groups_and_created_groups_at_their_limits() {
 
 #[test]
 fn g8_memberships_at_their_limit() {
-    let bus = bus_with(Limits {
-        memberships: 2,
-        ..Limits::default()
-    });
+    let bus = bus_with(Limits { memberships: 2, ..Limits::default() });
     let member = endpoint(&bus);
     let first = member.join(&name(1), JoinOptions::create()).unwrap();
     member.join(&name(2), JoinOptions::create()).unwrap();
@@ -85,11 +71,7 @@ fn g8_memberships_at_their_limit() {
 /// Who comes, misses something, goes and never reads cannot pile up what it has to be told.
 #[test]
 fn g8_losses_that_were_not_read_are_bounded_and_reading_them_makes_room() {
-    let bus = bus_with(Limits {
-        memberships: 2,
-        queue_messages: 1,
-        ..Limits::default()
-    });
+    let bus = bus_with(Limits { memberships: 2, queue_messages: 1, ..Limits::default() });
     let (mut sender, mut member) = (Party::on(&bus), Party::on(&bus));
     sender.send(member.id(), "fills");
     let options = JoinOptions::create().with(MemberFlags::DROP_WHEN_FULL);
@@ -117,11 +99,7 @@ fn g8_losses_that_were_not_read_are_bounded_and_reading_them_makes_room() {
 /// The same for who watches groups.
 #[test]
 fn g8_changes_that_were_not_read_are_bounded_and_reading_them_makes_room() {
-    let bus = bus_with(Limits {
-        watches: 2,
-        queue_messages: 1,
-        ..Limits::default()
-    });
+    let bus = bus_with(Limits { watches: 2, queue_messages: 1, ..Limits::default() });
     let (mut sender, mut watcher, member) = (Party::on(&bus), Party::on(&bus), Party::on(&bus));
     sender.send(watcher.id(), "fills");
     let mut watched = 0;
@@ -132,10 +110,7 @@ fn g8_changes_that_were_not_read_are_bounded_and_reading_them_makes_room() {
     let refused = loop {
         match watch(&watcher, watched) {
             Ok(watching) => {
-                member
-                    .endpoint
-                    .join(&name(watched), JoinOptions::default())
-                    .unwrap();
+                member.endpoint.join(&name(watched), JoinOptions::default()).unwrap();
                 watcher.endpoint.unwatch_group(watching.group).unwrap();
                 watched += 1;
             }
@@ -154,10 +129,7 @@ fn g8_changes_that_were_not_read_are_bounded_and_reading_them_makes_room() {
 
 #[test]
 fn g8_watches_of_groups_at_their_limit() {
-    let bus = bus_with(Limits {
-        watches: 2,
-        ..Limits::default()
-    });
+    let bus = bus_with(Limits { watches: 2, ..Limits::default() });
     let watcher = endpoint(&bus);
     for interest in [Interest::Members, Interest::Anybody] {
         for n in 0..2 {
@@ -166,22 +138,15 @@ fn g8_watches_of_groups_at_their_limit() {
                 .expect("the same two, differently the second time");
         }
     }
-    let refused = watcher
-        .watch_group(&name(2), Interest::Members, true)
-        .unwrap_err();
-    let JoinError::Limit(limit) = refused else {
-        panic!("{refused}")
-    };
+    let refused = watcher.watch_group(&name(2), Interest::Members, true).unwrap_err();
+    let JoinError::Limit(limit) = refused else { panic!("{refused}") };
     assert_eq!(exceeded(limit), ("watches", 2));
     assert!(bus.find_group(&name(2)).is_none());
 }
 
 #[test]
 fn g8_members_at_their_limit() {
-    let bus = bus_with(Limits {
-        members: 2,
-        ..Limits::default()
-    });
+    let bus = bus_with(Limits { members: 2, ..Limits::default() });
     let (a, b, c) = (endpoint(&bus), endpoint(&bus), endpoint(&bus));
     let joined = a.join(&name(1), JoinOptions::create()).unwrap();
     b.join(&name(1), JoinOptions::create()).unwrap();
@@ -205,10 +170,7 @@ fn g8_lanes_at_their_limit() {
 
 #[test]
 fn g8_a_queue_holds_its_capacity_and_no_more() {
-    let bus = bus_with(Limits {
-        queue_messages: 3,
-        ..Limits::default()
-    });
+    let bus = bus_with(Limits { queue_messages: 3, ..Limits::default() });
     let (mut sender, mut reader) = (Party::on(&bus), Party::on(&bus));
     for i in 0..3 {
         sender.send(reader.id(), &i.to_string());
@@ -222,29 +184,14 @@ fn g8_limits_out_of_range_make_no_bus() {
     type Set = fn(&mut Limits, u64);
     #[expect(clippy::cast_possible_truncation, reason = "the table's values fit")]
     let cases: [(&str, Set, u64, u64); 5] = [
-        (
-            "queue_messages",
-            |l, n| l.queue_messages = n as u32,
-            1,
-            1 << 20,
-        ),
+        ("queue_messages", |l, n| l.queue_messages = n as u32, 1, 1 << 20),
         ("queue_bytes", |l, n| l.queue_bytes = n, 1, 1 << 40),
-        (
-            "payload_bytes",
-            |l, n| l.payload_bytes = n as u32,
-            1,
-            16 << 20,
-        ),
+        ("payload_bytes", |l, n| l.payload_bytes = n as u32, 1, 16 << 20),
         ("lanes", |l, n| l.lanes = n as u8, 1, 16),
         ("members", |l, n| l.members = n as u32, 1, 1 << 20),
     ];
     for (case, set, least, most) in cases {
-        for (value, good) in [
-            (least - 1, false),
-            (least, true),
-            (most, true),
-            (most + 1, false),
-        ] {
+        for (value, good) in [(least - 1, false), (least, true), (most, true), (most + 1, false)] {
             let mut limits = Limits::default();
             set(&mut limits, value);
             let made = Bus::new(limits, 1);

@@ -17,10 +17,7 @@ pub(crate) fn soon() -> Instant {
     now() + Duration::from_secs(60)
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the caller of the core reads the clock"
-)]
+#[expect(clippy::disallowed_methods, reason = "the caller of the core reads the clock")]
 pub(crate) fn now() -> Instant {
     Instant::now()
 }
@@ -31,10 +28,7 @@ pub(crate) fn bus_with(limits: Limits) -> Bus {
 
 /// A bus whose queues hold so many messages.
 pub(crate) fn bus(queue_messages: u32) -> Bus {
-    bus_with(Limits {
-        queue_messages,
-        ..Limits::default()
-    })
+    bus_with(Limits { queue_messages, ..Limits::default() })
 }
 
 /// An endpoint with its reader and a lane.
@@ -47,11 +41,7 @@ pub(crate) struct Party {
 impl Party {
     pub(crate) fn on(bus: &Bus) -> Self {
         let endpoint = bus.open_endpoint(ME).unwrap();
-        Self {
-            reader: endpoint.receiver().unwrap(),
-            lane: endpoint.lane().unwrap(),
-            endpoint,
-        }
+        Self { reader: endpoint.receiver().unwrap(), lane: endpoint.lane().unwrap(), endpoint }
     }
 
     pub(crate) fn id(&self) -> EndpointId {
@@ -69,10 +59,7 @@ impl Party {
 
     pub(crate) fn join_with(&self, group: &str, flags: MemberFlags) -> GroupId {
         let options = JoinOptions::create().with(flags);
-        self.endpoint
-            .join(&group.parse().unwrap(), options)
-            .unwrap()
-            .group
+        self.endpoint.join(&group.parse().unwrap(), options).unwrap().group
     }
 
     /// Sends what must not have to wait.
@@ -185,8 +172,7 @@ impl Wake for Wakes {
 
 /// The outcome of a waiting send that must have been decided.
 pub(crate) fn outcome(lane: &mut Lane) -> Result<Receipt, SendError> {
-    lane.poll_outcome()
-        .expect("the waiting send has been decided")
+    lane.poll_outcome().expect("the waiting send has been decided")
 }
 
 /// The named recipients and their number.

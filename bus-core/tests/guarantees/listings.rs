@@ -53,13 +53,7 @@ fn members_are_listed_by_id_in_pages_with_their_queues() {
     assert_eq!(listed.iter().map(|m| m.endpoint).collect::<Vec<_>>(), ids);
     let row = |at: usize| {
         let m = &listed[at];
-        (
-            m.queued_messages,
-            m.queued_bytes,
-            m.capacity,
-            m.full_since,
-            m.blocks,
-        )
+        (m.queued_messages, m.queued_bytes, m.capacity, m.full_since, m.blocks)
     };
     assert_eq!(row(0), (0, 0, 2, None, 0));
     assert_eq!(row(1), (2, 8, 2, Some(filled), 1));
@@ -73,10 +67,7 @@ fn a_view_tells_the_place_in_the_order_at_which_it_holds() {
     let bus = bus(8);
     let (a, b) = (Party::on(&bus), Party::on(&bus));
     let group = a.join("g");
-    let joined = b
-        .endpoint
-        .join(&"g".parse().unwrap(), bus_core::JoinOptions::default())
-        .unwrap();
+    let joined = b.endpoint.join(&"g".parse().unwrap(), bus_core::JoinOptions::default()).unwrap();
     let view = bus.members(group, None, 10).unwrap();
     let left = b.endpoint.leave(group).unwrap();
     assert!(joined.sequence <= view.sequence && view.sequence < left);
@@ -95,10 +86,7 @@ fn counters_count_commits_deliveries_losses_and_waits() {
     sender.wait(group, "waits");
     let stats = bus.stats();
     assert_eq!((stats.messages, stats.deliveries, stats.dropped), (2, 2, 1));
-    assert_eq!(
-        (stats.endpoints, stats.groups, stats.waiting_sends),
-        (3, 1, 1)
-    );
+    assert_eq!((stats.endpoints, stats.groups, stats.waiting_sends), (3, 1, 1));
     sender.lane.cancel();
     assert_eq!(bus.stats().waiting_sends, 0);
 }

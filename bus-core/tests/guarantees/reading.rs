@@ -24,14 +24,9 @@ fn an_endpoint_has_one_reader_at_a_time_and_the_next_goes_on_where_it_stopped() 
     assert!(first.drain().is_some());
     drop(first);
     let mut second = party.endpoint.receiver().expect("the seat is free");
-    let Some(Delivery::Message { message, .. }) = second.drain() else {
-        panic!()
-    };
+    let Some(Delivery::Message { message, .. }) = second.drain() else { panic!() };
     assert_eq!(crate::given::text(&message), "3");
-    assert!(
-        second.release(2, 2).is_ok(),
-        "what the first one drained too"
-    );
+    assert!(second.release(2, 2).is_ok(), "what the first one drained too");
     assert!(second.release(1, 0).is_err());
 }
 
@@ -54,11 +49,7 @@ fn credit_beyond_what_is_out_frees_nothing() {
     assert!(party.reader.drain().is_some());
     for (messages, bytes) in [(2, 5), (1, 6), (u64::MAX, 0), (0, u64::MAX)] {
         let refused: CreditError = party.reader.release(messages, bytes).unwrap_err();
-        assert_eq!(
-            (refused.messages, refused.bytes),
-            (messages, bytes),
-            "what was asked"
-        );
+        assert_eq!((refused.messages, refused.bytes), (messages, bytes), "what was asked");
         assert_eq!((refused.held_messages, refused.held_bytes), (1, 5));
     }
     full(sender.try_send(party.id(), "x"));
@@ -98,11 +89,7 @@ fn a_reader_that_is_awake_is_not_woken_and_one_that_sleeps_is_woken_once() {
 fn a_blocked_reader_gets_what_comes_and_the_end() {
     let bus = bus(4);
     let mut sender = Party::on(&bus);
-    let Party {
-        endpoint,
-        mut reader,
-        ..
-    } = Party::on(&bus);
+    let Party { endpoint, mut reader, .. } = Party::on(&bus);
     let id = endpoint.id();
     thread::scope(|scope| {
         let reading = scope.spawn(move || {
@@ -119,10 +106,7 @@ fn a_blocked_reader_gets_what_comes_and_the_end() {
         });
         for i in 0..100 {
             let text = i.to_string();
-            sender
-                .lane
-                .send_deadline(bus_core::Destination::Endpoint(id), text, soon())
-                .unwrap();
+            sender.lane.send_deadline(bus_core::Destination::Endpoint(id), text, soon()).unwrap();
         }
         drop(endpoint);
         let (texts, error) = reading.join().unwrap();
@@ -136,10 +120,7 @@ fn a_deadline_ends_the_waiting_for_a_message() {
     let bus = bus(4);
     let mut party = Party::on(&bus);
     let past = now();
-    assert_eq!(
-        party.reader.receive_deadline(past).unwrap_err(),
-        ReceiveError::Empty
-    );
+    assert_eq!(party.reader.receive_deadline(past).unwrap_err(), ReceiveError::Empty);
 }
 
 #[test]

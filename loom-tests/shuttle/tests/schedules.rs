@@ -27,10 +27,7 @@ fn check(model: impl Fn() + Send + Sync + 'static) {
 }
 
 fn bus(places: u32) -> Bus {
-    let limits = Limits {
-        queue_messages: places,
-        ..Limits::default()
-    };
+    let limits = Limits { queue_messages: places, ..Limits::default() };
     Bus::new(limits, 0).unwrap()
 }
 
@@ -39,10 +36,7 @@ fn endpoint(bus: &Bus) -> Endpoint {
 }
 
 fn join(endpoint: &Endpoint, name: &str) -> GroupId {
-    endpoint
-        .join(&name.parse().unwrap(), JoinOptions::create())
-        .unwrap()
-        .group
+    endpoint.join(&name.parse().unwrap(), JoinOptions::create()).unwrap().group
 }
 
 /// A thread that sends to each destination in turn, and waits where it must.
@@ -97,10 +91,7 @@ fn g2_g5_overlapping_fan_outs_and_small_sends_all_get_through_in_one_order() {
         let mut sent: BTreeMap<Sequence, Destination> = BTreeMap::new();
         for sending in senders {
             for (to, receipt) in sending.join().unwrap() {
-                assert!(
-                    sent.insert(receipt.sequence, to).is_none(),
-                    "a sequence is unique"
-                );
+                assert!(sent.insert(receipt.sequence, to).is_none(), "a sequence is unique");
             }
         }
         let reaches: [&[Destination]; 3] = [&[all, one], &[all, two], &[all, two]];
@@ -125,11 +116,7 @@ fn g5_those_who_need_only_healthy_members_do_not_wait_for_a_dead_one() {
         join(&two, "g");
         let all = Destination::Group(group);
         let fills = endpoint(&bus);
-        fills
-            .lane()
-            .unwrap()
-            .send(Destination::Endpoint(dead.id()), "fills")
-            .unwrap();
+        fills.lane().unwrap().send(Destination::Endpoint(dead.id()), "fills").unwrap();
 
         let stuck = [sender(&bus, vec![all]), sender(&bus, vec![all])];
         let healthy = [
@@ -163,15 +150,9 @@ fn g4_a_member_that_comes_and_goes_has_no_hole_between() {
         let (stays, comes) = (endpoint(&bus), endpoint(&bus));
         let group = join(&stays, "g");
         let to = Destination::Group(group);
-        let senders = [
-            sender(&bus, vec![to]),
-            sender(&bus, vec![to]),
-            sender(&bus, vec![to]),
-        ];
+        let senders = [sender(&bus, vec![to]), sender(&bus, vec![to]), sender(&bus, vec![to])];
         let coming = thread::spawn(move || {
-            let joined = comes
-                .join(&"g".parse().unwrap(), JoinOptions::create())
-                .unwrap();
+            let joined = comes.join(&"g".parse().unwrap(), JoinOptions::create()).unwrap();
             let left = comes.leave(group).unwrap();
             let mut receiver = comes.receiver().unwrap();
             let read = std::iter::from_fn(|| receiver.try_receive().ok());
@@ -185,13 +166,7 @@ fn g4_a_member_that_comes_and_goes_has_no_hole_between() {
         });
         let mut sent: Vec<Sequence> = Vec::new();
         for sending in senders {
-            sent.extend(
-                sending
-                    .join()
-                    .unwrap()
-                    .iter()
-                    .map(|(_, receipt)| receipt.sequence),
-            );
+            sent.extend(sending.join().unwrap().iter().map(|(_, receipt)| receipt.sequence));
         }
         sent.sort_unstable();
         let (joined, left, read) = coming.join().unwrap();

@@ -24,11 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let bus = Bus::connect()?;
     let options = JoinOptions::new().loopback(true).create(true);
     let member = bus.join_with(group, options)?;
-    let mut trace = Trace {
-        file: BufWriter::new(File::create(trace)?),
-        heard: 0,
-        seen: 0,
-    };
+    let mut trace = Trace { file: BufWriter::new(File::create(trace)?), heard: 0, seen: 0 };
     trace.line(&json!({
         "type": "joined", "group": group, "sequence": member.joined().sequence.get(),
         "endpoint": bus.endpoint_id().get(), "flags": ["loopback"],

@@ -164,11 +164,7 @@ fn first(go: &Go) -> io::Result<&str> {
 }
 
 fn unsupported(plan: &Plan) -> io::Error {
-    io::Error::other(format!(
-        "{} has no {}",
-        plan.system.name(),
-        plan.workload.name()
-    ))
+    io::Error::other(format!("{} has no {}", plan.system.name(), plan.workload.name()))
 }
 
 /// Bytes that were read and not yet taken.
@@ -185,11 +181,7 @@ pub(crate) struct Inbound {
 impl Inbound {
     /// Room for two messages of `most` bytes, and for many small ones.
     pub(crate) fn new(most: usize) -> Self {
-        Self {
-            bytes: vec![0; (2 * most).max(256 << 10)],
-            start: 0,
-            end: 0,
-        }
+        Self { bytes: vec![0; (2 * most).max(256 << 10)], start: 0, end: 0 }
     }
 
     pub(crate) fn unread(&self) -> &[u8] {

@@ -45,10 +45,7 @@ pub(crate) fn run(plan: &Plan) -> io::Result<Outcome> {
         sched_setaffinity(None, &cpus)?;
     }
     // It is about speed: a receiver that gets no processor for long is no fault of the bus.
-    let limits = Limits {
-        stall: STALL,
-        ..Limits::default()
-    };
+    let limits = Limits { stall: STALL, ..Limits::default() };
     let bus = Bus::new(limits, SEED).map_err(io::Error::other)?;
     let name: GroupName = "bench".parse().map_err(io::Error::other)?;
     let stage = Arc::new(Stage {
@@ -132,10 +129,7 @@ fn start(
 
 fn join(threads: Vec<Running>) -> io::Result<Vec<Report>> {
     let panicked = |_| io::Error::other("a thread panicked");
-    threads
-        .into_iter()
-        .map(|thread| thread.join().map_err(panicked)?)
-        .collect()
+    threads.into_iter().map(|thread| thread.join().map_err(panicked)?).collect()
 }
 
 fn send(stage: &Stage, endpoint: &Endpoint, to: Destination, index: usize) -> io::Result<Report> {
@@ -152,8 +146,7 @@ fn send(stage: &Stage, endpoint: &Endpoint, to: Destination, index: usize) -> io
         };
         ended = is_last(plan.limit, serial, time, started);
         Stamp::new(index, serial, ended, time).write(&mut payload);
-        lane.send(to, payload.as_slice())
-            .map_err(io::Error::other)?;
+        lane.send(to, payload.as_slice()).map_err(io::Error::other)?;
         serial += 1;
         while plan.workload == Workload::Lockstep
             && stage.arrived.load(Ordering::Acquire) < serial * plan.receivers as u64
@@ -164,19 +157,13 @@ fn send(stage: &Stage, endpoint: &Endpoint, to: Destination, index: usize) -> io
             thread::yield_now();
         }
     }
-    Ok(Report {
-        started,
-        finished: now(),
-        messages: serial,
-        ..Report::default()
-    })
+    Ok(Report { started, finished: now(), messages: serial, ..Report::default() })
 }
 
 fn receive(stage: &Stage, endpoint: &Endpoint) -> io::Result<Report> {
     let plan = &stage.plan;
-    let mut receiver = endpoint
-        .receiver()
-        .ok_or_else(|| io::Error::other("it has a reader already"))?;
+    let mut receiver =
+        endpoint.receiver().ok_or_else(|| io::Error::other("it has a reader already"))?;
     let mut lane = match plan.workload {
         Workload::Rtt => Some(endpoint.lane().map_err(io::Error::other)?),
         _ => None,
@@ -199,8 +186,7 @@ fn receive(stage: &Stage, endpoint: &Endpoint) -> io::Result<Report> {
         if let Some(lane) = &mut lane {
             let back = Destination::Endpoint(message.sender());
             let payload = message.payload().as_bytes().clone();
-            lane.send(back, bus_core::Payload::from(payload))
-                .map_err(io::Error::other)?;
+            lane.send(back, bus_core::Payload::from(payload)).map_err(io::Error::other)?;
         }
     }
     let mut report = record.report(started, now());
@@ -213,9 +199,8 @@ fn receive(stage: &Stage, endpoint: &Endpoint) -> io::Result<Report> {
 fn call(stage: &Stage, endpoint: &Endpoint, to: Destination) -> io::Result<Report> {
     let plan = &stage.plan;
     let mut lane = endpoint.lane().map_err(io::Error::other)?;
-    let mut receiver = endpoint
-        .receiver()
-        .ok_or_else(|| io::Error::other("it has a reader already"))?;
+    let mut receiver =
+        endpoint.receiver().ok_or_else(|| io::Error::other("it has a reader already"))?;
     let mut payload = vec![0; plan.size];
     let mut record = Record::new(1, &[0], plan.size);
     stage.start.wait();
@@ -225,8 +210,7 @@ fn call(stage: &Stage, endpoint: &Endpoint, to: Destination) -> io::Result<Repor
         let time = now();
         let last = is_last(plan.limit, serial, time, started);
         Stamp::new(0, serial, last, time).write(&mut payload);
-        lane.send(to, payload.as_slice())
-            .map_err(io::Error::other)?;
+        lane.send(to, payload.as_slice()).map_err(io::Error::other)?;
         record.take(message(receiver.receive())?.payload());
         serial += 1;
     }

@@ -145,12 +145,9 @@ mod tests {
 
     #[test]
     fn cpus_are_numbers_and_ranges() {
-        for (text, expected) in [
-            ("0", vec![0]),
-            ("1,0", vec![0, 1]),
-            ("0-2,5", vec![0, 1, 2, 5]),
-            ("3,3", vec![3]),
-        ] {
+        for (text, expected) in
+            [("0", vec![0]), ("1,0", vec![0, 1]), ("0-2,5", vec![0, 1, 2, 5]), ("3,3", vec![3])]
+        {
             assert_eq!(cpus(text), Ok(Cpus(expected)), "{text}");
         }
         for text in ["", "a", "2-1", "0,", "-1", "1024"] {

@@ -141,17 +141,12 @@ impl Plan {
     /// quotas. None where the system has no way to lose time rather than messages.
     pub(crate) fn window(&self) -> Option<u64> {
         let messages = (WINDOW_BYTES / self.size.max(1)).clamp(8, 4096);
-        self.system
-            .is_lossless()
-            .then(|| messages.max(2 * self.batch) as u64)
+        self.system.is_lossless().then(|| messages.max(2 * self.batch) as u64)
     }
 
     /// Whether every message carries the time, not just some.
     pub(crate) fn stamps_all(&self) -> bool {
-        matches!(
-            self.workload,
-            Workload::Lockstep | Workload::Rtt | Workload::Fair
-        )
+        matches!(self.workload, Workload::Lockstep | Workload::Rtt | Workload::Fair)
     }
 }
 

@@ -27,8 +27,7 @@ impl Latencies {
     }
 
     pub(crate) fn add(&mut self, nanoseconds: u64, times: u64) {
-        self.0
-            .saturating_record_n(nanoseconds.clamp(1, LONGEST), times);
+        self.0.saturating_record_n(nanoseconds.clamp(1, LONGEST), times);
     }
 
     /// In microseconds; none without a latency.
@@ -40,9 +39,7 @@ impl Latencies {
     /// All of them, to be added up elsewhere.
     pub(crate) fn pairs(&self) -> Vec<(u64, u64)> {
         let recorded = self.0.iter_recorded();
-        recorded
-            .map(|step| (step.value_iterated_to(), step.count_at_value()))
-            .collect()
+        recorded.map(|step| (step.value_iterated_to(), step.count_at_value())).collect()
     }
 
     pub(crate) fn add_pairs(&mut self, pairs: &[(u64, u64)]) {

@@ -65,12 +65,7 @@ fn accept(listener: &UnixListener, size: usize) -> io::Result<Client> {
     let mut what = [0];
     stream.read_exact(&mut what)?;
     stream.write_all(&what)?;
-    Ok(Client {
-        stream,
-        what: what[0],
-        inbound: Inbound::new(size),
-        ended: false,
-    })
+    Ok(Client { stream, what: what[0], inbound: Inbound::new(size), ended: false })
 }
 
 /// Copies what is whole of one client's input to those who are to have it.

@@ -98,9 +98,7 @@ impl Figures {
             connects_per_second: over(&|o| rate(o.connected, o)),
             kib_per_connection: over(&|o| o.kib_per_connection),
             p99_wait_us: over(&|o| o.waits.percentile(99.0)),
-            overtaken_max: fair
-                .then(|| outcomes.iter().map(|o| o.overtaken_max).max())
-                .flatten(),
+            overtaken_max: fair.then(|| outcomes.iter().map(|o| o.overtaken_max).max()).flatten(),
             does_not_guarantee: plan.system.lacks(),
             ratio: BTreeMap::new(),
             broken: !complete
@@ -119,11 +117,7 @@ impl Figures {
     }
 
     fn over(&self, other: &Self) -> Ratio {
-        let either = |figures: &Self| {
-            figures
-                .deliveries_per_second
-                .or(figures.connects_per_second)
-        };
+        let either = |figures: &Self| figures.deliveries_per_second.or(figures.connects_per_second);
         Ratio {
             deliveries: ratio(either(self), either(other)),
             cpu: ratio(self.cpu_us_per_delivery, other.cpu_us_per_delivery),
@@ -182,10 +176,7 @@ struct Column {
 fn columns(all: &[Figures]) -> Vec<Column> {
     let mut columns = Vec::new();
     for column in COLUMNS {
-        if all
-            .iter()
-            .any(|figures| !(column.value)(figures).is_empty())
-        {
+        if all.iter().any(|figures| !(column.value)(figures).is_empty()) {
             columns.push(*column);
         }
     }
@@ -193,46 +184,22 @@ fn columns(all: &[Figures]) -> Vec<Column> {
 }
 
 const COLUMNS: &[Column] = &[
-    Column {
-        title: "deliveries/s",
-        value: |f| number(f.deliveries_per_second),
-    },
+    Column { title: "deliveries/s", value: |f| number(f.deliveries_per_second) },
     Column {
         title: "MiB/s",
         value: |f| number(f.bytes_per_second.map(|rate| rate / f64::from(1 << 20))),
     },
-    Column {
-        title: "connects/s",
-        value: |f| number(f.connects_per_second),
-    },
-    Column {
-        title: "CPU µs each",
-        value: |f| number(f.cpu_us_per_delivery),
-    },
-    Column {
-        title: "p50 µs",
-        value: |f| number(f.p50_us),
-    },
-    Column {
-        title: "p99 µs",
-        value: |f| number(f.p99_us),
-    },
-    Column {
-        title: "p99 wait µs",
-        value: |f| number(f.p99_wait_us),
-    },
+    Column { title: "connects/s", value: |f| number(f.connects_per_second) },
+    Column { title: "CPU µs each", value: |f| number(f.cpu_us_per_delivery) },
+    Column { title: "p50 µs", value: |f| number(f.p50_us) },
+    Column { title: "p99 µs", value: |f| number(f.p99_us) },
+    Column { title: "p99 wait µs", value: |f| number(f.p99_wait_us) },
     Column {
         title: "overtaken",
         value: |f| f.overtaken_max.map_or_else(String::new, |n| n.to_string()),
     },
-    Column {
-        title: "broker KiB",
-        value: |f| number(f.broker_rss_kib),
-    },
-    Column {
-        title: "KiB/connection",
-        value: |f| number(f.kib_per_connection),
-    },
+    Column { title: "broker KiB", value: |f| number(f.broker_rss_kib) },
+    Column { title: "KiB/connection", value: |f| number(f.kib_per_connection) },
     Column {
         title: "lost",
         value: |f| match f.deliveries_per_second {

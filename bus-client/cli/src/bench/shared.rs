@@ -11,10 +11,7 @@
 //! The mapping lives as long as the value, is aligned to a page, and covers every word whose index
 //! passes the check in `word`. Another process that truncates the file would make an access fault;
 //! the file is in a folder of this run alone.
-#![expect(
-    unsafe_code,
-    reason = "memory that processes share has no safe interface"
-)]
+#![expect(unsafe_code, reason = "memory that processes share has no safe interface")]
 
 use std::{
     fs::OpenOptions,
@@ -46,10 +43,7 @@ pub(crate) struct Shared {
 impl Shared {
     /// Makes the file of a run.
     pub(crate) fn create(plan: &Plan) -> io::Result<()> {
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(plan.counters())?;
+        let file = OpenOptions::new().write(true).create_new(true).open(plan.counters())?;
         file.set_len((words(plan) * 8) as u64)
     }
 
@@ -66,8 +60,7 @@ impl Shared {
 
     /// Receiver `receiver` has had this many messages of a stream.
     pub(crate) fn publish(&self, receiver: usize, stream: usize, count: u64) {
-        self.word(self.cell(receiver, stream))
-            .store(count, Ordering::Release);
+        self.word(self.cell(receiver, stream)).store(count, Ordering::Release);
     }
 
     /// Waits until every receiver has had `count` messages of a stream.

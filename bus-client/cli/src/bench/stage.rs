@@ -61,16 +61,10 @@ struct Broker {
 /// Runs a plan once. The plan's folder and port are filled in here.
 pub(crate) fn run(plan: &Plan, notice: &Notice) -> io::Result<Outcome> {
     let dir = TempDir::with_prefix("unisono-bench-")?;
-    let plan = Plan {
-        dir: dir.path().to_owned(),
-        port: free_port()?,
-        ..plan.clone()
-    };
+    let plan = Plan { dir: dir.path().to_owned(), port: free_port()?, ..plan.clone() };
     Shared::create(&plan)?;
-    let patience = Patience {
-        interrupt: notice.as_fd(),
-        deadline: Instant::now() + allowance(&plan),
-    };
+    let patience =
+        Patience { interrupt: notice.as_fd(), deadline: Instant::now() + allowance(&plan) };
     let mut broker = broker(&plan, patience)?;
     let outcome = perform(&plan, broker.as_mut(), patience);
     let broker_runs = broker.as_mut().is_none_or(|broker| broker.process.runs());
@@ -165,15 +159,9 @@ pub(crate) fn judge(plan: &Plan, sent: &[Report], received: &[Report]) -> Outcom
     };
     let deliveries = receiving.iter().map(|report| report.messages).sum();
     let started = sent.iter().map(|report| report.started).min();
-    let ends = if rtt || about_connections {
-        sent
-    } else {
-        received
-    };
+    let ends = if rtt || about_connections { sent } else { received };
     let finished = ends.iter().map(|report| report.finished).max();
-    let elapsed = finished
-        .zip(started)
-        .map_or(0, |(f, s)| f.saturating_sub(s));
+    let elapsed = finished.zip(started).map_or(0, |(f, s)| f.saturating_sub(s));
     let mut latencies = Latencies::new();
     let mut waits = Latencies::new();
     for report in sent.iter().chain(received) {
@@ -182,9 +170,7 @@ pub(crate) fn judge(plan: &Plan, sent: &[Report], received: &[Report]) -> Outcom
     }
     let expected = expected(plan, sent, received.len());
     let misplaced: u64 = receiving.iter().map(|report| report.misplaced).sum();
-    let digests_agree = receiving
-        .windows(2)
-        .all(|two| two[0].digest == two[1].digest);
+    let digests_agree = receiving.windows(2).all(|two| two[0].digest == two[1].digest);
     Outcome {
         deliveries,
         elapsed: Duration::from_nanos(elapsed),
@@ -237,21 +223,14 @@ fn broker(plan: &Plan, patience: Patience<'_>) -> io::Result<Option<Broker>> {
             let (plan, role) = (plan.clone(), Role::Broker);
             process.tell(&Task { plan, role })?;
             let _: Ready = process.hear(patience)?;
-            return Ok(Some(Broker {
-                process,
-                _controller: None,
-            }));
+            return Ok(Some(Broker { process, _controller: None }));
         }
         System::DbusBroker => return dbus_broker(plan, what).map(Some),
         System::DbusDaemon => {
             let config = plan.dir.join("dbus.conf");
             fs::write(&config, dbus_config(plan))?;
             let option = prefixed("--config-file=", config.as_os_str());
-            let words = [
-                option.as_os_str(),
-                "--nofork".as_ref(),
-                "--nopidfile".as_ref(),
-            ];
+            let words = [option.as_os_str(), "--nofork".as_ref(), "--nopidfile".as_ref()];
             program(plan, &words, what)?
         }
         System::Busd => {
@@ -264,19 +243,14 @@ fn broker(plan: &Plan, patience: Patience<'_>) -> io::Result<Option<Broker>> {
             program(plan, &["-c".as_ref(), config.as_os_str()], what)?
         }
     };
-    let mut broker = Broker {
-        process,
-        _controller: None,
-    };
+    let mut broker = Broker { process, _controller: None };
     wait_until_it_listens(plan, &mut broker.process)?;
     Ok(Some(broker))
 }
 
 fn program(plan: &Plan, words: &[&OsStr], what: String) -> io::Result<Process> {
     let program = installed(plan.system)?;
-    let words = [program.as_os_str()]
-        .into_iter()
-        .chain(words.iter().copied());
+    let words = [program.as_os_str()].into_iter().chain(words.iter().copied());
     Process::program(&plan.pin, words, Stdio::null(), log_file(plan)?, what)
 }
 
@@ -314,10 +288,7 @@ fn dbus_broker(plan: &Plan, what: String) -> io::Result<Broker> {
     // An answer is due at once; a broker that ended would be the end of the socket as well.
     ours.set_read_timeout(Some(PATIENCE))?;
     let controller = client::add_listener(ours, listener.as_fd())?;
-    Ok(Broker {
-        process,
-        _controller: Some(controller),
-    })
+    Ok(Broker { process, _controller: Some(controller) })
 }
 
 fn wait_until_it_listens(plan: &Plan, broker: &mut Process) -> io::Result<()> {
@@ -332,9 +303,7 @@ fn wait_until_it_listens(plan: &Plan, broker: &mut Process) -> io::Result<()> {
             Err(_) if !broker.runs() => {
                 let said = fs::read_to_string(log(plan)).unwrap_or_default();
                 let said = said.trim();
-                return Err(io::Error::other(format!(
-                    "its broker ended at once: {said}"
-                )));
+                return Err(io::Error::other(format!("its broker ended at once: {said}")));
             }
             Err(error) if Instant::now() > deadline => return Err(error),
             Err(_) => thread::sleep(Duration::from_millis(5)),
@@ -379,11 +348,7 @@ fn dbus_config(plan: &Plan) -> String {
     let limits: String = limits
         .iter()
         .map(|name| {
-            let most = if *name == "max_message_size" {
-                134_217_728
-            } else {
-                1_000_000_000
-            };
+            let most = if *name == "max_message_size" { 134_217_728 } else { 1_000_000_000 };
             format!("<limit name=\"{name}\">{most}</limit>")
         })
         .collect();

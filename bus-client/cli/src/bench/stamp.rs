@@ -14,10 +14,7 @@ impl Stamp {
     pub(crate) fn new(stream: usize, serial: u64, last: bool, time: u64) -> Self {
         debug_assert!(serial < LAST && stream < 1 << 16);
         let last = if last { LAST } else { 0 };
-        Self {
-            word: (stream as u64) << STREAM_SHIFT | last | serial,
-            time,
-        }
+        Self { word: (stream as u64) << STREAM_SHIFT | last | serial, time }
     }
 
     /// The stream and the serial in it in one number.

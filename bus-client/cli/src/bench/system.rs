@@ -81,10 +81,7 @@ impl System {
 
     /// Whether it keeps one order of all senders at all receivers.
     pub(crate) fn promises_one_order(self) -> bool {
-        matches!(
-            self,
-            Self::Unisono | Self::DbusDaemon | Self::DbusBroker | Self::Relay
-        )
+        matches!(self, Self::Unisono | Self::DbusDaemon | Self::DbusBroker | Self::Relay)
     }
 
     /// Whether nothing is lost while senders keep within the window.

@@ -33,11 +33,7 @@ use crate::exit::Failure;
 
 /// Becomes another program, or does its task.
 pub(crate) fn run(become_program: &[OsString], pin: &[usize]) -> Result<(), Failure> {
-    done(if become_program.is_empty() {
-        work()
-    } else {
-        exec(become_program, pin)
-    })
+    done(if become_program.is_empty() { work() } else { exec(become_program, pin) })
 }
 
 fn done(outcome: io::Result<()>) -> Result<(), Failure> {
@@ -128,10 +124,7 @@ struct Pace {
 
 impl Pace {
     fn start(limit: Limit) -> Self {
-        Self {
-            limit,
-            started: now(),
-        }
+        Self { limit, started: now() }
     }
 
     /// Whether the message of this serial is the last; `time` is now, or 0 if nobody looked.
@@ -143,12 +136,7 @@ impl Pace {
     }
 
     fn report(&self, messages: u64) -> Report {
-        Report {
-            started: self.started,
-            finished: now(),
-            messages,
-            ..Report::default()
-        }
+        Report { started: self.started, finished: now(), messages, ..Report::default() }
     }
 }
 
@@ -248,9 +236,7 @@ struct Ticks {
 
 impl Ticks {
     fn new(index: usize, of: usize) -> Self {
-        Self {
-            phase: PERIOD * index as u64 / of as u64,
-        }
+        Self { phase: PERIOD * index as u64 / of as u64 }
     }
 
     /// Sleeps until the next one.

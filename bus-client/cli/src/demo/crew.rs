@@ -31,10 +31,7 @@ pub(super) struct Process {
 impl Process {
     /// `name` is how it is called when it fails.
     pub(super) fn new<const N: usize>(name: String, arguments: [&str; N]) -> Self {
-        Self {
-            name,
-            arguments: arguments.iter().map(OsString::from).collect(),
-        }
+        Self { name, arguments: arguments.iter().map(OsString::from).collect() }
     }
 
     pub(super) fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
@@ -109,9 +106,7 @@ impl Crew {
     /// Tells if one of them has failed.
     pub(super) fn check(&mut self) -> Result<(), Failure> {
         for (name, child) in &mut self.running {
-            let ended = child
-                .try_wait()
-                .map_err(|error| Failure::about(&*name, error))?;
+            let ended = child.try_wait().map_err(|error| Failure::about(&*name, error))?;
             if let Some(status) = ended.filter(|status| !status.success()) {
                 return Err(Failure::about(name, status));
             }

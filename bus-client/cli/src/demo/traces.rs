@@ -52,10 +52,7 @@ impl Folder {
         // Files of an earlier run with more members would belie `sha256sum *.jsonl`.
         remove_earlier(&kept, "member-")?;
         remove_earlier(&kept.join(SENDS), "sender-")?;
-        Ok(Self {
-            private: Arc::new(private),
-            kept,
-        })
+        Ok(Self { private: Arc::new(private), kept })
     }
 
     /// The text that is sent.
@@ -122,10 +119,7 @@ fn remove_earlier(dir: &Path, prefix: &str) -> Result<(), Failure> {
         let entry = entry.map_err(about)?;
         let name = entry.file_name();
         let number = name.to_str().and_then(|name| {
-            name.strip_prefix(prefix)?
-                .strip_suffix(".jsonl")?
-                .parse::<u64>()
-                .ok()
+            name.strip_prefix(prefix)?.strip_suffix(".jsonl")?.parse::<u64>().ok()
         });
         if number.is_some() {
             fs::remove_file(entry.path()).map_err(about)?;
@@ -158,9 +152,7 @@ mod tests {
         let kept = tempfile::tempdir().expect("a folder");
         let folder = Folder::new(Some(kept.path())).expect("made");
         let heard = AtomicU64::new(0);
-        let summary = folder
-            .record(1, printed.as_bytes(), &heard)
-            .expect("recorded");
+        let summary = folder.record(1, printed.as_bytes(), &heard).expect("recorded");
         assert_eq!((summary.messages, heard.into_inner()), (2, 2));
         let lines = format!("{message}\n{message}\n");
         assert_eq!(summary.sha256, hex(&Sha256::digest(&lines)));
@@ -178,11 +170,7 @@ mod tests {
         Folder::new(Some(kept.path())).expect("made");
         let left = |name: &str| kept.path().join(name).exists();
         assert_eq!(
-            [
-                left("member-9.jsonl"),
-                left("member-x.jsonl"),
-                left("notes.txt")
-            ],
+            [left("member-9.jsonl"), left("member-x.jsonl"), left("notes.txt")],
             [false, true, true]
         );
     }

@@ -89,10 +89,9 @@ fn check_senders(history: &History, known: &Known, report: &mut Report) {
         if before < after {
             continue;
         }
-        let (Some(one), Some(other)) = (
-            known.by_sequence.get(&before),
-            known.by_sequence.get(&after),
-        ) else {
+        let (Some(one), Some(other)) =
+            (known.by_sequence.get(&before), known.by_sequence.get(&after))
+        else {
             continue;
         };
         report.add(Kind::Order, || {
@@ -174,18 +173,11 @@ fn check_gap(
     let place = || history.show(gap.place);
     let span = missed.last.checked_sub(missed.first);
     if missed.missed == 0 || span.is_none_or(|span| missed.missed - 1 > span) {
-        report.add(Kind::Gap, || {
-            (place(), format!("{told}: contradicts itself"))
-        });
+        report.add(Kind::Gap, || (place(), format!("{told}: contradicts itself")));
         return;
     }
     if known_missing > missed.missed {
-        report.add(Kind::Gap, || {
-            (
-                place(),
-                format!("{told}: {known_missing} are missing there"),
-            )
-        });
+        report.add(Kind::Gap, || (place(), format!("{told}: {known_missing} are missing there")));
     }
     let from = missed.first.saturating_sub(1);
     let heard = known.between(gap.group, from, missed.last);
@@ -193,10 +185,7 @@ fn check_gap(
         report.add(Kind::Gap, || {
             let at = trace.messages.iter().find(|m| m.sequence == *sequence);
             let at = at.map(|m| history.show(m.place)).unwrap_or_default();
-            (
-                place(),
-                format!("{told}: message {sequence} was not missed, see {at}"),
-            )
+            (place(), format!("{told}: message {sequence} was not missed, see {at}"))
         });
     }
 }
@@ -221,11 +210,7 @@ impl Run {
                 missing.count += 1;
             }
             None => {
-                self.0 = Some(Missing {
-                    first: this,
-                    last: this,
-                    count: 1,
-                });
+                self.0 = Some(Missing { first: this, last: this, count: 1 });
             }
         }
     }
@@ -251,10 +236,7 @@ impl Run {
             };
             let group = first.1.group.map_or("", |g| history.group_name(g));
             let place = lines.around(history, trace, first.0);
-            (
-                place,
-                format!("{name} lacks {what}, though a member of {group}"),
-            )
+            (place, format!("{name} lacks {what}, though a member of {group}"))
         });
     }
 }
@@ -265,11 +247,7 @@ struct Lines(Vec<(u64, Place)>);
 
 impl Lines {
     fn of(trace: &Trace) -> Self {
-        let mut lines: Vec<_> = trace
-            .messages
-            .iter()
-            .map(|m| (m.sequence, m.place))
-            .collect();
+        let mut lines: Vec<_> = trace.messages.iter().map(|m| (m.sequence, m.place)).collect();
         lines.sort_by_key(|(sequence, _)| *sequence);
         Self(lines)
     }
@@ -292,19 +270,12 @@ fn check_receipts(history: &History, known: &Known, report: &mut Report) {
             report.add(Kind::Causality, || {
                 let cause = known.by_sequence.get(&receipt.after);
                 let cause = cause.map_or(String::new(), |s| {
-                    format!(
-                        " ({} at {})",
-                        show(receipt.after, s.identity),
-                        history.show(s.place)
-                    )
+                    format!(" ({} at {})", show(receipt.after, s.identity), history.show(s.place))
                 });
                 let after = receipt.after;
                 (
                     history.show(receipt.place),
-                    format!(
-                        "{} was sent after its sender had taken {after}{cause}",
-                        message()
-                    ),
+                    format!("{} was sent after its sender had taken {after}{cause}", message()),
                 )
             });
         }
@@ -334,10 +305,7 @@ fn tell_unchecked(history: &History, known: &Known, holes: &Holes, report: &mut 
     if !history.has_receipts {
         report.note("no receipts (--sends): causality, and loss of what no trace has, not checked");
     } else {
-        let without = known
-            .destinations
-            .keys()
-            .filter(|s| !known.receipted.contains(s));
+        let without = known.destinations.keys().filter(|s| !known.receipted.contains(s));
         match without.count() {
             0 => {}
             n => report.note(format!(
@@ -346,10 +314,7 @@ fn tell_unchecked(history: &History, known: &Known, holes: &Holes, report: &mut 
             )),
         }
     }
-    let nowhere = known
-        .by_sequence
-        .values()
-        .filter(|s| s.heard.is_none() && s.group.is_none());
+    let nowhere = known.by_sequence.values().filter(|s| s.heard.is_none() && s.group.is_none());
     match nowhere.count() {
         0 => {}
         n => report.note(format!(

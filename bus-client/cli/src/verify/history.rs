@@ -130,9 +130,7 @@ impl History {
             history.add_line(&mut trace, place, line, &mut unknown);
         })?;
         if unknown > 0 {
-            self.notes.push(format!(
-                "{name}: {unknown} lines of an unknown type passed over"
-            ));
+            self.notes.push(format!("{name}: {unknown} lines of an unknown type passed over"));
         }
         self.traces.push(trace);
         Ok(())
@@ -148,10 +146,7 @@ impl History {
                 place,
                 sequence: line.sequence,
                 group,
-                identity: Identity {
-                    sender: line.sender,
-                    serial: line.sender_serial,
-                },
+                identity: Identity { sender: line.sender, serial: line.sender_serial },
                 recipients: line.recipients,
                 after: line.after,
             });
@@ -186,27 +181,16 @@ impl History {
                     place,
                     sequence: message.sequence,
                     group,
-                    identity: Identity {
-                        sender: message.sender,
-                        serial: message.sender_serial,
-                    },
+                    identity: Identity { sender: message.sender, serial: message.sender_serial },
                     fingerprint: fingerprint(&message.content),
                 });
                 if let (Some(missed), Some(group)) = (message.missed, group) {
-                    trace.gaps.push(Gap {
-                        place,
-                        group,
-                        missed,
-                    });
+                    trace.gaps.push(Gap { place, group, missed });
                 }
             }
             TraceLine::Gap(gap) => {
                 let group = self.group(&gap.group);
-                trace.gaps.push(Gap {
-                    place,
-                    group,
-                    missed: gap.missed,
-                });
+                trace.gaps.push(Gap { place, group, missed: gap.missed });
             }
             TraceLine::Joined(joined) => {
                 let join = self.join(place, &joined);
@@ -214,11 +198,7 @@ impl History {
             }
             TraceLine::Left(ended) | TraceLine::Evicted(ended) => {
                 let group = self.group(&ended.group);
-                trace.ends.push(Ended {
-                    place,
-                    group,
-                    sequence: ended.sequence,
-                });
+                trace.ends.push(Ended { place, group, sequence: ended.sequence });
             }
             TraceLine::End(end) => {
                 trace.ended = true;

@@ -31,11 +31,7 @@ impl Holes {
         for pair in heard.windows(2) {
             let [before, after] = [pair[0], pair[1]];
             let (sender, serial) = (before.identity.sender, before.identity.serial);
-            let between = after
-                .identity
-                .serial
-                .saturating_sub(serial)
-                .saturating_sub(1);
+            let between = after.identity.serial.saturating_sub(serial).saturating_sub(1);
             if sender != after.identity.sender || between == 0 {
                 continue;
             }
@@ -84,9 +80,7 @@ fn judge(
     let destinations = known.destinations.get(&sender);
     // A sender whose receipts we have, or who is known to send elsewhere too, may have sent these
     // elsewhere.
-    let only = destinations
-        .filter(|d| d.len() == 1)
-        .and_then(|d| d.first());
+    let only = destinations.filter(|d| d.len() == 1).and_then(|d| d.first());
     let Some(Some(group)) = only.filter(|_| !known.receipted.contains(&sender)) else {
         return Hole::Unjudged;
     };
@@ -99,9 +93,5 @@ fn judge(
     }
     let overlaps =
         |gap: &Gap| gap.group == *group && gap.missed.first < to && gap.missed.last > from;
-    if trace.gaps.iter().any(overlaps) {
-        Hole::Told
-    } else {
-        Hole::Gap
-    }
+    if trace.gaps.iter().any(overlaps) { Hole::Told } else { Hole::Gap }
 }

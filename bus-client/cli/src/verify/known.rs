@@ -113,10 +113,7 @@ impl Known {
                 let message = show(receipt.sequence, receipt.identity);
                 (
                     history.show(receipt.place),
-                    format!(
-                        "second receipt for {message}, after {}",
-                        history.show(first)
-                    ),
+                    format!("second receipt for {message}, after {}", history.show(first)),
                 )
             });
         }
@@ -137,10 +134,7 @@ impl Known {
         let old_sequence = *self.by_identity.entry(identity).or_insert(sequence);
         if old_sequence != sequence {
             report.add(Kind::Identity, || {
-                let at = self
-                    .by_sequence
-                    .get(&old_sequence)
-                    .map(|s| history.show(s.place));
+                let at = self.by_sequence.get(&old_sequence).map(|s| history.show(s.place));
                 (
                     history.show(place),
                     format!(
@@ -180,10 +174,7 @@ impl Known {
 
     fn index(&mut self) {
         for (sequence, sighting) in &self.by_sequence {
-            self.destinations
-                .entry(sighting.identity.sender)
-                .or_default()
-                .insert(sighting.group);
+            self.destinations.entry(sighting.identity.sender).or_default().insert(sighting.group);
             if let Some(group) = sighting.group {
                 self.in_group.entry(group).or_default().push(*sequence);
             }
@@ -205,10 +196,8 @@ impl Known {
 
     /// How many messages of a sender between two of its serials anybody knows of.
     pub(super) fn known_serials(&self, sender: u64, after: u64, before: u64) -> u64 {
-        let position = |serial| {
-            self.identities
-                .partition_point(|i| *i < Identity { sender, serial })
-        };
+        let position =
+            |serial| self.identities.partition_point(|i| *i < Identity { sender, serial });
         let first = position(after.saturating_add(1));
         let last = position(before);
         u64::try_from(last.saturating_sub(first)).expect("a count fits")

@@ -175,10 +175,7 @@ fn spans_of(trace: &Trace, group: Group, heard: &[u64], reach: u64) -> Vec<Span>
                 // a connection: only what was heard is certain.
                 if let Some(old) = open.replace(join) {
                     let heard_before = heard.partition_point(|s| *s <= sequence);
-                    let last = heard[..heard_before]
-                        .last()
-                        .copied()
-                        .unwrap_or(old.sequence);
+                    let last = heard[..heard_before].last().copied().unwrap_or(old.sequence);
                     spans.push(close(Some(old), Some((sequence, join.place)), last));
                 }
             }
@@ -191,18 +188,12 @@ fn spans_of(trace: &Trace, group: Group, heard: &[u64], reach: u64) -> Vec<Span>
         }
     }
     match open {
-        Some(join) => spans.push(Span {
-            from: join.sequence,
-            to: reach,
-            end: None,
-            join: Some(*join),
-        }),
-        None if spans.is_empty() && !heard.is_empty() => spans.push(Span {
-            from: before_first,
-            to: reach,
-            end: None,
-            join: None,
-        }),
+        Some(join) => {
+            spans.push(Span { from: join.sequence, to: reach, end: None, join: Some(*join) })
+        }
+        None if spans.is_empty() && !heard.is_empty() => {
+            spans.push(Span { from: before_first, to: reach, end: None, join: None })
+        }
         None => {}
     }
     spans

@@ -106,16 +106,8 @@ impl fmt::Display for Report {
             1 => "1 violation".to_owned(),
             n => format!("{n} violations"),
         };
-        let Self {
-            traces,
-            messages,
-            receipts,
-            ..
-        } = self;
-        writeln!(
-            f,
-            "{verdict}: {traces} traces, {messages} messages, {receipts} receipts"
-        )
+        let Self { traces, messages, receipts, .. } = self;
+        writeln!(f, "{verdict}: {traces} traces, {messages} messages, {receipts} receipts")
     }
 }
 

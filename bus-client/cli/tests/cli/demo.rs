@@ -24,19 +24,11 @@ fn g2_all_digests_are_equal_and_are_those_of_the_files_that_were_kept() {
     for n in 1..=3 {
         let text = std::fs::read(dir.path().join(format!("member-{n}.jsonl"))).expect("kept");
         assert_eq!(text.iter().filter(|b| **b == b'\n').count(), 800);
-        let digest: String = Sha256::digest(&text)
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect();
+        let digest: String = Sha256::digest(&text).iter().map(|b| format!("{b:02x}")).collect();
         digests.push(digest);
     }
     assert!(digests.iter().all(|d| *d == digests[0]), "{digests:?}");
-    assert_eq!(
-        demo.text().matches(&digests[0]).count(),
-        3,
-        "{}",
-        demo.text()
-    );
+    assert_eq!(demo.text().matches(&digests[0]).count(), 3, "{}", demo.text());
 
     let member = |n| format!("{path}/member-{n}.jsonl");
     let sender = |n| format!("{path}/sends/sender-{n}.jsonl");
@@ -51,9 +43,7 @@ fn g2_all_digests_are_equal_and_are_those_of_the_files_that_were_kept() {
     ];
     let verify = output(unisono(verify)).assert_code(0);
     assert!(
-        verify
-            .text()
-            .contains("ok: 3 traces, 800 messages, 800 receipts"),
+        verify.text().contains("ok: 3 traces, 800 messages, 800 receipts"),
         "{}",
         verify.text()
     );

@@ -33,9 +33,7 @@ impl Fixture {
     /// With limits other than the usual ones.
     pub(crate) fn with(limits: Limits) -> Self {
         let broker = EmbeddedBroker::builder().limits(limits).start();
-        Self {
-            broker: broker.expect("a broker"),
-        }
+        Self { broker: broker.expect("a broker") }
     }
 
     pub(crate) fn connect(&self) -> Bus {
@@ -94,10 +92,7 @@ impl Fixture {
 /// The program without a bus.
 pub(crate) fn unisono<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_unisono"));
-    command
-        .args(arguments)
-        .env_remove("UNISONO_ADDRESS")
-        .env_remove("XDG_RUNTIME_DIR");
+    command.args(arguments).env_remove("UNISONO_ADDRESS").env_remove("XDG_RUNTIME_DIR");
     command
 }
 
@@ -116,10 +111,7 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(mut command: Command) -> Self {
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("starts");
         let (sender, lines) = channel();
         let stdout = BufReader::new(child.stdout.take().expect("piped"));
@@ -140,11 +132,7 @@ impl Running {
             let _ = stderr.read_to_end(&mut text);
             text
         });
-        Self {
-            child,
-            lines: Some(lines),
-            stderr: Some(stderr),
-        }
+        Self { child, lines: Some(lines), stderr: Some(stderr) }
     }
 
     pub(crate) fn stdin(&mut self) -> ChildStdin {
@@ -185,18 +173,9 @@ impl Running {
                 }
             }
         }
-        let stderr = self
-            .stderr
-            .take()
-            .expect("not taken before")
-            .join()
-            .expect("joins");
+        let stderr = self.stderr.take().expect("not taken before").join().expect("joins");
         let status = self.child.wait().expect("waited for");
-        Output {
-            status,
-            stdout,
-            stderr,
-        }
+        Output { status, stdout, stderr }
     }
 }
 
@@ -240,16 +219,11 @@ impl Ended for Output {
 
     fn lines(&self) -> Vec<Value> {
         let lines = self.text().lines();
-        lines
-            .map(|line| serde_json::from_str(line).expect(line))
-            .collect()
+        lines.map(|line| serde_json::from_str(line).expect(line)).collect()
     }
 }
 
 /// The message lines among them.
 pub(crate) fn messages(lines: &[Value]) -> Vec<&Value> {
-    lines
-        .iter()
-        .filter(|line| line["type"] == "message")
-        .collect()
+    lines.iter().filter(|line| line["type"] == "message").collect()
 }

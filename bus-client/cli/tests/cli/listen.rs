@@ -12,9 +12,7 @@ use crate::harness::{Ended as _, Fixture, messages, output, unisono};
 fn a_line_a_message_and_an_end_after_the_count() {
     let fixture = Fixture::new();
     let listener = fixture.start("sub news -n 2 --quiet");
-    fixture
-        .run_with("pub news --lines --wait-members 1", b"one\ntwo\nthree\n")
-        .assert_code(0);
+    fixture.run_with("pub news --lines --wait-members 1", b"one\ntwo\nthree\n").assert_code(0);
     let output = listener.finish().assert_code(0);
     assert_eq!((output.text(), output.error()), ("one\ntwo\n", ""));
 }
@@ -38,10 +36,7 @@ fn a_json_line_has_what_the_contract_names() {
     });
     assert_eq!(message, expected);
     let end = listener.json();
-    assert_eq!(
-        end,
-        json!({"type": "end", "reason": "count", "through": message["sequence"]})
-    );
+    assert_eq!(end, json!({"type": "end", "reason": "count", "through": message["sequence"]}));
     listener.finish().assert_code(0);
 }
 
@@ -53,33 +48,19 @@ fn payloads_are_text_base64_or_the_value_of_their_type() {
         let listener = fixture.start("listen g -n 4 -q");
         let sender = fixture.connect();
         let group = sender.group("g").expect("a name");
-        while sender
-            .find_group("g")
-            .expect("answered")
-            .is_none_or(|g| g.members < 2)
-        {
+        while sender.find_group("g").expect("answered").is_none_or(|g| g.members < 2) {
             std::thread::yield_now();
         }
         group.send("two\nlines").expect("sent");
         group.send(Outgoing::bytes(vec![0xff, 0x00])).expect("sent");
-        group
-            .send(Outgoing::cbor(&json!({"a": [1, null]})).expect("CBOR"))
-            .expect("sent");
-        group
-            .send(Outgoing::json(&json!({"b": "c"})).expect("JSON"))
-            .expect("sent");
+        group.send(Outgoing::cbor(&json!({"a": [1, null]})).expect("CBOR")).expect("sent");
+        group.send(Outgoing::json(&json!({"b": "c"})).expect("JSON")).expect("sent");
         (sender, listener)
     };
     let lines = json_listener.finish().assert_code(0).lines();
     let told: Vec<_> = messages(&lines)
         .iter()
-        .map(|m| {
-            (
-                m["payload"].clone(),
-                m["payload_base64"].clone(),
-                m["content_type"].clone(),
-            )
-        })
+        .map(|m| (m["payload"].clone(), m["payload_base64"].clone(), m["content_type"].clone()))
         .collect();
     assert_eq!(
         json!(told),
@@ -109,9 +90,7 @@ fn several_groups_are_told_apart() {
 fn sigterm_ends_a_trace_that_is_complete_up_to_the_leave_with_0() {
     let fixture = Fixture::new();
     let (listener, _) = fixture.listen("g");
-    let receipts = fixture
-        .run_with("send g --lines --json", &b"x\n".repeat(100))
-        .assert_code(0);
+    let receipts = fixture.run_with("send g --lines --json", &b"x\n".repeat(100)).assert_code(0);
     let last = receipts.lines().last().expect("a receipt")["sequence"].as_u64();
     listener.signal(Signal::SIGTERM);
     let output = listener.finish().assert_code(0);
@@ -121,15 +100,9 @@ fn sigterm_ends_a_trace_that_is_complete_up_to_the_leave_with_0() {
     let [.., left, end] = &lines[..] else {
         panic!("left and end");
     };
-    assert_eq!(
-        (&left["type"], &left["group"]),
-        (&json!("left"), &json!("g"))
-    );
+    assert_eq!((&left["type"], &left["group"]), (&json!("left"), &json!("g")));
     assert!(left["sequence"].as_u64() > last, "{left}");
-    assert_eq!(
-        (&end["type"], &end["reason"]),
-        (&json!("end"), &json!("signal"))
-    );
+    assert_eq!((&end["type"], &end["reason"]), (&json!("end"), &json!("signal")));
 }
 
 #[test]
@@ -164,11 +137,7 @@ fn the_brokers_end_is_4_and_the_trace_says_so() {
     fixture.shutdown();
     let output = listener.finish().assert_code(4);
     assert_eq!(output.lines()[0]["reason"], "broker-gone");
-    assert!(
-        output.error().contains("broker is gone"),
-        "{}",
-        output.error()
-    );
+    assert!(output.error().contains("broker is gone"), "{}", output.error());
 }
 
 #[test]
@@ -182,11 +151,7 @@ fn silence_for_the_timeout_is_3() {
 fn a_group_is_not_created_against_ones_will() {
     let fixture = Fixture::new();
     let output = fixture.run("listen g --no-create").assert_code(1);
-    assert!(
-        output.error().contains("no group is named g"),
-        "{}",
-        output.error()
-    );
+    assert!(output.error().contains("no group is named g"), "{}", output.error());
 }
 
 #[test]
@@ -210,9 +175,8 @@ fn g7_a_drop_when_full_listener_is_told_what_it_missed() {
     let (slow, _) = fixture.listen("g --drop-when-full");
     let (fast, _) = fixture.listen("g");
     slow.signal(Signal::SIGSTOP);
-    let sent = fixture
-        .run_with("send g --lines --json", &b"some text\n".repeat(3_000))
-        .assert_code(0);
+    let sent =
+        fixture.run_with("send g --lines --json", &b"some text\n".repeat(3_000)).assert_code(0);
     slow.signal(Signal::SIGCONT);
     fixture.run("send g last").assert_code(0);
 
@@ -222,10 +186,7 @@ fn g7_a_drop_when_full_listener_is_told_what_it_missed() {
     let mut whole = Vec::new();
     for (name, listener) in [("slow", slow), ("fast", fast)] {
         let mut lines = Vec::new();
-        while lines
-            .last()
-            .is_none_or(|line: &String| !line.contains(r#""payload":"last""#))
-        {
+        while lines.last().is_none_or(|line: &String| !line.contains(r#""payload":"last""#)) {
             lines.push(listener.line());
         }
         std::fs::write(path(name), lines.join("\n") + "\n").expect("written");
@@ -237,17 +198,9 @@ fn g7_a_drop_when_full_listener_is_told_what_it_missed() {
         .filter_map(|line| line["missed"].as_u64())
         .sum();
     assert!(missed > 0, "3,000 messages are more than a queue holds");
-    let got = whole[0]
-        .iter()
-        .filter(|l| l.contains(r#""type":"message""#))
-        .count();
+    let got = whole[0].iter().filter(|l| l.contains(r#""type":"message""#)).count();
     assert_eq!(got as u64 + missed, 3_001);
-    let line = format!(
-        "verify {} {} --sends {}",
-        path("slow"),
-        path("fast"),
-        path("sends")
-    );
+    let line = format!("verify {} {} --sends {}", path("slow"), path("fast"), path("sends"));
     fixture.run(&line).assert_code(0);
 }
 
@@ -256,10 +209,7 @@ fn g7_a_drop_when_full_listener_is_told_what_it_missed() {
 /// with 4; and the sender was not held up for ever.
 #[test]
 fn g8_a_stalled_listener_is_told_that_it_was_evicted() {
-    let fixture = Fixture::with(Limits {
-        stall: Duration::from_millis(100),
-        ..Limits::default()
-    });
+    let fixture = Fixture::with(Limits { stall: Duration::from_millis(100), ..Limits::default() });
     let (listener, _) = fixture.listen("g");
     listener.signal(Signal::SIGSTOP);
     let sent = fixture.run_with("send g --lines --json", &b"some text\n".repeat(2_000));
@@ -272,23 +222,9 @@ fn g8_a_stalled_listener_is_told_that_it_was_evicted() {
     let [heard @ .., evicted, end] = &lines[..] else {
         panic!("evicted and end");
     };
-    assert_eq!(
-        (&evicted["type"], &evicted["group"]),
-        (&json!("evicted"), &json!("g"))
-    );
-    assert_eq!(
-        (&end["type"], &end["reason"]),
-        (&json!("end"), &json!("evicted"))
-    );
+    assert_eq!((&evicted["type"], &evicted["group"]), (&json!("evicted"), &json!("g")));
+    assert_eq!((&end["type"], &end["reason"]), (&json!("end"), &json!("evicted")));
     let place = evicted["sequence"].as_u64();
-    let before = sent
-        .lines()
-        .iter()
-        .filter(|r| r["sequence"].as_u64() < place)
-        .count();
-    assert_eq!(
-        messages(heard).len(),
-        before,
-        "all that was sent before, and nothing after"
-    );
+    let before = sent.lines().iter().filter(|r| r["sequence"].as_u64() < place).count();
+    assert_eq!(messages(heard).len(), before, "all that was sent before, and nothing after");
 }

@@ -47,13 +47,7 @@ fn what_cannot_be_run_is_127_or_126() {
 
 #[test]
 fn a_signal_is_passed_on_and_told_as_shells_tell_it() {
-    let running = Running::start(unisono([
-        "run",
-        "--",
-        "sh",
-        "-c",
-        "echo ready; exec sleep 600",
-    ]));
+    let running = Running::start(unisono(["run", "--", "sh", "-c", "echo ready; exec sleep 600"]));
     assert_eq!(running.line(), "ready");
     running.signal(Signal::SIGTERM);
     running.finish().assert_code(128 + 15);

@@ -17,20 +17,11 @@ fn all_of_standard_input_is_one_message() {
 fn each_line_is_a_message_without_its_newline_empty_ones_too() {
     let fixture = Fixture::new();
     let (listener, _) = fixture.listen("g -n 4");
-    let output = fixture
-        .run_with("send g --lines --json", b"one\n\ntwo\r\nthree")
-        .assert_code(0);
+    let output = fixture.run_with("send g --lines --json", b"one\n\ntwo\r\nthree").assert_code(0);
     let lines = listener.finish().assert_code(0).lines();
-    let payloads: Vec<_> = messages(&lines)
-        .iter()
-        .map(|m| m["payload"].clone())
-        .collect();
+    let payloads: Vec<_> = messages(&lines).iter().map(|m| m["payload"].clone()).collect();
     assert_eq!(json!(payloads), json!(["one", "", "two\r", "three"]));
-    let serials: Vec<_> = output
-        .lines()
-        .iter()
-        .map(|r| r["sender_serial"].clone())
-        .collect();
+    let serials: Vec<_> = output.lines().iter().map(|r| r["sender_serial"].clone()).collect();
     assert_eq!(json!(serials), json!([1, 2, 3, 4]));
 }
 
@@ -70,14 +61,9 @@ fn a_file_is_one_message_or_its_lines() {
     std::fs::write(file.path(), "a\nb\n").expect("written");
     let path = file.path().display();
     fixture.run(&format!("send g --file {path}")).assert_code(0);
-    fixture
-        .run(&format!("send g --lines --file {path}"))
-        .assert_code(0);
+    fixture.run(&format!("send g --lines --file {path}")).assert_code(0);
     let lines = listener.finish().assert_code(0).lines();
-    let payloads: Vec<_> = messages(&lines)
-        .iter()
-        .map(|m| m["payload"].clone())
-        .collect();
+    let payloads: Vec<_> = messages(&lines).iter().map(|m| m["payload"].clone()).collect();
     assert_eq!(json!(payloads), json!(["a\nb\n", "a", "b"]));
 }
 
@@ -85,11 +71,7 @@ fn a_file_is_one_message_or_its_lines() {
 fn a_group_that_does_not_exist_is_1_and_named() {
     let fixture = Fixture::new();
     let output = fixture.run("send nobody x").assert_code(1);
-    assert!(
-        output.error().contains("no group is named nobody"),
-        "{}",
-        output.error()
-    );
+    assert!(output.error().contains("no group is named nobody"), "{}", output.error());
 }
 
 #[test]
@@ -115,18 +97,10 @@ fn wait_members_waits_for_a_group_that_is_yet_to_be_created() {
 #[test]
 fn wait_members_in_vain_is_3() {
     let fixture = Fixture::new();
-    let output = fixture
-        .run("send g x --wait-members 1 --timeout 20ms")
-        .assert_code(3);
-    assert!(
-        output.error().contains("does not exist"),
-        "{}",
-        output.error()
-    );
+    let output = fixture.run("send g x --wait-members 1 --timeout 20ms").assert_code(3);
+    assert!(output.error().contains("does not exist"), "{}", output.error());
     let _listener = fixture.listen("g");
-    let output = fixture
-        .run("send g x --wait-members 2 --timeout 20ms")
-        .assert_code(3);
+    let output = fixture.run("send g x --wait-members 2 --timeout 20ms").assert_code(3);
     assert!(output.error().contains("has 1"), "{}", output.error());
 }
 
@@ -148,22 +122,12 @@ fn g1_what_status_3_says_reached_nobody_did_reach_nobody() {
         let mut got = Vec::new();
         while let Some(event) = reader.try_receive().expect("connected") {
             if let Event::Message(message) = event {
-                got.push(
-                    message
-                        .text()
-                        .expect("text")
-                        .parse::<usize>()
-                        .expect("a number"),
-                );
+                got.push(message.text().expect("text").parse::<usize>().expect("a number"));
             }
         }
         // The last ones may still be on their way; they are all there before a later one is.
         let fence = fixture.connect();
-        fence
-            .group("g")
-            .expect("a name")
-            .send("fence")
-            .expect("sent");
+        fence.group("g").expect("a name").send("fence").expect("sent");
         loop {
             let Event::Message(message) = reader.receive().expect("connected") else {
                 panic!("no gap");
@@ -202,11 +166,7 @@ fn the_loss_of_the_broker_is_4() {
     assert_eq!(sender.json()["sender_serial"], 1);
     fixture.shutdown();
     let output = sender.finish().assert_code(4);
-    assert!(
-        output.error().contains("broker is gone"),
-        "{}",
-        output.error()
-    );
+    assert!(output.error().contains("broker is gone"), "{}", output.error());
     drop(stdin);
 }
 
@@ -214,13 +174,8 @@ fn the_loss_of_the_broker_is_4() {
 fn nothing_to_connect_to_is_1_and_named() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("bus").display().to_string();
-    let output = crate::harness::output(crate::harness::unisono([
-        "--address",
-        &path,
-        "send",
-        "g",
-        "x",
-    ]));
+    let output =
+        crate::harness::output(crate::harness::unisono(["--address", &path, "send", "g", "x"]));
     let output = output.assert_code(1);
     assert!(output.error().contains(&path), "{}", output.error());
 }

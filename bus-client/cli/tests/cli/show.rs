@@ -36,11 +36,7 @@ fn members_shows_what_the_contract_names() {
 fn members_of_no_group_is_1() {
     let fixture = Fixture::new();
     let output = fixture.run("members g").assert_code(1);
-    assert!(
-        output.error().contains("no group is named g"),
-        "{}",
-        output.error()
-    );
+    assert!(output.error().contains("no group is named g"), "{}", output.error());
 }
 
 #[test]
@@ -59,28 +55,16 @@ fn stats_and_status_and_ping_are_objects() {
     let fixture = Fixture::new();
     let _listener = fixture.listen("g");
     let stats = &fixture.run("stats --json").assert_code(0).lines()[0];
-    assert_eq!(
-        (&stats["waiting_sends"], &stats["groups"]),
-        (&0.into(), &1.into())
-    );
+    assert_eq!((&stats["waiting_sends"], &stats["groups"]), (&0.into(), &1.into()));
     assert_eq!(stats["endpoints"], 2, "the listener's and its own: {stats}");
     let status = &fixture.run("status --json").assert_code(0).lines()[0];
     assert_eq!(status["limits"]["queue_messages"], 256);
     assert_eq!(status["pid"], std::process::id());
     let pings = fixture.run("ping -n 3 --json").assert_code(0).lines();
     assert_eq!(pings.len(), 3);
-    assert!(
-        pings
-            .iter()
-            .all(|p| p["round_trip_us"].as_f64() > Some(0.0)),
-        "{pings:?}"
-    );
+    assert!(pings.iter().all(|p| p["round_trip_us"].as_f64() > Some(0.0)), "{pings:?}");
     let text = fixture.run("status").assert_code(0);
-    assert!(
-        text.text().contains("limits.queue_messages"),
-        "{}",
-        text.text()
-    );
+    assert!(text.text().contains("limits.queue_messages"), "{}", text.text());
 }
 
 /// A broker that is stopped still gets connections, by the kernel's hand.
@@ -102,12 +86,7 @@ fn completions_and_pages_come_from_the_definition() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().display().to_string();
     output(unisono(["man", "--dir", &path])).assert_code(0);
-    for page in [
-        "unisono.1",
-        "unisono-listen.1",
-        "unisono-send.1",
-        "unisono-demo.1",
-    ] {
+    for page in ["unisono.1", "unisono-listen.1", "unisono-send.1", "unisono-demo.1"] {
         assert!(dir.path().join(page).exists(), "{page}");
     }
     output(unisono(["man", "listen"])).assert_code(0);

@@ -73,11 +73,7 @@ fn files_that_are_missing_or_make_no_sense_are_1_and_named() {
     assert!(missing.error().contains(&path), "{}", missing.error());
     std::fs::write(&path, "{}\n").expect("written");
     let nonsense = output(unisono(["verify", &path])).assert_code(1);
-    assert!(
-        nonsense.error().contains(&format!("{path}:1")),
-        "{}",
-        nonsense.error()
-    );
+    assert!(nonsense.error().contains(&format!("{path}:1")), "{}", nonsense.error());
 }
 
 #[test]

@@ -16,11 +16,7 @@ impl Reg {
     pub(super) const R0: Self = Self(0);
 
     pub(super) const fn new(number: u8) -> Option<Self> {
-        if number < REGISTERS {
-            Some(Self(number))
-        } else {
-            None
-        }
+        if number < REGISTERS { Some(Self(number)) } else { None }
     }
 
     pub(super) const fn number(self) -> u8 {
@@ -344,10 +340,7 @@ pub(super) enum Op {
     },
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the low half is what is wanted"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
 pub(super) const fn low_word(value: u64) -> u32 {
     value as u32
 }

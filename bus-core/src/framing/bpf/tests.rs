@@ -66,11 +66,7 @@ fn what_is_no_sequence_of_instructions_is_refused() {
 type Refusal = (&'static str, Vec<Vec<u8>>, usize, Fault);
 
 fn field(opcode: u8, field: &'static str, given: i32) -> Fault {
-    Fault::Field {
-        opcode,
-        field,
-        given,
-    }
+    Fault::Field { opcode, field, given }
 }
 
 fn assert_refused(rows: Vec<Refusal>) {
@@ -80,10 +76,7 @@ fn assert_refused(rows: Vec<Refusal>) {
         assert_eq!(found.expect_err(case), error, "{case}");
         let text = error.to_string();
         let place = format!("instruction {at}: ");
-        assert!(
-            text.starts_with(&place) && text.len() > place.len() + 8,
-            "{text}"
-        );
+        assert!(text.starts_with(&place) && text.len() > place.len() + 8, "{text}");
     }
 }
 
@@ -131,18 +124,8 @@ fn a_field_that_means_nothing_must_be_zero() {
         ("mov, offset", ins(0xb7, 0, 0, 1, 0), off, 1),
         ("mov by register, immediate", ins(0xbf, 0, 1, 0, 5), imm, 5),
         ("sign extension from 7 bits", ins(0xbf, 0, 7, 7, 0), off, 7),
-        (
-            "32-bit sign extension from 32",
-            ins(0xbc, 0, 7, 32, 0),
-            off,
-            32,
-        ),
-        (
-            "sign extension from 64 bits",
-            ins(0xbf, 0, 7, 64, 0),
-            off,
-            64,
-        ),
+        ("32-bit sign extension from 32", ins(0xbc, 0, 7, 32, 0), off, 32),
+        ("sign extension from 64 bits", ins(0xbf, 0, 7, 64, 0), off, 64),
         ("add, source", ins(0x07, 0, 2, 0, 0), src, 2),
         ("add, offset", ins(0x07, 0, 0, -1, 0), off, -1),
         ("add by register, immediate", ins(0x0f, 0, 7, 0, 9), imm, 9),
@@ -160,12 +143,7 @@ fn a_field_that_means_nothing_must_be_zero() {
         ("jump, immediate", ins(0x05, 0, 0, 0, 1), imm, 1),
         ("long jump, offset", ins(0x06, 0, 0, 1, 0), off, 1),
         ("condition, source", ins(0x15, 0, 1, 0, 0), src, 1),
-        (
-            "condition by register, immediate",
-            ins(0x1d, 0, 7, 0, 1),
-            imm,
-            1,
-        ),
+        ("condition by register, immediate", ins(0x1d, 0, 7, 0, 1), imm, 1),
         ("exit, destination", ins(0x95, 1, 0, 0, 0), dst, 1),
         ("exit, source", ins(0x95, 0, 1, 0, 0), src, 1),
         ("exit, offset", ins(0x95, 0, 0, 1, 0), off, 1),
@@ -173,26 +151,11 @@ fn a_field_that_means_nothing_must_be_zero() {
         ("packet load, destination", ins(0x20, 1, 0, 0, 0), dst, 1),
         ("packet load, source", ins(0x20, 0, 1, 0, 0), src, 1),
         ("packet load, offset", ins(0x20, 0, 0, 1, 0), off, 1),
-        (
-            "indexed packet load, destination",
-            ins(0x40, 1, 7, 0, 0),
-            dst,
-            1,
-        ),
+        ("indexed packet load, destination", ins(0x40, 1, 7, 0, 0), dst, 1),
         ("load, immediate", ins(0x61, 0, 6, 0, 1), imm, 1),
         ("store of a number, source", ins(0x62, 10, 1, -4, 1), src, 1),
-        (
-            "store of a register, immediate",
-            ins(0x63, 10, 0, -4, 1),
-            imm,
-            1,
-        ),
-        (
-            "constant, offset",
-            [ins(0x18, 0, 0, 1, 0), ins(0, 0, 0, 0, 0)].concat(),
-            off,
-            1,
-        ),
+        ("store of a register, immediate", ins(0x63, 10, 0, -4, 1), imm, 1),
+        ("constant, offset", [ins(0x18, 0, 0, 1, 0), ins(0, 0, 0, 0, 0)].concat(), off, 1),
     ];
     let good = |bad: Vec<u8>| vec![mov_reg(6, 1), mov(7, 1), mov(0, 1), bad, exit()];
     let fault = |bad: &[u8], name, given| field(bad[0], name, given);
@@ -212,84 +175,19 @@ fn a_register_must_exist_and_have_been_written() {
         ("r11 is written", vec![mov(11, 0)], 0, Fault::Register(11)),
         ("r15 is read", vec![mov_reg(0, 15)], 0, Fault::Register(15)),
         ("r10 is written", vec![mov(10, 0)], 0, Fault::FramePointer),
-        (
-            "r10 is moved",
-            vec![ins(0x07, 10, 0, 0, 8)],
-            0,
-            Fault::FramePointer,
-        ),
-        (
-            "r10 by a constant",
-            vec![constant(10, 1)],
-            0,
-            Fault::FramePointer,
-        ),
-        (
-            "exit without a result",
-            vec![exit()],
-            0,
-            Fault::Uninitialised(0),
-        ),
-        (
-            "a copy of nothing",
-            vec![mov_reg(0, 2)],
-            0,
-            Fault::Uninitialised(2),
-        ),
-        (
-            "nothing is added to",
-            vec![ins(0x07, 3, 0, 0, 1)],
-            0,
-            Fault::Uninitialised(3),
-        ),
-        (
-            "nothing is added",
-            vec![mov(0, 0), ins(0x0f, 0, 4, 0, 0)],
-            1,
-            Fault::Uninitialised(4),
-        ),
-        (
-            "nothing is negated",
-            vec![ins(0x87, 5, 0, 0, 0)],
-            0,
-            Fault::Uninitialised(5),
-        ),
-        (
-            "nothing is swapped",
-            vec![ins(0xdc, 7, 0, 0, 16)],
-            0,
-            Fault::Uninitialised(7),
-        ),
-        (
-            "nothing is compared",
-            vec![ins(0x15, 8, 0, 0, 1)],
-            0,
-            Fault::Uninitialised(8),
-        ),
-        (
-            "with nothing",
-            vec![mov(0, 0), ins(0x1d, 0, 9, 0, 0)],
-            1,
-            Fault::Uninitialised(9),
-        ),
-        (
-            "nothing is stored",
-            vec![ins(0x7b, 10, 2, -8, 0)],
-            0,
-            Fault::Uninitialised(2),
-        ),
-        (
-            "a store through nothing",
-            vec![ins(0x72, 2, 0, 0, 1)],
-            0,
-            Fault::Uninitialised(2),
-        ),
-        (
-            "a load through nothing",
-            vec![ins(0x61, 0, 3, 0, 0)],
-            0,
-            Fault::Uninitialised(3),
-        ),
+        ("r10 is moved", vec![ins(0x07, 10, 0, 0, 8)], 0, Fault::FramePointer),
+        ("r10 by a constant", vec![constant(10, 1)], 0, Fault::FramePointer),
+        ("exit without a result", vec![exit()], 0, Fault::Uninitialised(0)),
+        ("a copy of nothing", vec![mov_reg(0, 2)], 0, Fault::Uninitialised(2)),
+        ("nothing is added to", vec![ins(0x07, 3, 0, 0, 1)], 0, Fault::Uninitialised(3)),
+        ("nothing is added", vec![mov(0, 0), ins(0x0f, 0, 4, 0, 0)], 1, Fault::Uninitialised(4)),
+        ("nothing is negated", vec![ins(0x87, 5, 0, 0, 0)], 0, Fault::Uninitialised(5)),
+        ("nothing is swapped", vec![ins(0xdc, 7, 0, 0, 16)], 0, Fault::Uninitialised(7)),
+        ("nothing is compared", vec![ins(0x15, 8, 0, 0, 1)], 0, Fault::Uninitialised(8)),
+        ("with nothing", vec![mov(0, 0), ins(0x1d, 0, 9, 0, 0)], 1, Fault::Uninitialised(9)),
+        ("nothing is stored", vec![ins(0x7b, 10, 2, -8, 0)], 0, Fault::Uninitialised(2)),
+        ("a store through nothing", vec![ins(0x72, 2, 0, 0, 1)], 0, Fault::Uninitialised(2)),
+        ("a load through nothing", vec![ins(0x61, 0, 3, 0, 0)], 0, Fault::Uninitialised(3)),
         (
             "an index that is nothing",
             vec![mov_reg(6, 1), ins(0x40, 0, 7, 0, 0)],
@@ -298,13 +196,7 @@ fn a_register_must_exist_and_have_been_written() {
         ),
         (
             "written on the path that jumps only",
-            vec![
-                mov(0, 0),
-                ins(0x15, 0, 0, 1, 0),
-                mov(2, 1),
-                mov_reg(0, 2),
-                exit(),
-            ],
+            vec![mov(0, 0), ins(0x15, 0, 0, 1, 0), mov(2, 1), mov_reg(0, 2), exit()],
             3,
             Fault::Uninitialised(2),
         ),
@@ -380,38 +272,13 @@ fn a_register_must_exist_and_have_been_written() {
 fn jumps_lead_forward_to_instructions_that_exist() {
     let zero = || mov(0, 0);
     let rows = vec![
-        (
-            "to itself",
-            vec![ins(0x05, 0, 0, -1, 0)],
-            0,
-            Fault::Backward(0),
-        ),
-        (
-            "to the start",
-            vec![zero(), ins(0x05, 0, 0, -2, 0)],
-            1,
-            Fault::Backward(0),
-        ),
-        (
-            "before the start",
-            vec![ins(0x05, 0, 0, -9, 0)],
-            0,
-            Fault::Backward(-8),
-        ),
-        (
-            "as far back as can be",
-            vec![ins(0x05, 0, 0, i16::MIN, 0)],
-            0,
-            Fault::Backward(-32767),
-        ),
+        ("to itself", vec![ins(0x05, 0, 0, -1, 0)], 0, Fault::Backward(0)),
+        ("to the start", vec![zero(), ins(0x05, 0, 0, -2, 0)], 1, Fault::Backward(0)),
+        ("before the start", vec![ins(0x05, 0, 0, -9, 0)], 0, Fault::Backward(-8)),
+        ("as far back as can be", vec![ins(0x05, 0, 0, i16::MIN, 0)], 0, Fault::Backward(-32767)),
         (
             "a loop",
-            vec![
-                zero(),
-                ins(0x07, 0, 0, 0, 1),
-                ins(0xa5, 0, 0, -2, 9),
-                exit(),
-            ],
+            vec![zero(), ins(0x07, 0, 0, 0, 1), ins(0xa5, 0, 0, -2, 9), exit()],
             2,
             Fault::Backward(1),
         ),
@@ -421,18 +288,8 @@ fn jumps_lead_forward_to_instructions_that_exist() {
             1,
             Fault::Backward(0),
         ),
-        (
-            "a 32-bit loop",
-            vec![zero(), ins(0x16, 0, 0, -2, 0), exit()],
-            1,
-            Fault::Backward(0),
-        ),
-        (
-            "a long jump back",
-            vec![zero(), ins(0x06, 0, 0, 0, -2)],
-            1,
-            Fault::Backward(0),
-        ),
+        ("a 32-bit loop", vec![zero(), ins(0x16, 0, 0, -2, 0), exit()], 1, Fault::Backward(0)),
+        ("a long jump back", vec![zero(), ins(0x06, 0, 0, 0, -2)], 1, Fault::Backward(0)),
         (
             "a long jump as far back as can be",
             vec![ins(0x06, 0, 0, 0, i32::MIN)],
@@ -441,38 +298,18 @@ fn jumps_lead_forward_to_instructions_that_exist() {
         ),
         (
             "back, though no loop",
-            vec![
-                ins(0x05, 0, 0, 1, 0),
-                exit(),
-                zero(),
-                ins(0x05, 0, 0, -3, 0),
-            ],
+            vec![ins(0x05, 0, 0, 1, 0), exit(), zero(), ins(0x05, 0, 0, -3, 0)],
             1,
             Fault::Unreachable,
         ),
         (
             "back, though no loop, and reached",
-            vec![
-                zero(),
-                ins(0x15, 0, 0, 1, 0),
-                exit(),
-                ins(0x05, 0, 0, -2, 0),
-            ],
+            vec![zero(), ins(0x15, 0, 0, 1, 0), exit(), ins(0x05, 0, 0, -2, 0)],
             3,
             Fault::Backward(2),
         ),
-        (
-            "just past the end",
-            vec![zero(), ins(0x05, 0, 0, 1, 0), exit()],
-            1,
-            Fault::Outside(3),
-        ),
-        (
-            "as far on as can be",
-            vec![ins(0x05, 0, 0, i16::MAX, 0)],
-            0,
-            Fault::Outside(32768),
-        ),
+        ("just past the end", vec![zero(), ins(0x05, 0, 0, 1, 0), exit()], 1, Fault::Outside(3)),
+        ("as far on as can be", vec![ins(0x05, 0, 0, i16::MAX, 0)], 0, Fault::Outside(32768)),
         (
             "a long jump as far on as can be",
             vec![ins(0x06, 0, 0, 0, i32::MAX)],
@@ -485,37 +322,12 @@ fn jumps_lead_forward_to_instructions_that_exist() {
             1,
             Fault::IntoConstant(3),
         ),
-        (
-            "a conditional jump is last",
-            vec![zero(), ins(0x15, 0, 0, 0, 0)],
-            1,
-            Fault::Outside(2),
-        ),
+        ("a conditional jump is last", vec![zero(), ins(0x15, 0, 0, 0, 0)], 1, Fault::Outside(2)),
         ("nothing is last", vec![zero()], 0, Fault::PastEnd),
-        (
-            "a constant is last",
-            vec![zero(), constant(0, 1)],
-            1,
-            Fault::PastEnd,
-        ),
-        (
-            "a packet load is last",
-            vec![mov_reg(6, 1), ins(0x30, 0, 0, 0, 0)],
-            1,
-            Fault::PastEnd,
-        ),
-        (
-            "no way past an exit, to more",
-            vec![zero(), exit(), zero()],
-            2,
-            Fault::Unreachable,
-        ),
-        (
-            "no way past an exit",
-            vec![zero(), exit(), exit()],
-            2,
-            Fault::Unreachable,
-        ),
+        ("a constant is last", vec![zero(), constant(0, 1)], 1, Fault::PastEnd),
+        ("a packet load is last", vec![mov_reg(6, 1), ins(0x30, 0, 0, 0, 0)], 1, Fault::PastEnd),
+        ("no way past an exit, to more", vec![zero(), exit(), zero()], 2, Fault::Unreachable),
+        ("no way past an exit", vec![zero(), exit(), exit()], 2, Fault::Unreachable),
         (
             "no way past a jump",
             vec![zero(), ins(0x05, 0, 0, 1, 0), zero(), exit()],
@@ -528,74 +340,24 @@ fn jumps_lead_forward_to_instructions_that_exist() {
 
 #[test]
 fn a_program_stands_alone() {
-    let atomic = vec![
-        mov(0, 0),
-        ins(0x7b, 10, 0, -8, 0),
-        ins(0xdb, 10, 0, -8, 0),
-        exit(),
-    ];
+    let atomic = vec![mov(0, 0), ins(0x7b, 10, 0, -8, 0), ins(0xdb, 10, 0, -8, 0), exit()];
     let rows = vec![
-        (
-            "a helper is called",
-            vec![ins(0x85, 0, 0, 0, 1)],
-            0,
-            Fault::Call,
-        ),
-        (
-            "a function is called",
-            vec![ins(0x85, 0, 1, 0, 0)],
-            0,
-            Fault::Call,
-        ),
-        (
-            "a kernel function is called",
-            vec![ins(0x85, 0, 2, 0, 7)],
-            0,
-            Fault::Call,
-        ),
-        (
-            "a register is called",
-            vec![ins(0x8d, 1, 0, 0, 0)],
-            0,
-            Fault::Call,
-        ),
+        ("a helper is called", vec![ins(0x85, 0, 0, 0, 1)], 0, Fault::Call),
+        ("a function is called", vec![ins(0x85, 0, 1, 0, 0)], 0, Fault::Call),
+        ("a kernel function is called", vec![ins(0x85, 0, 2, 0, 7)], 0, Fault::Call),
+        ("a register is called", vec![ins(0x8d, 1, 0, 0, 0)], 0, Fault::Call),
         ("an atomic addition", atomic, 2, Fault::Atomic),
-        (
-            "an atomic exchange",
-            vec![ins(0xc3, 10, 0, -4, 0xe1)],
-            0,
-            Fault::Atomic,
-        ),
-        (
-            "a map",
-            vec![ins(0x18, 1, 1, 0, 5), ins(0, 0, 0, 0, 0)],
-            0,
-            Fault::Reference,
-        ),
-        (
-            "a variable",
-            vec![ins(0x18, 1, 2, 0, 5), ins(0, 0, 0, 0, 8)],
-            0,
-            Fault::Reference,
-        ),
-        (
-            "a constant cut by the end",
-            vec![ins(0x18, 0, 0, 0, 5)],
-            0,
-            Fault::ConstantCut,
-        ),
+        ("an atomic exchange", vec![ins(0xc3, 10, 0, -4, 0xe1)], 0, Fault::Atomic),
+        ("a map", vec![ins(0x18, 1, 1, 0, 5), ins(0, 0, 0, 0, 0)], 0, Fault::Reference),
+        ("a variable", vec![ins(0x18, 1, 2, 0, 5), ins(0, 0, 0, 0, 8)], 0, Fault::Reference),
+        ("a constant cut by the end", vec![ins(0x18, 0, 0, 0, 5)], 0, Fault::ConstantCut),
         (
             "a constant cut by another",
             vec![ins(0x18, 0, 0, 0, 5), constant(0, 1)],
             0,
             Fault::ConstantCut,
         ),
-        (
-            "a constant cut by an exit",
-            vec![ins(0x18, 0, 0, 0, 5), exit()],
-            0,
-            Fault::ConstantCut,
-        ),
+        ("a constant cut by an exit", vec![ins(0x18, 0, 0, 0, 5), exit()], 0, Fault::ConstantCut),
         (
             "a second half with a register",
             vec![ins(0x18, 0, 0, 0, 5), ins(0, 1, 0, 0, 0)],
@@ -617,13 +379,7 @@ fn memory_is_the_stack_and_has_bounds() {
     let bounds = |offset, width| Fault::StackBounds { offset, width };
     let context = |offset, width| Fault::ContextBounds { offset, width };
     let store = |offset| vec![ins(0x7a, 10, 0, offset, 0)];
-    let moved = |by| {
-        vec![
-            mov_reg(2, 10),
-            ins(0x07, 2, 0, 0, by),
-            ins(0x72, 2, 0, 0, 0),
-        ]
-    };
+    let moved = |by| vec![mov_reg(2, 10), ins(0x07, 2, 0, 0, by), ins(0x72, 2, 0, 0, 0)];
     let half_written = vec![ins(0x6a, 10, 0, -8, 1), ins(0x61, 0, 10, -8, 0)];
     let rows = vec![
         ("above the stack", store(0), 0, bounds(0, 8)),
@@ -631,41 +387,18 @@ fn memory_is_the_stack_and_has_bounds() {
         ("partly below it", store(-513), 0, bounds(-513, 8)),
         ("far below it", store(i16::MIN), 0, bounds(-32768, 8)),
         ("far above it", store(i16::MAX), 0, bounds(32767, 8)),
-        (
-            "a byte above it",
-            vec![ins(0x72, 10, 0, 0, 0)],
-            0,
-            bounds(0, 1),
-        ),
+        ("a byte above it", vec![ins(0x72, 10, 0, 0, 0)], 0, bounds(0, 1)),
         ("by a moved pointer", moved(-513), 2, bounds(-513, 1)),
         ("by a moved pointer, above", moved(8), 2, bounds(8, 1)),
         (
             "a pointer moved too far",
             vec![mov_reg(2, 10), ins(0x17, 2, 0, 0, i32::MIN)],
             1,
-            Fault::PointerOffset {
-                register: 2,
-                offset: 1 << 31,
-            },
+            Fault::PointerOffset { register: 2, offset: 1 << 31 },
         ),
-        (
-            "a load above the stack",
-            vec![ins(0x61, 0, 10, 0, 0)],
-            0,
-            bounds(0, 4),
-        ),
-        (
-            "a load of nothing",
-            vec![ins(0x71, 0, 10, -1, 0)],
-            0,
-            Fault::UninitialisedStack(-1),
-        ),
-        (
-            "a load of half nothing",
-            half_written,
-            1,
-            Fault::UninitialisedStack(-6),
-        ),
+        ("a load above the stack", vec![ins(0x61, 0, 10, 0, 0)], 0, bounds(0, 4)),
+        ("a load of nothing", vec![ins(0x71, 0, 10, -1, 0)], 0, Fault::UninitialisedStack(-1)),
+        ("a load of half nothing", half_written, 1, Fault::UninitialisedStack(-6)),
         (
             "a load of what only one path wrote",
             vec![
@@ -677,12 +410,7 @@ fn memory_is_the_stack_and_has_bounds() {
             3,
             Fault::UninitialisedStack(-3),
         ),
-        (
-            "a store through the context",
-            vec![ins(0x63, 1, 1, 0, 0)],
-            0,
-            Fault::StoreToContext(1),
-        ),
+        ("a store through the context", vec![ins(0x63, 1, 1, 0, 0)], 0, Fault::StoreToContext(1)),
         (
             "a store through a number",
             vec![mov(2, 0), ins(0x62, 2, 0, 0, 0)],
@@ -695,42 +423,12 @@ fn memory_is_the_stack_and_has_bounds() {
             1,
             Fault::NotAPointer(2),
         ),
-        (
-            "past the context",
-            vec![ins(0x61, 0, 1, 4, 0)],
-            0,
-            context(4, 4),
-        ),
-        (
-            "before the context",
-            vec![ins(0x61, 0, 1, -4, 0)],
-            0,
-            context(-4, 4),
-        ),
-        (
-            "beside the field",
-            vec![ins(0x61, 0, 1, 2, 0)],
-            0,
-            context(2, 4),
-        ),
-        (
-            "part of the field",
-            vec![ins(0x69, 0, 1, 0, 0)],
-            0,
-            context(0, 2),
-        ),
-        (
-            "more than the field",
-            vec![ins(0x79, 0, 1, 0, 0)],
-            0,
-            context(0, 8),
-        ),
-        (
-            "the field with its sign",
-            vec![ins(0x81, 0, 1, 0, 0)],
-            0,
-            context(0, 4),
-        ),
+        ("past the context", vec![ins(0x61, 0, 1, 4, 0)], 0, context(4, 4)),
+        ("before the context", vec![ins(0x61, 0, 1, -4, 0)], 0, context(-4, 4)),
+        ("beside the field", vec![ins(0x61, 0, 1, 2, 0)], 0, context(2, 4)),
+        ("part of the field", vec![ins(0x69, 0, 1, 0, 0)], 0, context(0, 2)),
+        ("more than the field", vec![ins(0x79, 0, 1, 0, 0)], 0, context(0, 8)),
+        ("the field with its sign", vec![ins(0x81, 0, 1, 0, 0)], 0, context(0, 4)),
     ];
     assert_refused(rows);
 }
@@ -739,102 +437,27 @@ fn memory_is_the_stack_and_has_bounds() {
 fn pointers_do_not_become_numbers() {
     let with_stack = |last| vec![mov(0, 0), mov_reg(2, 10), last, exit()];
     let rows = vec![
-        (
-            "the context is returned",
-            vec![mov_reg(0, 1), exit()],
-            1,
-            Fault::Pointer(0),
-        ),
-        (
-            "a stack pointer is returned",
-            vec![mov_reg(0, 10), exit()],
-            1,
-            Fault::Pointer(0),
-        ),
-        (
-            "the context is stored",
-            vec![ins(0x7b, 10, 1, -8, 0)],
-            0,
-            Fault::Pointer(1),
-        ),
-        (
-            "the context is moved",
-            vec![ins(0x07, 1, 0, 0, 4)],
-            0,
-            Fault::Pointer(1),
-        ),
-        (
-            "a pointer is multiplied",
-            with_stack(ins(0x27, 2, 0, 0, 2)),
-            2,
-            Fault::Pointer(2),
-        ),
-        (
-            "its low half is moved",
-            with_stack(ins(0x04, 2, 0, 0, 2)),
-            2,
-            Fault::Pointer(2),
-        ),
-        (
-            "its low half is copied",
-            with_stack(ins(0xbc, 0, 2, 0, 0)),
-            2,
-            Fault::Pointer(2),
-        ),
-        (
-            "its sign is copied",
-            with_stack(ins(0xbf, 0, 2, 8, 0)),
-            2,
-            Fault::Pointer(2),
-        ),
-        (
-            "it is negated",
-            with_stack(ins(0x87, 2, 0, 0, 0)),
-            2,
-            Fault::Pointer(2),
-        ),
-        (
-            "it is swapped",
-            with_stack(ins(0xdc, 2, 0, 0, 64)),
-            2,
-            Fault::Pointer(2),
-        ),
+        ("the context is returned", vec![mov_reg(0, 1), exit()], 1, Fault::Pointer(0)),
+        ("a stack pointer is returned", vec![mov_reg(0, 10), exit()], 1, Fault::Pointer(0)),
+        ("the context is stored", vec![ins(0x7b, 10, 1, -8, 0)], 0, Fault::Pointer(1)),
+        ("the context is moved", vec![ins(0x07, 1, 0, 0, 4)], 0, Fault::Pointer(1)),
+        ("a pointer is multiplied", with_stack(ins(0x27, 2, 0, 0, 2)), 2, Fault::Pointer(2)),
+        ("its low half is moved", with_stack(ins(0x04, 2, 0, 0, 2)), 2, Fault::Pointer(2)),
+        ("its low half is copied", with_stack(ins(0xbc, 0, 2, 0, 0)), 2, Fault::Pointer(2)),
+        ("its sign is copied", with_stack(ins(0xbf, 0, 2, 8, 0)), 2, Fault::Pointer(2)),
+        ("it is negated", with_stack(ins(0x87, 2, 0, 0, 0)), 2, Fault::Pointer(2)),
+        ("it is swapped", with_stack(ins(0xdc, 2, 0, 0, 64)), 2, Fault::Pointer(2)),
         (
             "a number is added from a register",
             with_stack(ins(0x0f, 2, 0, 0, 0)),
             2,
             Fault::Pointer(2),
         ),
-        (
-            "it is added to a number",
-            with_stack(ins(0x0f, 0, 2, 0, 0)),
-            2,
-            Fault::Pointer(2),
-        ),
-        (
-            "it is subtracted from itself",
-            with_stack(ins(0x1f, 2, 2, 0, 0)),
-            2,
-            Fault::Pointer(2),
-        ),
-        (
-            "it is compared with a number",
-            with_stack(ins(0x15, 2, 0, 0, 0)),
-            2,
-            Fault::Pointer(2),
-        ),
-        (
-            "a number is compared with it",
-            with_stack(ins(0x1d, 0, 2, 0, 0)),
-            2,
-            Fault::Pointer(2),
-        ),
-        (
-            "it is an index",
-            vec![mov_reg(6, 1), ins(0x40, 0, 10, 0, 0)],
-            1,
-            Fault::Pointer(10),
-        ),
+        ("it is added to a number", with_stack(ins(0x0f, 0, 2, 0, 0)), 2, Fault::Pointer(2)),
+        ("it is subtracted from itself", with_stack(ins(0x1f, 2, 2, 0, 0)), 2, Fault::Pointer(2)),
+        ("it is compared with a number", with_stack(ins(0x15, 2, 0, 0, 0)), 2, Fault::Pointer(2)),
+        ("a number is compared with it", with_stack(ins(0x1d, 0, 2, 0, 0)), 2, Fault::Pointer(2)),
+        ("it is an index", vec![mov_reg(6, 1), ins(0x40, 0, 10, 0, 0)], 1, Fault::Pointer(10)),
     ];
     assert_refused(rows);
 }
@@ -845,39 +468,14 @@ fn what_can_only_be_a_mistake_is_refused() {
     let shift = |bits, by| Fault::Shift { bits, by };
     let packet = |opcode, at| vec![mov_reg(6, 1), ins(opcode, 0, 0, 0, at), exit()];
     let rows = vec![
-        (
-            "division by 0",
-            number(0x37, 0, 0),
-            1,
-            Fault::DivisionByZero,
-        ),
-        (
-            "remainder by 0",
-            number(0x97, 0, 0),
-            1,
-            Fault::DivisionByZero,
-        ),
-        (
-            "signed division by 0",
-            number(0x37, 1, 0),
-            1,
-            Fault::DivisionByZero,
-        ),
-        (
-            "32-bit remainder by 0",
-            number(0x94, 1, 0),
-            1,
-            Fault::DivisionByZero,
-        ),
+        ("division by 0", number(0x37, 0, 0), 1, Fault::DivisionByZero),
+        ("remainder by 0", number(0x97, 0, 0), 1, Fault::DivisionByZero),
+        ("signed division by 0", number(0x37, 1, 0), 1, Fault::DivisionByZero),
+        ("32-bit remainder by 0", number(0x94, 1, 0), 1, Fault::DivisionByZero),
         ("shift by 64", number(0x67, 0, 64), 1, shift(64, 64)),
         ("32-bit shift by 32", number(0x74, 0, 32), 1, shift(32, 32)),
         ("shift by -1", number(0xc7, 0, -1), 1, shift(64, -1)),
-        (
-            "packet load before the message",
-            packet(0x20, -1),
-            1,
-            Fault::PacketOffset(-1),
-        ),
+        ("packet load before the message", packet(0x20, -1), 1, Fault::PacketOffset(-1)),
         (
             "packet load from a header of the kernel's",
             packet(0x30, -0x10_0000),
@@ -940,12 +538,8 @@ fn memory_is_little_endian_and_as_wide_as_asked() {
         ("signed word", 0x81, 0xffff_ffff_8586_8788),
     ];
     for (case, opcode, expected) in rows {
-        let code = [
-            constant(2, value),
-            ins(0x7b, 10, 2, -512, 0),
-            ins(opcode, 0, 10, -512, 0),
-            exit(),
-        ];
+        let code =
+            [constant(2, value), ins(0x7b, 10, 2, -512, 0), ins(opcode, 0, 10, -512, 0), exit()];
         assert_eq!(run(&code, &[]), Outcome::Returned(expected), "load {case}");
     }
     let rows = [
@@ -970,17 +564,9 @@ fn memory_is_little_endian_and_as_wide_as_asked() {
         ("word", 0x62, 0xffff_fffe),
         ("double", 0x7a, 0xffff_ffff_ffff_fffe),
     ] {
-        let code = [
-            ins(0x7a, 10, 0, -8, 0),
-            ins(opcode, 10, 0, -8, -2),
-            ins(0x79, 0, 10, -8, 0),
-            exit(),
-        ];
-        assert_eq!(
-            run(&code, &[]),
-            Outcome::Returned(expected),
-            "number {case}"
-        );
+        let code =
+            [ins(0x7a, 10, 0, -8, 0), ins(opcode, 10, 0, -8, -2), ins(0x79, 0, 10, -8, 0), exit()];
+        assert_eq!(run(&code, &[]), Outcome::Returned(expected), "number {case}");
     }
 }
 
@@ -999,43 +585,19 @@ fn arithmetic_wraps_masks_and_divides_by_zero() {
         ("mul", 0x2f, 0, 7, 6, 42, 42),
         ("mul wraps", 0x2f, 0, MIN | 3, 3, MIN | 9, 9),
         ("div", 0x3f, 0, 20, 6, 3, 3),
-        (
-            "div is unsigned",
-            0x3f,
-            0,
-            MINUS,
-            2,
-            MINUS >> 1,
-            0x7fff_ffff,
-        ),
+        ("div is unsigned", 0x3f, 0, MINUS, 2, MINUS >> 1, 0x7fff_ffff),
         ("div by 0", 0x3f, 0, 20, 0, 0, 0),
         ("div by a high half", 0x3f, 0, HIGH | 20, HIGH, 1, 0),
         ("signed div", 0x3f, 1, MINUS - 6, 2, MINUS - 2, 0xffff_fffd),
         ("signed div by 0", 0x3f, 1, MINUS, 0, 0, 0),
         ("signed div wraps", 0x3f, 1, MIN, MINUS, MIN, 0),
-        (
-            "signed div wraps in 32",
-            0x3f,
-            1,
-            MIN32,
-            MINUS,
-            MINUS << 31,
-            MIN32,
-        ),
+        ("signed div wraps in 32", 0x3f, 1, MIN32, MINUS, MINUS << 31, MIN32),
         ("or", 0x4f, 0, HIGH | 5, 3, HIGH | 7, 7),
         ("and", 0x5f, 0, HIGH | 5, HIGH | 3, HIGH | 1, 1),
         ("lsh", 0x6f, 0, 3, 33, 3 << 33, 6),
         ("lsh masks", 0x6f, 0, 3, 65, 6, 6),
         ("rsh", 0x7f, 0, MIN, 63, 1, 0),
-        (
-            "rsh masks",
-            0x7f,
-            0,
-            MIN32 | 4,
-            64 + 1,
-            MIN32 >> 1 | 2,
-            MIN32 >> 1 | 2,
-        ),
+        ("rsh masks", 0x7f, 0, MIN32 | 4, 64 + 1, MIN32 >> 1 | 2, MIN32 >> 1 | 2),
         ("mod", 0x9f, 0, 20, 6, 2, 2),
         ("mod by 0", 0x9f, 0, HIGH | 20, 0, HIGH | 20, 20),
         ("mod by a high half", 0x9f, 0, HIGH | 20, HIGH, 20, 20),
@@ -1074,16 +636,8 @@ fn arithmetic_wraps_masks_and_divides_by_zero() {
     }
     let extended = computed(ins(0xbf, 0, 1, 32, 0), 0, MIN32);
     assert_eq!(extended, MINUS << 31, "mov of 32 bits");
-    assert_eq!(
-        computed(ins(0x27, 0, 0, 0, -1), 5, 0),
-        MINUS - 4,
-        "numbers keep their sign"
-    );
-    assert_eq!(
-        computed(ins(0xb4, 0, 0, 0, -1), 5, 0),
-        0xffff_ffff,
-        "in 32 bits too"
-    );
+    assert_eq!(computed(ins(0x27, 0, 0, 0, -1), 5, 0), MINUS - 4, "numbers keep their sign");
+    assert_eq!(computed(ins(0xb4, 0, 0, 0, -1), 5, 0), 0xffff_ffff, "in 32 bits too");
 }
 
 #[test]
@@ -1107,11 +661,7 @@ fn one_operand_is_negated_or_reordered() {
         assert_eq!(result, expected, "{case}: {result:#x}");
     }
     let least = 1 << 63;
-    assert_eq!(
-        computed(ins(0x87, 0, 0, 0, 0), least, 0),
-        least,
-        "neg wraps"
-    );
+    assert_eq!(computed(ins(0x87, 0, 0, 0, 0), least, 0), least, "neg wraps");
 }
 
 #[test]
@@ -1148,23 +698,12 @@ fn conditions_compare_as_their_name_says() {
         ("jsle, more", 0xdd, 0, MINUS, false, false),
     ];
     let taken = |jump: Vec<u8>, a, b| {
-        let code = [
-            constant(3, a),
-            constant(4, b),
-            mov(0, 1),
-            jump,
-            mov(0, 0),
-            exit(),
-        ];
+        let code = [constant(3, a), constant(4, b), mov(0, 1), jump, mov(0, 0), exit()];
         run(&code, &[]) == Outcome::Returned(1)
     };
     for (case, opcode, a, b, wide, narrow) in rows {
         assert_eq!(taken(ins(opcode, 3, 4, 1, 0), a, b), wide, "{case}");
-        assert_eq!(
-            taken(ins(opcode + 1, 3, 4, 1, 0), a, b),
-            narrow,
-            "{case}, 32 bits"
-        );
+        assert_eq!(taken(ins(opcode + 1, 3, 4, 1, 0), a, b), narrow, "{case}, 32 bits");
         if let Ok(number) = i32::try_from(b.cast_signed()) {
             let jump = ins(opcode - 8, 3, 0, 1, number);
             assert_eq!(taken(jump, a, 0), wide, "{case}, number");
@@ -1174,16 +713,7 @@ fn conditions_compare_as_their_name_says() {
     }
     let far = [mov(0, 1), ins(0x06, 0, 0, 0, 1), mov(0, 0), exit()];
     assert_eq!(
-        run(
-            &[
-                far[0].clone(),
-                ins(0x15, 0, 0, 1, 2),
-                far[1].clone(),
-                far[2].clone(),
-                exit()
-            ],
-            &[]
-        ),
+        run(&[far[0].clone(), ins(0x15, 0, 0, 1, 2), far[1].clone(), far[2].clone(), exit()], &[]),
         Outcome::Returned(1),
         "a long jump"
     );
@@ -1194,12 +724,7 @@ fn packet_loads_are_big_endian_and_end_the_program_past_the_end() {
     let message = [0x81, 2, 3, 4, 5, 6];
     let absolute = |opcode, at| [mov_reg(6, 1), mov(0, 9), ins(opcode, 0, 0, 0, at), exit()];
     let indexed = |opcode, index: u64, plus| {
-        [
-            mov_reg(6, 1),
-            constant(7, index),
-            ins(opcode, 0, 7, 0, plus),
-            exit(),
-        ]
+        [mov_reg(6, 1), constant(7, index), ins(opcode, 0, 7, 0, plus), exit()]
     };
     let found = Outcome::Returned;
     let rows = [
@@ -1210,29 +735,13 @@ fn packet_loads_are_big_endian_and_end_the_program_past_the_end() {
         ("a word past the end", absolute(0x20, 3), Outcome::PastEnd),
         ("the last byte", absolute(0x30, 5), found(6)),
         ("a byte past the end", absolute(0x30, 6), Outcome::PastEnd),
-        (
-            "far past the end",
-            absolute(0x30, i32::MAX),
-            Outcome::PastEnd,
-        ),
+        ("far past the end", absolute(0x30, i32::MAX), Outcome::PastEnd),
         ("indexed", indexed(0x50, 2, 1), found(4)),
         ("indexed back", indexed(0x48, 5, -1), found(0x0506)),
-        (
-            "indexed before the message",
-            indexed(0x50, 0, -1),
-            Outcome::PastEnd,
-        ),
-        (
-            "indexed past the end",
-            indexed(0x40, 3, 0),
-            Outcome::PastEnd,
-        ),
+        ("indexed before the message", indexed(0x50, 0, -1), Outcome::PastEnd),
+        ("indexed past the end", indexed(0x40, 3, 0), Outcome::PastEnd),
         ("the sum is an int", indexed(0x50, 1 << 32, 1), found(2)),
-        (
-            "and may be negative",
-            indexed(0x50, 1 << 31, 0),
-            Outcome::PastEnd,
-        ),
+        ("and may be negative", indexed(0x50, 1 << 31, 0), Outcome::PastEnd),
         ("the sum wraps", indexed(0x50, u64::MAX, 1), found(0x81)),
     ];
     for (case, code, expected) in rows {
@@ -1299,6 +808,5 @@ proptest! {
     }
 }
 
-const COMMON: [u8; 14] = [
-    0xb7, 0xbf, 0x07, 0x0f, 0x15, 0x1d, 0x05, 0x30, 0x20, 0x50, 0x7b, 0x79, 0x72, 0x71,
-];
+const COMMON: [u8; 14] =
+    [0xb7, 0xbf, 0x07, 0x0f, 0x15, 0x1d, 0x05, 0x30, 0x20, 0x50, 0x7b, 0x79, 0x72, 0x71];

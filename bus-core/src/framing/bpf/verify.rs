@@ -46,10 +46,7 @@ pub(super) fn verify(code: &[u8], context_words: usize) -> Result<Program, Verif
         // What is loaded was stored.
         matches!(op, Op::StoreNumber { .. } | Op::StoreRegister { .. })
     });
-    Ok(Program {
-        ops: ops.into(),
-        uses_stack,
-    })
+    Ok(Program { ops: ops.into(), uses_stack })
 }
 
 /// Which slots are not instructions but the end of a 64-bit constant.
@@ -86,10 +83,7 @@ impl State {
         let mut registers = [Held::Nothing; REGISTERS as usize];
         registers[1] = Held::Context;
         registers[10] = Held::Stack(0);
-        Self {
-            registers,
-            written: [0; _],
-        }
+        Self { registers, written: [0; _] }
     }
 
     /// Keeps what holds here and there.
@@ -175,11 +169,7 @@ impl Verifier<'_> {
             (None, None) => return Err(Fault::Unreachable),
         };
         let op = self.check(at, &mut state)?;
-        let slots = if self.code[at].opcode == LOAD_CONSTANT {
-            2
-        } else {
-            1
-        };
+        let slots = if self.code[at].opcode == LOAD_CONSTANT { 2 } else { 1 };
         let after = match op {
             Op::Exit | Op::Goto { .. } => None,
             _ if at + slots == self.code.len() => return Err(Fault::PastEnd),
@@ -232,12 +222,7 @@ impl Verifier<'_> {
                     return Err(Fault::UninitialisedStack(from_frame_pointer(byte)));
                 }
                 let dst = state.write(instruction.dst, Held::Number)?;
-                Op::Load {
-                    width,
-                    signed,
-                    dst,
-                    at,
-                }
+                Op::Load { width, signed, dst, at }
             }
             (_, Held::Context) => {
                 let offset = instruction.offset;
@@ -245,10 +230,7 @@ impl Verifier<'_> {
                     let whole = width == Width::Word && !signed && offset % 4 == 0;
                     whole && usize::from(word) < self.context_words
                 });
-                let bounds = Fault::ContextBounds {
-                    offset,
-                    width: width.bytes(),
-                };
+                let bounds = Fault::ContextBounds { offset, width: width.bytes() };
                 let word = word.ok_or(bounds)?;
                 let dst = state.write(instruction.dst, Held::Number)?;
                 Op::Context { dst, word }
@@ -286,38 +268,18 @@ impl Verifier<'_> {
             let b = state.number(instruction.src)?;
             let to = self.arrive(at, instruction.offset.into(), state)?;
             Ok(if wide {
-                Op::IfWideRegister {
-                    condition,
-                    a,
-                    b,
-                    to,
-                }
+                Op::IfWideRegister { condition, a, b, to }
             } else {
-                Op::IfNarrowRegister {
-                    condition,
-                    a,
-                    b,
-                    to,
-                }
+                Op::IfNarrowRegister { condition, a, b, to }
             })
         } else {
             instruction.no_source()?;
             let b = instruction.number;
             let to = self.arrive(at, instruction.offset.into(), state)?;
             Ok(if wide {
-                Op::IfWideNumber {
-                    condition,
-                    a,
-                    b,
-                    to,
-                }
+                Op::IfWideNumber { condition, a, b, to }
             } else {
-                Op::IfNarrowNumber {
-                    condition,
-                    a,
-                    b,
-                    to,
-                }
+                Op::IfNarrowNumber { condition, a, b, to }
             })
         }
     }
@@ -389,11 +351,7 @@ fn packet_load(instruction: Instruction, state: &mut State) -> Result<Op, Fault>
     let number = instruction.number;
     let op = if indexed {
         let index = state.number(instruction.src)?;
-        Op::PacketIndexed {
-            width,
-            index,
-            plus: number,
-        }
+        Op::PacketIndexed { width, index, plus: number }
     } else {
         instruction.no_source()?;
         let at = u32::try_from(number).map_err(|_| Fault::PacketOffset(number))?;
@@ -439,10 +397,7 @@ fn place_on_stack(base: i32, offset: i16, width: Width) -> Result<u16, Fault> {
     let last = STACK_BYTES_I64 - i64::from(width.bytes());
     match u16::try_from(at) {
         Ok(place) if at <= last => Ok(place),
-        _ => Err(Fault::StackBounds {
-            offset,
-            width: width.bytes(),
-        }),
+        _ => Err(Fault::StackBounds { offset, width: width.bytes() }),
     }
 }
 
@@ -468,11 +423,7 @@ fn negation(instruction: Instruction, wide: bool, state: &mut State) -> Result<O
     instruction.no_offset()?;
     instruction.no_number()?;
     let of = state.number(instruction.dst)?;
-    let unary = if wide {
-        Unary::NegWide
-    } else {
-        Unary::NegNarrow
-    };
+    let unary = if wide { Unary::NegWide } else { Unary::NegNarrow };
     let dst = state.write(instruction.dst, Held::Number)?;
     Ok(Op::Unary { unary, dst, of })
 }
@@ -568,10 +519,7 @@ fn moved(instruction: Instruction, base: i32, by: i64) -> Result<Held, Fault> {
     let offset = i64::from(base) + by;
     match i32::try_from(offset) {
         Ok(place) if offset.abs() <= MAX_POINTER_OFFSET => Ok(Held::Stack(place)),
-        _ => Err(Fault::PointerOffset {
-            register: instruction.dst,
-            offset,
-        }),
+        _ => Err(Fault::PointerOffset { register: instruction.dst, offset }),
     }
 }
 
@@ -615,11 +563,7 @@ fn check_number(alu: Alu, wide: bool, by: i32) -> Result<(), Fault> {
 impl Instruction {
     fn field(self, field: &'static str, given: i32) -> Fault {
         let opcode = self.opcode;
-        Fault::Field {
-            opcode,
-            field,
-            given,
-        }
+        Fault::Field { opcode, field, given }
     }
 
     fn no_source(self) -> Result<(), Fault> {

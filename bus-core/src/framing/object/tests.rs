@@ -27,39 +27,16 @@ fn what_cannot_run_alone_is_refused_with_what_it_refers_to() {
     };
     let rows = [
         ("a map", MAP, "socket_kcm", relocation(5, "counts", "a map")),
-        (
-            "a variable",
-            TWO,
-            "socket_kcm/variable",
-            relocation(2, "bias", "a variable"),
-        ),
-        (
-            "a function",
-            TWO,
-            "socket_kcm/function",
-            relocation(3, ".text", "a function"),
-        ),
+        ("a variable", TWO, "socket_kcm/variable", relocation(2, "bias", "a variable")),
+        ("a function", TWO, "socket_kcm/function", relocation(3, ".text", "a function")),
         (
             "two functions",
             TWO,
             "socket_kcm",
-            Err(ObjectError::SeveralFunctions {
-                section: "socket_kcm".to_owned(),
-                functions: 2,
-            }),
+            Err(ObjectError::SeveralFunctions { section: "socket_kcm".to_owned(), functions: 2 }),
         ),
-        (
-            "no code",
-            THRIFT,
-            "license",
-            Err(ObjectError::NotCode("license".to_owned())),
-        ),
-        (
-            "empty",
-            THRIFT,
-            ".text",
-            Err(ObjectError::NotCode(".text".to_owned())),
-        ),
+        ("no code", THRIFT, "license", Err(ObjectError::NotCode("license".to_owned()))),
+        ("empty", THRIFT, ".text", Err(ObjectError::NotCode(".text".to_owned()))),
         (
             "another section",
             THRIFT,
@@ -74,10 +51,7 @@ fn what_cannot_run_alone_is_refused_with_what_it_refers_to() {
         assert_eq!(section(file, name), expected, "{case}");
     }
     let error = section(MAP, "socket_kcm").unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "instruction 5 refers to counts, a map: a program stands alone"
-    );
+    assert_eq!(error, "instruction 5 refers to counts, a map: a program stands alone");
 }
 
 #[test]
@@ -87,13 +61,7 @@ fn another_kind_of_file_is_refused_by_the_field_that_differs() {
         file[at] = to;
         section(&file, "socket_kcm").map(<[u8]>::to_vec)
     };
-    let not = |field, given, expected| {
-        Err(ObjectError::NotBpf {
-            field,
-            given,
-            expected,
-        })
-    };
+    let not = |field, given, expected| Err(ObjectError::NotBpf { field, given, expected });
     assert_eq!(changed(0, 0), Err(ObjectError::NotElf));
     assert_eq!(changed(4, 1), not("class", 1, 2));
     assert_eq!(changed(5, 2), not("byte order", 2, 1), "made by bpfeb");

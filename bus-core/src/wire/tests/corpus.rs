@@ -20,11 +20,7 @@ pub(super) fn serial(number: u32) -> Serial {
 }
 
 pub(super) fn send_id() -> SendId {
-    SendId {
-        endpoint: Handle::from_raw(3),
-        lane: LaneNumber::new(2).unwrap(),
-        serial: serial(77),
-    }
+    SendId { endpoint: Handle::from_raw(3), lane: LaneNumber::new(2).unwrap(), serial: serial(77) }
 }
 
 pub(super) fn attributes() -> Attributes {
@@ -53,11 +49,8 @@ pub(super) fn send(attributes: Attributes, payload: &[u8]) -> ClientFrame {
 }
 
 pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
-    let call = |request| ClientFrame::Call {
-        endpoint: Handle::from_raw(1),
-        serial: serial(5),
-        request,
-    };
+    let call =
+        |request| ClientFrame::Call { endpoint: Handle::from_raw(1), serial: serial(5), request };
     let group = || "org.example.Chat".parse().unwrap();
     let group_id = GroupId::from_raw(9);
     vec![
@@ -79,36 +72,16 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
         ("create", call(Request::Create { group: group() })),
         (
             "join",
-            call(Request::Join {
-                group: group(),
-                flags: MemberFlags::empty(),
-                create: false,
-            }),
+            call(Request::Join { group: group(), flags: MemberFlags::empty(), create: false }),
         ),
         (
             "join with everything",
-            call(Request::Join {
-                group: group(),
-                flags: MemberFlags::all(),
-                create: true,
-            }),
+            call(Request::Join { group: group(), flags: MemberFlags::all(), create: true }),
         ),
         ("leave", call(Request::Leave { group_id })),
         ("find", call(Request::FindGroup { group: group() })),
-        (
-            "groups",
-            call(Request::Groups {
-                after: None,
-                max: 10,
-            }),
-        ),
-        (
-            "groups after",
-            call(Request::Groups {
-                after: Some(group()),
-                max: 10,
-            }),
-        ),
+        ("groups", call(Request::Groups { after: None, max: 10 })),
+        ("groups after", call(Request::Groups { after: Some(group()), max: 10 })),
         (
             "members after",
             call(Request::Members {
@@ -163,11 +136,7 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
         ),
         (
             "credit",
-            ClientFrame::Credit {
-                endpoint: Handle::from_raw(3),
-                messages: 17,
-                bytes: 1 << 33,
-            },
+            ClientFrame::Credit { endpoint: Handle::from_raw(3), messages: 17, bytes: 1 << 33 },
         ),
         (
             "watch a group",
@@ -185,18 +154,9 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
                 destination: Destination::Endpoint(EndpointId::from_raw(4)),
             },
         ),
-        (
-            "unwatch",
-            ClientFrame::Unwatch {
-                endpoint: Handle::FIRST,
-                serial: serial(6),
-            },
-        ),
+        ("unwatch", ClientFrame::Unwatch { endpoint: Handle::FIRST, serial: serial(6) }),
         ("descriptors taken", ClientFrame::DescriptorsTaken),
-        (
-            "goodbye",
-            ClientFrame::Goodbye(Goodbye::new(GoodbyeCode::Done, "")),
-        ),
+        ("goodbye", ClientFrame::Goodbye(Goodbye::new(GoodbyeCode::Done, ""))),
     ]
 }
 
@@ -210,10 +170,7 @@ pub(super) fn message(missed: Option<Gap>, attributes: Attributes, payload: &[u8
             sender_serial: 12,
             commit_time: 1_700_000_000_000_000_000,
             deadline: 0,
-            credentials: Credentials {
-                uid: 1000,
-                pid: 4242,
-            },
+            credentials: Credentials { uid: 1000, pid: 4242 },
             missed,
             descriptors: 0,
             descriptors_lost: false,
@@ -224,19 +181,12 @@ pub(super) fn message(missed: Option<Gap>, attributes: Attributes, payload: &[u8
 }
 
 pub(super) fn gap() -> Gap {
-    Gap {
-        count: 3,
-        first: Sequence::from_raw(990),
-        last: Sequence::from_raw(998),
-    }
+    Gap { count: 3, first: Sequence::from_raw(990), last: Sequence::from_raw(998) }
 }
 
 pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
-    let done = |response| BrokerFrame::Done {
-        endpoint: Handle::from_raw(1),
-        serial: serial(5),
-        response,
-    };
+    let done =
+        |response| BrokerFrame::Done { endpoint: Handle::from_raw(1), serial: serial(5), response };
     let failure = Failure::new(FailureCode::NoSuchGroup, "group 9 has ended");
     let sequence = Sequence::from_raw(1001);
     let group_id = GroupId::from_raw(9);
@@ -280,37 +230,15 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
                 incarnation,
                 pid: 17,
                 uptime_seconds: 60,
-                limits: Limits {
-                    queue_messages: 4,
-                    ..Limits::default()
-                },
+                limits: Limits { queue_messages: 4, ..Limits::default() },
             }))),
         ),
-        (
-            "stats",
-            done(Response::Stats(Box::new(Stats {
-                messages: 7,
-                ..Stats::default()
-            }))),
-        ),
-        (
-            "opened",
-            done(Response::Opened {
-                endpoint: EndpointId::from_raw(4),
-            }),
-        ),
+        ("stats", done(Response::Stats(Box::new(Stats { messages: 7, ..Stats::default() })))),
+        ("opened", done(Response::Opened { endpoint: EndpointId::from_raw(4) })),
         ("closed", done(Response::Closed)),
         ("shut", done(Response::Shut { sequence })),
         ("created", done(Response::Created { group_id, sequence })),
-        (
-            "joined",
-            done(Response::Joined {
-                group_id,
-                sequence,
-                created: true,
-                members: 1,
-            }),
-        ),
+        ("joined", done(Response::Joined { group_id, sequence, created: true, members: 1 })),
         ("left", done(Response::Left { sequence })),
         ("group", done(Response::Group(group(None)))),
         (
@@ -370,13 +298,7 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
                 },
             },
         ),
-        (
-            "refused",
-            BrokerFrame::Refused {
-                id: send_id(),
-                failure: Box::new(failure),
-            },
-        ),
+        ("refused", BrokerFrame::Refused { id: send_id(), failure: Box::new(failure) }),
         (
             "refused because some are full",
             BrokerFrame::Refused {
@@ -396,14 +318,8 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
         ),
         ("message", message(None, Attributes::EMPTY, b"hello")),
         ("message of nothing", message(None, Attributes::EMPTY, b"")),
-        (
-            "message after a gap",
-            message(Some(gap()), attributes(), b"{}"),
-        ),
-        (
-            "message that is not copied",
-            message(Some(gap()), attributes(), &[7; 20_000]),
-        ),
+        ("message after a gap", message(Some(gap()), attributes(), b"{}")),
+        ("message that is not copied", message(Some(gap()), attributes(), &[7; 20_000])),
         (
             "message to one endpoint",
             BrokerFrame::Message(MessageFrame {
@@ -428,10 +344,7 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
             "gap",
             BrokerFrame::Notice {
                 endpoint: Handle::FIRST,
-                notice: Notice::Gap {
-                    group_id,
-                    gap: gap(),
-                },
+                notice: Notice::Gap { group_id, gap: gap() },
             },
         ),
         (
@@ -458,17 +371,8 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
                 },
             },
         ),
-        (
-            "writable",
-            BrokerFrame::Writable {
-                endpoint: Handle::FIRST,
-                serial: serial(6),
-            },
-        ),
+        ("writable", BrokerFrame::Writable { endpoint: Handle::FIRST, serial: serial(6) }),
         ("descriptors taken", BrokerFrame::DescriptorsTaken),
-        (
-            "goodbye",
-            BrokerFrame::Goodbye(Goodbye::new(GoodbyeCode::Shutdown, "the session ends")),
-        ),
+        ("goodbye", BrokerFrame::Goodbye(Goodbye::new(GoodbyeCode::Shutdown, "the session ends"))),
     ]
 }

@@ -121,10 +121,7 @@ fn mutated_streams_are_decoded_or_refused() {
             }
         }
         assert!(good > 2000, "{good} passed: the mutations are too wild");
-        assert!(
-            refused > 2000,
-            "{refused} did not: the mutations are too tame"
-        );
+        assert!(refused > 2000, "{refused} did not: the mutations are too tame");
     }
     check::<ClientFrame>(0x5eed_0001);
     check::<BrokerFrame>(0x5eed_0002);

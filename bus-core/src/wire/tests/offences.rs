@@ -11,10 +11,7 @@ use crate::{Attributes, AttributesError};
 
 /// The named frame of the corpus with some of its bytes overwritten.
 fn spoiled<F: Direction>(case: &str, at: usize, bytes: &[u8]) -> BytesMut {
-    let (_, frame) = F::corpus()
-        .into_iter()
-        .find(|(name, _)| *name == case)
-        .unwrap();
+    let (_, frame) = F::corpus().into_iter().find(|(name, _)| *name == case).unwrap();
     let mut frame = encoded(&frame);
     frame[at..at + bytes.len()].copy_from_slice(bytes);
     frame
@@ -31,118 +28,30 @@ fn headers_that_break_a_rule_are_named() {
             assert_eq!(F::decode(&mut frame), Err(error), "{shown}");
         }
     }
-    let length = |frame, given, least, most| WireError::Length {
-        frame,
-        given,
-        least,
-        most,
-    };
-    let not_zero = |frame, field, given| WireError::NotZero {
-        frame,
-        field,
-        given,
-    };
+    let length = |frame, given, least, most| WireError::Length { frame, given, least, most };
+    let not_zero = |frame, field, given| WireError::NotZero { frame, field, given };
     check::<ClientFrame>(vec![
         ("send", 4, &[0x00], WireError::UnknownKind { kind: 0x00 }),
         ("send", 4, &[0x92], WireError::UnknownKind { kind: 0x92 }),
-        (
-            "send",
-            0,
-            &[0, 0, 0, 0],
-            length("SEND", 0, 36, MAX_FRAME_BYTES),
-        ),
-        (
-            "send",
-            0,
-            &[35, 0, 0, 0],
-            length("SEND", 35, 36, MAX_FRAME_BYTES),
-        ),
-        (
-            "send",
-            0,
-            &[0xff; 4],
-            length("SEND", u32::MAX as usize, 36, MAX_FRAME_BYTES),
-        ),
+        ("send", 0, &[0, 0, 0, 0], length("SEND", 0, 36, MAX_FRAME_BYTES)),
+        ("send", 0, &[35, 0, 0, 0], length("SEND", 35, 36, MAX_FRAME_BYTES)),
+        ("send", 0, &[0xff; 4], length("SEND", u32::MAX as usize, 36, MAX_FRAME_BYTES)),
         (
             "send",
             0,
             &[0x01, 0x40, 0x00, 0x01],
             length("SEND", MAX_FRAME_BYTES + 1, 36, MAX_FRAME_BYTES),
         ),
-        (
-            "ping",
-            0,
-            &[0x11, 0, 1, 0],
-            length("CALL", 65_553, 16, 65_552),
-        ),
-        (
-            "hello",
-            0,
-            &[0x11, 0x10, 0, 0],
-            length("HELLO", 4113, 16, 4112),
-        ),
+        ("ping", 0, &[0x11, 0, 1, 0], length("CALL", 65_553, 16, 65_552)),
+        ("hello", 0, &[0x11, 0x10, 0, 0], length("HELLO", 4113, 16, 4112)),
         ("cancel", 0, &[17], length("CANCEL", 17, 16, 16)),
         ("credit", 0, &[31], length("CREDIT", 31, 32, 32)),
-        (
-            "send",
-            5,
-            &[8],
-            WireError::UnknownFlags {
-                frame: "SEND",
-                given: 8,
-                known: 7,
-            },
-        ),
-        (
-            "ping",
-            5,
-            &[1],
-            WireError::UnknownFlags {
-                frame: "CALL",
-                given: 1,
-                known: 0,
-            },
-        ),
-        (
-            "send",
-            6,
-            &[17],
-            WireError::Descriptors {
-                frame: "SEND",
-                given: 17,
-                most: 16,
-            },
-        ),
-        (
-            "ping",
-            6,
-            &[1],
-            WireError::Descriptors {
-                frame: "CALL",
-                given: 1,
-                most: 0,
-            },
-        ),
-        (
-            "send",
-            7,
-            &[16],
-            WireError::Lane {
-                frame: "SEND",
-                given: 16,
-                most: 15,
-            },
-        ),
-        (
-            "credit",
-            7,
-            &[1],
-            WireError::Lane {
-                frame: "CREDIT",
-                given: 1,
-                most: 0,
-            },
-        ),
+        ("send", 5, &[8], WireError::UnknownFlags { frame: "SEND", given: 8, known: 7 }),
+        ("ping", 5, &[1], WireError::UnknownFlags { frame: "CALL", given: 1, known: 0 }),
+        ("send", 6, &[17], WireError::Descriptors { frame: "SEND", given: 17, most: 16 }),
+        ("ping", 6, &[1], WireError::Descriptors { frame: "CALL", given: 1, most: 0 }),
+        ("send", 7, &[16], WireError::Lane { frame: "SEND", given: 16, most: 15 }),
+        ("credit", 7, &[1], WireError::Lane { frame: "CREDIT", given: 1, most: 0 }),
         ("hello", 8, &[1], not_zero("HELLO", "endpoint", 1)),
         ("credit", 12, &[1], not_zero("CREDIT", "serial", 1)),
         ("resume", 15, &[1], not_zero("RESUME", "serial", 1 << 24)),
@@ -151,40 +60,12 @@ fn headers_that_break_a_rule_are_named() {
     ]);
     check::<BrokerFrame>(vec![
         ("message", 4, &[0x10], WireError::UnknownKind { kind: 0x10 }),
-        (
-            "message",
-            0,
-            &[79, 0],
-            length("MESSAGE", 79, 80, MAX_FRAME_BYTES),
-        ),
+        ("message", 0, &[79, 0], length("MESSAGE", 79, 80, MAX_FRAME_BYTES)),
         ("receipt", 0, &[47], length("RECEIPT", 47, 48, 48)),
-        (
-            "message",
-            5,
-            &[4],
-            WireError::UnknownFlags {
-                frame: "MESSAGE",
-                given: 4,
-                known: 3,
-            },
-        ),
-        (
-            "message",
-            7,
-            &[1],
-            WireError::Lane {
-                frame: "MESSAGE",
-                given: 1,
-                most: 0,
-            },
-        ),
+        ("message", 5, &[4], WireError::UnknownFlags { frame: "MESSAGE", given: 4, known: 3 }),
+        ("message", 7, &[1], WireError::Lane { frame: "MESSAGE", given: 1, most: 0 }),
         ("message", 12, &[1], not_zero("MESSAGE", "serial", 1)),
-        (
-            "receipt",
-            12,
-            &[0],
-            WireError::NoSerial { frame: "RECEIPT" },
-        ),
+        ("receipt", 12, &[0], WireError::NoSerial { frame: "RECEIPT" }),
     ]);
 }
 
@@ -197,32 +78,10 @@ fn bodies_that_break_a_rule_are_named() {
             assert_eq!(F::decode(&mut frame), Err(error), "{shown}");
         }
     }
-    let value = |field, given| WireError::Value {
-        frame: "MESSAGE",
-        field,
-        given,
-    };
+    let value = |field, given| WireError::Value { frame: "MESSAGE", field, given };
     check::<ClientFrame>(vec![
-        (
-            "send",
-            34,
-            &[1, 0],
-            WireError::NotZero {
-                frame: "SEND",
-                field: "reserved",
-                given: 1,
-            },
-        ),
-        (
-            "send",
-            32,
-            &[6, 0],
-            WireError::AttributesCut {
-                frame: "SEND",
-                given: 6,
-                left: 5,
-            },
-        ),
+        ("send", 34, &[1, 0], WireError::NotZero { frame: "SEND", field: "reserved", given: 1 }),
+        ("send", 32, &[6, 0], WireError::AttributesCut { frame: "SEND", given: 6, left: 5 }),
         (
             "send",
             32,
@@ -236,31 +95,13 @@ fn bodies_that_break_a_rule_are_named() {
             "credit",
             20,
             &[0, 0, 0, 1],
-            WireError::NotZero {
-                frame: "CREDIT",
-                field: "reserved",
-                given: 1 << 24,
-            },
+            WireError::NotZero { frame: "CREDIT", field: "reserved", given: 1 << 24 },
         ),
     ]);
     check::<BrokerFrame>(vec![
-        (
-            "message to one endpoint",
-            24,
-            &[9],
-            value("group of a unicast", 9),
-        ),
+        ("message to one endpoint", 24, &[9], value("group of a unicast", 9)),
         ("message", 74, &[2, 0], value("descriptors lost", 2)),
-        (
-            "message",
-            76,
-            &[1],
-            WireError::NotZero {
-                frame: "MESSAGE",
-                field: "reserved",
-                given: 1,
-            },
-        ),
+        ("message", 76, &[1], WireError::NotZero { frame: "MESSAGE", field: "reserved", given: 1 }),
         (
             "message",
             5,
@@ -272,28 +113,15 @@ fn bodies_that_break_a_rule_are_named() {
                 most: MAX_FRAME_BYTES,
             },
         ),
-        (
-            "message after a gap",
-            80,
-            &[0],
-            value("count of a gap from first to last", 0),
-        ),
-        (
-            "message after a gap",
-            96,
-            &[0; 8],
-            value("count of a gap from first to last", 3),
-        ),
+        ("message after a gap", 80, &[0], value("count of a gap from first to last", 0)),
+        ("message after a gap", 96, &[0; 8], value("count of a gap from first to last", 3)),
     ]);
 }
 
 #[test]
 fn a_header_is_found_out_before_it_is_whole() {
     let mut bytes = BytesMut::from(&[0xff, 0xff, 0xff, 0xff, 0x10][..]);
-    assert!(matches!(
-        ClientFrame::decode(&mut bytes),
-        Err(WireError::Length { .. })
-    ));
+    assert!(matches!(ClientFrame::decode(&mut bytes), Err(WireError::Length { .. })));
     assert!(matches!(
         BrokerFrame::bytes_needed(&[0, 0, 0, 0, 0x77]),
         Err(WireError::UnknownKind { kind: 0x77 })
@@ -307,16 +135,8 @@ fn control_bodies_of_known_frames_must_be_what_they_say() {
         ("no map", 0x01, b"\x01"),
         ("no versions", 0x01, b"\xa0"),
         ("versions of text", 0x01, b"\xa1\x68versions\x61x"),
-        (
-            "a version too large",
-            0x01,
-            b"\xa1\x68versions\x81\x1a\xff\xff\xff\xff",
-        ),
-        (
-            "versions twice",
-            0x01,
-            b"\xa2\x68versions\x80\x68versions\x80",
-        ),
+        ("a version too large", 0x01, b"\xa1\x68versions\x81\x1a\xff\xff\xff\xff"),
+        ("versions twice", 0x01, b"\xa2\x68versions\x80\x68versions\x80"),
         ("a goodbye without a code", 0x1f, b"\xa0"),
         ("something after it", 0x1f, b"\xa1\x64code\x64done\x00"),
     ] {
@@ -335,62 +155,22 @@ fn control_bodies_of_known_frames_must_be_what_they_say() {
 fn calls_that_cannot_be_read_are_answered_with_the_reason() {
     let long_op = [&b"\xa1\x62op\x79\x10\x00"[..], &[b'x'; 4096]].concat();
     for (case, body, code, words) in [
-        (
-            "nothing",
-            &b""[..],
-            FailureCode::BadRequest,
-            "ends in the middle",
-        ),
-        (
-            "garbage",
-            b"\xff\xff",
-            FailureCode::BadRequest,
-            "not definite",
-        ),
+        ("nothing", &b""[..], FailureCode::BadRequest, "ends in the middle"),
+        ("garbage", b"\xff\xff", FailureCode::BadRequest, "not definite"),
         ("no operation", b"\xa0", FailureCode::BadRequest, "op"),
         ("no map", b"\x64ping", FailureCode::BadRequest, ""),
-        (
-            "an unknown operation",
-            b"\xa1\x62op\x63fly",
-            FailureCode::Unsupported,
-            "\"fly\"",
-        ),
-        (
-            "a long operation",
-            &long_op,
-            FailureCode::Unsupported,
-            "xxx",
-        ),
-        (
-            "a bad name",
-            b"\xa2\x62op\x66create\x65group\x63a/b",
-            FailureCode::BadName,
-            "0x2f",
-        ),
+        ("an unknown operation", b"\xa1\x62op\x63fly", FailureCode::Unsupported, "\"fly\""),
+        ("a long operation", &long_op, FailureCode::Unsupported, "xxx"),
+        ("a bad name", b"\xa2\x62op\x66create\x65group\x63a/b", FailureCode::BadName, "0x2f"),
         (
             "a bad name to go on after",
             b"\xa3\x62op\x66groups\x65after\x60\x63max\x01",
             FailureCode::BadName,
             "1 to 255",
         ),
-        (
-            "no name",
-            b"\xa1\x62op\x66create",
-            FailureCode::BadRequest,
-            "group",
-        ),
-        (
-            "a number as a name",
-            b"\xa2\x62op\x66create\x65group\x07",
-            FailureCode::BadRequest,
-            "",
-        ),
-        (
-            "a negative id",
-            b"\xa2\x62op\x65leave\x68group_id\x20",
-            FailureCode::BadRequest,
-            "",
-        ),
+        ("no name", b"\xa1\x62op\x66create", FailureCode::BadRequest, "group"),
+        ("a number as a name", b"\xa2\x62op\x66create\x65group\x07", FailureCode::BadRequest, ""),
+        ("a negative id", b"\xa2\x62op\x65leave\x68group_id\x20", FailureCode::BadRequest, ""),
     ] {
         let error = Request::decode(body).unwrap_err();
         let failure = Failure::from(&error);
@@ -416,10 +196,7 @@ fn an_unknown_response_is_an_error_and_an_unknown_notice_is_not() {
         "{error}"
     );
     bytes.advance(26);
-    assert!(matches!(
-        BrokerFrame::decode(&mut bytes),
-        Ok(Some(BrokerFrame::Notice { .. }))
-    ));
+    assert!(matches!(BrokerFrame::decode(&mut bytes), Ok(Some(BrokerFrame::Notice { .. }))));
 }
 
 #[test]
@@ -438,18 +215,11 @@ fn the_magic_is_checked_byte_by_byte() {
         ("a part", b"UNI", Ok(false)),
         ("all", b"UNISONO\n", Ok(true)),
         ("more", b"UNISONO\nmore", Ok(true)),
-        (
-            "D-Bus",
-            b"\0AUTH",
-            Err(WireError::Magic { at: 0, given: 0 }),
-        ),
+        ("D-Bus", b"\0AUTH", Err(WireError::Magic { at: 0, given: 0 })),
         (
             "a text file's end of line",
             b"UNISONO\r\n",
-            Err(WireError::Magic {
-                at: 7,
-                given: b'\r',
-            }),
+            Err(WireError::Magic { at: 7, given: b'\r' }),
         ),
     ] {
         let mut unread = BytesMut::from(bytes);

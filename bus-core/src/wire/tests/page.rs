@@ -63,25 +63,13 @@ fn check<F: Direction>(title: &str, frame: &F) {
         .find(|example| example.title == title)
         .unwrap_or_else(|| panic!("no example {title:?}; it would be\n{}", hex(&expected)));
     let mut bytes = BytesMut::from(&example.bytes[..]);
-    assert_eq!(
-        hex(&bytes),
-        hex(&expected),
-        "{title}: the page has it on the left"
-    );
-    assert_eq!(
-        F::decode(&mut bytes).unwrap().as_ref(),
-        Some(frame),
-        "{title}"
-    );
+    assert_eq!(hex(&bytes), hex(&expected), "{title}: the page has it on the left");
+    assert_eq!(F::decode(&mut bytes).unwrap().as_ref(), Some(frame), "{title}");
     assert!(bytes.is_empty(), "{title}");
 }
 
 fn id() -> SendId {
-    SendId {
-        endpoint: Handle::FIRST,
-        lane: LaneNumber::FIRST,
-        serial: corpus::serial(3),
-    }
+    SendId { endpoint: Handle::FIRST, lane: LaneNumber::FIRST, serial: corpus::serial(3) }
 }
 
 fn client_examples() -> Vec<(&'static str, ClientFrame)> {
@@ -96,13 +84,7 @@ fn client_examples() -> Vec<(&'static str, ClientFrame)> {
         .unwrap();
     let send = |destination, flags, descriptors, attributes, payload| {
         ClientFrame::Send(SendFrame {
-            head: SendHead {
-                id: id(),
-                destination,
-                flags,
-                deadline: 0,
-                descriptors,
-            },
+            head: SendHead { id: id(), destination, flags, deadline: 0, descriptors },
             attributes,
             payload: Bytes::from_static(payload),
         })
@@ -110,18 +92,11 @@ fn client_examples() -> Vec<(&'static str, ClientFrame)> {
     vec![
         (
             "client HELLO",
-            ClientFrame::Hello(Hello {
-                program: Some("chat".into()),
-                ..Hello::new()
-            }),
+            ClientFrame::Hello(Hello { program: Some("chat".into()), ..Hello::new() }),
         ),
         (
             "client CALL ping",
-            ClientFrame::Call {
-                endpoint,
-                serial: Serial::FIRST,
-                request: Request::Ping,
-            },
+            ClientFrame::Call { endpoint, serial: Serial::FIRST, request: Request::Ping },
         ),
         (
             "client CALL join",
@@ -135,14 +110,8 @@ fn client_examples() -> Vec<(&'static str, ClientFrame)> {
                 },
             },
         ),
-        (
-            "client SEND",
-            send(group, SendFlags::empty(), 0, Attributes::EMPTY, b"hello"),
-        ),
-        (
-            "client SEND with attributes",
-            send(group, SendFlags::NONBLOCK, 0, attributes, b"{}"),
-        ),
+        ("client SEND", send(group, SendFlags::empty(), 0, Attributes::EMPTY, b"hello")),
+        ("client SEND with attributes", send(group, SendFlags::NONBLOCK, 0, attributes, b"{}")),
         (
             "client SEND with descriptors to an endpoint",
             send(
@@ -154,21 +123,8 @@ fn client_examples() -> Vec<(&'static str, ClientFrame)> {
             ),
         ),
         ("client CANCEL", ClientFrame::Cancel(id())),
-        (
-            "client RESUME",
-            ClientFrame::Resume {
-                endpoint,
-                lane: LaneNumber::FIRST,
-            },
-        ),
-        (
-            "client CREDIT",
-            ClientFrame::Credit {
-                endpoint,
-                messages: 2,
-                bytes: 300,
-            },
-        ),
+        ("client RESUME", ClientFrame::Resume { endpoint, lane: LaneNumber::FIRST }),
+        ("client CREDIT", ClientFrame::Credit { endpoint, messages: 2, bytes: 300 }),
         (
             "client WATCH",
             ClientFrame::Watch {
@@ -177,18 +133,9 @@ fn client_examples() -> Vec<(&'static str, ClientFrame)> {
                 destination: Destination::Endpoint(EndpointId::from_raw(21)),
             },
         ),
-        (
-            "client UNWATCH",
-            ClientFrame::Unwatch {
-                endpoint,
-                serial: corpus::serial(4),
-            },
-        ),
+        ("client UNWATCH", ClientFrame::Unwatch { endpoint, serial: corpus::serial(4) }),
         ("either DESCRIPTORS_TAKEN", ClientFrame::DescriptorsTaken),
-        (
-            "either GOODBYE",
-            ClientFrame::Goodbye(Goodbye::new(GoodbyeCode::Done, "")),
-        ),
+        ("either GOODBYE", ClientFrame::Goodbye(Goodbye::new(GoodbyeCode::Done, ""))),
     ]
 }
 
@@ -204,10 +151,7 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
                 sender_serial: 1,
                 commit_time: 1_700_000_000_000_000_000,
                 deadline: 0,
-                credentials: Credentials {
-                    uid: 1000,
-                    pid: 4242,
-                },
+                credentials: Credentials { uid: 1000, pid: 4242 },
                 missed,
                 descriptors: 0,
                 descriptors_lost: false,
@@ -217,11 +161,7 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
         })
     };
     let group_id = GroupId::from_raw(7);
-    let gap = Gap {
-        count: 3,
-        first: Sequence::from_raw(990),
-        last: Sequence::from_raw(998),
-    };
+    let gap = Gap { count: 3, first: Sequence::from_raw(990), last: Sequence::from_raw(998) };
     vec![
         (
             "broker WELCOME",
@@ -237,11 +177,7 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
         ),
         (
             "broker DONE pong",
-            BrokerFrame::Done {
-                endpoint,
-                serial: Serial::FIRST,
-                response: Response::Pong,
-            },
+            BrokerFrame::Done { endpoint, serial: Serial::FIRST, response: Response::Pong },
         ),
         (
             "broker DONE joined",
@@ -291,20 +227,11 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
             },
         ),
         ("broker MESSAGE", message(Some(group_id), None, b"hello")),
-        (
-            "broker MESSAGE after a gap",
-            message(Some(group_id), Some(gap), b"hello"),
-        ),
-        (
-            "broker MESSAGE to this endpoint",
-            message(None, None, b"psst"),
-        ),
+        ("broker MESSAGE after a gap", message(Some(group_id), Some(gap), b"hello")),
+        ("broker MESSAGE to this endpoint", message(None, None, b"psst")),
         (
             "broker NOTICE gap",
-            BrokerFrame::Notice {
-                endpoint,
-                notice: Notice::Gap { group_id, gap },
-            },
+            BrokerFrame::Notice { endpoint, notice: Notice::Gap { group_id, gap } },
         ),
         (
             "broker NOTICE evicted",
@@ -320,18 +247,9 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
                 },
             },
         ),
-        (
-            "broker WRITABLE",
-            BrokerFrame::Writable {
-                endpoint,
-                serial: corpus::serial(4),
-            },
-        ),
+        ("broker WRITABLE", BrokerFrame::Writable { endpoint, serial: corpus::serial(4) }),
         ("either DESCRIPTORS_TAKEN", BrokerFrame::DescriptorsTaken),
-        (
-            "either GOODBYE",
-            BrokerFrame::Goodbye(Goodbye::new(GoodbyeCode::Done, "")),
-        ),
+        ("either GOODBYE", BrokerFrame::Goodbye(Goodbye::new(GoodbyeCode::Done, ""))),
     ]
 }
 
@@ -352,10 +270,7 @@ fn examples_of_broker_frames_are_decoded_and_encoded_again() {
 #[test]
 fn the_magic_of_the_page_is_taken() {
     let examples = examples();
-    let magic = examples
-        .iter()
-        .find(|example| example.title == "magic")
-        .unwrap();
+    let magic = examples.iter().find(|example| example.title == "magic").unwrap();
     assert_eq!(magic.bytes, MAGIC);
     let mut bytes = BytesMut::from(&magic.bytes[..]);
     assert_eq!(take_magic(&mut bytes), Ok(true));
@@ -401,10 +316,7 @@ fn the_page_names_every_code_operation_limit_and_bound() {
         }
     }
     for (name, default) in limits() {
-        assert!(
-            PAGE.contains(&format!("| `{name}` | {default} |")),
-            "{name}"
-        );
+        assert!(PAGE.contains(&format!("| `{name}` | {default} |")), "{name}");
     }
     for bound in [
         MAX_FRAME_BYTES,

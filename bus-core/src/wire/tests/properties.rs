@@ -80,13 +80,8 @@ fn attributes() -> impl Strategy<Value = Attributes> {
         Just(ContentType::Json),
     ];
     let fields = proptest::collection::btree_map("[a-z]{1,30}", ".{0,60}", 0..16);
-    (
-        option::of(vec(any::<u8>(), 0..=255)),
-        option::of(".{1,60}"),
-        content_type,
-        fields,
-    )
-        .prop_map(|(key, operation, content_type, fields)| {
+    (option::of(vec(any::<u8>(), 0..=255)), option::of(".{1,60}"), content_type, fields).prop_map(
+        |(key, operation, content_type, fields)| {
             let mut builder = Attributes::builder().content_type(content_type);
             if let Some(key) = key {
                 builder = builder.key(key);
@@ -103,7 +98,8 @@ fn attributes() -> impl Strategy<Value = Attributes> {
                 Err(AttributesError::FieldsTooLong { .. }) => Attributes::EMPTY,
                 Err(error) => panic!("{error}"),
             }
-        })
+        },
+    )
 }
 
 fn payload() -> impl Strategy<Value = Bytes> {
@@ -126,28 +122,15 @@ fn request() -> impl Strategy<Value = Request> {
         }),
         group_id().prop_map(|group_id| Request::Leave { group_id }),
         (option::of(name()), any::<u32>()).prop_map(|(after, max)| Request::Groups { after, max }),
-        (group_id(), option::of(endpoint_id()), any::<u32>()).prop_map(|(group_id, after, max)| {
-            Request::Members {
-                group_id,
-                after,
-                max,
-            }
-        }),
+        (group_id(), option::of(endpoint_id()), any::<u32>())
+            .prop_map(|(group_id, after, max)| { Request::Members { group_id, after, max } }),
     ]
 }
 
 fn client_frame() -> impl Strategy<Value = ClientFrame> {
-    let send = (
-        send_id(),
-        destination(),
-        0..4_u8,
-        any::<u64>(),
-        0..=16_u8,
-        attributes(),
-        payload(),
-    )
-        .prop_map(
-            |(id, destination, flags, deadline, descriptors, attributes, payload)| {
+    let send =
+        (send_id(), destination(), 0..4_u8, any::<u64>(), 0..=16_u8, attributes(), payload())
+            .prop_map(|(id, destination, flags, deadline, descriptors, attributes, payload)| {
                 ClientFrame::Send(SendFrame {
                     head: SendHead {
                         id,
@@ -159,8 +142,7 @@ fn client_frame() -> impl Strategy<Value = ClientFrame> {
                     attributes,
                     payload,
                 })
-            },
-        );
+            });
     prop_oneof![
         4 => send,
         2 => (handle(), serial(), request()).prop_map(|(endpoint, serial, request)| {
@@ -207,12 +189,7 @@ fn failure() -> impl Strategy<Value = Box<Failure>> {
 
 fn response() -> impl Strategy<Value = Response> {
     let group = (name(), group_id(), any::<u32>(), option::of(endpoint_id())).prop_map(
-        |(name, group_id, members, creator)| GroupInfo {
-            name,
-            group_id,
-            members,
-            creator,
-        },
+        |(name, group_id, members, creator)| GroupInfo { name, group_id, members, creator },
     );
     let member = (
         endpoint_id(),
@@ -221,32 +198,26 @@ fn response() -> impl Strategy<Value = Response> {
         any::<(u64, u64, u64, u64, u64)>(),
         option::of(sequence()),
     )
-        .prop_map(
-            |(endpoint, (uid, pid), flags, numbers, full_since_sequence)| {
-                let (queued_messages, queued_bytes, capacity, dropped, blocks) = numbers;
-                MemberInfo {
-                    endpoint,
-                    uid,
-                    pid,
-                    flags,
-                    queued_messages,
-                    queued_bytes,
-                    capacity,
-                    dropped,
-                    full_since_sequence,
-                    blocks,
-                }
-            },
-        );
+        .prop_map(|(endpoint, (uid, pid), flags, numbers, full_since_sequence)| {
+            let (queued_messages, queued_bytes, capacity, dropped, blocks) = numbers;
+            MemberInfo {
+                endpoint,
+                uid,
+                pid,
+                flags,
+                queued_messages,
+                queued_bytes,
+                capacity,
+                dropped,
+                full_since_sequence,
+                blocks,
+            }
+        });
     prop_oneof![
         (vec(group, 0..5), any::<bool>())
             .prop_map(|(groups, more)| Response::Groups { groups, more }),
         (sequence(), vec(member, 0..5), any::<bool>()).prop_map(|(sequence, members, more)| {
-            Response::Members {
-                sequence,
-                members,
-                more,
-            }
+            Response::Members { sequence, members, more }
         }),
         (group_id(), sequence(), any::<bool>(), any::<u32>()).prop_map(
             |(group_id, sequence, created, members)| Response::Joined {
@@ -286,11 +257,7 @@ fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
             },
         );
     let message = (head, attributes(), payload()).prop_map(|(head, attributes, payload)| {
-        BrokerFrame::Message(MessageFrame {
-            head,
-            attributes,
-            payload,
-        })
+        BrokerFrame::Message(MessageFrame { head, attributes, payload })
     });
     let receipt = (send_id(), any::<(u64, u64, u64, u32, u32)>()).prop_map(|(id, numbers)| {
         let (sequence, sender_serial, after, recipients, dropped) = numbers;

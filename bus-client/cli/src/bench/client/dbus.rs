@@ -38,11 +38,7 @@ impl Connection {
         stream.write_all(&bytes)?;
         let mut inbound = Inbound::new(size + HEADER_ROOM);
         read_line(&mut stream, &mut inbound)?;
-        let mut connection = Self {
-            stream,
-            inbound,
-            name: String::new(),
-        };
+        let mut connection = Self { stream, inbound, name: String::new() };
         connection.name = connection.reply_text()?;
         Ok(connection)
     }
@@ -125,12 +121,7 @@ impl Header {
         let (length, serial, fields) = (word(4), word(8), word(12));
         let body = (16 + fields as usize).next_multiple_of(8);
         let end = body + length as usize;
-        Ok((bytes.len() >= end).then_some(Self {
-            kind: fixed[1],
-            serial,
-            body,
-            end,
-        }))
+        Ok((bytes.len() >= end).then_some(Self { kind: fixed[1], serial, body, end }))
     }
 }
 
@@ -159,13 +150,7 @@ impl SignalSender {
         debug_assert!(plan.size > 0);
         let length = one.len();
         one = one.repeat(plan.batch.max(1));
-        Ok(Self {
-            connection,
-            bytes: one,
-            one: length,
-            size: plan.size,
-            serial: 1,
-        })
+        Ok(Self { connection, bytes: one, one: length, size: plan.size, serial: 1 })
     }
 }
 
@@ -192,17 +177,13 @@ impl SignalReceiver {
     pub(super) fn new(plan: &Plan) -> io::Result<Self> {
         let mut connection = Connection::open(plan)?;
         connection.add_match()?;
-        Ok(Self {
-            connection,
-            size: plan.size,
-        })
+        Ok(Self { connection, size: plan.size })
     }
 }
 
 impl Receiver for SignalReceiver {
     fn receive(&mut self, sink: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        self.connection
-            .receive(SIGNAL, self.size, &mut |_, _, payload| sink(payload))
+        self.connection.receive(SIGNAL, self.size, &mut |_, _, payload| sink(payload))
     }
 }
 
@@ -223,12 +204,7 @@ impl MethodCaller {
             .text(MEMBER, b's', "M")
             .text(DESTINATION, b's', to)
             .signature("ay");
-        Self {
-            connection,
-            bytes: message(METHOD_CALL, 1, fields, &array(size)),
-            size,
-            serial: 1,
-        }
+        Self { connection, bytes: message(METHOD_CALL, 1, fields, &array(size)), size, serial: 1 }
     }
 }
 
@@ -239,8 +215,7 @@ impl Caller for MethodCaller {
         let at = self.bytes.len() - self.size;
         stamp.write(&mut self.bytes[at..]);
         self.connection.stream.write_all(&self.bytes)?;
-        self.connection
-            .receive(METHOD_RETURN, self.size, &mut |_, _, payload| sink(payload))
+        self.connection.receive(METHOD_RETURN, self.size, &mut |_, _, payload| sink(payload))
     }
 }
 
@@ -255,11 +230,7 @@ pub(super) struct MethodResponder {
 
 impl MethodResponder {
     pub(super) fn new(plan: &Plan) -> io::Result<Self> {
-        Ok(Self {
-            connection: Connection::open(plan)?,
-            reply: Vec::new(),
-            size: plan.size,
-        })
+        Ok(Self { connection: Connection::open(plan)?, reply: Vec::new(), size: plan.size })
     }
 }
 
@@ -269,11 +240,7 @@ impl Responder for MethodResponder {
     }
 
     fn respond(&mut self, sink: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let Self {
-            connection,
-            reply,
-            size,
-        } = self;
+        let Self { connection, reply, size } = self;
         let mut malformed = false;
         connection.receive(METHOD_CALL, *size, &mut |header, bytes, payload| {
             if reply.is_empty() {
@@ -300,10 +267,8 @@ impl Responder for MethodResponder {
 
 fn reply_to(sender: &str, size: usize) -> Vec<u8> {
     // The reply serial comes first, so that its place does not depend on anything.
-    let fields = Fields::new()
-        .number(REPLY_SERIAL, 1)
-        .text(DESTINATION, b's', sender)
-        .signature("ay");
+    let fields =
+        Fields::new().number(REPLY_SERIAL, 1).text(DESTINATION, b's', sender).signature("ay");
     message(METHOD_RETURN, 1, fields, &array(size))
 }
 
@@ -339,11 +304,8 @@ pub(crate) fn add_listener(
     controller: UnixStream,
     listener: BorrowedFd<'_>,
 ) -> io::Result<UnixStream> {
-    let mut connection = Connection {
-        stream: controller,
-        inbound: Inbound::new(HEADER_ROOM),
-        name: String::new(),
-    };
+    let mut connection =
+        Connection { stream: controller, inbound: Inbound::new(HEADER_ROOM), name: String::new() };
     connection.stream.write_all(&authentication(true))?;
     for _ in 0..2 {
         read_line(&mut connection.stream, &mut connection.inbound)?;
@@ -424,11 +386,7 @@ fn listener_body() -> Vec<u8> {
 fn authentication(descriptors: bool) -> Vec<u8> {
     let uid = rustix::process::geteuid().as_raw().to_string();
     let hex: String = uid.bytes().map(|byte| format!("{byte:02x}")).collect();
-    let negotiate = if descriptors {
-        "NEGOTIATE_UNIX_FD\r\n"
-    } else {
-        ""
-    };
+    let negotiate = if descriptors { "NEGOTIATE_UNIX_FD\r\n" } else { "" };
     format!("\0AUTH EXTERNAL {hex}\r\n{negotiate}BEGIN\r\n").into_bytes()
 }
 
@@ -599,16 +557,9 @@ mod tests {
         assert!(length.is_multiple_of(2), "the body is last and not padded");
         bytes.extend(b"rest");
         let header = Header::of(&bytes).expect("well-formed").expect("whole");
-        assert_eq!(
-            (header.kind, header.serial, header.end),
-            (METHOD_CALL, 7, length)
-        );
+        assert_eq!((header.kind, header.serial, header.end), (METHOD_CALL, 7, length));
         assert_eq!(text(&bytes[header.body..header.end]), "type='signal'");
-        assert!(
-            Header::of(&bytes[..length - 1])
-                .expect("well-formed")
-                .is_none()
-        );
+        assert!(Header::of(&bytes[..length - 1]).expect("well-formed").is_none());
     }
 
     #[test]
@@ -627,9 +578,6 @@ mod tests {
     #[test]
     fn a_replys_serial_is_where_it_is_patched() {
         let bytes = reply_to(":1.1", 16);
-        assert_eq!(
-            bytes[REPLY_SERIAL_AT..REPLY_SERIAL_AT + 4],
-            1_u32.to_le_bytes()
-        );
+        assert_eq!(bytes[REPLY_SERIAL_AT..REPLY_SERIAL_AT + 4], 1_u32.to_le_bytes());
     }
 }

@@ -19,11 +19,8 @@ pub(super) struct Connection {
 pub(super) fn connect(plan: &Plan) -> io::Result<Connection> {
     let stream = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, plan.port).into(), PATIENCE)?;
     stream.set_nodelay(true)?;
-    let mut connection = Connection {
-        stream,
-        inbound: Inbound::new(plan.size + LINE_ROOM),
-        size: plan.size,
-    };
+    let mut connection =
+        Connection { stream, inbound: Inbound::new(plan.size + LINE_ROOM), size: plan.size };
     connection.expect("INFO")?;
     connection.confirm("CONNECT {\"verbose\":false,\"pedantic\":false}\r\n")?;
     Ok(connection)
@@ -38,8 +35,7 @@ impl Connection {
 
     /// Sends a line, and waits until the server has come that far.
     fn confirm(&mut self, line: &str) -> io::Result<()> {
-        self.stream
-            .write_all(format!("{line}PING\r\n").as_bytes())?;
+        self.stream.write_all(format!("{line}PING\r\n").as_bytes())?;
         self.expect("PONG")
     }
 
@@ -105,12 +101,7 @@ impl Publication {
         let payload_at = one.len();
         one.resize(payload_at + size, 0);
         one.extend(b"\r\n");
-        Self {
-            one: one.len(),
-            bytes: one.repeat(batch.max(1)),
-            payload_at,
-            size,
-        }
+        Self { one: one.len(), bytes: one.repeat(batch.max(1)), payload_at, size }
     }
 
     fn fill(&mut self, stamps: &[Stamp]) -> &[u8] {
@@ -142,9 +133,7 @@ impl Publisher {
 
 impl Sender for Publisher {
     fn send(&mut self, stamps: &[Stamp]) -> io::Result<()> {
-        self.connection
-            .stream
-            .write_all(self.publication.fill(stamps))
+        self.connection.stream.write_all(self.publication.fill(stamps))
     }
 }
 
@@ -180,9 +169,7 @@ impl NatsCaller {
 
 impl Caller for NatsCaller {
     fn call(&mut self, stamp: Stamp, sink: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        self.connection
-            .stream
-            .write_all(self.publication.fill(&[stamp]))?;
+        self.connection.stream.write_all(self.publication.fill(&[stamp]))?;
         self.connection.receive(sink)
     }
 }
@@ -208,10 +195,7 @@ impl Responder for NatsResponder {
     }
 
     fn respond(&mut self, sink: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let Self {
-            connection,
-            publication,
-        } = self;
+        let Self { connection, publication } = self;
         connection.receive(&mut |payload| {
             publication.payload().copy_from_slice(payload);
             sink(payload);

@@ -33,10 +33,7 @@ struct Frames {
 
 impl Frames {
     fn new(plan: &Plan) -> Self {
-        Self {
-            bytes: vec![0; plan.size * plan.batch.max(1)],
-            size: plan.size,
-        }
+        Self { bytes: vec![0; plan.size * plan.batch.max(1)], size: plan.size }
     }
 
     fn fill(&mut self, stamps: &[Stamp]) -> &[u8] {
@@ -59,10 +56,7 @@ impl DirectSender {
         let receivers = (0..plan.receivers)
             .map(|index| connect_socket(&plan.receiver_socket(index)))
             .collect::<io::Result<_>>()?;
-        Ok(Self {
-            receivers,
-            frames: Frames::new(plan),
-        })
+        Ok(Self { receivers, frames: Frames::new(plan) })
     }
 }
 
@@ -89,10 +83,7 @@ impl DirectReceiver {
         let senders = (0..plan.senders)
             .map(|_| Ok((listener.accept()?.0, Inbound::new(plan.size))))
             .collect::<io::Result<_>>()?;
-        Ok(Self {
-            senders,
-            size: plan.size,
-        })
+        Ok(Self { senders, size: plan.size })
     }
 }
 
@@ -105,9 +96,7 @@ impl Receiver for DirectReceiver {
         }
         let mut ready = Vec::with_capacity(self.senders.len());
         let fds = self.senders.iter().map(|(sender, _)| sender.as_fd());
-        let mut fds: Vec<_> = fds
-            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
-            .collect();
+        let mut fds: Vec<_> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         wait(&mut fds)?;
         ready.extend(fds.iter().map(|fd| !fd.revents().is_empty()));
         drop(fds);
@@ -142,10 +131,7 @@ pub(super) struct RelaySender {
 
 impl RelaySender {
     pub(super) fn new(plan: &Plan) -> io::Result<Self> {
-        Ok(Self {
-            relay: join_relay(plan, relay::SENDER)?,
-            frames: Frames::new(plan),
-        })
+        Ok(Self { relay: join_relay(plan, relay::SENDER)?, frames: Frames::new(plan) })
     }
 }
 
@@ -194,10 +180,7 @@ impl StreamCaller {
             System::Relay => join_relay(plan, relay::CALLER)?,
             _ => connect_socket(&plan.receiver_socket(0))?,
         };
-        Ok(Self {
-            stream,
-            payload: vec![0; plan.size],
-        })
+        Ok(Self { stream, payload: vec![0; plan.size] })
     }
 }
 
@@ -225,10 +208,7 @@ impl StreamResponder {
             System::Relay => join_relay(plan, relay::RESPONDER)?,
             _ => UnixListener::bind(plan.receiver_socket(0))?.accept()?.0,
         };
-        Ok(Self {
-            stream,
-            payload: vec![0; plan.size],
-        })
+        Ok(Self { stream, payload: vec![0; plan.size] })
     }
 }
 

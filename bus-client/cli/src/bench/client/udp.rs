@@ -22,11 +22,7 @@ impl Sender {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
         sockopt::set_ip_multicast_if(&socket, &Ipv4Addr::LOCALHOST)?;
         sockopt::set_ip_multicast_loop(&socket, true)?;
-        Ok(Self {
-            socket,
-            to: SocketAddrV4::new(GROUP, plan.port),
-            payload: vec![0; plan.size],
-        })
+        Ok(Self { socket, to: SocketAddrV4::new(GROUP, plan.port), payload: vec![0; plan.size] })
     }
 }
 
@@ -57,10 +53,7 @@ impl Receiver {
         sockopt::set_ip_add_membership(&socket, &GROUP, &Ipv4Addr::LOCALHOST)?;
         let socket = UdpSocket::from(socket);
         socket.set_read_timeout(Some(SILENCE))?;
-        Ok(Self {
-            socket,
-            payload: vec![0; plan.size + 1],
-        })
+        Ok(Self { socket, payload: vec![0; plan.size + 1] })
     }
 }
 

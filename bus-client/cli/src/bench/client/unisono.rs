@@ -28,10 +28,7 @@ struct Window {
 
 impl Window {
     fn new(bus: &Bus) -> Self {
-        Self {
-            pending: VecDeque::new(),
-            most: bus.limits().lane_messages as usize,
-        }
+        Self { pending: VecDeque::new(), most: bus.limits().lane_messages as usize }
     }
 
     fn push(&mut self, send: PendingSend) -> io::Result<()> {
@@ -111,11 +108,7 @@ impl MemberReceiver {
         if plan.workload == Workload::Fair {
             members.push(join(&small_group(index)).map_err(io::Error::other)?);
         }
-        Ok(Self {
-            bus,
-            _members: members,
-            last: None,
-        })
+        Ok(Self { bus, _members: members, last: None })
     }
 
     fn take(&mut self, event: Event, sink: &mut dyn FnMut(&[u8])) -> io::Result<()> {
@@ -157,10 +150,7 @@ pub(super) struct DirectCaller {
 
 impl DirectCaller {
     pub(super) fn connect(plan: &Plan) -> io::Result<Self> {
-        Ok(Self {
-            bus: connect(plan)?,
-            size: plan.size,
-        })
+        Ok(Self { bus: connect(plan)?, size: plan.size })
     }
 
     pub(super) fn to(self, address: &str) -> io::Result<Calling> {
@@ -205,11 +195,7 @@ pub(super) struct DirectResponder {
 impl DirectResponder {
     pub(super) fn new(plan: &Plan) -> io::Result<Self> {
         let bus = connect(plan)?;
-        Ok(Self {
-            window: Window::new(&bus),
-            other: None,
-            bus,
-        })
+        Ok(Self { window: Window::new(&bus), other: None, bus })
     }
 }
 
@@ -222,9 +208,7 @@ impl Responder for DirectResponder {
         let event = self.bus.receive().map_err(io::Error::other)?;
         let call = message_of(&event)?;
         sink(call.payload());
-        let other = self
-            .other
-            .get_or_insert_with(|| self.bus.endpoint(call.sender()));
+        let other = self.other.get_or_insert_with(|| self.bus.endpoint(call.sender()));
         let reply = Outgoing::bytes(call.payload());
         let send = other.start_send(reply).map_err(io::Error::other)?;
         self.window.push(send)
@@ -241,10 +225,7 @@ pub(super) struct WaitingSender {
 impl WaitingSender {
     pub(super) fn new(plan: &Plan) -> io::Result<Self> {
         let bus = connect(plan)?;
-        Ok(Self {
-            group: bus.group(GROUP).map_err(io::Error::other)?,
-            payload: vec![0; plan.size],
-        })
+        Ok(Self { group: bus.group(GROUP).map_err(io::Error::other)?, payload: vec![0; plan.size] })
     }
 }
 
@@ -273,19 +254,13 @@ impl SmallSender {
         let bus = connect(plan)?;
         let mut groups: Vec<_> = (0..plan.streams()).map(|_| None).collect();
         for receiver in receivers {
-            let group = bus
-                .group(&small_group(*receiver))
-                .map_err(io::Error::other)?;
+            let group = bus.group(&small_group(*receiver)).map_err(io::Error::other)?;
             let mut window = Window::new(&bus);
             // All groups share the lane's window, and none may take it whole.
             window.most = (window.most / receivers.len().max(1)).max(1);
             groups[1 + receiver] = Some((group, window));
         }
-        Ok(Self {
-            groups,
-            payload: vec![0; plan.size],
-            _bus: bus,
-        })
+        Ok(Self { groups, payload: vec![0; plan.size], _bus: bus })
     }
 }
 
@@ -309,9 +284,7 @@ impl Sender for SmallSender {
 }
 
 fn message(event: Event) -> io::Result<Message> {
-    event
-        .into_message()
-        .ok_or_else(|| io::Error::other("an event that is no message"))
+    event.into_message().ok_or_else(|| io::Error::other("an event that is no message"))
 }
 
 fn message_of(event: &Event) -> io::Result<&Message> {

@@ -15,9 +15,7 @@ fn verify(traces: &[&str], sends: Option<&[&str]>) -> Report {
         history.add_trace(&name, text.as_bytes()).expect("reads");
     }
     for (n, text) in sends.unwrap_or_default().iter().enumerate() {
-        history
-            .add_receipts(&format!("s{n}"), text.as_bytes())
-            .expect("reads");
+        history.add_receipts(&format!("s{n}"), text.as_bytes()).expect("reads");
     }
     check(&history)
 }
@@ -80,10 +78,7 @@ fn assert_one(report: &Report, kind: Kind, place: &str) {
 
 #[track_caller]
 fn assert_note(report: &Report, words: &str) {
-    assert!(
-        report.not_checked.iter().any(|n| n.contains(words)),
-        "{report}"
-    );
+    assert!(report.not_checked.iter().any(|n| n.contains(words)), "{report}");
 }
 
 #[test]
@@ -91,10 +86,7 @@ fn equal_traces_with_their_receipts_pass_with_nothing_left_unchecked() {
     let trace = joined("g", 10) + &messages(11..=20) + &end(20);
     let report = verify(&[&trace, &trace], Some(&[&receipts(11..=20)]));
     assert_clean(&report);
-    assert_eq!(
-        (report.traces, report.messages, report.receipts),
-        (2, 10, 10)
-    );
+    assert_eq!((report.traces, report.messages, report.receipts), (2, 10, 10));
     assert_eq!(report.not_checked, [""; 0]);
 }
 
@@ -126,10 +118,7 @@ fn g2_messages_that_changed_places_and_sequences_are_found() {
     let good = joined("g", 10) + &message_to("g", 11, 1, 1) + &message_to("g", 12, 2, 1);
     let bad = joined("g", 10) + &message_to("g", 11, 2, 1) + &message_to("g", 12, 1, 1);
     let report = verify(&[&good, &bad], None);
-    assert!(
-        report.violations.iter().all(|v| v.kind == Kind::Identity),
-        "{report}"
-    );
+    assert!(report.violations.iter().all(|v| v.kind == Kind::Identity), "{report}");
     assert_eq!(report.violations[0].place, "b:2", "{report}");
 }
 
@@ -212,17 +201,9 @@ fn g1_what_only_the_sender_knows_of_is_a_loss() {
 #[test]
 fn g1_loss_is_found_before_the_first_and_after_the_last_message() {
     let late = joined("g", 10) + &messages([12, 13]) + &end(13);
-    assert_one(
-        &verify(&[&late], Some(&[&receipts(11..=13)])),
-        Kind::Loss,
-        "a:0",
-    );
+    assert_one(&verify(&[&late], Some(&[&receipts(11..=13)])), Kind::Loss, "a:0");
     let early = joined("g", 10) + &messages([11, 12]) + &left("g", 20);
-    assert_one(
-        &verify(&[&early], Some(&[&receipts(11..=13)])),
-        Kind::Loss,
-        "a:3",
-    );
+    assert_one(&verify(&[&early], Some(&[&receipts(11..=13)])), Kind::Loss, "a:3");
     let counted = joined("g", 10) + &messages([11, 12]) + &end(12);
     assert_clean(&verify(&[&counted], Some(&[&receipts(11..=13)])));
 }
@@ -310,13 +291,8 @@ fn g1_more_traces_than_recipients_are_found() {
 #[test]
 fn members_do_not_lack_what_they_sent_without_loopback() {
     let good = joined("g", 10) + &messages(11..=13) + &end(13);
-    let own = good
-        .replace(r#""flags":[]"#, r#""flags":[],"endpoint":5"#)
-        .replace(&message(12), "");
-    let good = good.replace(
-        r#""sender":1,"sender_serial":2"#,
-        r#""sender":5,"sender_serial":1"#,
-    );
+    let own = good.replace(r#""flags":[]"#, r#""flags":[],"endpoint":5"#).replace(&message(12), "");
+    let good = good.replace(r#""sender":1,"sender_serial":2"#, r#""sender":5,"sender_serial":1"#);
     let own = own.replace(r#""sender_serial":3"#, r#""sender_serial":2"#);
     let good = good.replace(r#""sender_serial":3"#, r#""sender_serial":2"#);
     assert_clean(&verify(&[&good, &own], None));
@@ -327,9 +303,8 @@ fn members_do_not_lack_what_they_sent_without_loopback() {
 #[test]
 fn filters_are_told_to_be_unchecked() {
     let good = joined("g", 10) + &messages(11..=13) + &end(13);
-    let some = good
-        .replace(r#""flags":[]"#, r#""flags":[],"filter":"key^=a.""#)
-        .replace(&message(12), "");
+    let some =
+        good.replace(r#""flags":[]"#, r#""flags":[],"filter":"key^=a.""#).replace(&message(12), "");
     let report = verify(&[&good, &some], None);
     assert_clean(&report);
     assert_note(&report, "through a filter");
@@ -343,10 +318,7 @@ fn what_was_not_checked_is_told() {
     for words in ["no receipts", "no joined line", "how it ended"] {
         assert_note(&report, words);
     }
-    let report = verify(
-        &[&(bare + &message_to("g", 14, 9, 1))],
-        Some(&[&receipts(11..=13)]),
-    );
+    let report = verify(&[&(bare + &message_to("g", 14, 9, 1))], Some(&[&receipts(11..=13)]));
     assert_clean(&report);
     assert_note(&report, "no receipts of 1 senders");
 }
@@ -368,9 +340,7 @@ fn a_line_that_was_cut_off_at_the_end_is_passed_over() {
 fn a_line_that_makes_no_sense_elsewhere_is_an_error_with_its_place() {
     let mut history = History::default();
     let text = message(11) + "nonsense\n";
-    let failure = history
-        .add_trace("a", text.as_bytes())
-        .expect_err("no trace");
+    let failure = history.add_trace("a", text.as_bytes()).expect_err("no trace");
     assert!(failure.to_string().starts_with("a:2: "), "{failure}");
 }
 
@@ -393,11 +363,7 @@ fn one_fault_among_many_messages_is_found_at_its_line() {
     assert_eq!(report.counts.len(), 2, "{report}");
     assert_eq!(report.violations[0].place, "c:12346", "{report}");
     assert_eq!(report.violations[0].kind, Kind::Gap, "{report}");
-    assert_eq!(
-        report.counts.get(&Kind::Delivery),
-        Some(&19_999),
-        "{report}"
-    );
+    assert_eq!(report.counts.get(&Kind::Delivery), Some(&19_999), "{report}");
 }
 
 #[test]
