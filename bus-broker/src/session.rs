@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use bus_core::wire::{
     BrokerFrame, COPY_BYTES, ClientFrame, EvictionReason, Failure, FailureCode, Goodbye,
     GoodbyeCode, Handle, Hello, MAX_DESCRIPTORS, MessageHead, Notice, SendFrame, SendId, Serial,
-    VERSION, Welcome, encode_message, encode_message_head,
+    VERSION, ViewNotice, Welcome, encode_message, encode_message_head,
 };
 use bus_core::{Credentials, Delivery, Destination, Draft, Gap, Message};
 use bytes::{Buf, BytesMut};
@@ -440,6 +440,10 @@ fn deliver(handle: Handle, message: &Arc<Message>, missed: Option<Gap>, output: 
 fn notice_of(delivery: Delivery) -> Option<Notice> {
     match delivery {
         Delivery::Gap { group, gap } => Some(Notice::Gap { group_id: group, gap }),
+        Delivery::View { change, missed } => {
+            Some(Notice::View(Box::new(ViewNotice::new(&change, missed))))
+        }
+        Delivery::ViewsLost { group, gap } => Some(Notice::ViewsLost { group_id: group, gap }),
         Delivery::Evicted(eviction) => Some(Notice::Evicted {
             group_id: eviction.group,
             sequence: eviction.sequence,

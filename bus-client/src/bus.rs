@@ -15,11 +15,13 @@ use crate::connection::Connection;
 use crate::drive::Drive;
 use crate::error::{
     BrokerGone, ConnectError, CreateError, JoinError, OpenError, QueryError, ReceiveError,
+    WatchError,
 };
 use crate::group::{Group, JoinOptions, Member, RemoteEndpoint};
 use crate::info::{GroupInfo, Joined, Members, RoundTrip, Stats, Status};
 use crate::message::Event;
 use crate::state::{CallError, GroupTarget, Interest, Purpose, State};
+use crate::views::{MembersWatch, WatchOptions};
 use crate::waits::Wake;
 
 /// A connection to a broker, and the first endpoint on it: what [`Endpoint`] can do, a bus can.
@@ -207,6 +209,31 @@ impl Endpoint {
             .call(self.inner.key, purpose, request)
             .map_err(|error| JoinError::from_call(error, name))?;
         Ok((serial, group))
+    }
+
+    /// Watches who joins and leaves a group: each later change comes as
+    /// [`Event::View`], at its place among the messages. Creates the group if it does not exist.
+    /// Blocks for one round trip.
+    ///
+    /// # Errors
+    ///
+    /// See [`WatchError`](crate::WatchError).
+    pub fn watch_members(&self, group: &str) -> Result<MembersWatch, WatchError> {
+        self.watch_members_with(group, WatchOptions::new())
+    }
+
+    /// Watches a group's membership with options. Watching it again changes them. Blocks for one
+    /// round trip.
+    ///
+    /// # Errors
+    ///
+    /// See [`WatchError`](crate::WatchError).
+    pub fn watch_members_with(
+        &self,
+        group: &str,
+        options: WatchOptions,
+    ) -> Result<MembersWatch, WatchError> {
+        MembersWatch::begin(self, group, options)
     }
 
     /// Creates a group without joining it. It lives while this endpoint does or it has a member.

@@ -403,10 +403,13 @@ pub enum OpenError {
     BrokerGone(#[from] BrokerGone),
 }
 
-/// Why writability cannot be told.
+/// Why writability, or a membership, cannot be told.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WatchError {
+    /// The name breaks the rules for names.
+    #[error(transparent)]
+    BadName(#[from] NameError),
     /// No group has this name (now), or it ended meanwhile.
     #[error("no group is named {0}")]
     NoSuchGroup(GroupName),
@@ -416,6 +419,9 @@ pub enum WatchError {
     /// Too many watches of this endpoint are outstanding; the text names the bound.
     #[error("limit exceeded: {0}")]
     LimitExceeded(String),
+    /// The policy does not let this program watch or create the group.
+    #[error("permission denied: {0}")]
+    PermissionDenied(String),
     /// The broker refused for a reason that this library does not know.
     #[error("refused by the broker: {text} ({code})")]
     Refused {
@@ -548,6 +554,22 @@ impl From<CallError> for OpenError {
 }
 
 impl WatchError {
+    /// Of a watch on a group's membership.
+    pub(crate) fn from_group_call(error: CallError, group: &GroupName) -> Self {
+        let failure = match error {
+            CallError::Gone(gone) => return gone.into(),
+            CallError::Failed(failure) => *failure,
+        };
+        match failure.code {
+            FailureCode::NoSuchGroup => Self::NoSuchGroup(group.clone()),
+            FailureCode::LimitExceeded => Self::LimitExceeded(failure.text),
+            FailureCode::PermissionDenied => Self::PermissionDenied(failure.text),
+            _ => {
+                let (code, text) = other(failure);
+                Self::Refused { code, text }
+            }
+        }
+    }
     pub(crate) fn from_call(error: CallError, target: &Target) -> Self {
         let failure = match error {
             CallError::Gone(gone) => return gone.into(),

@@ -281,6 +281,10 @@ impl Group {
         self.target.name()
     }
 
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.route.endpoint
+    }
+
     /// The group's id, if it was needed so far.
     #[must_use]
     pub fn id(&self) -> Option<GroupId> {

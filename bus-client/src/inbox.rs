@@ -71,14 +71,20 @@ pub(crate) enum Item {
         queued_messages: u64,
         back_off: Duration,
     },
+    View(Box<wire::ViewNotice>),
+    ViewsLost {
+        group_id: GroupId,
+        gap: Gap,
+    },
 }
 
 impl Item {
-    /// What it holds of the queue. Notices hold nothing.
+    /// What it holds of the queue. Notices hold nothing, but for views.
     fn charge(&self) -> Option<u64> {
         match self {
             Self::Message { message, .. } => Some(message.charged_bytes()),
-            Self::Gap { .. } | Self::Evicted { .. } => None,
+            Self::View(_) => Some(0),
+            Self::Gap { .. } | Self::Evicted { .. } | Self::ViewsLost { .. } => None,
         }
     }
 }
@@ -135,6 +141,19 @@ impl Inbox {
             }
         }
         self.items.push_back(item);
+        Ok(())
+    }
+
+    /// Takes note of something that has a place and is not handed out: the place is owed at once.
+    ///
+    /// # Errors
+    ///
+    /// The broker has sent more than it had credit for.
+    pub(crate) fn pass_over(&mut self) -> Result<(), &'static str> {
+        if !self.is_within_credit() {
+            return Err("NOTICE beyond the credit of its endpoint");
+        }
+        self.owed.add(0);
         Ok(())
     }
 

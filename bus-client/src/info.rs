@@ -57,6 +57,24 @@ pub struct MemberInfo {
     pub blocks: u64,
 }
 
+impl MemberInfo {
+    /// A member of which nothing is known but whose it is.
+    pub(crate) fn new(endpoint: EndpointId, uid: u32, pid: u32) -> Self {
+        Self {
+            endpoint,
+            uid,
+            pid,
+            flags: Vec::new(),
+            queued_messages: 0,
+            queued_bytes: 0,
+            capacity: 0,
+            dropped: 0,
+            full_since_sequence: None,
+            blocks: 0,
+        }
+    }
+}
+
 /// The bus's live counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]

@@ -42,6 +42,13 @@
 //! [`drop_when_full`](JoinOptions::drop_when_full). Who makes others wait for too long is evicted
 //! ([`Event::Evicted`]).
 //!
+//! # Who is there
+//!
+//! [`watch_members`](Endpoint::watch_members) tells every change of a group's membership as
+//! [`Event::View`], at its place among the messages; [`members`](Endpoint::members) lists who is there
+//! and at which place in the order, and [`Members::apply`] brings that list forward. A publisher that
+//! only wants to spare itself work nobody sees asks with [`Group::watch_interest`].
+//!
 //! # Two programs that wait for each other
 //!
 //! While a thread waits for a send it cannot read, and perhaps the one that it waits for is waiting for
@@ -84,7 +91,7 @@
 //! | `state` | all that threads share, and what each frame does to it |
 //! | `connection` | the lock around it, the greeting, and sleeping |
 //! | `drive`, `reactor` | who does the I/O while a future waits |
-//! | `bus`, `group`, `send`, `watch`, `builder`, `embedded` | the public handles |
+//! | `bus`, `group`, `send`, `watch`, `views`, `builder`, `embedded` | the public handles |
 //!
 //! **Invariant:** nothing blocks, waits or calls out under the connection's lock.
 //!
@@ -117,6 +124,7 @@ mod reactor;
 mod send;
 mod state;
 mod transport;
+mod views;
 mod waits;
 mod watch;
 
@@ -137,6 +145,7 @@ pub use group::{Group, JoinOptions, Member, RemoteEndpoint};
 pub use info::{GroupInfo, Joined, MemberInfo, Members, RoundTrip, Stats, Status};
 pub use message::{Event, Evicted, Gap, Message, Outgoing};
 pub use send::{PendingSend, SendFuture};
+pub use views::{Change, Interest, InterestFuture, MembersWatch, ViewChange, WatchOptions};
 pub use watch::Writable;
 
 pub use bus_core::{

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{DecodeError, EncodeError, MessageError};
+use crate::views::ViewChange;
 
 /// What an endpoint receives. More kinds will come: keep a `_` arm.
 #[derive(Debug)]
@@ -24,6 +25,12 @@ pub enum Event {
     /// The endpoint is no longer a member of a group, because it made senders wait for too long.
     /// Nothing of the group comes after this.
     Evicted(Evicted),
+    /// The membership of a group that [`watch_members`](crate::Endpoint::watch_members) watches has
+    /// changed.
+    View(ViewChange),
+    /// Changes of a watched membership were missed for want of room, and the queue has run empty
+    /// since. Fetch the present list with [`members`](crate::Endpoint::members).
+    ViewsLost(Gap),
 }
 
 impl Event {
@@ -32,12 +39,13 @@ impl Event {
     pub fn into_message(self) -> Option<Message> {
         match self {
             Self::Message(message) => Some(message),
-            Self::Gap(_) | Self::Evicted(_) => None,
+            _ => None,
         }
     }
 }
 
-/// Messages of one group that a drop-when-full member has missed (G7).
+/// Messages of one group that a drop-when-full member has missed (G7), or changes of its membership
+/// that a watcher has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Gap {

@@ -16,6 +16,7 @@
 //! | `state/send` | a send from its lane to its answer |
 //! | `state/relief` | reading ahead for those who wait for a send |
 //! | `state/call`, `state/watch` | other questions, and what their answers change |
+//! | `state/views` | who is in a group that is watched |
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -41,6 +42,7 @@ mod endpoint;
 mod relief;
 mod send;
 mod target;
+mod views;
 mod watch;
 
 use call::CallEntry;
@@ -222,6 +224,7 @@ impl State {
         }
         for key in self.keys() {
             self.wake_receivers(key);
+            self.wake_view_waiters(key);
         }
         for wake in std::mem::take(&mut self.onlookers) {
             self.waits.wake(wake, &self.transport);
@@ -486,6 +489,9 @@ impl State {
                     self.left(endpoint.get() as usize, group_id, sequence);
                     Ok(())
                 }
+                Notice::View(view) => self.view_changed(endpoint, view),
+                Notice::ViewsLost { group_id, gap } => self.views_lost(endpoint, group_id, gap),
+                other if other.is_charged() => self.pass_over(endpoint),
                 _ => Ok(()),
             },
             BrokerFrame::Receipt { id, receipt } => {
@@ -582,6 +588,12 @@ impl State {
                     receivers.push(wake);
                 }
             }
+            Interest::Views(key) => {
+                let waiters = &mut self.endpoints[key].views.waiters;
+                if !waiters.iter().any(|other| is_same(other, &wake)) {
+                    waiters.push(wake);
+                }
+            }
             Interest::Anything => {
                 if !self.onlookers.iter().any(|other| is_same(other, &wake)) {
                     self.onlookers.push(wake);
@@ -605,6 +617,11 @@ impl State {
             Interest::Inbox(key) => {
                 if let Some(endpoint) = self.endpoints.get_mut(key) {
                     endpoint.receivers.retain(|other| !is_same(other, wake));
+                }
+            }
+            Interest::Views(key) => {
+                if let Some(endpoint) = self.endpoints.get_mut(key) {
+                    endpoint.views.waiters.retain(|other| !is_same(other, wake));
                 }
             }
             Interest::Anything => self.onlookers.retain(|other| !is_same(other, wake)),
@@ -639,6 +656,8 @@ pub(crate) enum Interest {
     Answer(Serial),
     /// That something arrives for an endpoint.
     Inbox(usize),
+    /// That a membership which an endpoint watches changes.
+    Views(usize),
     /// That anything arrives.
     Anything,
 }

@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::{BusInner, JoinError, LimitExceeded};
 use crate::directory::Directory;
 use crate::group::Group;
@@ -20,7 +22,8 @@ use crate::send::Effects;
 use crate::sync::MutexGuard;
 
 /// What a watcher wants to be told.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Interest {
     /// Every change of the membership.
     #[default]

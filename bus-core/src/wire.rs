@@ -14,7 +14,7 @@
 //! | `header` | the 16 bytes of every frame, and which kind may say what in them |
 //! | `client`, `broker` | the frames of either direction |
 //! | `body` | what both directions share |
-//! | `control`, `code` | bodies in CBOR, and the codes in them |
+//! | `control`, `code`, `views` | bodies in CBOR, and the codes in them |
 //! | `cbor` | what is checked before serde sees a body |
 
 use bytes::{Buf, BytesMut};
@@ -29,6 +29,7 @@ mod code;
 mod control;
 mod header;
 mod limits_form;
+mod views;
 
 pub use broker::{
     BrokerFrame, MessageFrame, MessageHead, encode_message, encode_message_head, encode_receipt,
@@ -38,12 +39,13 @@ pub use cbor::CborError;
 pub use client::{
     ClientFrame, SendFlags, SendFrame, SendHead, SendId, encode_send, encode_send_head,
 };
-pub use code::{EvictionReason, FailureCode, GoodbyeCode};
+pub use code::{ChangeCode, EvictionReason, FailureCode, GoodbyeCode};
 pub use control::{
     ControlError, Failure, Goodbye, GroupInfo, Hello, Incarnation, MAX_TEXT_BYTES, MemberInfo,
     Notice, Request, Response, Stats, Status, Welcome,
 };
 pub use header::{HEADER_BYTES, Handle, LaneNumber, MAX_DESCRIPTORS, MAX_LANES, Serial};
+pub use views::ViewNotice;
 
 /// What a client writes first: `UNISONO` and a newline.
 pub const MAGIC: [u8; 8] = *b"UNISONO\n";

@@ -50,6 +50,23 @@ impl Session {
                 let sequence = left.map_err(|e| failure::of_leave(&e))?;
                 Ok(Response::Left { sequence })
             }
+            Request::WatchGroup { group, interest, create } => {
+                let watching = self.port(handle)?.endpoint().watch_group(group, *interest, *create);
+                let watching = watching.map_err(|e| failure::of_join(&e))?;
+                Ok(Response::Watching {
+                    group_id: watching.group,
+                    sequence: watching.sequence,
+                    members: watching.members,
+                })
+            }
+            Request::UnwatchGroup { group_id } => {
+                let ended = self.port(handle)?.endpoint().unwatch_group(*group_id);
+                let sequence = ended.ok_or_else(|| {
+                    let text = format!("the endpoint does not watch group {group_id}");
+                    Failure::new(FailureCode::NotWatching, text)
+                })?;
+                Ok(Response::Unwatched { sequence })
+            }
             Request::FindGroup { group } => match shared.bus.find_group(group) {
                 Some(info) => Ok(Response::Group(group_info(info))),
                 None => {

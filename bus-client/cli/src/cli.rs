@@ -70,6 +70,9 @@ pub(crate) enum Verb {
     Groups(Listing),
     /// List the members of a group
     Members(Members),
+    /// Show who is in a group, and every change of that
+    #[command(after_long_help = WATCH_FORMS)]
+    Watch(Watch),
     /// Show the broker's counters
     Stats(Listing),
     /// Show the broker's version, incarnation and limits
@@ -109,6 +112,19 @@ With --json a line is an object with a \"type\":
   evicted  group, sequence, reason
   left     group, sequence: everything up to that place has been printed
   end      reason, and through: the trace is complete up to that sequence";
+
+const WATCH_FORMS: &str = "\
+The list comes first, then the changes after it, each at its place in the order: a message that \
+`listen` shows reached the members of the last view or change before its sequence.
+
+With --json a line is an object with a \"type\":
+  view        group, sequence, members: as `members --json` has them; the list that holds there
+  watching    group, sequence, members: their number; instead of the list, with --edges
+  change      group, sequence, change (joined, left, evicted, closed, ended), endpoint, uid, pid,
+              members: their number after it; ended, where the group has; after a loss: missed,
+              first, last
+  views-lost  group, missed, first, last: changes that were missed; a new view follows
+  end         reason";
 
 /// Options of `listen`.
 #[derive(Debug, Args)]
@@ -188,6 +204,29 @@ pub(crate) struct Members {
     /// The group
     #[arg(value_name = "GROUP")]
     pub(crate) group: String,
+    /// Print a JSON object a line
+    #[arg(long, short)]
+    pub(crate) json: bool,
+}
+
+/// Options of `watch`.
+#[derive(Debug, Args)]
+pub(crate) struct Watch {
+    /// The group; it is created if it does not exist
+    #[arg(value_name = "GROUP")]
+    pub(crate) group: String,
+    /// Only tell when somebody comes into an empty group, and when the last one has gone
+    #[arg(long)]
+    pub(crate) edges: bool,
+    /// End after this many changes
+    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// End with status 3 when nothing has changed for this long
+    #[arg(long, short, value_name = "T", value_parser = duration::parse)]
+    pub(crate) timeout: Option<Duration>,
+    /// Fail if the group does not exist, rather than create it
+    #[arg(long)]
+    pub(crate) no_create: bool,
     /// Print a JSON object a line
     #[arg(long, short)]
     pub(crate) json: bool,

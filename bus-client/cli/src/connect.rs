@@ -2,7 +2,7 @@
 
 use bus_client::{
     BrokerGone, Builder, Bus, ConnectError, JoinError, LeaveError, QueryError, ReceiveError,
-    SendError,
+    SendError, WatchError,
 };
 
 use crate::{
@@ -70,6 +70,17 @@ impl From<JoinError> for Failure {
         let exit = match &error {
             JoinError::BadName(_) => Exit::Usage,
             JoinError::BrokerGone(_) => Exit::Gone,
+            _ => Exit::Error,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<WatchError> for Failure {
+    fn from(error: WatchError) -> Self {
+        let exit = match &error {
+            WatchError::BadName(_) => Exit::Usage,
+            WatchError::BrokerGone(_) => Exit::Gone,
             _ => Exit::Error,
         };
         Self::new(exit, error)

@@ -12,6 +12,7 @@ mod connect;
 mod demo;
 mod duration;
 mod exit;
+mod idle;
 mod input;
 mod listen;
 mod listing;
@@ -25,6 +26,7 @@ mod send;
 mod signals;
 mod trace;
 mod verify;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -74,6 +76,7 @@ fn dispatch(cli: &Cli, signals: Signals, output: &mut Output) -> Result<ExitCode
         Verb::Send(options) => send::run(options, &connect()?, output)?,
         Verb::Groups(options) => listing::groups(options, &connect()?, output)?,
         Verb::Members(options) => listing::members(options, &connect()?, output)?,
+        Verb::Watch(options) => watch::run(options, &connect()?, &notice, output)?,
         Verb::Stats(options) => listing::stats(options, &connect()?, output)?,
         Verb::Status(options) => listing::status(options, &connect()?, output)?,
         Verb::Ping(options) => ping::run(options, cli, output)?,

@@ -36,6 +36,7 @@ pub(crate) enum Purpose {
         flags: MemberFlags,
     },
     Leave(GroupId),
+    WatchGroup(GroupName),
     Open,
     Close,
 }
@@ -136,6 +137,9 @@ impl State {
             (Purpose::Leave(group_id), Response::Left { sequence }) => {
                 self.left(key, group_id, *sequence);
             }
+            (Purpose::WatchGroup(name), Response::Watching { group_id, sequence, members }) => {
+                self.watching(key, &name, *group_id, *sequence, *members);
+            }
             (Purpose::Open, Response::Opened { endpoint }) => self.endpoints[key].id = *endpoint,
             (Purpose::Close, Response::Closed) => self.closed(key),
             (purpose, response) => {
@@ -163,6 +167,7 @@ impl State {
                         self.endpoints.remove(key);
                     }
                     Purpose::Close => self.closed(key),
+                    Purpose::WatchGroup(name) => self.watch_group_failed(key, &name, &failure),
                     Purpose::Plain | Purpose::Create(_) | Purpose::Leave(_) => {}
                 }
                 self.answer_call(serial, Err(CallError::Failed(failure)));

@@ -12,6 +12,7 @@ use bus_core::{EndpointId, GroupId, GroupName, Sequence};
 use super::call::{CallError, Purpose};
 use super::relief::Reader;
 use super::target::Target;
+use super::views::Views;
 use super::{State, Urgency, handle};
 use crate::inbox::{Amount, Inbox, Item};
 use crate::lane::LaneState;
@@ -36,6 +37,7 @@ pub(super) struct EndpointState {
     /// needs room here.
     pub(super) loopbacks: Vec<GroupName>,
     pub(super) joining: usize,
+    pub(super) views: Views,
     pub(super) closing: bool,
     /// A main loop polls for this endpoint.
     pub(super) polled: bool,
@@ -61,6 +63,7 @@ impl EndpointState {
             Some(Item::Gap { group_id, .. } | Item::Evicted { group_id, .. }) => {
                 self.groups.contains_key(group_id)
             }
+            Some(Item::View(_) | Item::ViewsLost { .. }) => true,
         }
     }
 
@@ -96,6 +99,10 @@ impl EndpointState {
                 self.forget_left(message.head.sequence);
                 Event::Message(Message::new(message, group, missed, descriptors, descriptors_lost))
             }
+            Item::View(notice) => Event::View((*notice).into()),
+            Item::ViewsLost { group_id, gap } => {
+                Event::ViewsLost(named(gap, group_id, self.views.name_of(group_id)))
+            }
             Item::Gap { group_id, gap } => Event::Gap(named(gap, group_id, self.name_of(group_id))),
             Item::Evicted { group_id, sequence, stalled, queued_messages, back_off } => {
                 let group = self.name_of(group_id);
@@ -130,6 +137,7 @@ impl State {
             left_groups: 0,
             loopbacks: Vec::new(),
             joining: 0,
+            views: Views::default(),
             closing: false,
             polled: false,
         };

@@ -5,10 +5,10 @@ use std::thread;
 use std::time::Duration;
 
 use bus_core::wire::{
-    BrokerFrame, ClientFrame, EvictionReason, Failure, FailureCode, Handle, Notice, Request,
-    Response,
+    BrokerFrame, ChangeCode, ClientFrame, EvictionReason, Failure, FailureCode, Handle, Notice,
+    Request, Response, ViewNotice,
 };
-use bus_core::{Attributes, ContentType, Gap, GroupId, Limits, Sequence};
+use bus_core::{Attributes, ContentType, Gap, GroupId, Interest, Limits, Sequence};
 
 use crate::testing::{GROUP, PATIENCE, encoded, pair, pair_with};
 use crate::{Builder, Bus, Event, JoinError, Message};
@@ -126,6 +126,7 @@ fn g7_a_gap_after_the_last_message_is_an_event() {
                 ciborium::into_writer(&map, &mut body).unwrap();
                 body.into()
             },
+            charged: false,
         },
     });
     let gap = Gap { count: 3, first: Sequence::from_raw(4), last: Sequence::from_raw(9) };
@@ -433,4 +434,98 @@ fn names_of_groups_that_were_left_are_forgotten_in_time() {
     broker.put(&BrokerFrame::Message(frame));
     assert_eq!(message(&bus).group(), Some("g2"), "it was left at 5");
     assert_eq!(bus.inner.connection.lock().known_groups(0), 1);
+}
+
+fn view_notice(sequence: u64, members: u32) -> Notice {
+    Notice::View(Box::new(ViewNotice {
+        group_id: GROUP,
+        group: "org.example.Chat".parse().unwrap(),
+        sequence: Sequence::from_raw(sequence),
+        change: if members == 0 { ChangeCode::Left } else { ChangeCode::Joined },
+        endpoint: crate::testing::FIRST,
+        uid: 1,
+        pid: 2,
+        members,
+        ended: false,
+        missed: None,
+    }))
+}
+
+/// Answers a watch on a membership.
+fn watching(broker: &mut crate::testing::FakeBroker, sequence: u64, members: u32) -> Request {
+    let (endpoint, serial, request) = broker.call();
+    let sequence = Sequence::from_raw(sequence);
+    let response = Response::Watching { group_id: GROUP, sequence, members };
+    broker.put(&BrokerFrame::Done { endpoint, serial, response });
+    request
+}
+
+fn notice(broker: &mut crate::testing::FakeBroker, notice: Notice) {
+    broker.put(&BrokerFrame::Notice { endpoint: Handle::FIRST, notice });
+}
+
+#[test]
+fn g4_a_view_is_an_event_and_gives_its_place_back_when_it_is_taken() {
+    let (bus, mut broker) = pair_with(small_queue(2), Builder::new());
+    let watcher = thread::spawn({
+        let bus = bus.clone();
+        move || bus.watch_members("org.example.Chat")
+    });
+    let request = watching(&mut broker, 10, 0);
+    assert!(matches!(request, Request::WatchGroup { interest: Interest::Members, .. }));
+    let watch = watcher.join().unwrap().unwrap();
+    assert_eq!((watch.sequence().get(), watch.members()), (10, 0));
+    notice(&mut broker, view_notice(11, 1));
+    notice(&mut broker, view_notice(12, 2));
+    for members in [1, 2] {
+        match bus.receive_deadline(PATIENCE).unwrap() {
+            Some(Event::View(change)) => assert_eq!(change.members, members),
+            other => panic!("{other:?}"),
+        }
+    }
+    bus.dispatch().unwrap();
+    broker.await_credit(2, 0);
+}
+
+#[test]
+fn a_notice_of_a_later_version_that_takes_a_place_gives_it_back() {
+    let (bus, mut broker) = pair_with(small_queue(1), Builder::new());
+    for _ in 0..3 {
+        let body = std::collections::BTreeMap::from([("type", "of-tomorrow")]);
+        let mut bytes = Vec::new();
+        ciborium::into_writer(&body, &mut bytes).unwrap();
+        let kind = "of-tomorrow".to_owned();
+        notice(&mut broker, Notice::Unknown { kind, body: bytes.into(), charged: true });
+    }
+    assert!(bus.try_receive().unwrap().is_none());
+    broker.await_credit(3, 0);
+}
+
+#[test]
+fn an_interest_knows_and_fills_no_queue_and_asks_again_where_it_missed_something() {
+    let (bus, mut broker) = pair_with(small_queue(1), Builder::new());
+    let group = bus.group("org.example.Chat").unwrap();
+    let begin = thread::spawn(move || group.watch_interest());
+    let request = watching(&mut broker, 10, 0);
+    assert!(matches!(request, Request::WatchGroup { interest: Interest::Anybody, .. }));
+    let interest = begin.join().unwrap().unwrap();
+    assert!(!interest.is_anybody().unwrap());
+    notice(&mut broker, view_notice(11, 1));
+    interest.wait(true).unwrap();
+    notice(&mut broker, view_notice(12, 0));
+    interest.wait(false).unwrap();
+    broker.await_credit(2, 0);
+    assert!(bus.try_receive().unwrap().is_none());
+
+    let gap = Gap { count: 1, first: Sequence::from_raw(13), last: Sequence::from_raw(13) };
+    notice(&mut broker, Notice::ViewsLost { group_id: GROUP, gap });
+    let waiting = thread::spawn(move || {
+        interest.wait(true).unwrap();
+        interest
+    });
+    watching(&mut broker, 14, 1);
+    let interest = waiting.join().unwrap();
+    drop(interest);
+    assert!(matches!(broker.call().2, Request::UnwatchGroup { group_id: GROUP }));
+    assert!(bus.try_receive().unwrap().is_none());
 }

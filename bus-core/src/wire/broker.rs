@@ -202,7 +202,8 @@ impl BrokerFrame {
                 encode_message(out, &message.head, &message.attributes, &message.payload)
             }
             Self::Notice { endpoint, notice } => {
-                let outline = Outline::new(&NOTICE).endpoint(*endpoint);
+                let charged = if notice.is_charged() { CHARGED } else { 0 };
+                let outline = Outline::new(&NOTICE).flags(charged).endpoint(*endpoint);
                 body::put_with(out, outline, |out| notice.encode(out))
             }
             Self::Writable { endpoint, serial } => {
@@ -243,7 +244,7 @@ impl BrokerFrame {
             },
             kind::NOTICE => Self::Notice {
                 endpoint,
-                notice: Notice::decode(bytes)
+                notice: Notice::decode(bytes, header.flags & CHARGED != 0)
                     .map_err(|problem| WireError::Body { frame: name, problem })?,
             },
             both::GOODBYE => Self::Goodbye(body::control(name, bytes)?),
@@ -441,6 +442,8 @@ mod kind {
 const MISSED: u8 = 1;
 /// Flag of MESSAGE: it was sent to this endpoint, not to a group.
 const UNICAST: u8 = 2;
+/// Flag of NOTICE: it takes a place of the queue, as a message of no bytes.
+const CHARGED: u8 = 1;
 /// Count, first and last sequence.
 const GAP_BYTES: usize = 24;
 /// All of a MESSAGE before its attributes, with a gap.
@@ -481,7 +484,11 @@ const MESSAGE: Shape = Shape {
     most: MAX_FRAME_BYTES - HEADER_BYTES,
     ..Shape::plain(kind::MESSAGE, "MESSAGE")
 };
-const NOTICE: Shape =
-    Shape { endpoint: true, most: MAX_NOTICE_BODY, ..Shape::plain(kind::NOTICE, "NOTICE") };
+const NOTICE: Shape = Shape {
+    flags: CHARGED,
+    endpoint: true,
+    most: MAX_NOTICE_BODY,
+    ..Shape::plain(kind::NOTICE, "NOTICE")
+};
 const WRITABLE: Shape =
     Shape { endpoint: true, serial: true, ..Shape::plain(kind::WRITABLE, "WRITABLE") };

@@ -87,6 +87,8 @@ codes! {
         AlreadyMember = "already-member",
         /// The endpoint is not a member of the group.
         NotAMember = "not-a-member",
+        /// The endpoint does not watch the group's membership.
+        NotWatching = "not-watching",
         /// A recipient has no room; wait until the destination is writable (G6).
         WouldBlock = "would-block",
         /// Only the sender's own queue has no room: it must read before it can send (G5).
@@ -139,6 +141,22 @@ codes! {
         NotReading = "not-reading",
         /// The greeting did not come in time.
         TooSlow = "too-slow",
+    }
+}
+
+codes! {
+    /// What happened to a membership, as its watchers are told.
+    ChangeCode {
+        /// It began.
+        Joined = "joined",
+        /// The member left, or receives nothing any more.
+        Left = "left",
+        /// The member was stalled (G8).
+        Evicted = "evicted",
+        /// The member's endpoint was closed.
+        Closed = "closed",
+        /// No membership: the group ended because its creator is gone and nobody is left.
+        Ended = "ended",
     }
 }
 

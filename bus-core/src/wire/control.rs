@@ -12,9 +12,10 @@ use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::cbor::{self, CborError, DecodeError};
-use super::{EvictionReason, FailureCode, GoodbyeCode, WireError};
+use super::{EvictionReason, FailureCode, GoodbyeCode, ViewNotice, WireError};
 use crate::{
-    EndpointId, Gap, GroupId, GroupName, Limits, MemberFlags, NAMED_RECIPIENTS, NameError, Sequence,
+    EndpointId, Gap, GroupId, GroupName, Interest, Limits, MemberFlags, NAMED_RECIPIENTS,
+    NameError, Sequence,
 };
 
 /// The client's greeting, its first frame.
@@ -165,6 +166,23 @@ pub enum Request {
         /// Its id.
         group_id: GroupId,
     },
+    /// Begins to watch a group's membership, or changes what is told of it (G4). Answered by
+    /// [`Response::Watching`].
+    WatchGroup {
+        /// Its name.
+        group: GroupName,
+        /// What to tell.
+        #[serde(default, skip_serializing_if = "is_members")]
+        interest: Interest,
+        /// Whether to make the group if it does not exist.
+        #[serde(default, skip_serializing_if = "is_false")]
+        create: bool,
+    },
+    /// Ends a watch on a group's membership. Answered by [`Response::Unwatched`].
+    UnwatchGroup {
+        /// Its id.
+        group_id: GroupId,
+    },
     /// Looks a name up. Answered by [`Response::Group`].
     FindGroup {
         /// The name.
@@ -202,6 +220,8 @@ impl Request {
         "create",
         "join",
         "leave",
+        "watch-group",
+        "unwatch-group",
         "find-group",
         "groups",
         "members",
@@ -279,6 +299,20 @@ pub enum Response {
     /// To [`Request::Leave`].
     Left {
         /// Its place in the order: nothing later of the group comes (G4).
+        sequence: Sequence,
+    },
+    /// To [`Request::WatchGroup`].
+    Watching {
+        /// The group.
+        group_id: GroupId,
+        /// Its place in the order: every later change of the membership is told (G4).
+        sequence: Sequence,
+        /// Members there.
+        members: u32,
+    },
+    /// To [`Request::UnwatchGroup`].
+    Unwatched {
+        /// Its place in the order: no later change is told.
         sequence: Sequence,
     },
     /// To [`Request::FindGroup`].
@@ -494,12 +528,23 @@ pub enum Notice {
         /// How long it may join this group again only with `DROP_WHEN_FULL`.
         back_off: Duration,
     },
+    /// The membership of a watched group has changed (G4). It takes a place in the queue.
+    View(Box<ViewNotice>),
+    /// Changes of a watched group's membership were missed, and none came after them to say so.
+    ViewsLost {
+        /// The group.
+        group_id: GroupId,
+        /// What is missing.
+        gap: Gap,
+    },
     /// A kind of a later version. Pass over it.
     Unknown {
         /// The text under `type`.
         kind: String,
         /// The body as it came.
         body: Bytes,
+        /// Whether it takes a place in the queue, for which credit is to be returned.
+        charged: bool,
     },
 }
 
@@ -524,9 +569,25 @@ enum NoticeForm {
         #[serde(default, rename = "back_off_ms", with = "milliseconds")]
         back_off: Duration,
     },
+    View(Box<ViewNotice>),
+    ViewsLost {
+        group_id: GroupId,
+        count: u64,
+        first: Sequence,
+        last: Sequence,
+    },
 }
 
 impl Notice {
+    /// Whether it takes a place of its endpoint's queue: one message of no bytes.
+    #[must_use]
+    pub fn is_charged(&self) -> bool {
+        match self {
+            Self::View(_) => true,
+            Self::Unknown { charged, .. } => *charged,
+            Self::Gap { .. } | Self::Evicted { .. } | Self::ViewsLost { .. } => false,
+        }
+    }
     fn from_form(form: NoticeForm) -> Self {
         match form {
             NoticeForm::Gap { group_id, count, first, last } => {
@@ -540,19 +601,29 @@ impl Notice {
                 queued_messages,
                 back_off,
             } => Self::Evicted { group_id, sequence, reason, stalled, queued_messages, back_off },
+            NoticeForm::View(view) => Self::View(view),
+            NoticeForm::ViewsLost { group_id, count, first, last } => {
+                Self::ViewsLost { group_id, gap: Gap { count, first, last } }
+            }
         }
     }
 
-    const KINDS: &'static [&'static str] = &["gap", "evicted"];
+    const KINDS: &'static [&'static str] = &["gap", "evicted", "view", "views-lost"];
 
-    pub(super) fn decode(body: &[u8]) -> Result<Self, ControlError> {
+    /// Reads the body of a NOTICE whose header says whether it is `charged`.
+    pub(super) fn decode(body: &[u8], charged: bool) -> Result<Self, ControlError> {
         match cbor::decode(body) {
-            Ok(form) => Ok(Self::from_form(form)),
+            Ok(form) => match Self::from_form(form) {
+                notice if notice.is_charged() == charged => Ok(notice),
+                _ => Err(ControlError::Content("the flag CHARGED is not that of its type".into())),
+            },
             Err(DecodeError::Malformed(error)) => Err(error.into()),
             Err(DecodeError::Content(text)) => match cbor::text_under(body, "type") {
-                Some(kind) if !Self::KINDS.contains(&kind) => {
-                    Ok(Self::Unknown { kind: kind.to_owned(), body: Bytes::copy_from_slice(body) })
-                }
+                Some(kind) if !Self::KINDS.contains(&kind) => Ok(Self::Unknown {
+                    kind: kind.to_owned(),
+                    body: Bytes::copy_from_slice(body),
+                    charged,
+                }),
                 _ => Err(ControlError::Content(clip(&text, 256).to_owned())),
             },
         }
@@ -576,6 +647,13 @@ impl Notice {
                     back_off: *back_off,
                 }
             }
+            Self::View(view) => NoticeForm::View(view.clone()),
+            Self::ViewsLost { group_id, gap } => NoticeForm::ViewsLost {
+                group_id: *group_id,
+                count: gap.count,
+                first: gap.first,
+                last: gap.last,
+            },
             Self::Unknown { body, .. } => return out.extend_from_slice(body),
         };
         cbor::encode(out, &form);
@@ -736,8 +814,13 @@ fn flag_of(name: &str) -> Option<MemberFlags> {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
-fn is_false(value: &bool) -> bool {
+pub(super) fn is_false(value: &bool) -> bool {
     !value
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_members(interest: &Interest) -> bool {
+    *interest == Interest::Members
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]

@@ -5,13 +5,13 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::super::{
-    BrokerFrame, ClientFrame, ControlError, EvictionReason, Failure, FailureCode, Goodbye,
-    GoodbyeCode, GroupInfo, Handle, Hello, Incarnation, LaneNumber, MemberInfo, MessageFrame,
-    MessageHead, Notice, Request, Response, SendFlags, SendFrame, SendHead, SendId, Serial, Stats,
-    Status, Welcome,
+    BrokerFrame, ChangeCode, ClientFrame, ControlError, EvictionReason, Failure, FailureCode,
+    Goodbye, GoodbyeCode, GroupInfo, Handle, Hello, Incarnation, LaneNumber, MemberInfo,
+    MessageFrame, MessageHead, Notice, Request, Response, SendFlags, SendFrame, SendHead, SendId,
+    Serial, Stats, Status, ViewNotice, Welcome,
 };
 use crate::{
-    Attributes, ContentType, Credentials, Destination, EndpointId, Gap, GroupId, Limits,
+    Attributes, ContentType, Credentials, Destination, EndpointId, Gap, GroupId, Interest, Limits,
     MemberFlags, Receipt, Sequence,
 };
 
@@ -79,6 +79,19 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
             call(Request::Join { group: group(), flags: MemberFlags::all(), create: true }),
         ),
         ("leave", call(Request::Leave { group_id })),
+        (
+            "watch-group",
+            call(Request::WatchGroup {
+                group: group(),
+                interest: Interest::Members,
+                create: false,
+            }),
+        ),
+        (
+            "watch-group with everything",
+            call(Request::WatchGroup { group: group(), interest: Interest::Anybody, create: true }),
+        ),
+        ("unwatch-group", call(Request::UnwatchGroup { group_id })),
         ("find", call(Request::FindGroup { group: group() })),
         ("groups", call(Request::Groups { after: None, max: 10 })),
         ("groups after", call(Request::Groups { after: Some(group()), max: 10 })),
@@ -180,6 +193,21 @@ pub(super) fn message(missed: Option<Gap>, attributes: Attributes, payload: &[u8
     })
 }
 
+pub(super) fn view(missed: Option<Gap>) -> ViewNotice {
+    ViewNotice {
+        group_id: GroupId::from_raw(9),
+        group: "org.example.Chat".parse().unwrap(),
+        sequence: Sequence::from_raw(1001),
+        change: ChangeCode::Joined,
+        endpoint: EndpointId::from_raw(4),
+        uid: 1000,
+        pid: 4242,
+        members: 2,
+        ended: false,
+        missed,
+    }
+}
+
 pub(super) fn gap() -> Gap {
     Gap { count: 3, first: Sequence::from_raw(990), last: Sequence::from_raw(998) }
 }
@@ -240,6 +268,8 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
         ("created", done(Response::Created { group_id, sequence })),
         ("joined", done(Response::Joined { group_id, sequence, created: true, members: 1 })),
         ("left", done(Response::Left { sequence })),
+        ("watching", done(Response::Watching { group_id, sequence, members: 2 })),
+        ("unwatched", done(Response::Unwatched { sequence })),
         ("group", done(Response::Group(group(None)))),
         (
             "groups",
@@ -362,12 +392,39 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
             },
         ),
         (
+            "view",
+            BrokerFrame::Notice {
+                endpoint: Handle::FIRST,
+                notice: Notice::View(Box::new(view(None))),
+            },
+        ),
+        (
+            "view after others were missed",
+            BrokerFrame::Notice {
+                endpoint: Handle::FIRST,
+                notice: Notice::View(Box::new(ViewNotice {
+                    change: ChangeCode::Closed,
+                    members: 0,
+                    ended: true,
+                    ..view(Some(gap()))
+                })),
+            },
+        ),
+        (
+            "views lost",
+            BrokerFrame::Notice {
+                endpoint: Handle::FIRST,
+                notice: Notice::ViewsLost { group_id, gap: gap() },
+            },
+        ),
+        (
             "notice of a later version",
             BrokerFrame::Notice {
                 endpoint: Handle::FIRST,
                 notice: Notice::Unknown {
                     kind: "rain".into(),
                     body: Bytes::from_static(b"\xa1\x64type\x64rain"),
+                    charged: true,
                 },
             },
         ),

@@ -7,10 +7,10 @@ use ciborium::Value;
 
 use super::super::cbor::text_under;
 use super::super::{
-    BrokerFrame, ClientFrame, EvictionReason, Failure, FailureCode, Goodbye, GoodbyeCode,
-    HEADER_BYTES, Handle, Hello, Incarnation, LaneNumber, MAGIC, MAX_FRAME_BYTES, MAX_PAGE,
-    MAX_TEXT_BYTES, MessageFrame, MessageHead, Notice, Request, Response, SendFlags, SendFrame,
-    SendHead, SendId, Serial, Welcome, take_magic,
+    BrokerFrame, ChangeCode, ClientFrame, EvictionReason, Failure, FailureCode, Goodbye,
+    GoodbyeCode, HEADER_BYTES, Handle, Hello, Incarnation, LaneNumber, MAGIC, MAX_FRAME_BYTES,
+    MAX_PAGE, MAX_TEXT_BYTES, MessageFrame, MessageHead, Notice, Request, Response, SendFlags,
+    SendFrame, SendHead, SendId, Serial, ViewNotice, Welcome, take_magic,
 };
 use super::{Direction, corpus, encoded};
 use crate::{
@@ -247,6 +247,24 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
                 },
             },
         ),
+        (
+            "broker NOTICE view",
+            BrokerFrame::Notice {
+                endpoint,
+                notice: Notice::View(Box::new(ViewNotice {
+                    group_id,
+                    group: "org.example.Chat".parse().unwrap(),
+                    sequence: Sequence::from_raw(1100),
+                    change: ChangeCode::Joined,
+                    endpoint: EndpointId::from_raw(21),
+                    uid: 1000,
+                    pid: 4242,
+                    members: 2,
+                    ended: false,
+                    missed: None,
+                })),
+            },
+        ),
         ("broker WRITABLE", BrokerFrame::Writable { endpoint, serial: corpus::serial(4) }),
         ("either DESCRIPTORS_TAKEN", BrokerFrame::DescriptorsTaken),
         ("either GOODBYE", BrokerFrame::Goodbye(Goodbye::new(GoodbyeCode::Done, ""))),
@@ -304,7 +322,8 @@ fn the_page_names_every_code_operation_limit_and_bound() {
     let operations = Request::OPERATIONS.iter().copied();
     let failures = FailureCode::ALL.iter().map(FailureCode::as_str);
     let goodbyes = GoodbyeCode::ALL.iter().map(GoodbyeCode::as_str);
-    for word in operations.chain(failures).chain(goodbyes) {
+    let changes = ChangeCode::ALL.iter().map(ChangeCode::as_str);
+    for word in operations.chain(failures).chain(goodbyes).chain(changes) {
         assert!(PAGE.contains(&format!("`{word}`")), "{word}");
     }
     for (_, frame) in corpus::broker() {

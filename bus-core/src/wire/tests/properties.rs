@@ -6,15 +6,15 @@ use proptest::option;
 use proptest::prelude::*;
 
 use super::super::{
-    BrokerFrame, ClientFrame, ControlError, Failure, FailureCode, Goodbye, GoodbyeCode, GroupInfo,
-    Handle, Hello, LaneNumber, MemberInfo, MessageFrame, MessageHead, Notice, Request, Response,
-    SendFlags, SendFrame, SendHead, SendId, Serial,
+    BrokerFrame, ChangeCode, ClientFrame, ControlError, Failure, FailureCode, Goodbye, GoodbyeCode,
+    GroupInfo, Handle, Hello, LaneNumber, MemberInfo, MessageFrame, MessageHead, Notice, Request,
+    Response, SendFlags, SendFrame, SendHead, SendId, Serial, ViewNotice,
 };
 use super::{Direction, encoded};
 use crate::attributes;
 use crate::{
     Attributes, AttributesError, ContentType, Credentials, Destination, EndpointId, Gap, GroupId,
-    GroupName, MemberFlags, Receipt, Sequence,
+    GroupName, Interest, MemberFlags, Receipt, Sequence,
 };
 
 fn handle() -> impl Strategy<Value = Handle> {
@@ -121,6 +121,11 @@ fn request() -> impl Strategy<Value = Request> {
             create
         }),
         group_id().prop_map(|group_id| Request::Leave { group_id }),
+        (name(), any::<(bool, bool)>()).prop_map(|(group, (anybody, create))| {
+            let interest = if anybody { Interest::Anybody } else { Interest::Members };
+            Request::WatchGroup { group, interest, create }
+        }),
+        group_id().prop_map(|group_id| Request::UnwatchGroup { group_id }),
         (option::of(name()), any::<u32>()).prop_map(|(after, max)| Request::Groups { after, max }),
         (group_id(), option::of(endpoint_id()), any::<u32>())
             .prop_map(|(group_id, after, max)| { Request::Members { group_id, after, max } }),
@@ -230,6 +235,30 @@ fn response() -> impl Strategy<Value = Response> {
     ]
 }
 
+fn view() -> impl Strategy<Value = ViewNotice> {
+    (
+        (name(), group_id(), sequence(), endpoint_id()),
+        proptest::sample::select(ChangeCode::ALL),
+        any::<(u32, u32, u32, bool)>(),
+        option::of(gap()),
+    )
+        .prop_map(|((group, group_id, sequence, endpoint), change, numbers, missed)| {
+            let (uid, pid, members, ended) = numbers;
+            ViewNotice {
+                group_id,
+                group,
+                sequence,
+                change,
+                endpoint,
+                uid,
+                pid,
+                members,
+                ended,
+                missed,
+            }
+        })
+}
+
 fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
     let head = (
         (handle(), sequence(), option::of(group_id()), endpoint_id()),
@@ -284,6 +313,9 @@ fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
         1 => (send_id(), failure()).prop_map(|(id, failure)| BrokerFrame::Refused { id, failure }),
         1 => (handle(), group_id(), gap()).prop_map(|(endpoint, group_id, gap)| {
             BrokerFrame::Notice { endpoint, notice: Notice::Gap { group_id, gap } }
+        }),
+        1 => (handle(), view()).prop_map(|(endpoint, view)| {
+            BrokerFrame::Notice { endpoint, notice: Notice::View(Box::new(view)) }
         }),
         1 => (handle(), serial())
             .prop_map(|(endpoint, serial)| BrokerFrame::Writable { endpoint, serial }),
