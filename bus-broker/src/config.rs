@@ -33,7 +33,8 @@ use serde::Deserialize;
 pub struct Config {
     /// Where to listen.
     pub listen: Listen,
-    /// I/O threads; by default as many as this process may use cores, at most 4.
+    /// I/O threads; by default one for every two cores that this process may use, 1 to 4: the
+    /// programs that it serves need the others.
     pub threads: Option<NonZeroUsize>,
     /// Every bound of the bus, told to each client in its greeting.
     pub limits: Limits,
@@ -162,7 +163,10 @@ impl Config {
 
     pub(crate) fn thread_count(&self) -> usize {
         self.threads.map_or_else(
-            || thread::available_parallelism().map_or(1, |n| n.get().min(DEFAULT_MOST_THREADS)),
+            || {
+                let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+                (cores / 2).clamp(1, DEFAULT_MOST_THREADS)
+            },
             NonZeroUsize::get,
         )
     }

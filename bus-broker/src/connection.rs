@@ -52,6 +52,8 @@ pub(crate) struct Connection {
     interest: EventFlags,
     /// Already in the list of those to be flushed.
     pub(crate) is_dirty: bool,
+    /// Already in the list of those whose output was put off.
+    pub(crate) is_put_off: bool,
     ending: bool,
     _place: ConnectionPlace,
 }
@@ -109,6 +111,8 @@ pub(crate) enum Flushed {
     Idle,
     /// There is more to write, and the socket takes it.
     More,
+    /// What there is may go out with what comes next.
+    PutOff,
     /// It has ended and said all that it had to.
     Finished,
 }
@@ -143,6 +147,7 @@ impl Connection {
             input_paused: false,
             interest: EventFlags::empty(),
             is_dirty: false,
+            is_put_off: false,
             ending: false,
             _place: place,
         }
@@ -212,6 +217,11 @@ impl Connection {
         self.protocol.ready(part, &mut self.output, &mut context);
     }
 
+    /// What was put off is to be written after all.
+    pub(crate) fn hurry(&mut self) {
+        self.output.hurry();
+    }
+
     /// The socket takes output again.
     pub(crate) fn unblock(&mut self) {
         self.output_blocked = false;
@@ -231,14 +241,16 @@ impl Connection {
         if !self.ending {
             self.protocol.fill(&mut self.output);
         }
-        let before = self.output.len();
-        let sent = self.socket.send(&mut self.output).map_err(End::Socket)?;
-        shared.counters.bytes_written.add(before - self.output.len());
-        self.output_blocked = sent == Sent::Rest;
-        self.output.give_back(&mut workspace.spare);
-        if self.output.take_descriptors_lost() {
-            self.protocol.descriptors_lost();
+        if self.output.is_urgent() {
+            let before = self.output.len();
+            let sent = self.socket.send(&mut self.output).map_err(End::Socket)?;
+            shared.counters.bytes_written.add(before - self.output.len());
+            self.output_blocked = sent == Sent::Rest;
+            if self.output.take_descriptors_lost() {
+                self.protocol.descriptors_lost();
+            }
         }
+        self.output.give_back(&mut workspace.spare);
         if self.input_paused && !self.ending && self.output.has_room_for_answers() {
             self.input_paused = false;
             self.resume_reading(shared, inbox, workspace)?;
@@ -247,8 +259,10 @@ impl Connection {
             Flushed::Idle
         } else if self.ending {
             Flushed::Finished
-        } else if self.protocol.has_more() || self.input_paused || !self.output.is_empty() {
+        } else if self.protocol.has_more() || self.input_paused || self.output.is_urgent() {
             Flushed::More
+        } else if !self.output.is_empty() {
+            Flushed::PutOff
         } else {
             Flushed::Idle
         })

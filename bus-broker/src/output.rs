@@ -27,6 +27,8 @@ pub(crate) struct Output {
     /// Those of them that belong to a message which others share.
     shared_bytes: usize,
     descriptors_lost: bool,
+    /// Something in it is waited for; otherwise all of it may go out with what comes next.
+    urgent: bool,
 }
 
 #[derive(Debug)]
@@ -56,11 +58,28 @@ pub(crate) struct Batch<'a> {
 impl Output {
     /// Where to write frames that are copied.
     pub(crate) fn frames(&mut self) -> &mut BytesMut {
+        self.urgent = true;
         &mut self.tail
+    }
+
+    /// Where to write frames that nobody waits for.
+    pub(crate) fn unhurried_frames(&mut self) -> &mut BytesMut {
+        &mut self.tail
+    }
+
+    /// What was put off is now waited for.
+    pub(crate) fn hurry(&mut self) {
+        self.urgent = !self.is_empty();
+    }
+
+    /// Whether it is to be written now, and not with what comes next.
+    pub(crate) fn is_urgent(&self) -> bool {
+        self.urgent
     }
 
     /// Appends bytes that others hold as well.
     pub(crate) fn push_shared(&mut self, bytes: Bytes) {
+        self.urgent = true;
         self.seal();
         self.sealed_bytes += bytes.len();
         self.shared_bytes += bytes.len();
@@ -75,6 +94,7 @@ impl Output {
         without: Bytes,
         message: Arc<Message>,
     ) {
+        self.urgent = true;
         self.seal();
         self.sealed_bytes += head.len();
         self.sealed.push_back(Segment {
@@ -173,6 +193,7 @@ impl Output {
     /// Gives the memory back once all is written: an idle connection holds none.
     pub(crate) fn give_back(&mut self, spare: &mut SpareBuffers) {
         if self.is_empty() {
+            self.urgent = false;
             let mut buffer = mem::take(&mut self.tail);
             buffer.clear();
             if buffer.capacity() > 0 && spare.0.len() < MAX_SPARE {
@@ -297,6 +318,22 @@ mod tests {
         assert!(!output.has_room_for_answers());
         output.advance(output.len());
         assert!(output.has_room_for_messages() && output.has_room_for_answers());
+    }
+
+    #[test]
+    fn what_nobody_waits_for_goes_out_with_what_comes_next() {
+        let mut output = Output::default();
+        output.unhurried_frames().extend_from_slice(b"receipt ");
+        assert!(!output.is_urgent());
+        output.frames().extend_from_slice(b"answer");
+        assert!(output.is_urgent());
+        assert_eq!(text(&output.batch()), b"receipt answer");
+        output.advance(14);
+        output.give_back(&mut SpareBuffers::default());
+        assert!(!output.is_urgent());
+        output.unhurried_frames().extend_from_slice(b"receipt");
+        output.hurry();
+        assert!(output.is_urgent(), "it was asked for");
     }
 
     #[test]

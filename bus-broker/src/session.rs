@@ -196,6 +196,7 @@ impl Session {
                     port.resume(lane);
                 }
             }
+            ClientFrame::Flush => output.hurry(),
             ClientFrame::Credit { endpoint, messages, bytes } => {
                 if let Some(port) = self.ports.get_mut(&endpoint) {
                     let released = port.release(messages, bytes);

@@ -139,15 +139,20 @@ impl Connection {
             state.starts_reading(key);
         }
         let id = state.waits().enter();
+        // Where messages keep coming, credit is returned by the eighth (see `inbox`). Only the
+        // leader may put it off, because only it knows that it will come back.
+        let mut busy = blocked.is_none();
         let wished = loop {
+            let naps = if busy && !state.waits().is_led() {
+                state.before_nap()
+            } else {
+                state.before_sleep();
+                false
+            };
             if let Some(wished) = wish(&mut state) {
                 break Some(wished);
             }
-            state.before_sleep();
-            if let Some(wished) = wish(&mut state) {
-                break Some(wished);
-            }
-            let timeout =
+            let mut timeout =
                 match deadline.map(|deadline| deadline.checked_duration_since(Instant::now())) {
                     None => None,
                     Some(Some(left)) if !left.is_zero() => Some(left),
@@ -155,13 +160,19 @@ impl Connection {
                 };
             state.set_wake(interest, Wake::Thread(id));
             if state.waits().lead(id) {
+                if naps {
+                    timeout = Some(timeout.map_or(NAP, |left| left.min(NAP)));
+                }
                 let output = state.output();
                 let slept = state.unlocked(|| self.transport.wait(output, timeout));
                 state.waits().woke(&self.transport);
                 if let Err(error) = slept {
                     state.sleep_failed(&error);
                 }
-                state.read();
+                busy = state.read() && blocked.is_none();
+                if let Some(wished) = wish(&mut state) {
+                    break Some(wished);
+                }
             } else {
                 let condvar = state.waits().follow(id);
                 state.sleep_on(&condvar, timeout);
@@ -287,6 +298,9 @@ impl Drop for Locked<'_> {
         wakers.into_iter().for_each(std::task::Waker::wake);
     }
 }
+
+/// How long credit may be put off when nothing comes.
+const NAP: Duration = Duration::from_millis(10);
 
 /// Writes the greeting and reads the broker's.
 fn greet(

@@ -347,6 +347,8 @@ impl Route {
             form,
             independent: message.independent,
             retry_stale,
+            // What is not sent again by itself is pipelined: others follow before its answer.
+            unhurried: !retry_stale,
         })
     }
 

@@ -13,16 +13,18 @@
 //!   that crosses it and the one that has a place kept for it, or the broker has broken the
 //!   protocol.
 //!
-//! Returning credit costs a frame, so it is gathered up to an eighth of the capacity. Where the
-//! queue is nearly full somebody may be waiting: then an application that takes its time returns
-//! each place at once, and one that reads in a row returns them every few microseconds. Whoever is
-//! about to sleep returns all (see [`return_all`](Inbox::return_all)).
+//! Returning credit costs a frame, and the broker a wake-up, so it is gathered: up to an eighth of
+//! the capacity, and within one tick of a coarse clock. So an application that
+//! reads in a row returns places by the eighth, and one that takes its time returns each at once.
+//! Whoever is about to sleep for longer returns all ([`return_all`](Inbox::return_all)).
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bus_core::{Gap, GroupId, MAX_ATTRIBUTES_BYTES, Sequence, wire};
+
+use crate::clock::Tick;
 
 /// An amount of messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,7 +58,7 @@ impl Amount {
 #[derive(Debug)]
 pub(crate) enum Item {
     Message {
-        message: wire::MessageFrame,
+        message: Box<wire::MessageFrame>,
         descriptors: Vec<OwnedFd>,
         descriptors_lost: bool,
     },
@@ -96,7 +98,8 @@ pub(crate) struct Inbox {
     capacity: Amount,
     held: Amount,
     owed: Amount,
-    returned: Option<Instant>,
+    /// When places were returned last.
+    returned: Option<Tick>,
     backlog_limit: Amount,
     backlog: Amount,
     /// How many items at the front are in the backlog, notices counted.
@@ -218,45 +221,30 @@ impl Inbox {
     }
 
     /// What is to be returned after a [`take`](Self::take): nothing, or all that is owed.
-    pub(crate) fn return_some(&mut self) -> Option<Amount> {
-        let due = if !self.owed.below(self.eighth()) {
-            true
-        } else if self.is_nearly_full() {
-            self.returned.is_none_or(|returned| returned.elapsed() >= RETURN_EVERY)
-        } else {
-            false
+    pub(crate) fn return_some(&mut self, now: Tick) -> Option<Amount> {
+        let eighth = Amount {
+            messages: self.capacity.messages.div_ceil(8),
+            bytes: self.capacity.bytes.div_ceil(8),
         };
-        if due { self.return_all() } else { None }
+        let due = !self.owed.below(eighth) || self.returned != Some(now);
+        if due { self.return_all(now) } else { None }
+    }
+
+    /// Whether places are owed.
+    pub(crate) fn owes(&self) -> bool {
+        self.owed != Amount::default()
     }
 
     /// All that is owed, if anything is.
-    pub(crate) fn return_all(&mut self) -> Option<Amount> {
-        if self.owed == Amount::default() {
+    pub(crate) fn return_all(&mut self, now: Tick) -> Option<Amount> {
+        if !self.owes() {
             return None;
         }
-        if self.is_nearly_full() {
-            self.returned = Some(Instant::now());
-        }
+        self.returned = Some(now);
         Some(std::mem::take(&mut self.owed))
-    }
-
-    fn eighth(&self) -> Amount {
-        Amount {
-            messages: self.capacity.messages.div_ceil(8),
-            bytes: self.capacity.bytes.div_ceil(8),
-        }
-    }
-
-    fn is_nearly_full(&self) -> bool {
-        let eighth = self.eighth();
-        let used = self.held.plus(self.owed);
-        used.messages.saturating_add(eighth.messages) >= self.capacity.messages
-            || used.bytes.saturating_add(eighth.bytes) >= self.capacity.bytes
     }
 }
 
-/// How often an application that reads in a row returns places of a queue that is nearly full.
-const RETURN_EVERY: Duration = Duration::from_micros(20);
 /// What the longest message is charged: 16 MiB of payload, and its attributes.
 const MAX_MESSAGE_BYTES: u64 = (16 << 20) + MAX_ATTRIBUTES_BYTES as u64;
 /// Notices that may wait to be received.
@@ -271,7 +259,7 @@ mod tests {
 
     fn message(sequence: u64, bytes: usize) -> Item {
         Item::Message {
-            message: wire::MessageFrame {
+            message: Box::new(wire::MessageFrame {
                 head: MessageHead {
                     endpoint: Handle::FIRST,
                     sequence: Sequence::from_raw(sequence),
@@ -287,7 +275,7 @@ mod tests {
                 },
                 attributes: Attributes::EMPTY,
                 payload: vec![0; bytes].into(),
-            },
+            }),
             descriptors: Vec::new(),
             descriptors_lost: false,
         }
@@ -304,6 +292,10 @@ mod tests {
         Amount { messages, bytes }
     }
 
+    fn at(second: i64) -> Tick {
+        Tick::from_seconds(second)
+    }
+
     fn inbox(capacity: u32, backlog: u32) -> Inbox {
         Inbox::new(amount(capacity, 1000), amount(backlog, 1000))
     }
@@ -318,8 +310,8 @@ mod tests {
         assert!(inbox.push(message(4, 1)).is_err(), "beyond the credit");
         inbox.take().unwrap();
         assert!(inbox.push(message(4, 1)).is_err(), "taken and not returned");
-        assert_eq!(inbox.return_all(), Some(amount(1, 10)));
-        assert_eq!(inbox.return_all(), None, "each place is returned once");
+        assert_eq!(inbox.return_all(at(0)), Some(amount(1, 10)));
+        assert_eq!(inbox.return_all(at(0)), None, "each place is returned once");
         inbox.push(message(4, 1)).unwrap();
     }
 
@@ -339,14 +331,14 @@ mod tests {
             inbox.push(message(sequence, 1)).unwrap();
         }
         inbox.fill_backlog();
-        assert_eq!(inbox.return_all(), Some(amount(2, 2)));
+        assert_eq!(inbox.return_all(at(0)), Some(amount(2, 2)));
         assert!(!inbox.is_stuck());
         inbox.push(gap()).unwrap();
         inbox.push(message(5, 1)).unwrap();
         inbox.push(message(6, 1)).unwrap();
         assert!(inbox.is_stuck(), "queue and backlog are full");
         inbox.fill_backlog();
-        assert_eq!(inbox.return_all(), None);
+        assert_eq!(inbox.return_all(at(0)), None);
 
         let mut taken = Vec::new();
         while let Some(item) = inbox.take() {
@@ -356,7 +348,7 @@ mod tests {
         }
         assert_eq!(taken, [1, 2, 3, 4, 5, 6]);
         assert_eq!(
-            inbox.return_all(),
+            inbox.return_all(at(0)),
             Some(amount(4, 4)),
             "those of the backlog were returned before"
         );
@@ -364,36 +356,29 @@ mod tests {
     }
 
     #[test]
-    fn credit_of_a_queue_that_is_not_full_returns_in_eighths() {
+    fn an_application_that_reads_in_a_row_returns_places_by_the_eighth() {
         let mut inbox = inbox(64, 0);
-        for sequence in 1..=32 {
+        inbox.returned = Some(at(0));
+        for sequence in 1..=64 {
             inbox.push(message(sequence, 1)).unwrap();
         }
         let mut returned = Vec::new();
         while inbox.take().is_some() {
-            returned.extend(inbox.return_some().map(|credit| credit.messages));
+            returned.extend(inbox.return_some(at(0)).map(|credit| credit.messages));
         }
-        assert_eq!(returned, [8, 8, 8, 8]);
+        assert_eq!(returned, [8; 8]);
     }
 
     #[test]
-    fn credit_of_a_full_queue_returns_at_once_to_a_slow_reader() {
+    fn an_application_that_takes_its_time_returns_each_place_at_once() {
         let mut inbox = inbox(64, 0);
         for sequence in 1..=64 {
             inbox.push(message(sequence, 1)).unwrap();
         }
-        inbox.take().unwrap();
-        assert_eq!(inbox.return_some(), Some(amount(1, 1)));
-        let first = Instant::now();
-        inbox.take().unwrap();
-        let second = inbox.return_some();
-        assert!(
-            second.is_some() || first.elapsed() < Duration::from_millis(1),
-            "gathered only for an instant"
-        );
-        while inbox.returned.is_some_and(|at| at.elapsed() < RETURN_EVERY) {}
-        inbox.take().unwrap();
-        assert!(inbox.return_some().is_some());
+        for second in 1..=64 {
+            inbox.take().unwrap();
+            assert_eq!(inbox.return_some(at(second)), Some(amount(1, 1)));
+        }
     }
 
     #[test]
@@ -405,6 +390,6 @@ mod tests {
         assert!(inbox.push(gap()).is_err());
         assert!(inbox.has_room());
         while inbox.take().is_some() {}
-        assert_eq!(inbox.return_all(), None);
+        assert_eq!(inbox.return_all(at(0)), None);
     }
 }

@@ -19,10 +19,28 @@ pub(crate) struct LaneState {
     waiting: VecDeque<Serial>,
     left: Amount,
     alone: Option<Serial>,
+    /// How many have left.
+    departures: u64,
+    /// The last of them whose receipt was asked for at once; the broker tells those before it
+    /// along with it.
+    hurried: u64,
+    /// What has left after that one.
+    unhurried: Amount,
     /// A pipelined send that does not wait was refused, and the application has not yet resumed.
     pub(crate) refused: bool,
     /// Whether a handle of this lane exists, so that its number is taken.
     pub(crate) open: bool,
+}
+
+/// How a send leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Departure {
+    /// Others may follow it.
+    InRow,
+    /// Others may follow it, and its receipt may wait.
+    PutOff,
+    /// Nothing follows it before its answer.
+    Alone,
 }
 
 impl LaneState {
@@ -54,15 +72,41 @@ impl LaneState {
         self.waiting.front().copied()
     }
 
-    /// The first send leaves.
-    pub(crate) fn leave(&mut self, serial: Serial, bytes: u64, alone: bool) {
+    /// Whether the receipt of the next send may be put off, if nobody waits for it: at least one
+    /// in half a window is not, so that the window opens in time.
+    pub(crate) fn may_put_off(&self, bytes: u64, window: Amount) -> bool {
+        self.unhurried.messages + 1 < window.messages.div_ceil(2)
+            && self.unhurried.bytes.saturating_add(bytes) < window.bytes.div_ceil(2)
+    }
+
+    /// Whether the receipt of a departure is put off, and nothing later brings it.
+    pub(crate) fn is_put_off(&self, departure: u64) -> bool {
+        departure > self.hurried
+    }
+
+    /// Every receipt is asked for.
+    pub(crate) fn hurry(&mut self) {
+        self.hurried = self.departures;
+        self.unhurried = Amount::default();
+    }
+
+    /// The first send leaves, as this departure.
+    pub(crate) fn leave(&mut self, serial: Serial, bytes: u64, kind: Departure) -> u64 {
         let first = self.waiting.pop_front();
         debug_assert_eq!(first, Some(serial), "only the first leaves");
         self.left.messages += 1;
         self.left.bytes += bytes;
-        if alone {
+        self.departures += 1;
+        if kind == Departure::PutOff {
+            self.unhurried.messages += 1;
+            self.unhurried.bytes += bytes;
+        } else {
+            self.hurry();
+        }
+        if kind == Departure::Alone {
             self.alone = Some(serial);
         }
+        self.departures
     }
 
     /// A send that had left is answered.
@@ -110,8 +154,8 @@ mod tests {
     #[test]
     fn g8_no_more_leaves_than_the_window_holds() {
         let mut lane = lane(3);
-        lane.leave(serial(1), 10, false);
-        lane.leave(serial(2), 10, false);
+        lane.leave(serial(1), 10, Departure::InRow);
+        lane.leave(serial(2), 10, Departure::InRow);
         assert_eq!(lane.next(WINDOW), None);
         lane.answered(serial(1), 10);
         assert_eq!(lane.next(WINDOW), Some(serial(3)));
@@ -121,21 +165,37 @@ mod tests {
     fn g8_the_send_that_crosses_the_bytes_leaves_and_the_next_waits() {
         let mut lane = lane(2);
         assert_eq!(lane.next(WINDOW), Some(serial(1)));
-        lane.leave(serial(1), 5000, false);
+        lane.leave(serial(1), 5000, Departure::InRow);
         assert_eq!(lane.next(WINDOW), None);
         lane.answered(serial(1), 5000);
         assert_eq!(lane.next(WINDOW), Some(serial(2)));
     }
 
     #[test]
+    fn some_receipt_of_each_half_window_is_asked_for_and_brings_those_before_it() {
+        let window = Amount { messages: 8, bytes: 100 };
+        let mut lane = lane(8);
+        let mut put_off = Vec::new();
+        for number in 1..=8 {
+            let may = lane.may_put_off(1, window);
+            put_off.push(may);
+            let kind = if may { Departure::PutOff } else { Departure::InRow };
+            assert_eq!(lane.leave(serial(number), 1, kind), u64::from(number));
+        }
+        assert_eq!(put_off, [true, true, true, false, true, true, true, false]);
+        assert!(!lane.is_put_off(7), "the eighth brings it");
+        assert!(!lane.may_put_off(50, window), "half of the bytes");
+    }
+
+    #[test]
     fn g3_nothing_follows_a_send_that_may_come_back() {
         let mut lane = lane(2);
-        lane.leave(serial(1), 10, true);
+        lane.leave(serial(1), 10, Departure::Alone);
         assert_eq!(lane.next(WINDOW), None);
         lane.answered(serial(1), 10);
         lane.push_front(serial(1));
         assert_eq!(lane.next(WINDOW), Some(serial(1)), "it is first again");
-        lane.leave(serial(1), 10, true);
+        lane.leave(serial(1), 10, Departure::Alone);
         lane.answered(serial(1), 10);
         assert_eq!(lane.next(WINDOW), Some(serial(2)));
     }
@@ -146,7 +206,7 @@ mod tests {
         assert!(lane.remove(serial(1)));
         assert!(!lane.remove(serial(1)));
         assert_eq!(lane.next(WINDOW), Some(serial(2)));
-        lane.leave(serial(2), 1, false);
+        lane.leave(serial(2), 1, Departure::InRow);
         lane.answered(serial(2), 1);
         assert!(lane.is_idle());
     }

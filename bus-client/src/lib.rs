@@ -106,6 +106,7 @@
 
 mod builder;
 mod bus;
+mod clock;
 mod connection;
 mod drive;
 #[cfg(feature = "embedded")]

@@ -83,18 +83,18 @@ pub struct Evicted {
 /// A message as received.
 #[derive(Debug)]
 pub struct Message {
-    message: wire::MessageFrame,
+    message: Box<wire::MessageFrame>,
     group: Option<GroupName>,
-    missed: Option<Gap>,
+    missed: Option<Box<Gap>>,
     descriptors: Vec<OwnedFd>,
     descriptors_lost: bool,
 }
 
 impl Message {
     pub(crate) fn new(
-        message: wire::MessageFrame,
+        message: Box<wire::MessageFrame>,
         group: Option<GroupName>,
-        missed: Option<Gap>,
+        missed: Option<Box<Gap>>,
         descriptors: Vec<OwnedFd>,
         descriptors_lost: bool,
     ) -> Self {
@@ -220,7 +220,7 @@ impl Message {
     /// What a drop-when-full membership missed of this group just before this message.
     #[must_use]
     pub fn missed(&self) -> Option<&Gap> {
-        self.missed.as_ref()
+        self.missed.as_deref()
     }
 }
 

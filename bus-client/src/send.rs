@@ -67,6 +67,7 @@ impl PendingSend {
         let serial = self.serial?;
         let mut state = self.endpoint.inner.connection.lock();
         let answer = state.take_answer(serial).or_else(|| {
+            state.hurry(serial);
             state.turn();
             state.take_answer(serial)
         })?;

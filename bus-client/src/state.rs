@@ -271,6 +271,15 @@ impl State {
         }
     }
 
+    /// As [`before_sleep`](Self::before_sleep), for a thread that comes back soon even if nothing
+    /// happens: it may keep credit, and says whether it does.
+    pub(crate) fn before_nap(&mut self) -> bool {
+        if self.gone.is_none() && !self.is_fork() {
+            self.flush(Urgency::Now);
+        }
+        self.gone.is_none() && self.owes_credit()
+    }
+
     /// All I/O that is possible without blocking.
     pub(crate) fn turn(&mut self) {
         self.before_sleep();

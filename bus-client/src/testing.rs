@@ -261,7 +261,7 @@ impl FakeBroker {
     /// A message from [`GROUP`] for handle 0, with the next sequence, which it gives.
     pub(crate) fn message(&mut self, payload: &[u8]) -> u64 {
         let frame = self.group_message(payload);
-        self.put(&BrokerFrame::Message(frame));
+        self.put(&BrokerFrame::from(frame));
         self.sequence
     }
 

@@ -60,6 +60,11 @@ impl Waits {
         }
     }
 
+    /// Whether somebody leads.
+    pub(crate) fn is_led(&self) -> bool {
+        self.leader.is_some()
+    }
+
     /// Makes the thread the leader if there is none; `false` if it has to follow.
     #[must_use = "who follows sleeps on its condition variable"]
     pub(crate) fn lead(&mut self, id: WaiterId) -> bool {

@@ -374,7 +374,7 @@ impl RawClient {
     #[track_caller]
     pub fn message(&mut self) -> MessageFrame {
         self.hear_that(|frame| match frame {
-            BrokerFrame::Message(message) => Some(message.clone()),
+            BrokerFrame::Message(message) => Some((**message).clone()),
             _ => None,
         })
     }

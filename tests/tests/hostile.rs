@@ -174,12 +174,13 @@ fn conversation() -> Vec<u8> {
 }
 
 /// Kinds of frames from clients, and how long their bodies are.
-const KINDS: [(&str, u8, u32, u32); 10] = [
+const KINDS: [(&str, u8, u32, u32); 11] = [
     ("HELLO", 0x01, 0, 4096),
     ("CALL", 0x02, 0, 65_536),
     ("SEND", 0x10, 20, 16_793_584),
     ("CANCEL", 0x11, 0, 0),
     ("RESUME", 0x12, 0, 0),
+    ("FLUSH", 0x17, 0, 0),
     ("CREDIT", 0x13, 16, 16),
     ("WATCH", 0x14, 8, 8),
     ("UNWATCH", 0x15, 0, 0),
@@ -232,7 +233,8 @@ fn unknown_kinds_flags_and_fields_are_named_and_end_their_connection() {
     }
     for (frame, kind, least, _) in KINDS {
         let body = vec![0; usize::try_from(least).unwrap()];
-        let mut flags = frame_bytes(kind, 0x80, 0, 1, &body);
+        let unknown = if kind == 0x10 { 0x08 } else { 0x80 };
+        let mut flags = frame_bytes(kind, unknown, 0, 1, &body);
         let mut client = broker.raw();
         client.write(&flags);
         assert_bad_frame(client, &format!("{frame} with an unknown flag"));

@@ -48,6 +48,8 @@ pub(super) struct Place {
     pub(super) patience: Patience,
     /// Not refused because an earlier one was.
     pub(super) independent: bool,
+    /// Nobody waits for the receipt.
+    pub(super) receipt_may_wait: bool,
 }
 
 /// What a send does when a recipient has no room.
@@ -91,6 +93,7 @@ pub(super) enum Outcome {
 #[must_use = "each of these is answered by the caller"]
 pub(super) struct Finished {
     pub(super) head: Serial,
+    pub(super) receipt_may_wait: bool,
     /// Refused with the head, in their order.
     pub(super) fallen: Vec<Serial>,
 }
@@ -146,7 +149,8 @@ impl<T> LaneQueue<T> {
         } else {
             Vec::new()
         };
-        Some(Finished { head: head.serial, fallen })
+        let Place { serial, receipt_may_wait, .. } = head;
+        Some(Finished { head: serial, receipt_may_wait, fallen })
     }
 
     /// Takes out a send that has not had its turn.
@@ -204,7 +208,13 @@ mod tests {
     }
 
     fn waits(number: u32) -> Place {
-        Place { serial: serial(number), bytes: 10, patience: Patience::Wait, independent: false }
+        Place {
+            serial: serial(number),
+            bytes: 10,
+            patience: Patience::Wait,
+            independent: false,
+            receipt_may_wait: false,
+        }
     }
 
     fn refuses(number: u32) -> Place {

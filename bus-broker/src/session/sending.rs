@@ -56,6 +56,7 @@ impl SendingLane {
                 Patience::Wait
             },
             independent: head.flags.contains(SendFlags::INDEPENDENT),
+            receipt_may_wait: head.flags.contains(SendFlags::RECEIPT_MAY_WAIT),
         };
         match self.queue.arrive(place, (head.destination, draft))? {
             Arrival::Queued => self.go_on(head.id.endpoint, head.id.lane, output, context),
@@ -176,6 +177,9 @@ impl SendingLane {
         };
         let id = send_id(endpoint, number, finished.head);
         match outcome {
+            Ok(receipt) if finished.receipt_may_wait => {
+                encode_receipt(output.unhurried_frames(), id, &receipt);
+            }
             Ok(receipt) => encode_receipt(output.frames(), id, &receipt),
             Err(error) => {
                 let mut failure = failure::of_send(&error);

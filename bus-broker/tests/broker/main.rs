@@ -278,6 +278,21 @@ fn g8_more_than_the_window_of_a_lane_ends_that_connection() {
 }
 
 #[test]
+fn receipts_that_may_wait_come_when_asked_for_and_by_themselves() {
+    let fixture = Fixture::new();
+    let (mut member, mut sender) = (fixture.client(), fixture.client());
+    let group = Destination::Group(member.join("group"));
+    let flags = SendFlags::RECEIPT_MAY_WAIT;
+    let asked = [b"a", b"b"].map(|text| sender.post_with(group, text, flags));
+    sender.say(&ClientFrame::Flush);
+    let left = sender.post_with(group, b"c", flags);
+    for serial in asked.into_iter().chain([left]) {
+        assert_eq!(sender.outcome(serial).unwrap().recipients, 1);
+        member.receive();
+    }
+}
+
+#[test]
 fn g5_a_cancelled_send_has_reached_nobody() {
     let fixture = Fixture::with(small_queue(2), 2);
     let (mut member, mut sender, group) = full_member(&fixture, 2);

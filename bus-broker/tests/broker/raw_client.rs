@@ -248,7 +248,7 @@ impl RawClient {
     /// The next message, whose place stays taken.
     pub(crate) fn message(&mut self) -> MessageFrame {
         self.hear_that(|frame| match frame {
-            BrokerFrame::Message(message) => Some(message.clone()),
+            BrokerFrame::Message(message) => Some((**message).clone()),
             _ => None,
         })
     }

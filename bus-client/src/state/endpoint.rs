@@ -14,6 +14,7 @@ use super::relief::Reader;
 use super::target::Target;
 use super::views::Views;
 use super::{State, Urgency, handle};
+use crate::clock::Tick;
 use crate::inbox::{Amount, Inbox, Item};
 use crate::lane::LaneState;
 use crate::message::{Event, Evicted, Gap, Message};
@@ -93,7 +94,9 @@ impl EndpointState {
             Item::Message { message, descriptors, descriptors_lost } => {
                 let group = message.head.group.and_then(|group| self.name_of(group));
                 let missed = match (message.head.missed, message.head.group) {
-                    (Some(gap), Some(group_id)) => Some(named(gap, group_id, group.clone())),
+                    (Some(gap), Some(group_id)) => {
+                        Some(Box::new(named(gap, group_id, group.clone())))
+                    }
                     _ => None,
                 };
                 self.forget_left(message.head.sequence);
@@ -213,7 +216,7 @@ impl State {
             return None;
         }
         let item = endpoint.inbox.take()?;
-        let credit = endpoint.inbox.return_some();
+        let credit = endpoint.inbox.return_some(Tick::now());
         let event = endpoint.event(item);
         if let Some(credit) = credit {
             self.put_credit(key, credit);
@@ -235,10 +238,19 @@ impl State {
         self.pump_endpoint(key);
     }
 
+    /// Whether places are free that the broker does not know of.
+    pub(super) fn owes_credit(&self) -> bool {
+        self.endpoints.iter().any(|(_, endpoint)| endpoint.inbox.owes())
+    }
+
     pub(super) fn return_all_credit(&mut self) {
+        if !self.owes_credit() {
+            return;
+        }
+        let now = Tick::now();
         for key in self.keys() {
             let endpoint = self.endpoints.get_mut(key);
-            if let Some(credit) = endpoint.and_then(|endpoint| endpoint.inbox.return_all()) {
+            if let Some(credit) = endpoint.and_then(|endpoint| endpoint.inbox.return_all(now)) {
                 self.put_credit(key, credit);
             }
         }

@@ -89,6 +89,7 @@ impl State {
     pub(crate) fn block(&mut self, serial: Serial, sender: Sender) {
         self.unblock(serial);
         self.blocked.push((serial, sender));
+        self.hurry(serial);
         self.relieve();
     }
 

@@ -15,8 +15,10 @@ use bytes::Bytes;
 use super::call::CallError;
 use super::target::Target;
 use super::{Entry, State, TOO_MUCH_PENDING, Urgency, handle};
+use crate::clock::Tick;
 use crate::error::SendError;
 use crate::inbox::Amount;
+use crate::lane::Departure;
 use crate::waits::Wake;
 
 /// What a send does when there is no room.
@@ -44,6 +46,8 @@ pub(crate) struct NewSend {
     /// Whether to look the group up again, once, if the one that we know has ended. Not for
     /// pipelined sends: others may have left behind them.
     pub(crate) retry_stale: bool,
+    /// Nobody waits for its answer yet.
+    pub(crate) unhurried: bool,
 }
 
 #[derive(Debug)]
@@ -66,6 +70,8 @@ pub(super) enum Stage {
     /// With the broker.
     Left {
         to: Destination,
+        /// Which departure of its lane it was.
+        departure: u64,
     },
     Answered(Result<Receipt, SendError>),
 }
@@ -205,9 +211,26 @@ impl State {
                 send.cancel = Some(reason);
                 let id = send.id(serial);
                 self.outbox.put(&ClientFrame::Cancel(id));
+                self.hurry(serial);
             }
         }
         self.flush(Urgency::Soon);
+    }
+
+    /// Somebody waits for the answer of this send, so its receipt is not to be put off.
+    pub(crate) fn hurry(&mut self, serial: Serial) {
+        let Some(Entry::Send(send)) = self.pending.get_mut(serial) else {
+            return;
+        };
+        send.new.unhurried = false;
+        let Stage::Left { departure, .. } = send.stage else {
+            return;
+        };
+        let lane = &mut self.endpoints[send.new.endpoint].lanes[send.new.lane.index()];
+        if lane.is_put_off(departure) {
+            lane.hurry();
+            self.outbox.put(&ClientFrame::Flush);
+        }
     }
 
     /// Nobody will ask for the answer of this send or call.
@@ -254,7 +277,7 @@ impl State {
 
     /// Lets sends of a lane leave, in their order, as far as they can.
     pub(super) fn pump(&mut self, key: usize, lane: LaneNumber) {
-        let window = Amount { messages: self.limits.lane_messages, bytes: self.limits.lane_bytes };
+        let window = window_of(&self.limits);
         while self.gone.is_none()
             && self.outbox.bytes() < OUTBOX_BYTES
             && let Some(serial) = self.endpoints[key].lanes[lane.index()].next(window)
@@ -278,7 +301,7 @@ impl State {
             if !self.endpoints[key].inbox.has_room() {
                 return false;
             }
-            if let Some(credit) = self.endpoints[key].inbox.return_all() {
+            if let Some(credit) = self.endpoints[key].inbox.return_all(Tick::now()) {
                 // Not by put_credit, which would come back here.
                 self.outbox.put(&ClientFrame::Credit {
                     endpoint: handle(key),
@@ -308,7 +331,18 @@ impl State {
             Form::TryPipelined => false,
             Form::Wait => endpoint.may_reach_itself(&send.new.target),
         };
+        let charge = send.charge();
+        let lane_state = &endpoint.lanes[lane.index()];
+        let unhurried = send.new.unhurried && (send.wake.is_none() || send.wake_when_left);
+        let kind = match alone {
+            true => Departure::Alone,
+            false if unhurried && lane_state.may_put_off(charge, window_of(&self.limits)) => {
+                Departure::PutOff
+            }
+            false => Departure::InRow,
+        };
         let mut flags = SendFlags::empty();
+        flags.set(SendFlags::RECEIPT_MAY_WAIT, kind == Departure::PutOff);
         flags.set(SendFlags::NONBLOCK, send.new.form != Form::Wait);
         flags.set(SendFlags::INDEPENDENT, send.new.independent);
         let descriptors = send.new.descriptors.clone();
@@ -322,7 +356,6 @@ impl State {
                 .map_or(0, |d| u8::try_from(d.len()).unwrap_or(u8::MAX)),
         };
         let has_descriptors = descriptors.is_some();
-        let charge = send.charge();
         let put = self.outbox.put_send(&head, &send.new.attributes, &send.new.payload, descriptors);
         if put.is_err() {
             let bytes = send.new.payload.len() as u64;
@@ -330,9 +363,9 @@ impl State {
             self.end_send(serial, Err(SendError::TooLarge { bytes, limit }));
             return true;
         }
-        send.stage = Stage::Left { to };
+        let departure = endpoint.lanes[lane.index()].leave(serial, charge, kind);
+        send.stage = Stage::Left { to, departure };
         let wake = if send.wake_when_left { send.wake.take() } else { None };
-        endpoint.lanes[lane.index()].leave(serial, charge, alone);
         self.queued_sends -= 1;
         self.descriptors_under_way |= has_descriptors;
         if let Some(wake) = wake {
@@ -391,7 +424,7 @@ impl State {
                 (
                     FailureCode::NoSuchGroup | FailureCode::GroupEnded,
                     Target::Group(group),
-                    Stage::Left { to: Destination::Group(used) },
+                    Stage::Left { to: Destination::Group(used), .. },
                 ) => {
                     if group.id() == Some(*used) {
                         group.set_id(None);
@@ -452,6 +485,10 @@ impl State {
         }
         self.woken(wake);
     }
+}
+
+fn window_of(limits: &Limits) -> Amount {
+    Amount { messages: limits.lane_messages, bytes: limits.lane_bytes }
 }
 
 /// Output beyond which no further send leaves its lane. The one that crosses this still does.

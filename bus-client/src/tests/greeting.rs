@@ -60,7 +60,7 @@ fn what_comes_with_the_greeting_is_not_lost() {
     broker.hello();
     let mut bytes = encoded(&BrokerFrame::Welcome(Box::new(welcome(Limits::default()))));
     let message = broker.group_message(b"early");
-    bytes.extend_from_slice(&encoded(&BrokerFrame::Message(message)));
+    bytes.extend_from_slice(&encoded(&BrokerFrame::from(message)));
     broker.put_bytes(&bytes);
     let bus = connecting.join().unwrap().unwrap();
     let event = bus.receive().unwrap().into_message().unwrap();
@@ -169,7 +169,7 @@ fn an_answer_to_nothing_ends_the_connection() {
         ("handle", |broker| {
             let mut message = broker.group_message(b"");
             message.head.endpoint = Handle::from_raw(99);
-            broker.put(&BrokerFrame::Message(message));
+            broker.put(&BrokerFrame::from(message));
         }),
     ];
     for (case, script) in cases {

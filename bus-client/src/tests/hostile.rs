@@ -157,7 +157,7 @@ fn noise(random: &mut Random, seen: &[Serial]) -> BrokerFrame {
             let mut head = head(random.next());
             head.endpoint = endpoint;
             head.commit_time = u64::MAX;
-            BrokerFrame::Message(bus_core::wire::MessageFrame {
+            BrokerFrame::from(bus_core::wire::MessageFrame {
                 head,
                 attributes: bus_core::Attributes::EMPTY,
                 payload: vec![0; usize::try_from(random.below(40_000)).unwrap()].into(),

@@ -182,7 +182,7 @@ fn endpoints_that_threads_read_do_not_keep_a_main_loop_busy() {
     settle(&bus);
     let mut frame = broker.group_message(b"for a thread");
     frame.head.endpoint = handle;
-    broker.put(&bus_core::wire::BrokerFrame::Message(frame));
+    broker.put(&bus_core::wire::BrokerFrame::from(frame));
     assert!(is_readable(&bus, PATIENCE));
     settle(&bus);
     assert!(!is_readable_now(&bus), "nobody polls for the second endpoint");

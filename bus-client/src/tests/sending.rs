@@ -247,8 +247,10 @@ fn g3_a_pipeline_that_was_refused_stays_refused_until_it_is_resumed() {
         Ok::<_, SendError>((tried.wait(), behind.wait(), alone.wait()))
     });
     let sends = [broker.send(), broker.send(), broker.send()];
-    assert_eq!(sends[0].head.flags, SendFlags::NONBLOCK);
-    assert_eq!(sends[2].head.flags, SendFlags::INDEPENDENT);
+    let flags = |at: usize| sends[at].head.flags - SendFlags::RECEIPT_MAY_WAIT;
+    assert_eq!(flags(0), SendFlags::NONBLOCK);
+    assert_eq!(flags(2), SendFlags::INDEPENDENT);
+    assert_eq!(broker.next(), ClientFrame::Flush, "the application waits for the first");
     broker.refuse(sends[0].head.id, FailureCode::WouldBlock);
     broker.refuse(sends[1].head.id, FailureCode::LaneRefused);
     broker.receipt(sends[2].head.id);
@@ -612,4 +614,26 @@ fn calls_ask_what_they_say() {
     assert_eq!(names, ["a", "b", "c", "d"]);
     assert_eq!(missing.unwrap(), None);
     assert_eq!(shut.unwrap(), sequence);
+}
+
+#[test]
+fn a_receipt_that_somebody_waits_for_is_asked_for_once() {
+    let (_bus, group, mut broker) = group();
+    let sending = in_thread(&group, |group| {
+        let pending: Vec<_> = ["a", "b", "c"]
+            .into_iter()
+            .map(|text| group.start_send(text))
+            .collect::<Result<_, _>>()?;
+        pending.into_iter().map(PendingSend::wait).collect::<Result<Vec<_>, _>>()
+    });
+    let sends = [broker.send(), broker.send(), broker.send()];
+    for send in &sends {
+        assert_eq!(send.head.flags, SendFlags::RECEIPT_MAY_WAIT);
+    }
+    assert_eq!(broker.next(), ClientFrame::Flush);
+    for send in &sends {
+        broker.receipt(send.head.id);
+    }
+    assert_eq!(sending.join().unwrap().unwrap().len(), 3);
+    assert!(broker.is_quiet(), "the first brought the others");
 }

@@ -51,7 +51,7 @@ pub enum BrokerFrame {
         failure: Box<Failure>,
     },
     /// A message for an endpoint.
-    Message(MessageFrame),
+    Message(Box<MessageFrame>),
     /// Something else that an endpoint is told.
     Notice {
         /// Who.
@@ -88,6 +88,12 @@ impl MessageFrame {
     #[must_use]
     pub fn charged_bytes(&self) -> u64 {
         (self.attributes.encoded().len() + self.payload.len()) as u64
+    }
+}
+
+impl From<MessageFrame> for BrokerFrame {
+    fn from(message: MessageFrame) -> Self {
+        Self::Message(Box::new(message))
     }
 }
 
@@ -303,7 +309,7 @@ impl BrokerFrame {
             descriptors_lost: lost == 1,
         };
         let (attributes, payload) = body::take_tail(unread, at, header.length, block);
-        Ok(Some(Self::Message(MessageFrame { head, attributes, payload })))
+        Ok(Some(Self::Message(Box::new(MessageFrame { head, attributes, payload }))))
     }
 }
 

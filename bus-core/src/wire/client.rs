@@ -49,6 +49,8 @@ pub enum ClientFrame {
         /// Which.
         lane: LaneNumber,
     },
+    /// Asks for all answers that were put off (see [`SendFlags::RECEIPT_MAY_WAIT`]).
+    Flush,
     /// Messages taken by the application: their places are free again.
     Credit {
         /// Whose queue.
@@ -126,6 +128,9 @@ bitflags::bitflags! {
         const NONBLOCK = 1;
         /// Not refused because an earlier one of its lane was (G3).
         const INDEPENDENT = 2;
+        /// Nobody waits for the receipt: it goes out with the next thing that this client is told,
+        /// or after a short while. [`ClientFrame::Flush`] asks for it. A refusal does not wait.
+        const RECEIPT_MAY_WAIT = 128;
     }
 }
 
@@ -181,6 +186,7 @@ impl ClientFrame {
             kind::SEND => return Self::decode_send(&header, unread),
             kind::CANCEL => Self::Cancel(header.send_id()),
             kind::RESUME => Self::Resume { endpoint: header.endpoint(), lane: header.lane() },
+            kind::FLUSH => Self::Flush,
             kind::CREDIT => {
                 body::zero(name, "reserved", u32_at(bytes, 4))?;
                 Self::Credit {
@@ -239,6 +245,10 @@ impl ClientFrame {
             Self::Resume { endpoint, lane } => {
                 let outline = Outline::new(&RESUME).endpoint(*endpoint).lane(*lane);
                 body::put(out, outline, &[]);
+                Ok(())
+            }
+            Self::Flush => {
+                body::put(out, Outline::new(&FLUSH), &[]);
                 Ok(())
             }
             Self::Credit { endpoint, messages, bytes } => {
@@ -401,6 +411,7 @@ fn shape_of(kind: u8) -> Option<&'static Shape> {
         kind::SEND => &SEND,
         kind::CANCEL => &CANCEL,
         kind::RESUME => &RESUME,
+        kind::FLUSH => &FLUSH,
         kind::CREDIT => &CREDIT,
         kind::WATCH => &WATCH,
         kind::UNWATCH => &UNWATCH,
@@ -416,6 +427,7 @@ mod kind {
     pub(super) const SEND: u8 = 0x10;
     pub(super) const CANCEL: u8 = 0x11;
     pub(super) const RESUME: u8 = 0x12;
+    pub(super) const FLUSH: u8 = 0x17;
     pub(super) const CREDIT: u8 = 0x13;
     pub(super) const WATCH: u8 = 0x14;
     pub(super) const UNWATCH: u8 = 0x15;
@@ -442,6 +454,7 @@ const SEND: Shape = Shape {
 const CANCEL: Shape =
     Shape { endpoint: true, lane: true, serial: true, ..Shape::plain(kind::CANCEL, "CANCEL") };
 const RESUME: Shape = Shape { endpoint: true, lane: true, ..Shape::plain(kind::RESUME, "RESUME") };
+const FLUSH: Shape = Shape::plain(kind::FLUSH, "FLUSH");
 const CREDIT: Shape = Shape { endpoint: true, ..Shape::fixed(kind::CREDIT, "CREDIT", 16) };
 const WATCH: Shape = Shape {
     flags: TO_ENDPOINT,

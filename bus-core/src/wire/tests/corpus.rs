@@ -147,6 +147,7 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
                 lane: LaneNumber::new(15).unwrap(),
             },
         ),
+        ("flush", ClientFrame::Flush),
         (
             "credit",
             ClientFrame::Credit { endpoint: Handle::from_raw(3), messages: 17, bytes: 1 << 33 },
@@ -174,7 +175,7 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
 }
 
 pub(super) fn message(missed: Option<Gap>, attributes: Attributes, payload: &[u8]) -> BrokerFrame {
-    BrokerFrame::Message(MessageFrame {
+    BrokerFrame::from(MessageFrame {
         head: MessageHead {
             endpoint: Handle::from_raw(3),
             sequence: Sequence::from_raw(1000),
@@ -352,7 +353,7 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
         ("message that is not copied", message(Some(gap()), attributes(), &[7; 20_000])),
         (
             "message to one endpoint",
-            BrokerFrame::Message(MessageFrame {
+            BrokerFrame::from(MessageFrame {
                 head: MessageHead {
                     endpoint: Handle::FIRST,
                     sequence,

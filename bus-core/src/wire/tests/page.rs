@@ -124,6 +124,7 @@ fn client_examples() -> Vec<(&'static str, ClientFrame)> {
         ),
         ("client CANCEL", ClientFrame::Cancel(id())),
         ("client RESUME", ClientFrame::Resume { endpoint, lane: LaneNumber::FIRST }),
+        ("client FLUSH", ClientFrame::Flush),
         ("client CREDIT", ClientFrame::Credit { endpoint, messages: 2, bytes: 300 }),
         (
             "client WATCH",
@@ -142,7 +143,7 @@ fn client_examples() -> Vec<(&'static str, ClientFrame)> {
 fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
     let endpoint = Handle::FIRST;
     let message = |group, missed, payload| {
-        BrokerFrame::Message(MessageFrame {
+        BrokerFrame::from(MessageFrame {
             head: MessageHead {
                 endpoint,
                 sequence: Sequence::from_raw(1000),

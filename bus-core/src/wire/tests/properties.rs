@@ -160,6 +160,7 @@ fn client_frame() -> impl Strategy<Value = ClientFrame> {
         ),
         1 => send_id().prop_map(ClientFrame::Cancel),
         1 => (handle(), lane()).prop_map(|(endpoint, lane)| ClientFrame::Resume { endpoint, lane }),
+        1 => Just(ClientFrame::Flush),
         1 => (handle(), any::<u32>(), any::<u64>()).prop_map(|(endpoint, messages, bytes)| {
             ClientFrame::Credit { endpoint, messages, bytes }
         }),
@@ -286,7 +287,7 @@ fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
             },
         );
     let message = (head, attributes(), payload()).prop_map(|(head, attributes, payload)| {
-        BrokerFrame::Message(MessageFrame { head, attributes, payload })
+        BrokerFrame::from(MessageFrame { head, attributes, payload })
     });
     let receipt = (send_id(), any::<(u64, u64, u64, u32, u32)>()).prop_map(|(id, numbers)| {
         let (sequence, sender_serial, after, recipients, dropped) = numbers;

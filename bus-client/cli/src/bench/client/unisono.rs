@@ -97,6 +97,7 @@ impl Sender for GroupSender {
 pub(super) struct MemberReceiver {
     bus: Bus,
     _members: Vec<Member>,
+    events: Vec<Event>,
     last: Option<Sequence>,
 }
 
@@ -108,7 +109,7 @@ impl MemberReceiver {
         if plan.workload == Workload::Fair {
             members.push(join(&small_group(index)).map_err(io::Error::other)?);
         }
-        Ok(Self { bus, _members: members, last: None })
+        Ok(Self { bus, _members: members, events: Vec::new(), last: None })
     }
 
     fn take(&mut self, event: Event, sink: &mut dyn FnMut(&[u8])) -> io::Result<()> {
@@ -125,8 +126,12 @@ impl MemberReceiver {
 
 impl Receiver for MemberReceiver {
     fn receive(&mut self, sink: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let event = self.bus.receive().map_err(io::Error::other)?;
-        self.take(event, sink)
+        let most = self.bus.limits().queue_messages as usize;
+        let mut events = std::mem::take(&mut self.events);
+        self.bus.receive_batch(&mut events, most).map_err(io::Error::other)?;
+        let taken = events.drain(..).try_for_each(|event| self.take(event, sink));
+        self.events = events;
+        taken
     }
 
     fn drain(&mut self, sink: &mut dyn FnMut(&[u8])) -> io::Result<()> {
