@@ -10,6 +10,7 @@ use bus_core::{Gap, GroupId, GroupName, Interest, Sequence};
 
 use super::call::{CallError, Purpose};
 use super::{State, Urgency};
+use crate::clock::Tick;
 use crate::inbox::Item;
 use crate::waits::Wake;
 
@@ -289,7 +290,7 @@ impl State {
             return Ok(());
         }
         endpoint.inbox.pass_over()?;
-        if let Some(credit) = endpoint.inbox.return_all() {
+        if let Some(credit) = endpoint.inbox.return_all(Tick::now()) {
             self.put_credit(key, credit);
         }
         Ok(())
