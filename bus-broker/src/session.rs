@@ -205,8 +205,17 @@ impl Session {
                     }
                 }
             }
-            ClientFrame::Watch { endpoint, serial, destination } => {
-                self.watch(endpoint, serial, destination, output, context)
+            ClientFrame::Watch { endpoint, serial, destination, attributes } => {
+                match self.ports.get_mut(&endpoint) {
+                    Some(port) => {
+                        let about = (destination, attributes);
+                        port.watch(self.token, serial, about, output, context);
+                    }
+                    None => {
+                        let failure = Box::new(no_such_port(endpoint));
+                        say(BrokerFrame::Error { endpoint, serial, failure }, output);
+                    }
+                }
             }
             ClientFrame::Unwatch { endpoint, serial } => {
                 if let Some(port) = self.ports.get_mut(&endpoint) {
@@ -302,23 +311,6 @@ impl Session {
         port.send(self.token, &send.head, draft, output, context).map_err(|exceeded| {
             fault(format!("lane {} of endpoint {}: {exceeded}", id.lane, id.endpoint))
         })
-    }
-
-    fn watch(
-        &mut self,
-        endpoint: Handle,
-        serial: Serial,
-        destination: Destination,
-        output: &mut Output,
-        context: &mut Context<'_>,
-    ) {
-        match self.ports.get_mut(&endpoint) {
-            Some(port) => port.watch(self.token, serial, destination, output, context),
-            None => say(
-                BrokerFrame::Error { endpoint, serial, failure: Box::new(no_such_port(endpoint)) },
-                output,
-            ),
-        }
     }
 
     fn open_port(

@@ -203,7 +203,8 @@ impl Endpoint {
         flags.set(MemberFlags::DROP_WHEN_FULL, options.drop_when_full);
         let mut state = self.inner.connection.lock();
         let group = state.group(name);
-        let request = Request::Join { group: name.clone(), flags, create: options.create };
+        let JoinOptions { create, filter, .. } = options;
+        let request = Request::Join { group: name.clone(), flags, create, filter };
         let purpose = Purpose::Join { group: Arc::clone(&group), flags };
         let serial = state
             .call(self.inner.key, purpose, request)

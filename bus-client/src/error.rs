@@ -357,6 +357,29 @@ pub enum LeaveError {
     BrokerGone(#[from] BrokerGone),
 }
 
+/// Why a filter was not changed. The old one holds.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FilterChangeError {
+    /// The endpoint is no member (any more).
+    #[error("not a member of {0}")]
+    NotAMember(GroupName),
+    /// A bound of the bus is reached; the text names it and its value.
+    #[error("limit exceeded: {0}")]
+    LimitExceeded(String),
+    /// The broker refused for a reason that this library does not know.
+    #[error("refused by the broker: {text} ({code})")]
+    Refused {
+        /// Short name of the reason.
+        code: String,
+        /// The reason in words.
+        text: String,
+    },
+    /// The connection has ended, and every membership with it.
+    #[error(transparent)]
+    BrokerGone(#[from] BrokerGone),
+}
+
 /// Why a question about the bus has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -416,6 +439,9 @@ pub enum WatchError {
     /// The endpoint does not exist (any more), or takes no more messages.
     #[error("there is no endpoint {0} that takes messages")]
     NoSuchEndpoint(EndpointId),
+    /// A key, operation or field of the message that it is about is beyond its bound.
+    #[error(transparent)]
+    BadMessage(#[from] MessageError),
     /// Too many watches of this endpoint are outstanding; the text names the bound.
     #[error("limit exceeded: {0}")]
     LimitExceeded(String),
@@ -512,6 +538,23 @@ impl LeaveError {
         };
         match failure.code {
             FailureCode::NotAMember | FailureCode::NoSuchGroup => Self::NotAMember(group.clone()),
+            _ => {
+                let (code, text) = other(failure);
+                Self::Refused { code, text }
+            }
+        }
+    }
+}
+
+impl FilterChangeError {
+    pub(crate) fn from_call(error: CallError, group: &GroupName) -> Self {
+        let failure = match error {
+            CallError::Gone(gone) => return gone.into(),
+            CallError::Failed(failure) => *failure,
+        };
+        match failure.code {
+            FailureCode::NotAMember | FailureCode::NoSuchGroup => Self::NotAMember(group.clone()),
+            FailureCode::LimitExceeded => Self::LimitExceeded(failure.text),
             _ => {
                 let (code, text) = other(failure);
                 Self::Refused { code, text }

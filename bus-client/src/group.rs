@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bus_core::wire::{LaneNumber, Request, Response};
-use bus_core::{EndpointId, GroupId, GroupName, Receipt, Sequence};
+use bus_core::{EndpointId, Filter, GroupId, GroupName, Receipt, Sequence};
 
 use crate::bus::{Endpoint, Lane, LaneInner};
-use crate::error::{LeaveError, SendError};
+use crate::error::{FilterChangeError, LeaveError, SendError};
 use crate::info::Joined;
 use crate::message::Outgoing;
 use crate::send::{PendingSend, SendFuture};
@@ -23,11 +23,12 @@ use crate::watch::Writable;
 /// let options = JoinOptions::new().drop_when_full(true);
 /// assert_ne!(options, JoinOptions::new());
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JoinOptions {
     pub(crate) loopback: bool,
     pub(crate) drop_when_full: bool,
     pub(crate) create: bool,
+    pub(crate) filter: Option<Filter>,
 }
 
 impl Default for JoinOptions {
@@ -40,7 +41,7 @@ impl JoinOptions {
     /// Creates the group if it does not exist; no loopback; senders wait for this member.
     #[must_use]
     pub const fn new() -> Self {
-        Self { loopback: false, drop_when_full: false, create: true }
+        Self { loopback: false, drop_when_full: false, create: true, filter: None }
     }
 
     /// Whether the member's own messages come back to it.
@@ -55,6 +56,22 @@ impl JoinOptions {
     #[must_use]
     pub const fn drop_when_full(mut self, yes: bool) -> Self {
         self.drop_when_full = yes;
+        self
+    }
+
+    /// Receives only what this filter accepts; the rest is not sent here, and senders wait for this
+    /// member only with what it wants. Without one, everything is wanted.
+    ///
+    /// ```
+    /// use bus_client::JoinOptions;
+    ///
+    /// let options = JoinOptions::new().filter("key^=sensor. && field.unit=C".parse()?);
+    /// # drop(options);
+    /// # Ok::<(), bus_client::FilterError>(())
+    /// ```
+    #[must_use]
+    pub fn filter(mut self, filter: Filter) -> Self {
+        self.filter = Some(filter);
         self
     }
 
@@ -125,6 +142,26 @@ impl Member {
     #[must_use]
     pub fn group(&self) -> &Group {
         &self.group
+    }
+
+    /// Changes what is wanted of the group, or wants everything again: every message of the group
+    /// later than the returned place is selected by the new filter. Sends that wait only for this
+    /// member, with what it does not want any more, go on. Blocks for one round trip.
+    ///
+    /// # Errors
+    ///
+    /// See [`FilterChangeError`]; the old filter holds then.
+    pub fn set_filter(&self, filter: Option<Filter>) -> Result<Sequence, FilterChangeError> {
+        let group_id = self.joined.group_id;
+        let inner = &self.group.route.endpoint.inner;
+        let request = Request::SetFilter { group_id, filter };
+        inner
+            .connection
+            .call(inner.key, Purpose::Plain, request, |response| match response {
+                Response::FilterSet { sequence } => Some(sequence),
+                _ => None,
+            })
+            .map_err(|error| FilterChangeError::from_call(error, self.group.name()))
     }
 
     /// Leaves the group. Nothing later than the returned place arrives; what came earlier may
@@ -246,7 +283,14 @@ macro_rules! sending {
             /// Asks to be told when a send there would not block (G6). One answer for each
             /// watch. Blocks for nothing.
             pub fn watch_writable(&self) -> Writable {
-                Writable::new(self.route.clone())
+                Writable::new(self.route.clone(), Outgoing::bytes([]))
+            }
+
+            /// As [`watch_writable`](Self::watch_writable), for a message with the key, operation
+            /// and fields of this one: members whose filters reject it do not matter. Its payload
+            /// is not looked at, and a filter that is a program is taken to accept it.
+            pub fn watch_writable_for(&self, message: impl Into<Outgoing>) -> Writable {
+                Writable::new(self.route.clone(), message.into())
             }
 
             /// The same destination, sending through another lane.

@@ -139,8 +139,9 @@ pub use bus::{Bus, Cork, Endpoint, Events, JoinFuture, Lane, ReceiveFuture};
 #[cfg(feature = "embedded")]
 pub use embedded::{EmbeddedBroker, EmbeddedBuilder};
 pub use error::{
-    BrokerGone, ConnectError, CreateError, DecodeError, EncodeError, GoneReason, JoinError,
-    LeaveError, MessageError, OpenError, QueryError, ReceiveError, SendError, WatchError,
+    BrokerGone, ConnectError, CreateError, DecodeError, EncodeError, FilterChangeError, GoneReason,
+    JoinError, LeaveError, MessageError, OpenError, QueryError, ReceiveError, SendError,
+    WatchError,
 };
 pub use group::{Group, JoinOptions, Member, RemoteEndpoint};
 pub use info::{GroupInfo, Joined, MemberInfo, Members, RoundTrip, Stats, Status};
@@ -150,5 +151,6 @@ pub use views::{Change, Interest, InterestFuture, MembersWatch, ViewChange, Watc
 pub use watch::Writable;
 
 pub use bus_core::{
-    ContentType, Credentials, EndpointId, GroupId, GroupName, Limits, NameError, Receipt, Sequence,
+    Condition, ContentType, Credentials, EndpointId, FILTER_SECTION, Filter, FilterError,
+    FilterProgram, GroupId, GroupName, Limits, NameError, Pattern, Receipt, Sequence,
 };

@@ -10,6 +10,7 @@ use bus_core::wire::Serial;
 use crate::drive::Drive;
 use crate::error::WatchError;
 use crate::group::Route;
+use crate::message::Outgoing;
 use crate::state::{CallError, Interest};
 use crate::waits::Wake;
 
@@ -33,12 +34,17 @@ enum Watch {
 }
 
 impl Writable {
-    pub(crate) fn new(route: Route) -> Self {
+    pub(crate) fn new(route: Route, mut about: Outgoing) -> Self {
         let inner = &route.endpoint.inner;
-        let asked = inner.connection.lock().watch(inner.key, route.target.clone());
-        let watch = match asked {
-            Ok(serial) => Watch::Asked(serial),
-            Err(error) => Watch::Answered(Err(WatchError::from_call(error, &route.target))),
+        let watch = match about.attributes(inner.connection.plain_attributes()) {
+            Ok(attributes) => {
+                let target = route.target.clone();
+                match inner.connection.lock().watch(inner.key, target, attributes) {
+                    Ok(serial) => Watch::Asked(serial),
+                    Err(error) => Watch::Answered(Err(WatchError::from_call(error, &route.target))),
+                }
+            }
+            Err(error) => Watch::Answered(Err(error.into())),
         };
         Self { route, watch, drive: Drive::default() }
     }

@@ -205,6 +205,11 @@ impl Attributes {
         None
     }
 
+    /// All items as they stand in the block, for filters, which compare bytes.
+    pub(crate) fn items(&self) -> RawItems<'_> {
+        RawItems { rest: &self.0 }
+    }
+
     /// For the frame decoder, which has just checked these very bytes where they lay.
     pub(crate) fn from_checked(block: Bytes) -> Self {
         debug_assert_eq!(check(&block), Ok(()), "the caller has checked the block");
@@ -246,6 +251,45 @@ impl<'a> Iterator for Fields<'a> {
             }
         }
         None
+    }
+}
+
+/// An item of an [`Attributes`], in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum RawItem<'a> {
+    Key(&'a [u8]),
+    Operation(&'a [u8]),
+    Field {
+        /// The length of the name, name and value.
+        whole: &'a [u8],
+        name: &'a [u8],
+        value: &'a [u8],
+    },
+    Other,
+}
+
+/// The items of an [`Attributes`], from [`Attributes::items`].
+#[derive(Clone, Debug)]
+pub(crate) struct RawItems<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for RawItems<'a> {
+    type Item = RawItem<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<RawItem<'a>> {
+        let (tag, item, after) = split_item(self.rest)?;
+        self.rest = after;
+        Some(match tag {
+            KEY => RawItem::Key(item),
+            OPERATION => RawItem::Operation(item),
+            FIELD => match split_field(item) {
+                Some((name, value)) => RawItem::Field { whole: item, name, value },
+                None => RawItem::Other,
+            },
+            _ => RawItem::Other,
+        })
     }
 }
 
@@ -318,7 +362,7 @@ impl AttributesBuilder {
 }
 
 impl ContentType {
-    const fn to_byte(self) -> u8 {
+    pub(crate) const fn to_byte(self) -> u8 {
         match self {
             Self::Bytes => 0,
             Self::Text => 1,
@@ -494,7 +538,7 @@ pub const MAX_FIELDS: usize = 16;
 /// Bytes of the names and values of all fields together.
 pub const MAX_FIELDS_BYTES: usize = 4096;
 /// The longest name of a field.
-const MAX_FIELD_NAME_BYTES: usize = 255;
+pub(crate) const MAX_FIELD_NAME_BYTES: usize = 255;
 /// Tag and length of an item.
 const ITEM_HEAD_BYTES: usize = 3;
 /// The longest block: every item at its limit.

@@ -13,12 +13,13 @@ use ahash::RandomState;
 
 use crate::Endpoint;
 use crate::directory::{Directory, EndpointRecord};
+use crate::filter::{Filter, MemberFilters};
 use crate::group::Group;
 use crate::id::{EndpointId, GroupId, Sequence};
 use crate::intake::{Capacity, Drops, EndpointCore, Intake, Lost};
 use crate::limits::Limits;
 use crate::lock_set::{Held, IntakePlace, LockBits, LockIndex, LockSet};
-use crate::membership::{Member, MemberFlags};
+use crate::membership::{Member, MemberFlags, Membership};
 use crate::message::{Credentials, Destination};
 use crate::name::GroupName;
 use crate::notice::Eviction;
@@ -155,25 +156,33 @@ pub enum LeaveError {
 }
 
 /// How to join a group.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct JoinOptions {
     /// What the membership asks for.
     pub flags: MemberFlags,
     /// Create the group if there is none of the name.
     pub create: bool,
+    /// What of the group is wanted; everything without it.
+    pub filter: Option<Filter>,
 }
 
 impl JoinOptions {
     /// No flags, and the group is created if there is none.
     #[must_use]
     pub fn create() -> Self {
-        Self { flags: MemberFlags::empty(), create: true }
+        Self { create: true, ..Self::default() }
     }
 
     /// The same with other flags.
     #[must_use]
     pub fn with(self, flags: MemberFlags) -> Self {
         Self { flags, ..self }
+    }
+
+    /// The same with a filter.
+    #[must_use]
+    pub fn filtered(self, filter: Filter) -> Self {
+        Self { filter: Some(filter), ..self }
     }
 }
 
@@ -592,9 +601,16 @@ impl BusInner {
             return Err(JoinError::BackOff(name.clone(), left));
         }
 
+        let filters = MemberFilters::new(options.filter, None);
+        if let Some(filters) = &filters {
+            self.check_filter_count(&directory, id)?;
+            // Before a group is made that it could not be in.
+            self.check_instructions(&Membership::empty(), None, Some(filters))?;
+        }
         let (group, created) = self.find_or_add_group(&mut directory, id, name, options.create)?;
         let before = group.membership();
         LimitExceeded::check("members", before.members().len(), self.limits.members)?;
+        self.check_instructions(&before, None, filters.as_deref())?;
 
         self.open_queue(core);
         let record = directory.endpoints.get_mut(&id).ok_or(JoinError::Closed(id))?;
@@ -606,7 +622,7 @@ impl BusInner {
         });
         record.memberships.push(Arc::clone(&group));
         record.keep_drops(&[], drops.as_ref());
-        let member = Member { place: core.place, flags: options.flags, drops };
+        let member = Member { place: core.place, flags: options.flags, drops, filters };
         let next = before.with(member);
         let members = count(next.members().len());
         let drops = record.drops.clone();

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::task::Waker;
 
+use crate::attributes::Attributes;
 use crate::bus::{
     Bus, CreateError, Departure, JoinError, JoinOptions, Joined, LeaveError, LimitExceeded,
 };
+use crate::filter::{Filter, FilterChangeError, Whose};
 use crate::id::{EndpointId, GroupId, Sequence};
 use crate::intake::{EndpointCore, Opened};
 use crate::lane::{Lane, Watch};
@@ -80,6 +82,21 @@ impl Endpoint {
         departed.ok_or(LeaveError::NotAMember(group, self.id()))
     }
 
+    /// Changes what is wanted of a group, or wants everything again, and says from where in the
+    /// order on: every later message is selected by the new filter (G4). Sends that wait only for
+    /// this member, and that it does not want any more, go on.
+    ///
+    /// # Errors
+    ///
+    /// See [`FilterChangeError`]; the old filter holds then.
+    pub fn set_filter(
+        &self,
+        group: GroupId,
+        filter: Option<Filter>,
+    ) -> Result<Sequence, FilterChangeError> {
+        self.bus.inner.set_filter(&self.core, group, Whose::Own, filter)
+    }
+
     /// Begins to watch a group's membership: every later change is told at its place in the order
     /// (G4). Watching again changes what is told. A watch does not keep the group alive.
     ///
@@ -143,7 +160,22 @@ impl Endpoint {
         to: Destination,
         waker: Waker,
     ) -> Result<Option<Watch>, WatchError> {
-        Watch::begin(&self.bus, &self.core, to, waker)
+        self.watch_writable_for(to, Attributes::EMPTY, waker)
+    }
+
+    /// As [`watch_writable`](Self::watch_writable), for a message of these attributes: of a group,
+    /// only members whose filters may accept it matter. A filter that is a program is taken to.
+    ///
+    /// # Errors
+    ///
+    /// As [`watch_writable`](Self::watch_writable), which is for a message without attributes.
+    pub fn watch_writable_for(
+        &self,
+        to: Destination,
+        attributes: Attributes,
+        waker: Waker,
+    ) -> Result<Option<Watch>, WatchError> {
+        Watch::begin(&self.bus, &self.core, to, attributes, waker)
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use crate::attributes::Attributes;
 use crate::bus::{Bus, LimitExceeded};
 use crate::endpoint::WatchError;
 use crate::id::EndpointId;
@@ -108,8 +109,7 @@ impl Lane {
         }
         let route = self.take_route(to)?;
         let message = Message::new(self.core.id(), self.core.credentials, to, draft);
-        let mut outgoing =
-            Outgoing { sender: Arc::clone(&self.core), route, message: Some(Arc::new(message)) };
+        let mut outgoing = Outgoing::new(Arc::clone(&self.core), route, Arc::new(message));
         let bus = &self.bus.inner;
         let attempt = bus.attempt(&mut outgoing, Standing::Newcomer, &mut self.effects);
         let submitted = match attempt? {
@@ -310,6 +310,7 @@ impl Watch {
         bus: &Bus,
         core: &Arc<EndpointCore>,
         to: Destination,
+        about: Attributes,
         waker: Waker,
     ) -> Result<Option<Self>, WatchError> {
         let most = u64::from(bus.limits().watches);
@@ -318,7 +319,7 @@ impl Watch {
         }
         let mut watch = Self { bus: bus.clone(), core: Arc::clone(core), key: None };
         let route = bus.inner.route(to, core.id())?;
-        let outgoing = Outgoing { sender: Arc::clone(core), route, message: None };
+        let outgoing = Outgoing::asking(Arc::clone(core), route, about);
         let mut effects = Effects::default();
         let key = bus.inner.waiting.lock().watch(&bus.inner, outgoing, waker, &mut effects);
         effects.run();

@@ -16,6 +16,7 @@
 //! | `attributes`, `message`, `notice` | what endpoints hand over and are told |
 //! | `lock_set` | the 8 locks, and the clocks that sequences come from |
 //! | `queue`, `intake` | an endpoint's ring; what commits and what its reader change |
+//! | `filter` | what a member wants to hear, and who wants a message |
 //! | `membership`, `group`, `directory` | a group's members at one generation; who is on the bus |
 //! | `send` | from the cached membership to the commit point to the wake-ups |
 //! | `wait` | sends that wait, and how far they can be overtaken |
@@ -28,6 +29,7 @@ mod attributes;
 mod bus;
 mod directory;
 mod endpoint;
+mod filter;
 pub mod framing;
 mod group;
 mod id;
@@ -58,6 +60,10 @@ pub use bus::{
     MemberInfo, Stats, View,
 };
 pub use endpoint::{Endpoint, WatchError};
+pub use filter::{
+    CONTEXT_WORDS as FILTER_CONTEXT_WORDS, Condition, Filter, FilterChangeError, FilterError,
+    FilterProgram, MAX_FILTER_CONDITIONS, MAX_PATTERN_BYTES, Pattern, SECTION as FILTER_SECTION,
+};
 pub use id::{EndpointId, GroupId, Sequence};
 pub use lane::{Lane, Submitted, Watch};
 pub use limits::{LimitError, Limits};

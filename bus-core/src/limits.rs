@@ -41,6 +41,11 @@ pub struct Limits {
     pub watches: u16,
     /// Members of one group.
     pub members: u32,
+    /// Filters that one endpoint has in all its memberships.
+    pub filters: u16,
+    /// Instructions of all programs that filter for the members of one group. A send to the group
+    /// may run them all.
+    pub filter_instructions: u32,
     /// Groups of one bus.
     pub groups: u32,
     /// Groups that one endpoint has created and that still live.
@@ -72,6 +77,8 @@ impl Default for Limits {
             lanes: 16,
             watches: 64,
             members: 10_000,
+            filters: 64,
+            filter_instructions: 16_384,
             groups: 65_536,
             groups_created: 1_024,
             endpoints: 65_536,
@@ -106,7 +113,7 @@ impl Limits {
     /// The first field that is out of its range.
     pub fn check(&self) -> Result<(), LimitError> {
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-        let rows: [(&'static str, u64, u64, u64); 17] = [
+        let rows: [(&'static str, u64, u64, u64); 19] = [
             ("queue_messages", self.queue_messages.into(), 1, 1 << 20),
             ("queue_bytes", self.queue_bytes, 1, 1 << 40),
             ("payload_bytes", self.payload_bytes.into(), 1, 16 << 20),
@@ -117,6 +124,8 @@ impl Limits {
             ("lanes", self.lanes.into(), 1, 16),
             ("watches", self.watches.into(), 0, 4_096),
             ("members", self.members.into(), 1, 1 << 20),
+            ("filters", self.filters.into(), 0, 4_096),
+            ("filter_instructions", self.filter_instructions.into(), 0, 1 << 24),
             ("groups", self.groups.into(), 1, 1 << 24),
             ("groups_created", self.groups_created.into(), 1, 1 << 20),
             ("endpoints", self.endpoints.into(), 1, 1 << 24),

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 
+use crate::filter::MemberFilters;
+use crate::filter::index::FilterIndex;
 use crate::id::{EndpointId, Generation};
 use crate::intake::Drops;
 use crate::lock_set::{IntakePlace, LOCKS, LockBits};
@@ -35,6 +37,8 @@ pub(crate) struct Member {
     pub(crate) flags: MemberFlags,
     /// Where losses are counted; present with `DROP_WHEN_FULL` only.
     pub(crate) drops: Option<Arc<Drops>>,
+    /// What it wants to hear, if not everything.
+    pub(crate) filters: Option<Arc<MemberFilters>>,
 }
 
 #[derive(Debug)]
@@ -46,24 +50,50 @@ pub(crate) struct Membership {
     watchers: Arc<[Watcher]>,
     /// How many members each lock covers, so that the set without one of them is known at once.
     per_lock: [u32; LOCKS],
+    filters: FilterIndex,
+    /// Where those without a filter stand. Kept only while others have one.
+    unfiltered: Box<[u32]>,
 }
 
 impl Membership {
     pub(crate) fn empty() -> Self {
-        Self::new(Generation(0), Box::default(), Arc::new([]), false)
+        let filters = FilterIndex::default();
+        Self::new(Generation(0), Box::default(), Arc::new([]), filters, false)
     }
 
     fn new(
         generation: Generation,
         members: Box<[Member]>,
         watchers: Arc<[Watcher]>,
+        filters: FilterIndex,
         ended: bool,
     ) -> Self {
         let mut per_lock = [0; LOCKS];
         for member in &members {
             per_lock[member.place.lock.at()] += 1;
         }
-        Self { generation, ended, members, watchers, per_lock }
+        let unfiltered = if filters.is_empty() {
+            Box::default()
+        } else {
+            let members = (0..).zip(&members);
+            members.filter(|(_, member)| member.filters.is_none()).map(|(at, _)| at).collect()
+        };
+        Self { generation, ended, members, watchers, per_lock, filters, unfiltered }
+    }
+
+    /// Whether the recipients of a message are to be selected.
+    pub(crate) fn has_filters(&self) -> bool {
+        !self.filters.is_empty()
+    }
+
+    /// The filters of all members, to be looked up in.
+    pub(crate) fn filters(&self) -> &FilterIndex {
+        &self.filters
+    }
+
+    /// Where members without a filter stand, ascending; only if there are others.
+    pub(crate) fn unfiltered(&self) -> &[u32] {
+        &self.unfiltered
     }
 
     pub(crate) fn members(&self) -> &[Member] {
@@ -87,17 +117,41 @@ impl Membership {
         let at = self.find(member.place.id).unwrap_or_else(|at| at);
         let mut members = Vec::with_capacity(self.members.len() + 1);
         members.extend_from_slice(&self.members[..at]);
+        let mut filters = self.filters.clone();
+        if let Some(new) = &member.filters {
+            filters.add(member.place.id, new);
+        }
         members.push(member);
         members.extend_from_slice(&self.members[at..]);
-        Self::new(self.next(), members.into(), Arc::clone(&self.watchers), false)
+        Self::new(self.next(), members.into(), Arc::clone(&self.watchers), filters, false)
+    }
+
+    /// The next generation, with other filters of the member at `at`.
+    pub(crate) fn with_filters(&self, at: usize, new: Option<Arc<MemberFilters>>) -> Self {
+        let mut members = self.members.clone();
+        let mut filters = self.filters.clone();
+        let id = members[at].place.id;
+        if let Some(old) = members[at].filters.take() {
+            filters.remove(id, &old);
+        }
+        if let Some(new) = &new {
+            filters.add(id, new);
+        }
+        members[at].filters = new;
+        Self::new(self.next(), members, Arc::clone(&self.watchers), filters, self.ended)
     }
 
     /// The next generation, without endpoint `id`, and ended if nobody keeps the group alive.
     pub(crate) fn without(&self, id: EndpointId, creator_lives: bool) -> Self {
         let mut members = self.members.to_vec();
-        members.retain(|member| member.place.id != id);
+        let mut filters = self.filters.clone();
+        if let Some(at) = self.position(id)
+            && let Some(old) = members.remove(at).filters
+        {
+            filters.remove(id, &old);
+        }
         let ended = members.is_empty() && !creator_lives;
-        Self::new(self.next(), members.into(), Arc::clone(&self.watchers), ended)
+        Self::new(self.next(), members.into(), Arc::clone(&self.watchers), filters, ended)
     }
 
     pub(crate) fn watchers(&self) -> &[Watcher] {
@@ -108,7 +162,8 @@ impl Membership {
     pub(crate) fn with_watcher(&self, watcher: Watcher) -> Self {
         let others = self.watchers.iter().filter(|w| w.place.id != watcher.place.id);
         let watchers = others.cloned().chain([watcher.clone()]).collect();
-        Self::new(self.next(), self.members.clone(), watchers, self.ended)
+        let (members, filters) = (self.members.clone(), self.filters.clone());
+        Self::new(self.next(), members, watchers, filters, self.ended)
     }
 
     /// The same generation, before it is published, without the watcher `id`.
@@ -121,7 +176,8 @@ impl Membership {
     /// The next generation, without the watcher `id`.
     pub(crate) fn without_watcher(&self, id: EndpointId) -> Self {
         let watchers = Arc::clone(&self.watchers);
-        Self::new(self.next(), self.members.clone(), watchers, self.ended).forget_watcher(id)
+        let (members, filters) = (self.members.clone(), self.filters.clone());
+        Self::new(self.next(), members, watchers, filters, self.ended).forget_watcher(id)
     }
 
     /// The locks that cover the recipients: all members but the one at `skip`.
@@ -142,7 +198,7 @@ mod tests {
     fn member(id: u64) -> Member {
         let place =
             IntakePlace { id: EndpointId::from_raw(id), lock: LockIndex::from_hash(id), slot: 0 };
-        Member { place, flags: MemberFlags::empty(), drops: None }
+        Member { place, flags: MemberFlags::empty(), drops: None, filters: None }
     }
 
     fn ids(membership: &Membership) -> Vec<u64> {

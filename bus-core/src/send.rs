@@ -9,7 +9,10 @@
 use std::sync::Arc;
 use std::task::Waker;
 
+use crate::attributes::Attributes;
 use crate::bus::BusInner;
+use crate::filter::Subject;
+use crate::filter::selection::Selection;
 use crate::group::Group;
 use crate::id::{EndpointId, Generation, GroupId, Sequence};
 use crate::intake::{Drops, EndpointCore, Intake};
@@ -197,6 +200,9 @@ pub(crate) enum Route {
         /// Where the sender stands in the membership if it is not a recipient itself.
         skip: Option<usize>,
         locks: LockBits,
+        /// Those who accept the message, if any member has a filter. Until a message has been
+        /// chosen for, it is another one's.
+        selection: Option<Box<Selection>>,
     },
     Endpoint(IntakePlace),
 }
@@ -218,7 +224,15 @@ impl Route {
         if locks.is_empty() && !mutated(Mutant::EmptySetTakesNoLock) {
             locks = LockBits::one(group.home);
         }
-        Self::Group { group, membership, skip, locks }
+        let selection = membership.has_filters().then(Box::default);
+        Self::Group { group, membership, skip, locks, selection }
+    }
+
+    /// Selects who accepts a message, before any lock is taken.
+    fn choose(&mut self, subject: Subject<'_>) {
+        if let Self::Group { membership, skip, selection: Some(selection), .. } = self {
+            selection.choose(membership, *skip, subject);
+        }
     }
 
     pub(crate) fn destination(&self) -> Destination {
@@ -230,6 +244,10 @@ impl Route {
 
     fn locks(&self) -> LockBits {
         match self {
+            Self::Group { group, selection: Some(selection), .. } => {
+                let locks = selection.locks();
+                if locks.is_empty() { LockBits::one(group.home) } else { locks }
+            }
             Self::Group { locks, .. } => *locks,
             Self::Endpoint(place) => LockBits::one(place.lock),
         }
@@ -245,9 +263,18 @@ impl Route {
         }
     }
 
-    fn refresh(&mut self, sender: EndpointId) {
-        if let Self::Group { group, .. } = self {
-            *self = Self::to_group(Arc::clone(group), sender);
+    /// Goes by the current membership, and selects from it.
+    fn refresh(&mut self, sender: EndpointId, subject: Subject<'_>) {
+        let Self::Group { group, selection, .. } = self else {
+            return;
+        };
+        let kept = selection.take();
+        *self = Self::to_group(Arc::clone(group), sender);
+        if let Self::Group { membership, skip, selection: Some(selection), .. } = self {
+            if let Some(kept) = kept {
+                *selection = kept;
+            }
+            selection.choose_again(membership, *skip, subject);
         }
     }
 
@@ -257,6 +284,11 @@ impl Route {
             Self::Group { membership, .. } => Some(membership.generation),
             Self::Endpoint(_) => None,
         }
+    }
+
+    /// Whether its recipients differ from message to message.
+    pub(crate) fn is_selective(&self) -> bool {
+        matches!(self, Self::Group { selection: Some(_), .. })
     }
 
     fn ended(&self) -> Option<GroupId> {
@@ -274,26 +306,35 @@ impl Route {
     }
 
     fn recipients(&self) -> impl Iterator<Item = Recipient<'_>> {
-        let (members, skip, one) = match self {
-            Self::Group { membership, skip, .. } => (membership.members(), *skip, None),
+        let (all, chosen, members, skip, one) = match self {
+            Self::Group { membership, selection: Some(selection), .. } => {
+                (&[][..], selection.positions(), membership.members(), None, None)
+            }
+            Self::Group { membership, skip, .. } => {
+                (membership.members(), &[][..], &[][..], *skip, None)
+            }
             Self::Endpoint(place) => {
-                (&[][..], None, Some(Recipient { place: *place, drops: None }))
+                let one = Recipient { place: *place, drops: None };
+                (&[][..], &[][..], &[][..], None, Some(one))
             }
         };
-        let group = members
-            .iter()
-            .enumerate()
-            .filter(move |(at, _)| Some(*at) != skip)
-            .map(|(_, member)| Recipient { place: member.place, drops: member.drops.as_ref() });
-        group.chain(one)
+        let all = all.iter().enumerate().filter(move |(at, _)| Some(*at) != skip);
+        let chosen = chosen.iter().map(|at| &members[*at as usize]);
+        let group = all.map(|(_, member)| member).chain(chosen);
+        group
+            .map(|member| Recipient { place: member.place, drops: member.drops.as_ref() })
+            .chain(one)
     }
 
     /// Whether a message along this route needs a place in the queue of `id`.
     pub(crate) fn needs(&self, id: EndpointId) -> bool {
         match self {
-            Self::Group { membership, skip, .. } => membership
-                .position(id)
-                .is_some_and(|at| Some(at) != *skip && membership.members()[at].drops.is_none()),
+            Self::Group { membership, skip, selection, .. } => {
+                membership.position(id).is_some_and(|at| {
+                    let accepts = selection.as_ref().is_none_or(|chosen| chosen.contains(at));
+                    accepts && Some(at) != *skip && membership.members()[at].drops.is_none()
+                })
+            }
             Self::Endpoint(place) => place.id == id,
         }
     }
@@ -306,6 +347,45 @@ pub(crate) struct Outgoing {
     pub(crate) route: Route,
     /// Nobody else has it until its commit. None asks whether the route is writable.
     pub(crate) message: Option<Arc<Message>>,
+    /// What a message would say for which it is asked whether the route is writable.
+    asked: Option<Box<Attributes>>,
+}
+
+impl Outgoing {
+    /// A message on its way.
+    pub(crate) fn new(sender: Arc<EndpointCore>, route: Route, message: Arc<Message>) -> Self {
+        Self { sender, route, message: Some(message), asked: None }.chosen()
+    }
+
+    /// The question whether a message of these attributes would find room.
+    pub(crate) fn asking(sender: Arc<EndpointCore>, route: Route, about: Attributes) -> Self {
+        Self { sender, route, message: None, asked: Some(Box::new(about)) }.chosen()
+    }
+
+    fn chosen(mut self) -> Self {
+        if self.route.is_selective() {
+            let (message, asked) = (self.message.as_deref(), self.asked.as_deref());
+            self.route.choose(subject(message, asked));
+        }
+        self
+    }
+
+    /// Goes by the current membership.
+    fn refresh(&mut self) {
+        let subject = subject(self.message.as_deref(), self.asked.as_deref());
+        self.route.refresh(self.sender.id(), subject);
+    }
+}
+
+/// What filters see of a send.
+fn subject<'a>(message: Option<&'a Message>, asked: Option<&'a Attributes>) -> Subject<'a> {
+    static NOTHING: Attributes = Attributes::EMPTY;
+    match message {
+        Some(message) => {
+            Subject { attributes: message.attributes(), payload: Some(message.payload()) }
+        }
+        None => Subject { attributes: asked.unwrap_or(&NOTHING), payload: None },
+    }
 }
 
 /// By which right a send takes places.
@@ -399,12 +479,12 @@ impl BusInner {
             if let Some(ended) = self.attempt_once(outgoing, standing, effects) {
                 return ended;
             }
-            outgoing.route.refresh(outgoing.sender.id());
+            outgoing.refresh();
         }
         // With the directory held nobody changes a membership.
         let _directory = self.directory.lock();
         loop {
-            outgoing.route.refresh(outgoing.sender.id());
+            outgoing.refresh();
             if let Some(ended) = self.attempt_once(outgoing, standing, effects) {
                 return ended;
             }
@@ -441,7 +521,8 @@ impl BusInner {
     /// in their queues.
     pub(crate) fn find_full(&self, outgoing: &Outgoing) -> Vec<(Arc<EndpointCore>, u64)> {
         let mut route = outgoing.route.clone();
-        route.refresh(outgoing.sender.id());
+        let subject = subject(outgoing.message.as_deref(), outgoing.asked.as_deref());
+        route.refresh(outgoing.sender.id(), subject);
         let mut full = Vec::with_capacity(route.most_recipients());
         let mut held = self.locks.acquire(route.locks());
         for recipient in route.recipients().filter(|recipient| recipient.drops.is_none()) {

@@ -348,6 +348,10 @@ mutants! {
     UnusedStaysWithheld,
     /// Who gives up a place that it kept serves nobody there.
     GiveUpServesNobody,
+    /// A send that starts over goes to those whose filters accepted before.
+    SelectionKept,
+    /// Those who wait for a member are not served when its filter changes.
+    FilterServesNobody,
     /// Those who wait for a member are not served when it leaves or is closed.
     LeaveServesNobody,
     /// A send keeps reserve places of queues that are no recipients of it any more.

@@ -134,7 +134,7 @@ impl Step {
     }
 
     /// A step in which only who watches changes.
-    fn unseen(group: &Arc<Group>, next: Membership) -> Self {
+    pub(crate) fn unseen(group: &Arc<Group>, next: Membership) -> Self {
         Self { group: Arc::clone(group), next: Arc::new(next), told: None, edge: false }
     }
 

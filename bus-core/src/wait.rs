@@ -590,7 +590,8 @@ impl WaitingRoom {
                 continue;
             };
             let destination = outgoing.route.destination();
-            if !seen.insert(destination) {
+            // Two messages of one destination have the same recipients, but for filters.
+            if !seen.insert(destination) && !outgoing.route.is_selective() {
                 continue;
             }
             for (core, queued_messages) in bus.find_full(outgoing) {
@@ -600,7 +601,9 @@ impl WaitingRoom {
                     time: Duration::ZERO,
                     queued_messages,
                 });
-                if let Destination::Group(group) = destination {
+                if let Destination::Group(group) = destination
+                    && !stalled.groups.contains(&group)
+                {
                     stalled.groups.push(group);
                 }
             }

@@ -14,7 +14,7 @@
 //! | `header` | the 16 bytes of every frame, and which kind may say what in them |
 //! | `client`, `broker` | the frames of either direction |
 //! | `body` | what both directions share |
-//! | `control`, `code`, `views` | bodies in CBOR, and the codes in them |
+//! | `control`, `code`, `views`, `filter_form` | bodies in CBOR, and the codes and filters in them |
 //! | `cbor` | what is checked before serde sees a body |
 
 use bytes::{Buf, BytesMut};
@@ -27,6 +27,7 @@ mod cbor;
 mod client;
 mod code;
 mod control;
+mod filter_form;
 mod header;
 mod limits_form;
 mod views;

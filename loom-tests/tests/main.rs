@@ -4,6 +4,7 @@
 
 mod cancel;
 mod drop_when_full;
+mod filters;
 mod given;
 mod isolation;
 mod membership;

@@ -14,6 +14,7 @@
 //! | G2 one order | two senders, overlapping groups, unicast, unequal clocks | `order::g2_*` | `LocksOutOfOrder`, `ReleaseBetweenPushes`, `SequenceFromOneClock`, `AdvanceOneClock`, `SequenceWithoutLock` |
 //! | G3 causality | a chain over a third party; a chain that shares no lock | `order::g3_*` | `TakenNotFollowed`, `SentNotFollowed` |
 //! | G4 views | join and leave between a sender's snapshot and its locks; the empty group; notices | `membership::g4_*`, `drop_when_full::g4_*` | `SkipGenerationCheck`, `ChangeTakesOneLock`, `EmptySetTakesNoLock`, `NoticePassesOlder` |
+//! | G4, G5 filters | a filter that changes between a selection and its locks, and while a send goes to wait | `filters::*` | `SelectionKept`, `FilterServesNobody` |
 //! | G5 no wake-up is lost | a place freed while a send goes to wait; leave, close, end | `waiting::g5_*`, `cancel::*` | `NoSecondLook`, `NoFence*`, `LeaveServesNobody`, `WaitAtOwnQueue` |
 //! | G5 others go on | one member full until the others are through | `isolation::*` | `StayRegistered`, `ServeOnlyOne` |
 //! | G5 nobody starves | newcomers and younger sends; readers that alternate; dead members | `waiting::g5_*_pass_*`, `reserve::*` | `PassOlder`, `WaiterPassesOlder`, `YoungestFirst`, `NoReservePlace`, `ReservePassesOlder`, `StuckKeepsClaims`, `UnusedStaysWithheld`, `ChangeKeepsClaims`, `GiveUpServesNobody` |
@@ -82,6 +83,8 @@ const CAUGHT: &[(&str, &str)] = &[
     ("StuckKeepsClaims", "reserve::g5_a_send_that_waits_for_a_dead_member_withholds_nothing"),
     ("UnusedStaysWithheld", "reserve::g5_a_place_that_is_kept_and_not_used_is_for_who_can_use_it"),
     ("GiveUpServesNobody", "reserve::g5_a_cancelled_send_gives_up_the_places_that_it_keeps"),
+    ("SelectionKept", "filters::g4_a_filter_that_opens_before_the_commit_leaves_no_hole"),
+    ("FilterServesNobody", "filters::g5_a_filter_that_rejects_what_waits_lets_it_go"),
     ("LeaveServesNobody", "cancel::g5_a_leave_wakes_those_who_wait_for_the_member"),
     ("ChangeKeepsClaims", "reserve::g5_a_leave_gives_up_the_places_that_are_kept_for_it"),
     (

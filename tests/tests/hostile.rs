@@ -12,7 +12,7 @@ use bus_core::wire::{
     BrokerFrame, ClientFrame, FailureCode, GoodbyeCode, Handle, Hello, LaneNumber, MAGIC, Request,
     Response, SendId, Serial,
 };
-use bus_core::{Destination, GroupId};
+use bus_core::{Attributes, Destination, GroupId};
 use bytes::BytesMut;
 use nix::sys::signal::Signal;
 use tests::broker::Broker;
@@ -152,6 +152,7 @@ fn conversation() -> Vec<u8> {
         group: name("garbled"),
         flags: bus_core::MemberFlags::LOOPBACK,
         create: true,
+        filter: None,
     };
     let garbled = Destination::Group(GroupId::from_raw(2));
     let frames = [
@@ -159,7 +160,12 @@ fn conversation() -> Vec<u8> {
         call(1, join),
         call(2, Request::Stats),
         ClientFrame::Send(send_frame(id(serial(3)), garbled, b"a garbled message")),
-        ClientFrame::Watch { endpoint: Handle::FIRST, serial: serial(4), destination: garbled },
+        ClientFrame::Watch {
+            endpoint: Handle::FIRST,
+            serial: serial(4),
+            destination: garbled,
+            attributes: Attributes::EMPTY,
+        },
         ClientFrame::Credit { endpoint: Handle::FIRST, messages: 1, bytes: 17 },
         ClientFrame::Resume { endpoint: Handle::FIRST, lane: LaneNumber::FIRST },
         call(5, Request::Groups { after: None, max: 7 }),

@@ -8,7 +8,7 @@ use bus_core::wire::{
     BrokerFrame, ClientFrame, Failure, FailureCode, GoodbyeCode, Handle, LaneNumber, Request,
     Response, Serial,
 };
-use bus_core::{Destination, GroupId, Limits, MemberFlags};
+use bus_core::{Attributes, Destination, GroupId, Limits, MemberFlags};
 use tests::broker::Broker;
 use tests::process::Launch;
 use tests::programs;
@@ -404,6 +404,7 @@ fn crowd(broker: &Broker, group: &str, mut count: u32) -> Vec<RawClient> {
                 group: name(group),
                 flags: MemberFlags::empty(),
                 create: true,
+                filter: None,
             }];
             if handle > 0 {
                 requests.insert(0, Request::OpenEndpoint);
@@ -471,7 +472,12 @@ fn an_endpoint_has_as_many_watches_as_the_limit_says() {
     sender.send(group, b"fills").unwrap();
     let mut watch = || {
         let serial = sender.next_serial();
-        sender.say(&ClientFrame::Watch { endpoint: Handle::FIRST, serial, destination: group });
+        sender.say(&ClientFrame::Watch {
+            endpoint: Handle::FIRST,
+            serial,
+            destination: group,
+            attributes: Attributes::EMPTY,
+        });
         serial
     };
     let watches: [Serial; 3] = std::array::from_fn(|_| watch());

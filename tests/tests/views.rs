@@ -46,8 +46,12 @@ fn g4_changes_stand_between_the_messages_before_and_after_them() {
     let mut places = Vec::new();
     places.push(sender.send(group, b"1").unwrap().sequence);
     let Destination::Group(group_id) = group else { panic!() };
-    let request =
-        Request::Join { group: name("watched"), flags: Default::default(), create: false };
+    let request = Request::Join {
+        group: name("watched"),
+        flags: Default::default(),
+        create: false,
+        filter: None,
+    };
     match other.call(request) {
         Ok(Response::Joined { sequence, .. }) => places.push(sequence),
         other => panic!("{other:?}"),

@@ -34,8 +34,9 @@ impl Session {
                 let (group_id, sequence) = created.map_err(|e| failure::of_create(&e))?;
                 Ok(Response::Created { group_id, sequence })
             }
-            Request::Join { group, flags, create } => {
-                let options = JoinOptions { flags: *flags, create: *create };
+            Request::Join { group, flags, create, filter } => {
+                let (flags, create, filter) = (*flags, *create, filter.clone());
+                let options = JoinOptions { flags, create, filter };
                 let joined = self.port(handle)?.endpoint().join(group, options);
                 let joined = joined.map_err(|e| failure::of_join(&e))?;
                 Ok(Response::Joined {
@@ -44,6 +45,11 @@ impl Session {
                     created: joined.created,
                     members: joined.members,
                 })
+            }
+            Request::SetFilter { group_id, filter } => {
+                let set = self.port(handle)?.endpoint().set_filter(*group_id, filter.clone());
+                let sequence = set.map_err(|e| failure::of_filter_change(&e))?;
+                Ok(Response::FilterSet { sequence })
             }
             Request::Leave { group_id } => {
                 let left = self.port(handle)?.endpoint().leave(*group_id);

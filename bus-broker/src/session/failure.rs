@@ -1,7 +1,7 @@
 //! What the bus refused, in the words of the wire.
 
 use bus_core::{
-    CreateError, JoinError, LeaveError, LimitExceeded, SendError, WatchError,
+    CreateError, FilterChangeError, JoinError, LeaveError, LimitExceeded, SendError, WatchError,
     wire::{Failure, FailureCode},
 };
 
@@ -59,6 +59,15 @@ pub(super) fn of_join(error: &JoinError) -> Failure {
         JoinError::ReceiveShut(_) | JoinError::Closed(_) => failure(FailureCode::EndpointClosed),
         JoinError::BackOff(_, left) => failure(FailureCode::BackOff).with_retry_after(*left),
         JoinError::Limit(error) => of_limit(error),
+        _ => failure(FailureCode::BadRequest),
+    }
+}
+
+pub(super) fn of_filter_change(error: &FilterChangeError) -> Failure {
+    let failure = |code| Failure::new(code, error.to_string());
+    match error {
+        FilterChangeError::NotAMember(..) => failure(FailureCode::NotAMember),
+        FilterChangeError::Limit(error) => of_limit(error),
         _ => failure(FailureCode::BadRequest),
     }
 }

@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, task::Waker};
 
 use bus_core::{
-    CreditError, Delivery, Destination, Draft, Endpoint, Receiver, Watch,
+    Attributes, CreditError, Delivery, Destination, Draft, Endpoint, Receiver, Watch,
     wire::{
         BrokerFrame, Failure, FailureCode, Handle, LaneNumber, MAX_LANES, SendHead, SendId, Serial,
     },
@@ -165,7 +165,7 @@ impl Port {
         &mut self,
         token: Token,
         serial: Serial,
-        destination: Destination,
+        (destination, attributes): (Destination, Attributes),
         output: &mut Output,
         context: &mut Context<'_>,
     ) {
@@ -176,7 +176,7 @@ impl Port {
         }
         let part = Part::Watch(self.handle, serial);
         let waker = Signal::waker(context.inbox, token, part);
-        match self.endpoint.watch_writable(destination, waker) {
+        match self.endpoint.watch_writable_for(destination, attributes, waker) {
             Ok(Some(watch)) => {
                 self.watches.insert(serial, watch);
             }

@@ -13,7 +13,7 @@ use bus_core::wire::{
     BrokerFrame, ClientFrame, FailureCode, Goodbye, GoodbyeCode, Handle, Hello, LaneNumber, MAGIC,
     Notice, Request, Response, SendFlags, SendId, Serial,
 };
-use bus_core::{Destination, EndpointId, GroupId, Limits, MemberFlags};
+use bus_core::{Attributes, Destination, EndpointId, GroupId, Limits, MemberFlags};
 use bytes::BytesMut;
 use raw_client::{RawClient, id, name, send_frame};
 
@@ -407,7 +407,12 @@ fn g6_a_watch_is_answered_once_there_is_room() {
     let (mut member, mut sender, group) = full_member(&fixture, 2);
     let watch = |sender: &mut RawClient, destination| {
         let serial = sender.next_serial();
-        sender.say(&ClientFrame::Watch { endpoint: Handle::FIRST, serial, destination });
+        sender.say(&ClientFrame::Watch {
+            endpoint: Handle::FIRST,
+            serial,
+            destination,
+            attributes: Attributes::EMPTY,
+        });
         serial
     };
     let writable = |sender: &mut RawClient, wanted: Serial| {
@@ -608,7 +613,12 @@ fn g8_a_stalled_member_is_evicted_and_told_and_the_sender_goes_on() {
     });
     assert_eq!(Destination::Group(evicted_from), group);
     assert_eq!(queued, 2);
-    let again = Request::Join { group: name("full"), flags: MemberFlags::empty(), create: true };
+    let again = Request::Join {
+        group: name("full"),
+        flags: MemberFlags::empty(),
+        create: true,
+        filter: None,
+    };
     let refused = member.call(again).unwrap_err();
     assert_eq!(refused.code, FailureCode::BackOff);
     assert!(refused.retry_after.is_some());

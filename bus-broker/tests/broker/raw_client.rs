@@ -173,7 +173,7 @@ impl RawClient {
     }
 
     pub(crate) fn join_with(&mut self, group: &str, flags: MemberFlags) -> GroupId {
-        let request = Request::Join { group: name(group), flags, create: true };
+        let request = Request::Join { group: name(group), flags, create: true, filter: None };
         match self.call(request).unwrap() {
             Response::Joined { group_id, .. } => group_id,
             other => panic!("{other:?}"),

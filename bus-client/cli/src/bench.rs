@@ -48,10 +48,6 @@ pub(crate) fn run(
     notice: &Notice,
     output: &mut Output,
 ) -> Result<Exit, Failure> {
-    if options.workload == Workload::Filter {
-        let why = "filter: not in this version, which has no filters yet";
-        return Err(Failure::new(Exit::Usage, why));
-    }
     notice.ask();
     let mut systems = systems(options, output);
     systems.retain(|system| fits(*system, options, output));
@@ -136,7 +132,9 @@ fn plan(options: &Options, system: System) -> Plan {
         receivers,
         size: size(options),
         batch: match workload {
-            Workload::Fanout | Workload::Fanin | Workload::Large => usize::from(options.batch),
+            Workload::Fanout | Workload::Fanin | Workload::Large | Workload::Filter => {
+                usize::from(options.batch)
+            }
             _ => 1,
         },
         limit: options.count.map_or(Limit::Nanoseconds(nanoseconds), Limit::Count),
@@ -166,6 +164,9 @@ fn check(options: &Options, plan: &Plan) -> Result<(), Failure> {
     }
     if plan.workload == Workload::Fair && plan.senders > plan.receivers {
         return usage("fair has at most as many small senders as receivers");
+    }
+    if plan.workload == Workload::Filter && plan.senders > plan.receivers {
+        return usage("filter has at least one receiver for each sender");
     }
     if let Some(why) = local::cannot(plan.workload).filter(|_| options.in_process) {
         return usage(&format!("{name} has no --in-process: {why}"));
@@ -239,6 +240,10 @@ fn title(plan: &Plan, options: &Options) -> String {
         Workload::Fair => format!(
             "a fan-out sender among {} small ones to {} receivers ({} slow), {} bytes",
             plan.senders, plan.receivers, plan.slow, plan.size
+        ),
+        Workload::Filter => format!(
+            "{} streams, each wanted by its part of {} receivers, {} bytes, {} a write",
+            plan.senders, plan.receivers, plan.size, plan.batch
         ),
         _ => format!(
             "{} to {}, {} bytes, {} a write",

@@ -8,7 +8,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
-use crate::{bench, duration};
+use crate::{bench, duration, filter};
 
 /// Ordered multicast between the programs of one machine.
 ///
@@ -103,8 +103,16 @@ control character but the tab in it, is shown with escapes (\\n, \\r, \\\\, \\x1
 be told apart. Typed payloads (CBOR, JSON) are shown as JSON. With several groups, a line begins \
 with the group's name, a colon and a space. What is not a message is told on standard error.
 
+A --filter is one of these, or several joined by ' && ' that must all hold. Given more than once, one \
+of them is enough. The rest is not sent here, and senders do not wait for this program with it.
+  key=KEY  key^=PREFIX                   the key is this, or begins so
+  operation=NAME  operation^=PREFIX      the operation
+  field.NAME=VALUE  field.NAME^=PREFIX   the value of a field
+  bpf:FILE                               a BPF program over key and payload accepts it: an object
+                                         file of clang's with a section \"socket\", or raw instructions
+
 With --json a line is an object with a \"type\":
-  joined   group, sequence, endpoint, flags, members, created
+  joined   group, sequence, endpoint, flags, members, created; filter if there is one
   message  sequence, group, sender, sender_serial, and payload or payload_base64;
            where set: content_type, key or key_base64, operation, fields;
            after a loss: missed, first, last
@@ -144,6 +152,9 @@ pub(crate) struct Listen {
     /// Miss messages rather than make senders wait; what is missed is counted and told
     #[arg(long)]
     pub(crate) drop_when_full: bool,
+    /// Receive only messages like this, such as key^=a. or 'field.unit=C'; see below
+    #[arg(long, value_name = "FILTER", value_parser = filter::parse)]
+    pub(crate) filter: Vec<filter::Wanted>,
     /// Fail if a group does not exist, rather than create it
     #[arg(long)]
     pub(crate) no_create: bool,
@@ -374,6 +385,8 @@ mod tests {
             "listen",
             "listen g --count 0",
             "listen g --timeout soon",
+            "listen g --filter payload=x",
+            "listen g --filter key",
             "send g x --field =v",
             "send g x --field novalue",
             "run",

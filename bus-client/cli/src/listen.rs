@@ -20,6 +20,7 @@ use rustix::{
 use crate::{
     cli,
     exit::{Exit, Failure},
+    filter,
     output::Output,
     payload,
     signals::Notice,
@@ -90,12 +91,15 @@ struct Listener<'a> {
 
 impl Listener<'_> {
     fn join(&mut self) -> Result<(), Failure> {
-        let options = JoinOptions::new()
+        let mut options = JoinOptions::new()
             .loopback(self.options.loopback)
             .drop_when_full(self.options.drop_when_full)
             .create(!self.options.no_create);
+        if let Some(filter) = filter::load(&self.options.filter)? {
+            options = options.filter(filter);
+        }
         for group in &self.options.groups {
-            let member = self.bus.join_with(group, options)?;
+            let member = self.bus.join_with(group, options.clone())?;
             let joined = member.joined();
             if self.options.json {
                 let line = TraceLine::Joined(Joined {
@@ -105,7 +109,7 @@ impl Listener<'_> {
                     flags: self.flags(),
                     members: Some(joined.members.into()),
                     created: joined.created,
-                    filter: None,
+                    filter: filter::text(&self.options.filter),
                 });
                 self.output.json(&line)?;
             } else {

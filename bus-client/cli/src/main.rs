@@ -12,6 +12,7 @@ mod connect;
 mod demo;
 mod duration;
 mod exit;
+mod filter;
 mod idle;
 mod input;
 mod listen;

@@ -124,6 +124,9 @@ fn g2_every_workload_of_messages_keeps_one_order_and_loses_nothing() {
         "large --count 10 --runs 1 --receivers 2",
         "fair --count 50 --runs 1 --senders 2 --receivers 2",
         "fair --count 20 --runs 1 --senders 2 --receivers 2 --slow 1",
+        "filter --count 300 --runs 1 --senders 2 --receivers 3",
+        "filter --count 300 --runs 1 --senders 2 --receivers 3 --batch 8",
+        "filter --count 300 --runs 1 --senders 2 --receivers 3 --in-process",
         "fanout --count 300 --runs 1 --receivers 3 --in-process",
         "fanin --count 300 --runs 1 --receivers 3 --in-process",
         "lockstep --count 100 --runs 1 --receivers 3 --in-process",
@@ -176,7 +179,7 @@ fn ratios_are_ours_over_theirs() {
 #[test]
 fn what_is_not_in_this_version_or_makes_no_sense_is_2() {
     for line in [
-        "filter",
+        "filter --senders 3 --receivers 2",
         "fanout --size 8",
         "fanout --count 1 --seconds 1",
         "fanout --peer nobody",

@@ -1,5 +1,6 @@
 //! Watches: asking to be told when a send would not block.
 
+use bus_core::Attributes;
 use bus_core::wire::{ClientFrame, Failure, FailureCode, Serial};
 
 use super::call::CallError;
@@ -11,6 +12,8 @@ use crate::waits::Wake;
 pub(super) struct WatchEntry {
     pub(super) endpoint: usize,
     pub(super) target: Target,
+    /// What the message would say of itself.
+    pub(super) attributes: Attributes,
     /// Whether it has left; else it waits for its group to be looked up.
     pub(super) left: bool,
     pub(super) retry_stale: bool,
@@ -19,13 +22,19 @@ pub(super) struct WatchEntry {
 }
 
 impl State {
-    pub(crate) fn watch(&mut self, key: usize, target: Target) -> Result<Serial, CallError> {
+    pub(crate) fn watch(
+        &mut self,
+        key: usize,
+        target: Target,
+        attributes: Attributes,
+    ) -> Result<Serial, CallError> {
         if let Some(gone) = &self.gone {
             return Err(CallError::Gone(gone.clone()));
         }
         let entry = Entry::Watch(WatchEntry {
             endpoint: key,
             target,
+            attributes,
             left: false,
             retry_stale: true,
             answer: None,
@@ -50,7 +59,8 @@ impl State {
         match watch.target.destination() {
             Some(destination) => {
                 watch.left = true;
-                self.outbox.put(&ClientFrame::Watch { endpoint: handle(key), serial, destination });
+                let (endpoint, attributes) = (handle(key), watch.attributes.clone());
+                self.outbox.put(&ClientFrame::Watch { endpoint, serial, destination, attributes });
             }
             None => {
                 let target = watch.target.clone();

@@ -35,7 +35,7 @@ fn use_everything(bus: &Bus) {
     let options = JoinOptions::new().loopback(true);
     let mut kept = Vec::new();
     while bus.dispatch().is_ok() {
-        let member = bus.join_with("g", options);
+        let member = bus.join_with("g", options.clone());
         let group = bus.group("g").unwrap();
         kept.push(group.start_send("a"));
         let _ = group.try_send("b");

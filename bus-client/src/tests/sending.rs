@@ -455,7 +455,7 @@ fn descriptors_leave_one_frame_at_a_time() {
 fn g6_writability_is_told_once_and_can_be_given_up() {
     let (_bus, group, mut broker) = group();
     let mut writable = group.watch_writable();
-    let ClientFrame::Watch { endpoint, serial, destination } = broker.next() else {
+    let ClientFrame::Watch { endpoint, serial, destination, .. } = broker.next() else {
         panic!("a watch was expected");
     };
     assert_eq!(destination, Destination::Group(GROUP));

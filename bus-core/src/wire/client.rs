@@ -10,7 +10,7 @@ use super::{
     ControlError, EncodeError, Goodbye, HEADER_BYTES, Handle, Hello, LaneNumber, MAX_FRAME_BYTES,
     Request, Serial, WireError,
 };
-use crate::{Attributes, Destination, EndpointId, GroupId};
+use crate::{Attributes, Destination, EndpointId, GroupId, MAX_ATTRIBUTES_BYTES};
 
 /// One frame from a client to the broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +68,8 @@ pub enum ClientFrame {
         serial: Serial,
         /// Where the send would go.
         destination: Destination,
+        /// What it would say of itself, for filters.
+        attributes: Attributes,
     },
     /// Takes a WATCH back. An answer may already be under way.
     Unwatch {
@@ -195,11 +197,17 @@ impl ClientFrame {
                     bytes: u64_at(bytes, 8),
                 }
             }
-            kind::WATCH => Self::Watch {
-                endpoint: header.endpoint(),
-                serial: header.serial(),
-                destination: destination(&header, u64_at(bytes, 0)),
-            },
+            kind::WATCH => {
+                let (fixed, block) = bytes.split_at(WATCH.fixed);
+                let length = u16::try_from(block.len()).unwrap_or(u16::MAX);
+                body::attributes(name, block, length)?;
+                Self::Watch {
+                    endpoint: header.endpoint(),
+                    serial: header.serial(),
+                    destination: destination(&header, u64_at(fixed, 0)),
+                    attributes: Attributes::from_checked(Bytes::copy_from_slice(block)),
+                }
+            }
             kind::UNWATCH => Self::Unwatch { endpoint: header.endpoint(), serial: header.serial() },
             both::DESCRIPTORS_TAKEN => Self::DescriptorsTaken,
             _ => Self::decode_control(&header, bytes)?,
@@ -258,11 +266,13 @@ impl ClientFrame {
                 body::put(out, Outline::new(&CREDIT).endpoint(*endpoint), &fixed);
                 Ok(())
             }
-            Self::Watch { endpoint, serial, destination } => {
+            Self::Watch { endpoint, serial, destination, attributes } => {
                 let (flag, id) = destination_bits(*destination);
                 let outline = Outline::new(&WATCH).flags(flag).endpoint(*endpoint).serial(*serial);
-                body::put(out, outline, &id.to_le_bytes());
-                Ok(())
+                body::put_with(out, outline, |out| {
+                    out.extend_from_slice(&id.to_le_bytes());
+                    out.extend_from_slice(attributes.encoded());
+                })
             }
             Self::Unwatch { endpoint, serial } => {
                 let outline = Outline::new(&UNWATCH).endpoint(*endpoint).serial(*serial);
@@ -460,7 +470,9 @@ const WATCH: Shape = Shape {
     flags: TO_ENDPOINT,
     endpoint: true,
     serial: true,
-    ..Shape::fixed(kind::WATCH, "WATCH", 8)
+    fixed: 8,
+    most: 8 + MAX_ATTRIBUTES_BYTES,
+    ..Shape::plain(kind::WATCH, "WATCH")
 };
 const UNWATCH: Shape =
     Shape { endpoint: true, serial: true, ..Shape::plain(kind::UNWATCH, "UNWATCH") };

@@ -81,6 +81,8 @@ codes! {
         NoSuchEndpoint = "no-such-endpoint",
         /// The text is no group name.
         BadName = "bad-name",
+        /// What is said of a filter is none; the text says why.
+        BadFilter = "bad-filter",
         /// There is a group of that name already.
         GroupExists = "group-exists",
         /// The endpoint is a member of the group already.

@@ -12,9 +12,10 @@ use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::cbor::{self, CborError, DecodeError};
+use super::filter_form::BAD_FILTER;
 use super::{EvictionReason, FailureCode, GoodbyeCode, ViewNotice, WireError};
 use crate::{
-    EndpointId, Gap, GroupId, GroupName, Interest, Limits, MemberFlags, NAMED_RECIPIENTS,
+    EndpointId, Filter, Gap, GroupId, GroupName, Interest, Limits, MemberFlags, NAMED_RECIPIENTS,
     NameError, Sequence,
 };
 
@@ -160,6 +161,17 @@ pub enum Request {
         /// Whether to make the group if it does not exist.
         #[serde(default, skip_serializing_if = "is_false")]
         create: bool,
+        /// What of the group it wants; everything without one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        filter: Option<Filter>,
+    },
+    /// Changes what a member wants of a group. Answered by [`Response::FilterSet`].
+    SetFilter {
+        /// The group's id.
+        group_id: GroupId,
+        /// The new filter; without one, everything is wanted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        filter: Option<Filter>,
     },
     /// Ends a membership. Answered by [`Response::Left`].
     Leave {
@@ -219,6 +231,7 @@ impl Request {
         "shutdown-receive",
         "create",
         "join",
+        "set-filter",
         "leave",
         "watch-group",
         "unwatch-group",
@@ -251,7 +264,10 @@ impl Request {
                 return error.into();
             }
         }
-        ControlError::Content(clip(&text, 256).to_owned())
+        match text.strip_prefix(BAD_FILTER) {
+            Some(text) => ControlError::Filter(clip(text, 256).to_owned()),
+            None => ControlError::Content(clip(&text, 256).to_owned()),
+        }
     }
 }
 
@@ -295,6 +311,11 @@ pub enum Response {
         created: bool,
         /// Members, this one counted.
         members: u32,
+    },
+    /// To [`Request::SetFilter`].
+    FilterSet {
+        /// Its place in the order: every later message of the group is selected by the new filter.
+        sequence: Sequence,
     },
     /// To [`Request::Leave`].
     Left {
@@ -698,6 +719,9 @@ pub enum ControlError {
     /// A name in it is no name.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// A filter in it is none.
+    #[error("{0}")]
+    Filter(String),
     /// It is well-formed, and not what its operation or kind asks for.
     #[error("{0}")]
     Content(String),
@@ -710,6 +734,7 @@ impl ControlError {
         match self {
             Self::UnknownOperation(_) => FailureCode::Unsupported,
             Self::Name(_) => FailureCode::BadName,
+            Self::Filter(_) => FailureCode::BadFilter,
             Self::Malformed(_) | Self::Content(_) => FailureCode::BadRequest,
         }
     }

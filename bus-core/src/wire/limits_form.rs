@@ -53,6 +53,8 @@ form! {
     lanes: u8,
     watches: u16,
     members: u32,
+    filters: u16,
+    filter_instructions: u32,
     groups: u32,
     groups_created: u32,
     endpoints: u32,

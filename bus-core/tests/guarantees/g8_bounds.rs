@@ -77,7 +77,7 @@ fn g8_losses_that_were_not_read_are_bounded_and_reading_them_makes_room() {
     let options = JoinOptions::create().with(MemberFlags::DROP_WHEN_FULL);
     let mut joined = 0;
     let refused = loop {
-        match member.endpoint.join(&name(joined), options) {
+        match member.endpoint.join(&name(joined), options.clone()) {
             Ok(join) => {
                 sender.send(join.group, "missed");
                 member.endpoint.leave(join.group).unwrap();

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod filters;
 mod given;
 
 mod g1_all_or_nothing;

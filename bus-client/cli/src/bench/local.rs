@@ -13,7 +13,8 @@ use std::{
 };
 
 use bus_core::{
-    Bus, Credentials, Delivery, Destination, Endpoint, GroupName, JoinOptions, Limits, Message,
+    Attributes, Bus, Condition, Credentials, Delivery, Destination, Draft, Endpoint, Filter,
+    GroupName, JoinOptions, Limits, Message, Pattern,
 };
 use rustix::{
     process::geteuid,
@@ -32,7 +33,7 @@ use super::{
 pub(crate) fn cannot(workload: Workload) -> Option<&'static str> {
     match workload {
         Workload::Fanout | Workload::Fanin | Workload::Large | Workload::Lockstep => None,
-        Workload::Rtt => None,
+        Workload::Rtt | Workload::Filter => None,
         _ => Some("it is about connections or about processes"),
     }
 }
@@ -61,9 +62,14 @@ pub(crate) fn run(plan: &Plan) -> io::Result<Outcome> {
     };
     let mut receivers = Vec::new();
     let mut members = Vec::new();
-    for _ in 0..plan.receivers {
+    for index in 0..plan.receivers {
         let endpoint = open()?;
-        let joined = endpoint.join(&name, JoinOptions::create());
+        let mut options = JoinOptions::create();
+        if let Some(key) = plan.key_of(index % plan.streams()) {
+            let wanted = Condition::Key(Pattern::exactly(key));
+            options = options.filtered(Filter::new([vec![wanted]]).map_err(io::Error::other)?);
+        }
+        let joined = endpoint.join(&name, options);
         members.push((endpoint.id(), joined.map_err(io::Error::other)?.group));
         receivers.push(endpoint);
     }
@@ -76,7 +82,8 @@ pub(crate) fn run(plan: &Plan) -> io::Result<Outcome> {
     };
     let receivers: Vec<_> = receivers
         .into_iter()
-        .map(|endpoint| start(&stage, move |stage| receive(stage, &endpoint)))
+        .enumerate()
+        .map(|(index, endpoint)| start(&stage, move |stage| receive(stage, &endpoint, index)))
         .collect();
     let mut senders = Vec::new();
     for index in 0..plan.senders {
@@ -136,6 +143,8 @@ fn send(stage: &Stage, endpoint: &Endpoint, to: Destination, index: usize) -> io
     let plan = &stage.plan;
     let mut lane = endpoint.lane().map_err(io::Error::other)?;
     let mut payload = vec![0; plan.size];
+    let key = plan.key_of(index).map(|key| Attributes::builder().key(key).build());
+    let attributes = key.transpose().map_err(io::Error::other)?.unwrap_or_default();
     stage.start.wait();
     let started = now();
     let (mut serial, mut ended) = (0, false);
@@ -146,7 +155,8 @@ fn send(stage: &Stage, endpoint: &Endpoint, to: Destination, index: usize) -> io
         };
         ended = is_last(plan.limit, serial, time, started);
         Stamp::new(index, serial, ended, time).write(&mut payload);
-        lane.send(to, payload.as_slice()).map_err(io::Error::other)?;
+        let draft = Draft { attributes: attributes.clone(), ..Draft::from(payload.as_slice()) };
+        lane.send(to, draft).map_err(io::Error::other)?;
         serial += 1;
         while plan.workload == Workload::Lockstep
             && stage.arrived.load(Ordering::Acquire) < serial * plan.receivers as u64
@@ -160,7 +170,7 @@ fn send(stage: &Stage, endpoint: &Endpoint, to: Destination, index: usize) -> io
     Ok(Report { started, finished: now(), messages: serial, ..Report::default() })
 }
 
-fn receive(stage: &Stage, endpoint: &Endpoint) -> io::Result<Report> {
+fn receive(stage: &Stage, endpoint: &Endpoint, index: usize) -> io::Result<Report> {
     let plan = &stage.plan;
     let mut receiver =
         endpoint.receiver().ok_or_else(|| io::Error::other("it has a reader already"))?;
@@ -168,8 +178,7 @@ fn receive(stage: &Stage, endpoint: &Endpoint) -> io::Result<Report> {
         Workload::Rtt => Some(endpoint.lane().map_err(io::Error::other)?),
         _ => None,
     };
-    let streams: Vec<usize> = (0..plan.streams()).collect();
-    let mut record = Record::new(plan.streams(), &streams, plan.size);
+    let mut record = Record::new(plan.streams(), &plan.streams_of(index), plan.size);
     stage.start.wait();
     let started = now();
     let mut last = None;

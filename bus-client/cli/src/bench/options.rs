@@ -21,7 +21,7 @@ Workloads:
   connect   connect, be greeted, close
   large     fanout with 1 MiB
   idle      1000 connections that stay: what each costs the broker (--receivers says how many)
-  filter    members that do not want most of what is sent: not in this version
+  filter    2 senders to one group of 8 receivers, which filter: each sender's messages are for 4
   fair      a fan-out sender that waits for its place, among 8 small senders that never stop";
 
 /// Options of `bench`.

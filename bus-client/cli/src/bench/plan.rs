@@ -25,7 +25,7 @@ pub(crate) enum Workload {
     Large,
     /// Connections that do nothing: what they cost
     Idle,
-    /// Members that do not want most of what is sent
+    /// Streams to one group, each for those who filter it out of the others
     Filter,
     /// How long a fan-out send waits among small senders that never stop
     Fair,
@@ -50,7 +50,8 @@ impl Workload {
     /// small ones; for `connect` and `idle` they are processes that connect.
     pub(crate) fn default_counts(self) -> (usize, usize) {
         match self {
-            Self::Fanout | Self::Lockstep | Self::Large | Self::Filter => (1, 8),
+            Self::Fanout | Self::Lockstep | Self::Large => (1, 8),
+            Self::Filter => (2, 8),
             Self::Fanin => (4, 8),
             Self::Rtt => (1, 1),
             Self::Connect => (1, 0),
@@ -132,8 +133,14 @@ impl Plan {
     pub(crate) fn streams_of(&self, receiver: usize) -> Vec<usize> {
         match self.workload {
             Workload::Fair => vec![0, 1 + receiver],
+            Workload::Filter => vec![receiver % self.senders],
             _ => (0..self.senders).collect(),
         }
+    }
+
+    /// The key of a stream's messages, where receivers filter.
+    pub(crate) fn key_of(&self, stream: usize) -> Option<String> {
+        (self.workload == Workload::Filter).then(|| format!("stream.{stream}"))
     }
 
     /// How many messages a sender may be ahead of the slowest receiver: the same for all systems,

@@ -94,6 +94,7 @@ impl System {
         match self {
             Self::Unisono => None,
             _ if workload == Workload::Fair => Some("its sends do not wait"),
+            _ if workload == Workload::Filter => Some("its filters are others, or it has none"),
             Self::RawUnix | Self::Relay if workload.is_about_connections() => {
                 Some("it has no greeting")
             }

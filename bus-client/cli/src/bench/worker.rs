@@ -186,6 +186,10 @@ fn receiver(plan: &Plan, index: usize) -> io::Result<()> {
         record = record.watch_stream_0();
     }
     let lockstep = plan.workload == Workload::Lockstep;
+    for stream in (0..plan.streams()).filter(|stream| !heard.contains(stream)) {
+        // What it does not hear holds nobody up.
+        shared.publish(index, stream, u64::MAX);
+    }
     let slow = (index < plan.slow).then(|| Ticks::new(index, plan.slow));
     ready()?;
     let started = now();

@@ -11,8 +11,8 @@ use super::super::{
     Serial, Stats, Status, ViewNotice, Welcome,
 };
 use crate::{
-    Attributes, ContentType, Credentials, Destination, EndpointId, Gap, GroupId, Interest, Limits,
-    MemberFlags, Receipt, Sequence,
+    Attributes, Condition, ContentType, Credentials, Destination, EndpointId, Filter,
+    FilterProgram, Gap, GroupId, Interest, Limits, MemberFlags, Pattern, Receipt, Sequence,
 };
 
 pub(super) fn serial(number: u32) -> Serial {
@@ -32,6 +32,24 @@ pub(super) fn attributes() -> Attributes {
         .field("m", "")
         .build()
         .unwrap()
+}
+
+/// r6 = r1; r0 = the byte at 1; exit
+pub(super) fn program() -> Condition {
+    let code = [0xbf, 0x16, 0, 0, 0, 0, 0, 0, 0x30, 0, 0, 0, 1, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
+    Condition::Program(FilterProgram::load(&code).unwrap())
+}
+
+/// A condition of every kind.
+pub(super) fn filter() -> Filter {
+    let field = |value| Condition::Field { name: "n".into(), value };
+    Filter::new([
+        vec![Condition::Key(Pattern::prefix("a.")), field(Pattern::exactly("1"))],
+        vec![Condition::Key(Pattern::exactly([0xff])), field(Pattern::prefix(""))],
+        vec![Condition::Operation(Pattern::exactly("Add"))],
+        vec![Condition::Operation(Pattern::prefix("A")), program()],
+    ])
+    .unwrap()
 }
 
 pub(super) fn send(attributes: Attributes, payload: &[u8]) -> ClientFrame {
@@ -72,12 +90,24 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
         ("create", call(Request::Create { group: group() })),
         (
             "join",
-            call(Request::Join { group: group(), flags: MemberFlags::empty(), create: false }),
+            call(Request::Join {
+                group: group(),
+                flags: MemberFlags::empty(),
+                create: false,
+                filter: None,
+            }),
         ),
         (
             "join with everything",
-            call(Request::Join { group: group(), flags: MemberFlags::all(), create: true }),
+            call(Request::Join {
+                group: group(),
+                flags: MemberFlags::all(),
+                create: true,
+                filter: Some(filter()),
+            }),
         ),
+        ("set filter", call(Request::SetFilter { group_id, filter: Some(filter()) })),
+        ("set no filter", call(Request::SetFilter { group_id, filter: None })),
         ("leave", call(Request::Leave { group_id })),
         (
             "watch-group",
@@ -158,6 +188,16 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
                 endpoint: Handle::FIRST,
                 serial: serial(6),
                 destination: Destination::Group(group_id),
+                attributes: Attributes::EMPTY,
+            },
+        ),
+        (
+            "watch a group for a message",
+            ClientFrame::Watch {
+                endpoint: Handle::FIRST,
+                serial: serial(6),
+                destination: Destination::Group(group_id),
+                attributes: attributes(),
             },
         ),
         (
@@ -166,6 +206,7 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
                 endpoint: Handle::FIRST,
                 serial: serial(6),
                 destination: Destination::Endpoint(EndpointId::from_raw(4)),
+                attributes: Attributes::EMPTY,
             },
         ),
         ("unwatch", ClientFrame::Unwatch { endpoint: Handle::FIRST, serial: serial(6) }),
@@ -268,6 +309,7 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
         ("shut", done(Response::Shut { sequence })),
         ("created", done(Response::Created { group_id, sequence })),
         ("joined", done(Response::Joined { group_id, sequence, created: true, members: 1 })),
+        ("filter set", done(Response::FilterSet { sequence })),
         ("left", done(Response::Left { sequence })),
         ("watching", done(Response::Watching { group_id, sequence, members: 2 })),
         ("unwatched", done(Response::Unwatched { sequence })),

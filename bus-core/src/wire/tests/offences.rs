@@ -153,6 +153,9 @@ fn control_bodies_of_known_frames_must_be_what_they_say() {
 
 #[test]
 fn calls_that_cannot_be_read_are_answered_with_the_reason() {
+    let filter = |filter: &[u8]| {
+        [&b"\xa3\x62op\x6aset-filter\x68group_id\x07\x66filter"[..], filter].concat()
+    };
     let long_op = [&b"\xa1\x62op\x79\x10\x00"[..], &[b'x'; 4096]].concat();
     for (case, body, code, words) in [
         ("nothing", &b""[..], FailureCode::BadRequest, "ends in the middle"),
@@ -171,6 +174,45 @@ fn calls_that_cannot_be_read_are_answered_with_the_reason() {
         ("no name", b"\xa1\x62op\x66create", FailureCode::BadRequest, "group"),
         ("a number as a name", b"\xa2\x62op\x66create\x65group\x07", FailureCode::BadRequest, ""),
         ("a negative id", b"\xa2\x62op\x65leave\x68group_id\x20", FailureCode::BadRequest, ""),
+        ("a filter without alternatives", &filter(b"\x80"), FailureCode::BadFilter, "at least one"),
+        ("an alternative without conditions", &filter(b"\x81\x80"), FailureCode::BadFilter, ""),
+        ("a condition of nothing", &filter(b"\x81\x81\xa0"), FailureCode::BadFilter, "one of"),
+        (
+            "a condition of two things",
+            &filter(b"\x81\x81\xa2\x63key\x41a\x69operation\x61O"),
+            FailureCode::BadFilter,
+            "one of",
+        ),
+        (
+            "a field without a value",
+            &filter(b"\x81\x81\xa1\x65field\x61n"),
+            FailureCode::BadFilter,
+            "value",
+        ),
+        (
+            "a key that is too long",
+            &filter(&[&b"\x81\x81\xa1\x63key\x59\x01\x00"[..], &[b'k'; 256]].concat()),
+            FailureCode::BadFilter,
+            "256 bytes",
+        ),
+        (
+            "a program that jumps back",
+            &filter(&[&b"\x81\x81\xa1\x67program\x48\x05\x00\xff\xff"[..], &[0; 4]].concat()),
+            FailureCode::BadFilter,
+            "program",
+        ),
+        (
+            "more conditions than may be",
+            &filter(&[&b"\x81\x98\x41"[..], &b"\xa1\x63key\x40".repeat(65)].concat()),
+            FailureCode::BadFilter,
+            "65 conditions",
+        ),
+        (
+            "a condition of a later version",
+            &filter(b"\x81\x81\xa1\x65color\x63red"),
+            FailureCode::BadRequest,
+            "color",
+        ),
     ] {
         let error = Request::decode(body).unwrap_err();
         let failure = Failure::from(&error);

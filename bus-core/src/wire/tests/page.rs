@@ -14,7 +14,7 @@ use super::super::{
 };
 use super::{Direction, corpus, encoded};
 use crate::{
-    Attributes, ContentType, Credentials, Destination, EndpointId, Gap, GroupId, Limits,
+    Attributes, ContentType, Credentials, Destination, EndpointId, Filter, Gap, GroupId, Limits,
     MemberFlags, Receipt, Sequence,
 };
 
@@ -72,6 +72,12 @@ fn id() -> SendId {
     SendId { endpoint: Handle::FIRST, lane: LaneNumber::FIRST, serial: corpus::serial(3) }
 }
 
+/// A key that begins with `a.` and a field `unit` of `C`, or the operation `Reset`.
+fn filter() -> Option<Filter> {
+    let filters = ["key^=a. && field.unit=C", "operation=Reset"];
+    Some(Filter::any(filters.map(|text| text.parse().unwrap())).unwrap())
+}
+
 fn client_examples() -> Vec<(&'static str, ClientFrame)> {
     let endpoint = Handle::FIRST;
     let group = Destination::Group(GroupId::from_raw(7));
@@ -107,7 +113,16 @@ fn client_examples() -> Vec<(&'static str, ClientFrame)> {
                     group: "org.example.Chat".parse().unwrap(),
                     flags: MemberFlags::LOOPBACK,
                     create: true,
+                    filter: None,
                 },
+            },
+        ),
+        (
+            "client CALL set-filter",
+            ClientFrame::Call {
+                endpoint,
+                serial: corpus::serial(3),
+                request: Request::SetFilter { group_id: GroupId::from_raw(7), filter: filter() },
             },
         ),
         ("client SEND", send(group, SendFlags::empty(), 0, Attributes::EMPTY, b"hello")),
@@ -132,6 +147,16 @@ fn client_examples() -> Vec<(&'static str, ClientFrame)> {
                 endpoint,
                 serial: corpus::serial(4),
                 destination: Destination::Endpoint(EndpointId::from_raw(21)),
+                attributes: Attributes::EMPTY,
+            },
+        ),
+        (
+            "client WATCH for a key",
+            ClientFrame::Watch {
+                endpoint,
+                serial: corpus::serial(4),
+                destination: group,
+                attributes: Attributes::builder().key("a.b").build().unwrap(),
             },
         ),
         ("client UNWATCH", ClientFrame::Unwatch { endpoint, serial: corpus::serial(4) }),
@@ -345,6 +370,9 @@ fn the_page_names_every_code_operation_limit_and_bound() {
         MAX_PAGE as usize,
         crate::MAX_ATTRIBUTES_BYTES,
         crate::MAX_FIELDS_BYTES,
+        crate::MAX_FILTER_CONDITIONS,
+        crate::MAX_PATTERN_BYTES,
+        8 + crate::MAX_ATTRIBUTES_BYTES,
     ] {
         let number = bound.to_string();
         assert!(PAGE.contains(&number), "{number}");

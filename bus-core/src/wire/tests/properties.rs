@@ -10,11 +10,11 @@ use super::super::{
     GroupInfo, Handle, Hello, LaneNumber, MemberInfo, MessageFrame, MessageHead, Notice, Request,
     Response, SendFlags, SendFrame, SendHead, SendId, Serial, ViewNotice,
 };
-use super::{Direction, encoded};
+use super::{Direction, corpus, encoded};
 use crate::attributes;
 use crate::{
-    Attributes, AttributesError, ContentType, Credentials, Destination, EndpointId, Gap, GroupId,
-    GroupName, Interest, MemberFlags, Receipt, Sequence,
+    Attributes, AttributesError, Condition, ContentType, Credentials, Destination, EndpointId,
+    Filter, Gap, GroupId, GroupName, Interest, MemberFlags, Pattern, Receipt, Sequence,
 };
 
 fn handle() -> impl Strategy<Value = Handle> {
@@ -110,16 +110,38 @@ fn payload() -> impl Strategy<Value = Bytes> {
     .prop_map(Bytes::from)
 }
 
+fn filter() -> impl Strategy<Value = Filter> {
+    let fit = |exact, bytes: Vec<u8>| match exact {
+        true => Pattern::exactly(bytes),
+        false => Pattern::prefix(bytes),
+    };
+    let text = |exact, text: String| match exact {
+        true => Pattern::exactly(text),
+        false => Pattern::prefix(text),
+    };
+    let condition = prop_oneof![
+        (any::<bool>(), vec(any::<u8>(), 0..=255))
+            .prop_map(move |(exact, key)| Condition::Key(fit(exact, key))),
+        (any::<bool>(), "[a-zA-Z]{1,20}")
+            .prop_map(move |(exact, name)| Condition::Operation(text(exact, name))),
+        (any::<bool>(), "[a-z]{1,9}", ".{0,9}").prop_map(move |(exact, name, value)| {
+            Condition::Field { name, value: text(exact, value) }
+        }),
+        Just(corpus::program()),
+    ];
+    vec(vec(condition, 1..4), 1..4).prop_map(|all| Filter::new(all).unwrap())
+}
+
 fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         Just(Request::Ping),
         Just(Request::OpenEndpoint),
         name().prop_map(|group| Request::Create { group }),
-        (name(), flags(), any::<bool>()).prop_map(|(group, flags, create)| Request::Join {
-            group,
-            flags,
-            create
-        }),
+        (name(), flags(), any::<bool>(), option::of(filter())).prop_map(
+            |(group, flags, create, filter)| Request::Join { group, flags, create, filter }
+        ),
+        (group_id(), option::of(filter()))
+            .prop_map(|(group_id, filter)| Request::SetFilter { group_id, filter }),
         group_id().prop_map(|group_id| Request::Leave { group_id }),
         (name(), any::<(bool, bool)>()).prop_map(|(group, (anybody, create))| {
             let interest = if anybody { Interest::Anybody } else { Interest::Members };
@@ -164,9 +186,11 @@ fn client_frame() -> impl Strategy<Value = ClientFrame> {
         1 => (handle(), any::<u32>(), any::<u64>()).prop_map(|(endpoint, messages, bytes)| {
             ClientFrame::Credit { endpoint, messages, bytes }
         }),
-        1 => (handle(), serial(), destination()).prop_map(|(endpoint, serial, destination)| {
-            ClientFrame::Watch { endpoint, serial, destination }
-        }),
+        1 => (handle(), serial(), destination(), attributes()).prop_map(
+            |(endpoint, serial, destination, attributes)| {
+                ClientFrame::Watch { endpoint, serial, destination, attributes }
+            }
+        ),
         1 => (handle(), serial())
             .prop_map(|(endpoint, serial)| ClientFrame::Unwatch { endpoint, serial }),
     ]

@@ -3,8 +3,8 @@
 use std::{collections::VecDeque, io};
 
 use bus_client::{
-    Bus, EndpointId, Event, Group, JoinOptions, Member, Message, Outgoing, PendingSend,
-    RemoteEndpoint, Sequence,
+    Bus, Condition, EndpointId, Event, Filter, Group, JoinOptions, Member, Message, Outgoing,
+    Pattern, PendingSend, RemoteEndpoint, Sequence,
 };
 
 use super::{Caller, Receiver, Responder, Sender};
@@ -61,6 +61,8 @@ pub(super) struct GroupSender {
     group: Group,
     window: Window,
     payload: Vec<u8>,
+    /// By stream, where receivers filter.
+    keys: Vec<Option<String>>,
 }
 
 impl GroupSender {
@@ -70,6 +72,7 @@ impl GroupSender {
             group: bus.group(GROUP).map_err(io::Error::other)?,
             window: Window::new(&bus),
             payload: vec![0; plan.size],
+            keys: (0..plan.streams()).map(|stream| plan.key_of(stream)).collect(),
             bus,
         })
     }
@@ -80,7 +83,10 @@ impl Sender for GroupSender {
         let _cork = (stamps.len() > 1).then(|| self.bus.cork());
         for stamp in stamps {
             stamp.write(&mut self.payload);
-            let message = Outgoing::bytes(self.payload.as_slice());
+            let mut message = Outgoing::bytes(self.payload.as_slice());
+            if let Some(Some(key)) = self.keys.get(stamp.stream()) {
+                message = message.key(key);
+            }
             let send = self.group.start_send(message).map_err(io::Error::other)?;
             self.window.push(send)?;
         }
@@ -104,7 +110,12 @@ pub(super) struct MemberReceiver {
 impl MemberReceiver {
     pub(super) fn new(plan: &Plan, index: usize) -> io::Result<Self> {
         let bus = connect(plan)?;
-        let join = |group: &str| bus.join_with(group, JoinOptions::new().create(true));
+        let mut options = JoinOptions::new().create(true);
+        if let Some(key) = plan.key_of(index % plan.streams()) {
+            let wanted = Condition::Key(Pattern::exactly(key));
+            options = options.filter(Filter::new([vec![wanted]]).map_err(io::Error::other)?);
+        }
+        let join = |group: &str| bus.join_with(group, options.clone());
         let mut members = vec![join(GROUP).map_err(io::Error::other)?];
         if plan.workload == Workload::Fair {
             members.push(join(&small_group(index)).map_err(io::Error::other)?);

@@ -1,0 +1,121 @@
+//! A filter that is changed later: a change of the membership like any other, at a place in the
+//! order (G4).
+//!
+//! Invariant: it holds all 8 locks while it publishes, so a message is selected for by the filter
+//! that holds at its place; and afterwards it looks at every send that waits for the group, because
+//! it may have taken away the recipient that one lacks (G5).
+
+use crate::bus::{BusInner, LimitExceeded};
+use crate::directory::Directory;
+use crate::id::{EndpointId, GroupId, Sequence};
+use crate::intake::EndpointCore;
+use crate::membership::Membership;
+use crate::send::Effects;
+use crate::sync::{Mutant, mutated};
+use crate::view::Step;
+use crate::wait::Changed;
+
+use super::{Filter, MemberFilters};
+
+/// Whose filter of a membership is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// The member's own.
+    Own,
+    /// The one that the owner of a gated group sets on the member's behalf.
+    #[expect(dead_code, reason = "gated groups set it")]
+    Owners,
+}
+
+/// Why a filter was not changed. The old one holds.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FilterChangeError {
+    /// It is not a member: join first, with the filter.
+    #[error("endpoint {1} is not a member of group {0}")]
+    NotAMember(GroupId, EndpointId),
+    /// A bound was reached.
+    #[error(transparent)]
+    Limit(#[from] LimitExceeded),
+}
+
+impl BusInner {
+    /// Sets, changes or removes a filter of `core`'s membership, and says where in the order.
+    pub(crate) fn set_filter(
+        &self,
+        core: &EndpointCore,
+        group: GroupId,
+        whose: Whose,
+        filter: Option<Filter>,
+    ) -> Result<Sequence, FilterChangeError> {
+        let id = core.id();
+        let directory = self.directory.lock();
+        let found = directory.endpoints.get(&id).and_then(|record| {
+            let group = record.memberships.iter().find(|joined| joined.id == group)?;
+            Some((record, group))
+        });
+        let (record, group) = found.ok_or(FilterChangeError::NotAMember(group, id))?;
+        let before = group.membership();
+        let at = before.position(id).ok_or(FilterChangeError::NotAMember(group.id, id))?;
+        let old = before.members()[at].filters.as_deref();
+        let (own, owners) = old.map_or((None, None), |old| (old.own.clone(), old.owners.clone()));
+        let filters = match whose {
+            Whose::Own => {
+                if own.is_none() && filter.is_some() {
+                    self.check_filter_count(&directory, id)?;
+                }
+                MemberFilters::new(filter, owners)
+            }
+            Whose::Owners => MemberFilters::new(own, filter),
+        };
+        self.check_instructions(&before, old, filters.as_deref())?;
+        let step = Step::unseen(group, before.with_filters(at, filters));
+        let changed = Changed { groups: vec![group.id], endpoint: None };
+        let drops = record.drops.clone();
+        let sequence = self.publish_one(core, directory, step, drops);
+        if !mutated(Mutant::FilterServesNobody) {
+            let mut effects = Effects::default();
+            self.waiting.lock().recheck(self, &changed, &mut effects);
+            effects.run();
+        }
+        Ok(sequence)
+    }
+
+    /// Whether an endpoint may have one more filter of its own.
+    pub(crate) fn check_filter_count(
+        &self,
+        directory: &Directory,
+        id: EndpointId,
+    ) -> Result<(), LimitExceeded> {
+        let Some(record) = directory.endpoints.get(&id) else {
+            return Ok(());
+        };
+        let has_own = |membership: &Membership| {
+            let member = membership.position(id).map(|at| &membership.members()[at]);
+            let filters = member.and_then(|member| member.filters.as_ref());
+            filters.is_some_and(|filters| filters.own.is_some())
+        };
+        let held = record.memberships.iter().filter(|group| has_own(&group.membership())).count();
+        LimitExceeded::check("filters", held, self.limits.filters)
+    }
+
+    /// Whether a group may have these filters of a member instead of the old ones: programs are run
+    /// by every send, so all of them together are bounded.
+    pub(crate) fn check_instructions(
+        &self,
+        before: &Membership,
+        old: Option<&MemberFilters>,
+        new: Option<&MemberFilters>,
+    ) -> Result<(), LimitExceeded> {
+        let (old, new) = (old.map_or(0, count), new.map_or(0, count));
+        let value = self.limits.filter_instructions.into();
+        if new > old && before.filters().instructions() - old + new > value {
+            return Err(LimitExceeded { limit: "filter_instructions", value });
+        }
+        Ok(())
+    }
+}
+
+fn count(filters: &MemberFilters) -> u64 {
+    filters.instructions()
+}
