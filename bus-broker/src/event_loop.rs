@@ -10,7 +10,9 @@
 //! asked for only while a socket is full.
 //!
 //! Invariant: the thread sleeps without a time limit unless a send of its own connections waits, a
-//! connection lingers, or output or accepting was put off. An idle broker has no wake-ups.
+//! request is unanswered, a connection lingers, or output or accepting was put off. An idle broker has
+//! no wake-ups. Of a request's deadline at least the thread that committed it knows when it goes to
+//! sleep.
 
 use std::collections::VecDeque;
 use std::io;
@@ -155,7 +157,9 @@ impl IoThread {
         let waiting = (self.workspace.waiting_sends > 0).then_some(TICK);
         let accept = self.accept_again.map(until);
         let put_off = self.put_off_until.map(until);
-        [lingering, waiting, accept, put_off].into_iter().flatten().min()
+        // The bus counts one second a tick at most.
+        let deadline = self.shared.bus.next_deadline().map(|left| left.min(LONGEST_TICK));
+        [lingering, waiting, accept, put_off, deadline].into_iter().flatten().min()
     }
 
     fn tick(&self) {
@@ -400,6 +404,8 @@ const WRITE_TAKES: Duration = Duration::from_micros(4);
 const GATHER_MOST: Duration = Duration::from_micros(250);
 /// How often the bus is told the time while sends wait; how long output may be put off.
 const TICK: Duration = Duration::from_millis(100);
+/// How long a thread sleeps at most while requests are unanswered.
+const LONGEST_TICK: Duration = Duration::from_secs(1);
 /// How long a connection that ends may take to hear why.
 const LINGER: Duration = Duration::from_secs(1);
 /// How long accepting rests when there is no descriptor even for a refusal.

@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use bus_core::wire::{
     BrokerFrame, COPY_BYTES, ClientFrame, EvictionReason, Failure, FailureCode, Goodbye,
-    GoodbyeCode, Handle, Hello, MAX_DESCRIPTORS, MessageHead, Notice, SendFrame, SendId, Serial,
-    VERSION, ViewNotice, Welcome, encode_message, encode_message_head,
+    GoodbyeCode, Handle, Hello, MAX_DESCRIPTORS, MessageHead, Notice, Role, SendFlags, SendFrame,
+    SendId, Serial, VERSION, ViewNotice, Welcome, encode_message, encode_message_head,
 };
-use bus_core::{Credentials, Delivery, Destination, Draft, Gap, Message};
+use bus_core::{Credentials, Delivery, Destination, Draft, Gap, Kind, Message};
 use bytes::{Buf, BytesMut};
 
 use crate::connection::{Context, End};
@@ -307,6 +307,7 @@ impl Session {
             payload: send.payload.into(),
             deadline: send.head.deadline,
             descriptors,
+            kind: kind_of(send.head.flags),
         };
         port.send(self.token, &send.head, draft, output, context).map_err(|exceeded| {
             fault(format!("lane {} of endpoint {}: {exceeded}", id.lane, id.endpoint))
@@ -396,7 +397,7 @@ fn deliver(handle: Handle, message: &Arc<Message>, missed: Option<Gap>, output: 
         sequence: message.sequence(),
         group: match message.destination() {
             Destination::Group(group) => Some(group),
-            Destination::Endpoint(_) => None,
+            _ => None,
         },
         sender: message.sender(),
         sender_serial: message.sender_serial(),
@@ -406,6 +407,7 @@ fn deliver(handle: Handle, message: &Arc<Message>, missed: Option<Gap>, output: 
         missed,
         descriptors,
         descriptors_lost: false,
+        role: role_of(message),
     };
     let (attributes, payload) = (message.attributes(), message.payload());
     let fits = "the bus takes no message that is longer than a frame";
@@ -429,6 +431,28 @@ fn deliver(handle: Handle, message: &Arc<Message>, missed: Option<Gap>, output: 
     }
 }
 
+/// What a message asks for, as its SEND says.
+fn kind_of(flags: SendFlags) -> Kind {
+    if flags.contains(SendFlags::REQUEST) {
+        Kind::Request { repeatable: flags.contains(SendFlags::REPEATABLE) }
+    } else if flags.contains(SendFlags::REFUSAL) {
+        Kind::Refusal
+    } else {
+        Kind::Message
+    }
+}
+
+/// What a message is to its receiver, as its MESSAGE says.
+fn role_of(message: &Message) -> Role {
+    if let Some(request) = message.answers() {
+        Role::Reply { request, refusal: message.is_refusal() }
+    } else if message.is_request() {
+        Role::Request { first: message.repeats() }
+    } else {
+        Role::Plain
+    }
+}
+
 /// What an endpoint is told beside messages.
 fn notice_of(delivery: Delivery) -> Option<Notice> {
     match delivery {
@@ -445,6 +469,14 @@ fn notice_of(delivery: Delivery) -> Option<Notice> {
             queued_messages: eviction.queued_messages,
             back_off: eviction.back_off,
         }),
+        Delivery::Outcome(outcome) => Some(Notice::Outcome {
+            request: outcome.request,
+            sequence: outcome.sequence,
+            why: outcome.why.into(),
+        }),
+        Delivery::RequestEnded(ended) => {
+            Some(Notice::RequestEnded { request: ended.request, why: ended.why.into() })
+        }
         _ => None,
     }
 }

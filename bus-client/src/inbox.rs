@@ -272,6 +272,7 @@ mod tests {
                     missed: None,
                     descriptors: 0,
                     descriptors_lost: false,
+                    role: wire::Role::Plain,
                 },
                 attributes: Attributes::EMPTY,
                 payload: vec![0; bytes].into(),

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bus_core::wire::{
     BrokerFrame, ClientFrame, Failure, FailureCode, Goodbye, GoodbyeCode, Handle, Hello,
-    Incarnation, MessageFrame, MessageHead, Request, Response, SendFrame, SendId, Serial, Welcome,
-    encode_message, take_magic,
+    Incarnation, MessageFrame, MessageHead, Request, Response, Role, SendFrame, SendId, Serial,
+    Welcome, encode_message, take_magic,
 };
 use bus_core::{Attributes, Credentials, EndpointId, GroupId, Limits, Sequence};
 use bytes::BytesMut;
@@ -342,6 +342,7 @@ pub(crate) fn head(sequence: u64) -> MessageHead {
         missed: None,
         descriptors: 0,
         descriptors_lost: false,
+        role: Role::Plain,
     }
 }
 

@@ -24,6 +24,7 @@ use crate::message::{Credentials, Destination};
 use crate::name::GroupName;
 use crate::notice::Eviction;
 use crate::queue;
+use crate::request::Deadlines;
 use crate::send::{Effects, Route, SendError};
 use crate::sync::{AtomicU64, Mutant, Mutex, Ordering, mutated};
 use crate::view::{Change, Step};
@@ -63,6 +64,10 @@ pub(crate) struct BusInner {
     pub(crate) waiting: Mutex<WaitingRoom>,
     pub(crate) directory: Mutex<Directory>,
     pub(crate) locks: LockSet,
+    pub(crate) deadlines: Deadlines,
+    /// What the last tick was told, in nanoseconds since the Unix epoch; it becomes `now` once it
+    /// counts in `running`. So a deadline that is made of both comes late in a race, never early.
+    told: AtomicU64,
     /// Nanoseconds since the Unix epoch at the last tick.
     now: AtomicU64,
     /// Nanoseconds that the bus has been running for: the sum of the times between ticks, of which
@@ -266,6 +271,8 @@ pub struct Stats {
     pub deliveries: u64,
     /// Times a drop-when-full member missed one.
     pub dropped: u64,
+    /// Requests that have no outcome yet.
+    pub open_requests: u64,
 }
 
 impl Bus {
@@ -284,6 +291,8 @@ impl Bus {
             waiting: Mutex::new(WaitingRoom::default()),
             directory: Mutex::new(Directory::default()),
             locks: LockSet::new(),
+            deadlines: Deadlines::default(),
+            told: AtomicU64::new(0),
             now: AtomicU64::new(0),
             running: AtomicU64::new(0),
             looked: AtomicU64::new(0),
@@ -311,12 +320,21 @@ impl Bus {
     ///
     /// Messages are stamped with the time of the last tick. Where senders wait, call this a few
     /// times a second: it is how members that are stalled are found and evicted (G8), and waiting
-    /// sends that are stuck on a dead recipient no longer hold back younger ones. A bus without
-    /// ticks keeps every other promise, and evicts nobody.
+    /// sends that are stuck on a dead recipient no longer hold back younger ones. Where requests
+    /// are unanswered, call it when [`next_deadline`](Self::next_deadline) has passed and once a
+    /// second: one tick counts a second at most. A bus without ticks keeps every other promise,
+    /// evicts nobody, and lets no request time out.
     ///
     /// Gives back whom it has evicted, for a log.
     pub fn tick(&self, now: Duration) -> Vec<Eviction> {
         self.inner.tick(now)
+    }
+
+    /// How long until a request may time out, from the last [`tick`](Self::tick) on; none if no
+    /// request waits. Does not block.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.inner.next_deadline()
     }
 
     /// Looks a group up by its name. Does not block.
@@ -368,6 +386,7 @@ impl Bus {
             messages: counters.messages,
             deliveries: counters.deliveries,
             dropped: counters.dropped,
+            open_requests: counters.requests - counters.answered,
         }
     }
 }
@@ -391,7 +410,7 @@ impl BusInner {
 
     /// Nanoseconds since the Unix epoch at the last tick.
     pub(crate) fn now(&self) -> u64 {
-        self.now.load(Ordering::Relaxed)
+        self.now.load(Ordering::Acquire)
     }
 
     /// Time since the Unix epoch, at the last tick.
@@ -406,12 +425,14 @@ impl BusInner {
 
     fn tick(&self, now: Duration) -> Vec<Eviction> {
         let nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        let before = self.now.swap(nanos, Ordering::Relaxed);
+        let before = self.told.swap(nanos, Ordering::Relaxed);
         let passed = Duration::from_nanos(nanos.saturating_sub(before)).min(LONGEST_TICK);
         if before != 0 {
             let passed = u64::try_from(passed.as_nanos()).unwrap_or(u64::MAX);
             self.running.fetch_add(passed, Ordering::Relaxed);
         }
+        self.now.store(nanos, Ordering::Release);
+        self.expire();
         // Threads that tick in every turn pay for one addition, not for a look at all who wait.
         let running = self.running.load(Ordering::Relaxed);
         let looked = self.looked.load(Ordering::Relaxed);
@@ -700,6 +721,7 @@ impl BusInner {
         }
         let mut reader = None;
         let mut old_drops = None;
+        let mut requests = Vec::new();
         if let Some(intake) = held.intake(core.place) {
             old_drops = Some(intake.replace_drops(drops));
             match departure {
@@ -711,13 +733,19 @@ impl BusInner {
                 }
                 Departure::ShutReceive => {
                     intake.shut_receive();
+                    requests = intake.requests.take_all();
                     reader = intake.take_reader();
                 }
                 Departure::Close => {
                     core.close();
+                    requests = intake.requests.take_all();
                     reader = intake.take_reader();
                 }
             }
+        }
+        if let Some(counters) = held.counters() {
+            // Whoever takes no outcomes any more has none to wait for.
+            counters.answered += requests.len() as u64;
         }
         let intake = if closing { held.remove(core.place) } else { None };
         drop(held);
@@ -744,6 +772,11 @@ impl BusInner {
         };
         self.waiting.lock().recheck(self, &changed, &mut effects);
         effects.run();
+        if closing {
+            self.close_requests(core, requests);
+        } else {
+            self.abandon_requests(requests);
+        }
         Some(sequence)
     }
 
@@ -765,6 +798,8 @@ impl BusInner {
                 self.open_queue(&core);
                 Ok(Route::Endpoint(core.place))
             }
+            // A lane asks its own endpoint; nobody else can send there.
+            Destination::Caller(request) => Err(SendError::NoSuchRequest(request)),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::lane::{Lane, Watch};
 use crate::message::{Credentials, Destination};
 use crate::name::GroupName;
 use crate::receiver::Receiver;
+use crate::request::RequestEnd;
 use crate::send::SendError;
 use crate::view::{Interest, Watching};
 
@@ -140,6 +141,25 @@ impl Endpoint {
         Ok(Lane::new(self.bus.clone(), Arc::clone(&self.core)))
     }
 
+    /// Cancels a request of this endpoint: its outcome is [`RequestEnd::Cancelled`], in the queue
+    /// like any other. False if it has an outcome already, or never was.
+    ///
+    /// [`RequestEnd::Cancelled`]: crate::RequestEnd::Cancelled
+    pub fn cancel_request(&self, request: Sequence) -> bool {
+        self.bus.inner.end_request(self.core.place, request, RequestEnd::Cancelled)
+    }
+
+    /// Says that a request that this endpoint has taken will not be answered; its caller is told
+    /// [`RequestEnd::Gone`]. False if it is not waiting for an answer from here.
+    ///
+    /// A request that is neither answered nor declined ends with its deadline, or with this
+    /// endpoint.
+    ///
+    /// [`RequestEnd::Gone`]: crate::RequestEnd::Gone
+    pub fn decline_request(&self, request: Sequence) -> bool {
+        self.bus.inner.decline(&self.core, request)
+    }
+
     /// Takes the reader's place, if nobody has it. Who drains the queue is one at a time.
     #[must_use]
     pub fn receiver(&self) -> Option<Receiver> {
@@ -185,7 +205,9 @@ impl Drop for Endpoint {
         // Without a reader nobody can have what is queued any more. It is dropped here, with no
         // lock held, and not by whoever has the last lane or waiting send of this endpoint.
         let queue = self.core.seat.lock().close();
-        drop(queue);
+        if let Some(queue) = queue {
+            self.bus.inner.drop_queue(queue);
+        }
     }
 }
 

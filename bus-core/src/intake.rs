@@ -17,7 +17,8 @@ use crate::lock_set::IntakePlace;
 use crate::message::{Credentials, Gap, Message};
 use crate::notice::Eviction;
 use crate::queue::{Consumer, Entry, Producer};
-use crate::sync::{AtomicBool, AtomicU64, Mutant, Mutex, Ordering, fence, mutated};
+use crate::request::{Asked, NEVER, Outcome, Requests};
+use crate::sync::{AtomicBool, AtomicU64, Mutant, Mutex, MutexGuard, Ordering, fence, mutated};
 use crate::view::ViewChange;
 
 /// How much a queue holds before it has no room.
@@ -27,6 +28,8 @@ pub(crate) struct Capacity {
     pub(crate) bytes: u64,
     /// Memberships, each of which reserves a place for the notice of its end (G8).
     memberships: u64,
+    /// Unanswered requests, each of which keeps a place for its outcome.
+    requests: u64,
 }
 
 impl Capacity {
@@ -35,13 +38,14 @@ impl Capacity {
             messages: limits.queue_messages.into(),
             bytes: limits.queue_bytes,
             memberships: limits.memberships.into(),
+            requests: limits.requests.into(),
         }
     }
 
-    /// Places of the ring behind the queue: its capacity, the reserve place, and one for the end of
-    /// each membership.
+    /// Places of the ring behind the queue: its capacity, the reserve place, one for the end of
+    /// each membership, and one for the outcome of each request.
     pub(crate) fn ring_places(self) -> usize {
-        usize::try_from(self.messages + 1 + self.memberships).unwrap_or(usize::MAX)
+        usize::try_from(self.messages + 1 + self.memberships + self.requests).unwrap_or(usize::MAX)
     }
 }
 
@@ -120,6 +124,8 @@ pub(crate) struct Intake {
     /// It has called `shutdown_receive`.
     receive_shut: bool,
     full_since: Sequence,
+    /// Its requests that have no outcome yet.
+    pub(crate) requests: Requests,
 }
 
 /// When the reserve place is free again: once the reader has taken one message and as many bytes
@@ -143,6 +149,7 @@ impl Intake {
             drops: Vec::new(),
             receive_shut: false,
             full_since: Sequence::from_raw(0),
+            requests: Requests::default(),
         }
     }
 
@@ -230,6 +237,42 @@ impl Intake {
         }
     }
 
+    /// Puts a reply into the place that its request has kept, whether or not there is room.
+    pub(crate) fn push_reply(&mut self, message: Arc<Message>) {
+        let (sequence, bytes) = (message.sequence(), message.charged_bytes());
+        let had_room = self.has_room();
+        self.push_entry(Entry::Message { message, missed: None });
+        self.pushed_messages += 1;
+        self.pushed_bytes += bytes;
+        if had_room && !self.has_room() {
+            self.full_since = sequence;
+        }
+    }
+
+    /// Puts the bus's word on a request into the place that the request has kept.
+    pub(crate) fn push_outcome(&mut self, outcome: Outcome) {
+        self.push_entry(Entry::Outcome(outcome));
+        self.requests.count_outcome();
+    }
+
+    /// Places for outcomes that are in use: those of unanswered requests, those of outcomes of the
+    /// bus that were not drained, and messages beyond the capacity, which are replies.
+    ///
+    /// Only what takes a message off the queue makes this less without freeing a place, so the ring
+    /// holds everything: nothing but a reply in its kept place, and one message in the reserve
+    /// place, goes beyond the capacity.
+    pub(crate) fn outcome_places(&self) -> u64 {
+        let drained = self.core.reading.drained_outcomes.load(Ordering::Acquire);
+        let beyond = self.depth().0.saturating_sub(self.core.capacity.messages);
+        self.requests.open_count() + self.requests.undrained(drained) + beyond
+    }
+
+    /// Something is to be told that stands in no place; gives the sleeping reader's waker.
+    pub(crate) fn tell_apart(&mut self) -> Option<Waker> {
+        self.core.gaps_pending.store(true, Ordering::Relaxed);
+        self.take_reader()
+    }
+
     /// Tells of the end of a membership, in the place that it had reserved.
     pub(crate) fn push_end(&mut self, eviction: Box<Eviction>) {
         self.push_entry(Entry::Evicted(eviction));
@@ -267,7 +310,8 @@ impl Intake {
         }
         let found =
             self.drops.iter().find_map(|drops| Some((drops.lost, drops.group, drops.take()?)));
-        if found.is_none() {
+        // Ends of requests are noted before this lock is taken to say so.
+        if found.is_none() && !self.core.asked().has_ended() {
             self.core.gaps_pending.store(false, Ordering::Relaxed);
         }
         found
@@ -292,7 +336,9 @@ impl Intake {
     /// that is to be dropped without the lock.
     pub(crate) fn sleep(&mut self, waker: Waker) -> Result<Option<Waker>, Waker> {
         let drained = self.producer.as_ref().is_none_or(Producer::is_drained);
-        let gaps = self.core.has_gaps() && self.depth().0 == 0 && !mutated(Mutant::SleepBesideGap);
+        let gaps = self.core.has_gaps()
+            && (self.depth().0 == 0 || self.core.asked().has_ended())
+            && !mutated(Mutant::SleepBesideGap);
         if !mutated(Mutant::SleepWithoutLook) && (!drained || gaps || self.receive_shut) {
             return Err(waker);
         }
@@ -312,11 +358,15 @@ pub(crate) struct EndpointCore {
     /// Highest sequence of its own sends.
     sent: AtomicU64,
     serial: AtomicU64,
+    /// There may be gaps, or ends of requests, to be told beside the queue.
     gaps_pending: AtomicBool,
     /// Set once, with all locks held, so that any lock shows it.
     closed: AtomicBool,
     lanes: AtomicU64,
     watches: AtomicU64,
+    /// Running time of the bus's next look at the deadlines of its requests.
+    next_look: AtomicU64,
+    asked: Mutex<Asked>,
     pub(crate) seat: Mutex<Seat>,
 }
 
@@ -327,6 +377,8 @@ struct Reading {
     released_bytes: AtomicU64,
     /// Ends of memberships taken off the ring.
     drained_ends: AtomicU64,
+    /// Outcomes of requests, other than replies, taken off the ring.
+    drained_outcomes: AtomicU64,
     /// Highest sequence taken.
     taken: AtomicU64,
 }
@@ -391,6 +443,7 @@ impl EndpointCore {
             released_messages: zero(),
             released_bytes: zero(),
             drained_ends: zero(),
+            drained_outcomes: zero(),
             taken: zero(),
         };
         Self {
@@ -405,6 +458,8 @@ impl EndpointCore {
             closed: AtomicBool::new(false),
             lanes: zero(),
             watches: zero(),
+            next_look: AtomicU64::new(NEVER),
+            asked: Mutex::new(Asked::default()),
             seat: Mutex::new(Seat::default()),
         }
     }
@@ -498,6 +553,26 @@ impl EndpointCore {
     pub(crate) fn drain_end(&self) {
         let drained = &self.reading.drained_ends;
         drained.store(drained.load(Ordering::Relaxed) + 1, Ordering::Release);
+    }
+
+    /// The reader has drained an outcome of the bus: its place is free.
+    pub(crate) fn drain_outcome(&self) {
+        let drained = &self.reading.drained_outcomes;
+        drained.store(drained.load(Ordering::Relaxed) + 1, Ordering::Release);
+    }
+
+    /// What it was asked; no other lock is taken while this is held.
+    pub(crate) fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.asked.lock()
+    }
+
+    /// Changed with the bus's list of looks held only.
+    pub(crate) fn next_look(&self) -> u64 {
+        self.next_look.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_next_look(&self, at: u64) {
+        self.next_look.store(at, Ordering::Relaxed);
     }
 
     pub(crate) fn taken(&self) -> Sequence {

@@ -10,6 +10,7 @@ use crate::endpoint::WatchError;
 use crate::id::EndpointId;
 use crate::intake::{EndpointCore, Opened};
 use crate::message::{Destination, Draft, Message};
+use crate::request::{Kind, Requested};
 use crate::send::{Attempt, Effects, Outgoing, Receipt, Route, SendError, Standing};
 use crate::sync::Parker;
 use crate::wait::{Entered, WaitKey};
@@ -30,6 +31,8 @@ pub struct Lane {
     routes: Vec<Route>,
     waiting: Option<WaitKey>,
     effects: Effects,
+    /// The endpoint has memory for its requests.
+    may_ask: bool,
 }
 
 /// How a submitted send stands.
@@ -46,7 +49,7 @@ pub enum Submitted {
 impl Lane {
     pub(crate) fn new(bus: Bus, core: Arc<EndpointCore>) -> Self {
         let (routes, effects) = (Vec::new(), Effects::default());
-        Self { bus, core, routes, waiting: None, effects }
+        Self { bus, core, routes, waiting: None, effects, may_ask: false }
     }
 
     /// The endpoint that it sends for.
@@ -92,7 +95,7 @@ impl Lane {
     fn start(
         &mut self,
         to: Destination,
-        draft: Draft,
+        mut draft: Draft,
         waker: Option<Waker>,
     ) -> Result<Submitted, SendError> {
         if self.waiting.is_some() {
@@ -107,22 +110,34 @@ impl Lane {
             let (given, limit) = (draft.descriptors.len(), limits.descriptors);
             return Err(SendError::TooManyDescriptors { given, limit });
         }
+        let until = match draft.kind {
+            Kind::Message => None,
+            _ => self.prepare(to, &mut draft)?,
+        };
         let route = self.take_route(to)?;
-        let message = Message::new(self.core.id(), self.core.credentials, to, draft);
+        let to = match &route {
+            Route::Caller { id, .. } => Destination::Caller(*id),
+            _ => to,
+        };
+        let mut message = Message::new(self.core.id(), self.core.credentials, to, draft);
+        if until.is_some() {
+            message = message.request(Requested { caller: self.core.place, first: None });
+        }
         let mut outgoing = Outgoing::new(Arc::clone(&self.core), route, Arc::new(message));
+        outgoing.until = until;
         let bus = &self.bus.inner;
         let attempt = bus.attempt(&mut outgoing, Standing::Newcomer, &mut self.effects);
         let submitted = match attempt? {
             Attempt::Committed(receipt) => {
-                self.routes.push(outgoing.route);
+                keep_route(&mut self.routes, outgoing.route);
                 Ok(Submitted::Committed(receipt))
             }
             Attempt::Full { full, .. } if waker.is_none() => {
-                self.routes.push(outgoing.route);
+                keep_route(&mut self.routes, outgoing.route);
                 Err(SendError::WouldBlock { full: Box::new(full) })
             }
             Attempt::Full { .. } | Attempt::Owed { .. } | Attempt::Writable => {
-                self.routes.push(outgoing.route.clone());
+                keep_route(&mut self.routes, outgoing.route.clone());
                 let mut room = bus.waiting.lock();
                 room.enter(bus, outgoing, waker, &mut self.effects).map(|entered| match entered {
                     Entered::Committed(receipt) => Submitted::Committed(receipt),
@@ -137,9 +152,32 @@ impl Lane {
         submitted
     }
 
+    /// Makes ready for a request, and gives the running time at which it is over.
+    #[cold]
+    fn prepare(&mut self, to: Destination, draft: &mut Draft) -> Result<Option<u64>, SendError> {
+        let bus = &self.bus.inner;
+        match (draft.kind, to) {
+            (Kind::Refusal, Destination::Caller(_)) => Ok(None),
+            (Kind::Refusal, _) | (_, Destination::Caller(_) | Destination::Group(_)) => {
+                Err(SendError::WrongKind)
+            }
+            (Kind::Message | Kind::Request { .. }, _) => {
+                let (until, deadline) = bus.request_deadline(draft.deadline)?;
+                draft.deadline = deadline;
+                if !std::mem::replace(&mut self.may_ask, true) {
+                    bus.open_requests(&self.core);
+                }
+                Ok(Some(until))
+            }
+        }
+    }
+
     /// Takes a destination's route out of the cache, or resolves it. It goes back, as the most
     /// recently used, once the send has shown that it still leads somewhere.
     fn take_route(&mut self, to: Destination) -> Result<Route, SendError> {
+        if let Destination::Caller(request) = to {
+            return self.bus.inner.route_to_caller(&self.core, request);
+        }
         if let Some(at) = self.routes.iter().rposition(|route| route.destination() == to) {
             return Ok(self.routes.remove(at));
         }
@@ -235,6 +273,13 @@ impl Lane {
         let mut draft = Some(draft.into());
         let mut guard = CancelOnDrop { lane: self, waits: false };
         std::future::poll_fn(move |context| guard.poll(to, &mut draft, context)).await
+    }
+}
+
+/// Keeps a route for the next send there. The next reply goes elsewhere.
+fn keep_route(routes: &mut Vec<Route>, route: Route) {
+    if !matches!(route, Route::Caller { .. }) {
+        routes.push(route);
     }
 }
 

@@ -20,6 +20,7 @@
 //! | `membership`, `group`, `directory` | a group's members at one generation; who is on the bus |
 //! | `send` | from the cached membership to the commit point to the wake-ups |
 //! | `wait` | sends that wait, and how far they can be overtaken |
+//! | `request` | exactly one outcome for each request |
 //! | `bus`, `view` | joins, leaves, evictions, and who is told of them |
 //! | `endpoint`, `lane`, `receiver` | the public handles |
 //! | [`wire`], [`framing`] | bytes to frames, of our protocol and of any other |
@@ -45,6 +46,7 @@ mod name;
 mod notice;
 mod queue;
 mod receiver;
+mod request;
 mod send;
 mod sync;
 mod view;
@@ -73,6 +75,7 @@ pub use message::{Credentials, Destination, Draft, Gap, Message, Payload};
 pub use name::{GroupName, MAX_NAME_BYTES, NameError};
 pub use notice::Eviction;
 pub use receiver::{CreditError, Delivery, ReceiveError, Receiver};
+pub use request::{Ended, Kind, Outcome, RequestEnd};
 pub use send::{FullRecipients, NAMED_RECIPIENTS, Receipt, SendError};
 pub use view::{Change, Interest, ViewChange, Watching};
 pub use wait::{MISSED_OFFERS, PATIENCE};

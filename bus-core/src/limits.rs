@@ -59,6 +59,11 @@ pub struct Limits {
     /// How long an endpoint may stay full while others wait for it before it is stalled (G8).
     #[serde(with = "duration_text")]
     pub stall: Duration,
+    /// Requests of one endpoint that have no outcome yet.
+    pub requests: u16,
+    /// Bytes of a reply for which its request keeps room. A longer one waits for room in its
+    /// caller's queue.
+    pub reply_bytes: u32,
     /// Deadline of a request that names none.
     #[serde(with = "duration_text")]
     pub request_deadline: Duration,
@@ -84,6 +89,8 @@ impl Default for Limits {
             endpoints: 65_536,
             endpoints_per_connection: 64,
             connections: 16_384,
+            requests: 64,
+            reply_bytes: 4_096,
             stall: Duration::from_secs(10),
             request_deadline: Duration::from_secs(25),
         }
@@ -113,7 +120,7 @@ impl Limits {
     /// The first field that is out of its range.
     pub fn check(&self) -> Result<(), LimitError> {
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-        let rows: [(&'static str, u64, u64, u64); 19] = [
+        let rows: [(&'static str, u64, u64, u64); 21] = [
             ("queue_messages", self.queue_messages.into(), 1, 1 << 20),
             ("queue_bytes", self.queue_bytes, 1, 1 << 40),
             ("payload_bytes", self.payload_bytes.into(), 1, 16 << 20),
@@ -131,6 +138,8 @@ impl Limits {
             ("endpoints", self.endpoints.into(), 1, 1 << 24),
             ("endpoints_per_connection", self.endpoints_per_connection.into(), 1, 4_096),
             ("connections", self.connections.into(), 1, 1 << 20),
+            ("requests", self.requests.into(), 0, 1_024),
+            ("reply_bytes", self.reply_bytes.into(), 0, 1 << 20),
             ("stall", millis(self.stall), 100, 600_000),
             ("request_deadline", millis(self.request_deadline), 1, 86_400_000),
         ];

@@ -98,6 +98,9 @@ pub(crate) struct Counters {
     pub(crate) messages: u64,
     pub(crate) deliveries: u64,
     pub(crate) dropped: u64,
+    pub(crate) requests: u64,
+    /// Requests that have their outcome.
+    pub(crate) answered: u64,
 }
 
 #[derive(Debug)]
@@ -196,6 +199,8 @@ impl Held<'_> {
             sum.messages += shard.counters.messages;
             sum.deliveries += shard.counters.deliveries;
             sum.dropped += shard.counters.dropped;
+            sum.requests += shard.counters.requests;
+            sum.answered += shard.counters.answered;
         }
         sum
     }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attributes::Attributes;
 use crate::id::{EndpointId, GroupId, Sequence};
+use crate::request::{Kind, Requested};
 
 /// Who an endpoint belongs to, as the kernel said when it connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +30,9 @@ pub enum Destination {
     Group(GroupId),
     /// One endpoint.
     Endpoint(EndpointId),
+    /// The endpoint that waits for the reply to this request, which the sender has taken and not
+    /// yet answered. The request is named by its sequence.
+    Caller(Sequence),
 }
 
 /// The bytes of a message: stored once, shared by all recipients, cheap to clone.
@@ -106,6 +110,8 @@ pub struct Draft {
     pub deadline: u64,
     /// File descriptors that travel with the message, to all recipients or to none.
     pub descriptors: Vec<OwnedFd>,
+    /// Whether it is a request, or an answer that says no.
+    pub kind: Kind,
 }
 
 impl<T: Into<Payload>> From<T> for Draft {
@@ -121,6 +127,7 @@ pub struct Message {
     credentials: Credentials,
     destination: Destination,
     draft: Draft,
+    requested: Option<Requested>,
     stamp: Stamp,
 }
 
@@ -140,7 +147,17 @@ impl Message {
         draft: Draft,
     ) -> Self {
         let stamp = Stamp { sequence: Sequence::from_raw(0), sender_serial: 0, commit_time: 0 };
-        Self { sender, credentials, destination, draft, stamp }
+        Self { sender, credentials, destination, draft, requested: None, stamp }
+    }
+
+    /// Makes it a request.
+    pub(crate) fn request(mut self, requested: Requested) -> Self {
+        self.requested = Some(requested);
+        self
+    }
+
+    pub(crate) fn requested(&self) -> Option<&Requested> {
+        self.requested.as_ref()
     }
 
     pub(crate) fn stamp(&mut self, stamp: Stamp) {
@@ -206,6 +223,34 @@ impl Message {
     #[must_use]
     pub fn descriptors(&self) -> &[OwnedFd] {
         &self.draft.descriptors
+    }
+
+    /// Whether its sender waits for a reply, which goes to
+    /// [`Caller`](Destination::Caller)`(self.sequence())`.
+    #[must_use]
+    pub fn is_request(&self) -> bool {
+        self.requested.is_some()
+    }
+
+    /// The first sequence of a request that another endpoint was given before, and died.
+    #[must_use]
+    pub fn repeats(&self) -> Option<Sequence> {
+        self.requested.and_then(|requested| requested.first)
+    }
+
+    /// The request that it answers, if it is a reply.
+    #[must_use]
+    pub fn answers(&self) -> Option<Sequence> {
+        match self.destination {
+            Destination::Caller(request) => Some(request),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a reply that says no.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        self.draft.kind == Kind::Refusal
     }
 
     /// The bytes that it takes in a queue: its encoded attributes and its payload.

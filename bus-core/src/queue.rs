@@ -23,6 +23,7 @@ use crossbeam_utils::CachePadded;
 use crate::Gap;
 use crate::message::Message;
 use crate::notice::Eviction;
+use crate::request::Outcome;
 use crate::sync::{AtomicU64, Mutant, Ordering, RingArc as Arc, UnsafeCell, mutated};
 use crate::view::ViewChange;
 
@@ -42,6 +43,8 @@ pub(crate) enum Entry {
     },
     /// The end of a membership, in the place that the membership has reserved for it (G8).
     Evicted(Box<Eviction>),
+    /// The outcome of a request that gets no reply, in the place that the request has kept.
+    Outcome(Outcome),
 }
 
 struct Ring {

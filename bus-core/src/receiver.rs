@@ -11,6 +11,7 @@ use crate::intake::{EndpointCore, Lost, ReaderState};
 use crate::message::{Gap, Message};
 use crate::notice::Eviction;
 use crate::queue::Entry;
+use crate::request::{Ended, Outcome};
 use crate::sync::{Mutant, Parker, mutated};
 use crate::view::ViewChange;
 
@@ -43,6 +44,13 @@ pub enum Delivery {
     },
     /// The endpoint was put out of a group: nothing of it comes after this (G8).
     Evicted(Box<Eviction>),
+    /// A request of this endpoint gets no reply, and why. It takes neither a place nor bytes from
+    /// messages.
+    Outcome(Outcome),
+    /// Nobody waits any more for the reply to a request that this endpoint has taken. Told once its
+    /// queue was empty, and not at all to an endpoint that reads too little; a reply that is sent
+    /// all the same is refused.
+    RequestEnded(Ended),
     /// What this member missed of a group, told once its queue was empty (G7).
     Gap {
         /// The group.
@@ -114,27 +122,44 @@ impl Receiver {
         if self.state.consumer.is_none() {
             self.state.consumer = self.core.seat.lock().fresh.take();
         }
-        match self.state.consumer.as_mut().and_then(|consumer| consumer.pop()) {
-            Some(Entry::Message { message, missed }) => {
-                self.state.drained_messages += 1;
-                self.state.drained_bytes += message.charged_bytes();
-                self.core.take(message.sequence());
-                return Some(Delivery::Message { message, missed });
+        loop {
+            match self.state.consumer.as_mut().and_then(|consumer| consumer.pop()) {
+                Some(Entry::Message { message, missed }) => {
+                    self.state.drained_messages += 1;
+                    self.state.drained_bytes += message.charged_bytes();
+                    self.core.take(message.sequence());
+                    if message.is_request() && !self.bus.inner.hand_over(&self.core, &message) {
+                        if self.core.free(1, message.charged_bytes()) {
+                            self.bus.inner.serve(&self.core);
+                        }
+                        continue;
+                    }
+                    return Some(Delivery::Message { message, missed });
+                }
+                Some(Entry::View { change, missed }) => {
+                    self.state.drained_messages += 1;
+                    self.core.take(change.sequence);
+                    return Some(Delivery::View { change, missed });
+                }
+                Some(Entry::Evicted(eviction)) => {
+                    self.core.drain_end();
+                    self.core.take(eviction.sequence);
+                    return Some(Delivery::Evicted(eviction));
+                }
+                Some(Entry::Outcome(outcome)) => {
+                    self.core.drain_outcome();
+                    self.core.take(outcome.sequence);
+                    return Some(Delivery::Outcome(outcome));
+                }
+                None => break,
             }
-            Some(Entry::View { change, missed }) => {
-                self.state.drained_messages += 1;
-                self.core.take(change.sequence);
-                return Some(Delivery::View { change, missed });
-            }
-            Some(Entry::Evicted(eviction)) => {
-                self.core.drain_end();
-                self.core.take(eviction.sequence);
-                return Some(Delivery::Evicted(eviction));
-            }
-            None => {}
         }
         if !self.core.has_gaps() {
             return None;
+        }
+        let ended = self.core.asked().take_ended();
+        if let Some(ended) = ended {
+            return Some(Delivery::RequestEnded(ended));
         }
         let mut shard = self.bus.inner.locks.acquire_one(self.core.place.lock);
         let intake = shard.intakes.get_mut(self.core.place.slot as usize)?;
@@ -298,7 +323,9 @@ impl Drop for Receiver {
         seat.occupied = false;
         let queue = if self.core.is_closed() { seat.close() } else { None };
         drop(seat);
-        drop(queue);
+        if let Some(queue) = queue {
+            self.bus.inner.drop_queue(queue);
+        }
     }
 }
 

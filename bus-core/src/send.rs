@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use crate::attributes::Attributes;
-use crate::bus::BusInner;
+use crate::bus::{BusInner, LimitExceeded};
 use crate::filter::Subject;
 use crate::filter::selection::Selection;
 use crate::group::Group;
@@ -19,6 +19,7 @@ use crate::intake::{Drops, EndpointCore, Intake};
 use crate::lock_set::{Held, IntakePlace, LockBits};
 use crate::membership::{MemberFlags, Membership};
 use crate::message::{Destination, Message, Stamp};
+use crate::request::{self, Open};
 
 use crate::sync::{Mutant, mutated};
 use crate::wait::Turn;
@@ -137,6 +138,20 @@ pub enum SendError {
     /// The sending endpoint has been closed.
     #[error("the sending endpoint has been closed")]
     Closed,
+    /// Nobody waits for this reply: the request has its outcome already, or this endpoint was not
+    /// asked. Go on with the next request.
+    #[error("nobody waits for a reply to request {0} from this endpoint")]
+    NoSuchRequest(Sequence),
+    /// The request's deadline came before the request could be delivered.
+    #[error("the request's deadline has passed")]
+    DeadlinePassed,
+    /// The sending endpoint has as many unanswered requests as it may have, unread outcomes
+    /// included. Wait for one, or read.
+    #[error(transparent)]
+    RequestLimit(LimitExceeded),
+    /// A request goes to one endpoint, and a refusal to a caller.
+    #[error("a request goes to one endpoint or name, and a refusal only to a caller")]
+    WrongKind,
 }
 
 /// Wakers to be called once every lock is released, and things to be dropped then.
@@ -205,6 +220,14 @@ pub(crate) enum Route {
         selection: Option<Box<Selection>>,
     },
     Endpoint(IntakePlace),
+    /// To the caller of a request, as its reply.
+    Caller {
+        place: IntakePlace,
+        /// What the caller knows the request by.
+        id: Sequence,
+        /// What the sender knows it by.
+        request: Sequence,
+    },
 }
 
 /// One recipient of a route.
@@ -239,6 +262,7 @@ impl Route {
         match self {
             Self::Group { group, .. } => Destination::Group(group.id),
             Self::Endpoint(place) => Destination::Endpoint(place.id),
+            Self::Caller { request, .. } => Destination::Caller(*request),
         }
     }
 
@@ -249,7 +273,7 @@ impl Route {
                 if locks.is_empty() { LockBits::one(group.home) } else { locks }
             }
             Self::Group { locks, .. } => *locks,
-            Self::Endpoint(place) => LockBits::one(place.lock),
+            Self::Endpoint(place) | Self::Caller { place, .. } => LockBits::one(place.lock),
         }
     }
 
@@ -259,7 +283,7 @@ impl Route {
             Self::Group { group, membership, .. } => {
                 group.generation() == membership.generation || mutated(Mutant::SkipGenerationCheck)
             }
-            Self::Endpoint(_) => true,
+            Self::Endpoint(_) | Self::Caller { .. } => true,
         }
     }
 
@@ -282,7 +306,7 @@ impl Route {
     pub(crate) fn generation(&self) -> Option<Generation> {
         match self {
             Self::Group { membership, .. } => Some(membership.generation),
-            Self::Endpoint(_) => None,
+            Self::Endpoint(_) | Self::Caller { .. } => None,
         }
     }
 
@@ -301,7 +325,7 @@ impl Route {
     fn most_recipients(&self) -> usize {
         match self {
             Self::Group { membership, .. } => membership.members().len(),
-            Self::Endpoint(_) => 1,
+            Self::Endpoint(_) | Self::Caller { .. } => 1,
         }
     }
 
@@ -313,7 +337,7 @@ impl Route {
             Self::Group { membership, skip, .. } => {
                 (membership.members(), &[][..], &[][..], *skip, None)
             }
-            Self::Endpoint(place) => {
+            Self::Endpoint(place) | Self::Caller { place, .. } => {
                 let one = Recipient { place: *place, drops: None };
                 (&[][..], &[][..], &[][..], None, Some(one))
             }
@@ -335,7 +359,7 @@ impl Route {
                     accepts && Some(at) != *skip && membership.members()[at].drops.is_none()
                 })
             }
-            Self::Endpoint(place) => place.id == id,
+            Self::Endpoint(place) | Self::Caller { place, .. } => place.id == id,
         }
     }
 }
@@ -349,17 +373,19 @@ pub(crate) struct Outgoing {
     pub(crate) message: Option<Arc<Message>>,
     /// What a message would say for which it is asked whether the route is writable.
     asked: Option<Box<Attributes>>,
+    /// Of a request: the running time at which it is over, in nanoseconds.
+    pub(crate) until: Option<u64>,
 }
 
 impl Outgoing {
     /// A message on its way.
     pub(crate) fn new(sender: Arc<EndpointCore>, route: Route, message: Arc<Message>) -> Self {
-        Self { sender, route, message: Some(message), asked: None }.chosen()
+        Self { sender, route, message: Some(message), asked: None, until: None }.chosen()
     }
 
     /// The question whether a message of these attributes would find room.
     pub(crate) fn asking(sender: Arc<EndpointCore>, route: Route, about: Attributes) -> Self {
-        Self { sender, route, message: None, asked: Some(Box::new(about)) }.chosen()
+        Self { sender, route, message: None, asked: Some(Box::new(about)), until: None }.chosen()
     }
 
     fn chosen(mut self) -> Self {
@@ -368,6 +394,15 @@ impl Outgoing {
             self.route.choose(subject(message, asked));
         }
         self
+    }
+
+    /// The locks that its commit needs: a request's entry is made under its caller's.
+    fn locks(&self) -> LockBits {
+        let mut locks = self.route.locks();
+        if self.until.is_some() {
+            locks.insert(self.sender.place.lock);
+        }
+        locks
     }
 
     /// Goes by the current membership.
@@ -499,7 +534,7 @@ impl BusInner {
         effects: &mut Effects,
     ) -> Option<Result<Attempt, SendError>> {
         effects.reserve(outgoing.route.most_recipients());
-        let mut held = self.locks.acquire(outgoing.route.locks());
+        let mut held = self.locks.acquire(outgoing.locks());
         if !outgoing.route.is_current() {
             return None;
         }
@@ -513,7 +548,13 @@ impl BusInner {
             Err(error) => Err(error),
             Ok(Some(refusal)) => Ok(refusal),
             Ok(None) if outgoing.message.is_none() => Ok(Attempt::Writable),
-            Ok(None) => Ok(Attempt::Committed(self.commit(held, outgoing, standing, effects))),
+            Ok(None) => {
+                let receipt = self.commit(held, outgoing, standing, effects);
+                if outgoing.until.is_some() || matches!(outgoing.route, Route::Caller { .. }) {
+                    self.after_commit(outgoing, &receipt);
+                }
+                Ok(Attempt::Committed(receipt))
+            }
         })
     }
 
@@ -536,7 +577,6 @@ impl BusInner {
     }
 
     /// Looks at every recipient before anything is pushed. None if all is well.
-    #[expect(clippy::unused_self, reason = "reads as one of the steps of the bus")]
     fn check(
         &self,
         held: &mut Held<'_>,
@@ -547,6 +587,9 @@ impl BusInner {
         let mut full = FullRecipients::none();
         let mut owed = false;
         let mut at: Option<(Preference, Arc<EndpointCore>)> = None;
+        if outgoing.until.is_some() {
+            self.check_request(held, outgoing)?;
+        }
         for recipient in outgoing.route.recipients() {
             let id = recipient.place.id;
             let Some(intake) = held.intake(recipient.place) else {
@@ -556,6 +599,11 @@ impl BusInner {
                 return Err(SendError::ReceiveShut(id));
             }
             if recipient.drops.is_some() {
+                continue;
+            }
+            if let Route::Caller { id, request, .. } = outgoing.route
+                && self.has_kept_place(intake, outgoing, id, request)?
+            {
                 continue;
             }
             let room = intake.has_room();
@@ -584,6 +632,34 @@ impl BusInner {
         }))
     }
 
+    /// Whether a request may be made now.
+    fn check_request(&self, held: &mut Held<'_>, outgoing: &Outgoing) -> Result<(), SendError> {
+        let own = held.intake(outgoing.sender.place).ok_or(SendError::Closed)?;
+        if own.is_receive_shut() {
+            return Err(SendError::ReceiveShut(own.id()));
+        }
+        request::check_limit(own, self.limits.requests).map_err(SendError::RequestLimit)?;
+        let running = self.running().as_nanos();
+        if outgoing.until.is_some_and(|until| u128::from(until) <= running) {
+            return Err(SendError::DeadlinePassed);
+        }
+        Ok(())
+    }
+
+    /// Whether a reply may use the place that its request has kept, room or not.
+    fn has_kept_place(
+        &self,
+        caller: &Intake,
+        outgoing: &Outgoing,
+        id: Sequence,
+        request: Sequence,
+    ) -> Result<bool, SendError> {
+        let open = caller.requests.find(id).filter(|open| open.asked_as == request);
+        open.ok_or(SendError::NoSuchRequest(request))?;
+        let bytes = outgoing.message.as_ref().map_or(0, |message| message.charged_bytes());
+        Ok(bytes <= u64::from(self.limits.reply_bytes))
+    }
+
     /// The commit point: every lock is held and every check has passed.
     fn commit<'a>(
         &'a self,
@@ -602,6 +678,7 @@ impl BusInner {
             commit_time: self.now(),
         });
         let mut receipt = Receipt { sequence, sender_serial, after, recipients: 0, dropped: 0 };
+        let mut callee = None;
         for recipient in outgoing.route.recipients() {
             if mutated(Mutant::ReleaseBetweenPushes) {
                 drop(held);
@@ -621,9 +698,19 @@ impl BusInner {
                 if !mutated(Mutant::DropWakesNobody) {
                     effects.wake(intake.take_reader_of_gap());
                 }
+            } else if let Route::Caller { id, .. } = outgoing.route {
+                intake.requests.take(id);
+                if message.charged_bytes() <= u64::from(self.limits.reply_bytes) {
+                    intake.push_reply(Arc::clone(&message));
+                } else {
+                    intake.push(Arc::clone(&message), None);
+                }
+                receipt.recipients += 1;
+                effects.wake(intake.take_reader());
             } else {
                 let missed = Intake::take_gap(recipient.drops);
                 intake.push(Arc::clone(&message), missed);
+                callee = Some(recipient.place);
                 receipt.recipients += 1;
                 effects.wake(intake.take_reader());
             }
@@ -632,6 +719,13 @@ impl BusInner {
             counters.messages += 1;
             counters.deliveries += u64::from(receipt.recipients);
             counters.dropped += u64::from(receipt.dropped);
+            counters.requests += u64::from(outgoing.until.is_some());
+            counters.answered += u64::from(matches!(outgoing.route, Route::Caller { .. }));
+        }
+        if let (Some(until), Some(callee)) = (outgoing.until, callee)
+            && let Some(own) = held.intake(outgoing.sender.place)
+        {
+            own.requests.insert(Open { id: sequence, asked_as: sequence, callee, until });
         }
         drop(held);
         receipt

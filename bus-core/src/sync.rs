@@ -360,6 +360,14 @@ mutants! {
     CancelLeavesSend,
     /// A cancelled send is said to be so, though it was committed before.
     CancelForgetsOutcome,
+    /// Who decides a request leaves it to others to decide as well.
+    OutcomeTwice,
+    /// A reader looks whether a request is still waited for before it notes that it was asked.
+    AskedNotedLate,
+    /// A look at deadlines is over before it is said that none is planned.
+    LookBeforeNone,
+    /// A reader that sleeps is not woken by the end of a request that it has taken.
+    EndWakesNobody,
 }
 
 #[cfg(not(bus_loom))]

@@ -562,9 +562,22 @@ impl WaitingRoom {
             let queues = self.lines.iter().filter(|(_, line)| free(line));
             self.unsettled.extend(queues.map(|(queue, _)| *queue));
         }
+        self.end_overdue(now, effects);
         let stalled = self.find_stalled(bus, now, effects);
         self.serve_unsettled(bus, effects);
         stalled
+    }
+
+    /// Requests whose deadline has come before they could be delivered.
+    fn end_overdue(&mut self, now: Duration, effects: &mut Effects) {
+        let overdue = |wait: &Wait| {
+            let until = wait.outgoing.as_ref().and_then(|outgoing| outgoing.until);
+            until.is_some_and(|until| u128::from(until) <= now.as_nanos())
+        };
+        let keys = self.waits.iter().filter(|(_, wait)| overdue(wait));
+        for key in keys.map(|(at, _)| WaitKey(at)).collect::<Vec<_>>() {
+            self.decide(key, Err(SendError::DeadlinePassed), effects);
+        }
     }
 
     /// The endpoints that have been full for the stall limit while sends waited for them, and have
@@ -666,11 +679,10 @@ impl WaitingRoom {
 
     /// Direct sends to a stalled endpoint end with an error: there is no group to put it out of.
     fn give_up_unicasts(&mut self, id: EndpointId, effects: &mut Effects) {
-        let to = Destination::Endpoint(id);
         let keys: Vec<WaitKey> = (self.waits.iter())
             .filter(|(_, wait)| {
-                let outgoing = wait.outgoing.as_ref();
-                outgoing.is_some_and(|outgoing| outgoing.route.destination() == to)
+                let route = wait.outgoing.as_ref().map(|outgoing| &outgoing.route);
+                route.is_some_and(|route| route.generation().is_none() && route.needs(id))
             })
             .map(|(at, _)| WaitKey(at))
             .collect();
@@ -751,7 +763,9 @@ impl Changed {
         };
         let destination = match outgoing.route.destination() {
             Destination::Group(group) => self.groups.contains(&group),
-            Destination::Endpoint(id) => self.endpoint == Some(id),
+            Destination::Endpoint(_) | Destination::Caller(_) => {
+                self.endpoint.is_some_and(|id| outgoing.route.needs(id))
+            }
         };
         destination
             || self.endpoint.is_some_and(|id| wait.at == Some(id) || outgoing.sender.id() == id)

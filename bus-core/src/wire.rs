@@ -33,14 +33,14 @@ mod limits_form;
 mod views;
 
 pub use broker::{
-    BrokerFrame, MessageFrame, MessageHead, encode_message, encode_message_head, encode_receipt,
-    message_bytes,
+    BrokerFrame, MessageFrame, MessageHead, Role, encode_message, encode_message_head,
+    encode_receipt, message_bytes,
 };
 pub use cbor::CborError;
 pub use client::{
     ClientFrame, SendFlags, SendFrame, SendHead, SendId, encode_send, encode_send_head,
 };
-pub use code::{ChangeCode, EvictionReason, FailureCode, GoodbyeCode};
+pub use code::{ChangeCode, EvictionReason, FailureCode, GoodbyeCode, OutcomeCode};
 pub use control::{
     ControlError, Failure, Goodbye, GroupInfo, Hello, Incarnation, MAX_TEXT_BYTES, MemberInfo,
     Notice, Request, Response, Stats, Status, Welcome,

@@ -280,6 +280,7 @@ impl World {
                 };
                 members.into_iter().flatten().filter_map(heard).collect()
             }
+            other => panic!("nothing is sent to {other:?}"),
         }
     }
 
@@ -296,6 +297,7 @@ impl World {
                 Some(_) => {}
             },
             Destination::Group(_) => {}
+            other => panic!("nothing is sent to {other:?}"),
         }
         let lacks = self.recipients(sender, to).into_iter();
         let full = |id: &EndpointId| {

@@ -276,6 +276,7 @@ fn expected(history: &History, all: &[History]) -> BTreeMap<Sequence, (String, O
                         let drops = stay.flags.contains(MemberFlags::DROP_WHEN_FULL);
                         drops.then_some(group)
                     }),
+                other => panic!("nothing is sent to {other:?}"),
             };
             if let Some(droppable) = droppable {
                 let twice = expected.insert(receipt.sequence, (sent.text.clone(), droppable));

@@ -12,6 +12,7 @@ mod mutants;
 mod order;
 mod queue;
 mod reader;
+mod requests;
 mod reserve;
 mod waiting;
 mod wakers;

@@ -22,6 +22,7 @@
 //! | G7 dropping is visible | drops while the reader reads, sleeps, or is owed to others | `drop_when_full::*` | `DropperPassesOlder`, `LoneGapEarly`, `SleepBesideGap`, `DropWakesNobody`, `NoFenceInDrop` |
 //! | G8 bounds | a tick that evicts a member which reads at last | `membership::g8_*` | |
 //! | G9 lifetime | close and shutdown against sends and readers; slots used again | `membership::g9_*`, `cancel::g9_*` | `ClosedSenderCommits`, `SlotNotCompared`, `ShutStillReceives`, `EndWithoutLook` |
+//! | requests | reply, cancellation, deadline, close of either side; a look while the next one comes | `requests::*` | `OutcomeTwice`, `AskedNotedLate`, `LookBeforeNone`, `EndWakesNobody` |
 //! | G5 wakers | each way to be woken, with a waker that asks the bus | `wakers::*`, `cancel::g5_a_cancelled_sends_waker_*` | |
 //! | the queue | a ring that wraps; a reader that goes to sleep; two that want to read | `queue::*`, `reader::*`, `waiting::g5_a_message_*` | `TailRelaxed`, `HeadRelaxed`, `SleepWithoutLook`, `SeatTakenTwice`, `QueueMadeTwice` |
 
@@ -95,6 +96,10 @@ const CAUGHT: &[(&str, &str)] = &[
         "CancelForgetsOutcome",
         "cancel::g5_a_cancelled_send_has_reached_nobody_and_a_receipt_means_everybody",
     ),
+    ("OutcomeTwice", "requests::a_reply_and_a_cancellation_make_one_outcome"),
+    ("AskedNotedLate", "requests::who_takes_a_request_that_is_cancelled_is_told_so"),
+    ("LookBeforeNone", "requests::a_deadline_that_is_set_while_the_bus_looks_is_not_lost"),
+    ("EndWakesNobody", "requests::the_end_of_a_request_wakes_its_reader"),
 ];
 
 /// A model that fails does so at once; this is for one that does not.

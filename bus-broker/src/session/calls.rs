@@ -73,6 +73,14 @@ impl Session {
                 })?;
                 Ok(Response::Unwatched { sequence })
             }
+            Request::CancelRequest { request } => {
+                let ended = self.port(handle)?.endpoint().cancel_request(*request);
+                Ok(Response::RequestEnded { ended })
+            }
+            Request::DeclineRequest { request } => {
+                let ended = self.port(handle)?.endpoint().decline_request(*request);
+                Ok(Response::RequestEnded { ended })
+            }
             Request::FindGroup { group } => match shared.bus.find_group(group) {
                 Some(info) => Ok(Response::Group(group_info(info))),
                 None => {
@@ -159,6 +167,7 @@ fn stats(shared: &Shared) -> Stats {
     let counters = &shared.counters;
     Stats {
         waiting_sends: bus.waiting_sends as u64,
+        open_requests: bus.open_requests,
         endpoints: bus.endpoints as u64,
         groups: bus.groups as u64,
         connections: shared.connection_count() as u64,

@@ -27,6 +27,9 @@ pub(super) fn of_send(error: &SendError) -> Failure {
         }
         SendError::RecipientStalled(_) => failure(FailureCode::RecipientStalled),
         SendError::Cancelled => failure(FailureCode::Cancelled),
+        SendError::NoSuchRequest(_) => failure(FailureCode::NoSuchRequest),
+        SendError::DeadlinePassed => failure(FailureCode::TimedOut),
+        SendError::RequestLimit(error) => of_limit(error),
         // The broker submits one send of a lane at a time.
         _ => failure(FailureCode::BadRequest),
     }

@@ -133,6 +133,28 @@ pub struct MessageHead {
     pub descriptors: u8,
     /// The message had descriptors, and they could not be delivered here.
     pub descriptors_lost: bool,
+    /// Whether it asks for a reply or is one. Then it was sent to this endpoint, and has no group.
+    pub role: Role,
+}
+
+/// What a message is to its receiver, as a MESSAGE tells it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// It asks for nothing and answers nothing.
+    #[default]
+    Plain,
+    /// Its sender waits for a reply.
+    Request {
+        /// The request's first sequence, if another endpoint was given it before, and died.
+        first: Option<Sequence>,
+    },
+    /// It is the reply to a request of this endpoint.
+    Reply {
+        /// The request's sequence.
+        request: Sequence,
+        /// It says no.
+        refusal: bool,
+    },
 }
 
 impl BrokerFrame {
@@ -264,7 +286,8 @@ impl BrokerFrame {
         let (fixed, mut tail) = unread[HEADER_BYTES..header.length].split_at(MESSAGE.fixed);
         let group = u64_at(fixed, 8);
         let unicast = header.flags & UNICAST != 0;
-        if unicast && group != 0 {
+        let role = decode_role(header, group)?;
+        if unicast && group != 0 && !says_sequence(role) {
             return Err(WireError::Value {
                 frame: name,
                 field: "group of a unicast",
@@ -307,6 +330,7 @@ impl BrokerFrame {
             missed,
             descriptors: header.descriptors,
             descriptors_lost: lost == 1,
+            role,
         };
         let (attributes, payload) = body::take_tail(unread, at, header.length, block);
         Ok(Some(Self::Message(Box::new(MessageFrame { head, attributes, payload }))))
@@ -380,13 +404,19 @@ fn message_head(
     let (block, body) = body::tail_lengths(&MESSAGE, extra, attributes, payload_bytes)?;
     let missed = if head.missed.is_some() { MISSED } else { 0 };
     let unicast = if head.group.is_none() { UNICAST } else { 0 };
+    let (role, group) = match head.role {
+        Role::Plain => (0, head.group.map_or(0, GroupId::get)),
+        Role::Request { first: None } => (REQUEST, 0),
+        Role::Request { first: Some(first) } => (REQUEST | REPEATED, first.get()),
+        Role::Reply { request, refusal: false } => (REPLY, request.get()),
+        Role::Reply { request, refusal: true } => (REPLY | REFUSAL, request.get()),
+    };
     let mut place = [0; MESSAGE_HEAD_BYTES];
     Outline::new(&MESSAGE)
-        .flags(missed | unicast)
+        .flags(missed | unicast | role)
         .descriptors(body::checked_descriptors(&MESSAGE, head.descriptors)?)
         .endpoint(head.endpoint)
         .write(&mut place, body);
-    let group = head.group.map_or(0, GroupId::get);
     place[16..24].copy_from_slice(&head.sequence.get().to_le_bytes());
     place[24..32].copy_from_slice(&group.to_le_bytes());
     place[32..40].copy_from_slice(&head.sender.get().to_le_bytes());
@@ -403,6 +433,27 @@ fn message_head(
         place[96..104].copy_from_slice(&gap.last.get().to_le_bytes());
     }
     Ok((place, HEADER_BYTES + MESSAGE.fixed + extra))
+}
+
+/// Whether the field of the group holds a request's sequence.
+fn says_sequence(role: Role) -> bool {
+    matches!(role, Role::Reply { .. } | Role::Request { first: Some(_) })
+}
+
+fn decode_role(header: &Header, sequence: u64) -> Result<Role, WireError> {
+    let sequence = Sequence::from_raw(sequence);
+    let refusal = header.flags & REFUSAL != 0;
+    let role = match header.flags & (UNICAST | REQUEST | REPLY | REPEATED | REFUSAL) {
+        0 | UNICAST => return Ok(Role::Plain),
+        flags if flags == UNICAST | REQUEST => Role::Request { first: None },
+        flags if flags == UNICAST | REQUEST | REPEATED => Role::Request { first: Some(sequence) },
+        flags if flags & !REFUSAL == UNICAST | REPLY => Role::Reply { request: sequence, refusal },
+        _ => {
+            let (frame, given) = (header.shape.name, header.flags.into());
+            return Err(WireError::Value { frame, field: "combination of flags", given });
+        }
+    };
+    Ok(role)
 }
 
 fn decode_gap(frame: &'static str, bytes: &[u8]) -> Result<Gap, WireError> {
@@ -450,6 +501,10 @@ const MISSED: u8 = 1;
 const UNICAST: u8 = 2;
 /// Flag of NOTICE: it takes a place of the queue, as a message of no bytes.
 const CHARGED: u8 = 1;
+const REQUEST: u8 = 8;
+const REPLY: u8 = 16;
+const REPEATED: u8 = 32;
+const REFUSAL: u8 = 128;
 /// Count, first and last sequence.
 const GAP_BYTES: usize = 24;
 /// All of a MESSAGE before its attributes, with a gap.
@@ -483,7 +538,7 @@ const REFUSED: Shape = Shape {
     ..Shape::plain(kind::REFUSED, "REFUSED")
 };
 const MESSAGE: Shape = Shape {
-    flags: MISSED | UNICAST,
+    flags: MISSED | UNICAST | REQUEST | REPLY | REPEATED | REFUSAL,
     descriptors: true,
     endpoint: true,
     fixed: 64,

@@ -10,7 +10,7 @@ use super::{
     ControlError, EncodeError, Goodbye, HEADER_BYTES, Handle, Hello, LaneNumber, MAX_FRAME_BYTES,
     Request, Serial, WireError,
 };
-use crate::{Attributes, Destination, EndpointId, GroupId, MAX_ATTRIBUTES_BYTES};
+use crate::{Attributes, Destination, EndpointId, GroupId, MAX_ATTRIBUTES_BYTES, Sequence};
 
 /// One frame from a client to the broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,6 +130,14 @@ bitflags::bitflags! {
         const NONBLOCK = 1;
         /// Not refused because an earlier one of its lane was (G3).
         const INDEPENDENT = 2;
+        /// It asks for a reply.
+        const REQUEST = 16;
+        /// With [`REQUEST`](Self::REQUEST): it may be given to another endpoint if the first one
+        /// dies without having answered.
+        const REPEATABLE = 64;
+        /// With a [`Caller`](Destination::Caller) as its destination: the reply says no. The same
+        /// bit as [`REPEATABLE`](Self::REPEATABLE), which a reply cannot be.
+        const REFUSAL = 64;
         /// Nobody waits for the receipt: it goes out with the next thing that this client is told,
         /// or after a short while. [`ClientFrame::Flush`] asks for it. A refusal does not wait.
         const RECEIPT_MAY_WAIT = 128;
@@ -318,6 +326,7 @@ impl ClientFrame {
         let (fixed, tail) = unread[HEADER_BYTES..header.length].split_at(SEND.fixed);
         body::zero(name, "reserved", u16_at(fixed, 18).into())?;
         let block = body::attributes(name, tail, u16_at(fixed, 16))?;
+        check_flags(header)?;
         let head = SendHead {
             id: header.send_id(),
             destination: destination(header, u64_at(fixed, 0)),
@@ -400,17 +409,32 @@ pub(super) fn outline(shape: &'static Shape, id: SendId) -> Outline {
 }
 
 fn destination(header: &Header, id: u64) -> Destination {
-    if header.flags & TO_ENDPOINT == 0 {
-        Destination::Group(GroupId::from_raw(id))
-    } else {
+    if header.flags & TO_ENDPOINT != 0 {
         Destination::Endpoint(EndpointId::from_raw(id))
+    } else if header.flags & REPLY != 0 {
+        Destination::Caller(Sequence::from_raw(id))
+    } else {
+        Destination::Group(GroupId::from_raw(id))
     }
+}
+
+/// One destination, and nothing but what can be said of it.
+fn check_flags(header: &Header) -> Result<(), WireError> {
+    let is = |flag: u8| header.flags & flag != 0;
+    let (request, reply) = (is(SendFlags::REQUEST.bits()), is(REPLY));
+    let either = is(SendFlags::REPEATABLE.bits());
+    if (reply && (request || is(TO_ENDPOINT))) || (either && !request && !reply) {
+        let (frame, given) = (header.shape.name, header.flags.into());
+        return Err(WireError::Value { frame, field: "combination of flags", given });
+    }
+    Ok(())
 }
 
 fn destination_bits(destination: Destination) -> (u8, u64) {
     match destination {
         Destination::Group(id) => (0, id.get()),
         Destination::Endpoint(id) => (TO_ENDPOINT, id.get()),
+        Destination::Caller(request) => (REPLY, request.get()),
     }
 }
 
@@ -445,6 +469,8 @@ mod kind {
 
 /// Flag of SEND and WATCH: the destination is an endpoint.
 const TO_ENDPOINT: u8 = 4;
+/// Flag of SEND: the destination is the sequence of the request that it answers.
+const REPLY: u8 = 32;
 /// The longest CALL.
 const MAX_CALL_BODY: usize = 64 << 10;
 
@@ -452,7 +478,7 @@ const HELLO: Shape = Shape { most: both::MAX_SMALL_BODY, ..Shape::plain(kind::HE
 const CALL: Shape =
     Shape { endpoint: true, serial: true, most: MAX_CALL_BODY, ..Shape::plain(kind::CALL, "CALL") };
 const SEND: Shape = Shape {
-    flags: SendFlags::all().bits() | TO_ENDPOINT,
+    flags: SendFlags::all().bits() | TO_ENDPOINT | REPLY,
     descriptors: true,
     endpoint: true,
     lane: true,

@@ -118,6 +118,10 @@ codes! {
         /// The endpoint was evicted from the group; until its back-off is over it may join only with
         /// `DROP_WHEN_FULL` (G8). [`Failure::retry_after`](super::Failure::retry_after) says when.
         BackOff = "back-off",
+        /// Nobody waits for a reply to that request from this endpoint.
+        NoSuchRequest = "no-such-request",
+        /// The request's deadline came before the request could be delivered.
+        TimedOut = "timed-out",
     }
 }
 
@@ -167,5 +171,27 @@ codes! {
     EvictionReason {
         /// The member held senders up for the stall limit, and read too little (G8).
         Stalled = "stalled",
+    }
+}
+
+codes! {
+    /// Why a request has no reply.
+    OutcomeCode {
+        /// The other side was closed, or dropped the request.
+        Gone = "gone",
+        /// Its deadline came.
+        TimedOut = "timed-out",
+        /// Its caller cancelled it.
+        Cancelled = "cancelled",
+    }
+}
+
+impl From<crate::RequestEnd> for OutcomeCode {
+    fn from(why: crate::RequestEnd) -> Self {
+        match why {
+            crate::RequestEnd::Gone => Self::Gone,
+            crate::RequestEnd::TimedOut => Self::TimedOut,
+            crate::RequestEnd::Cancelled => Self::Cancelled,
+        }
     }
 }

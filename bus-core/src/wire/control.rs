@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::cbor::{self, CborError, DecodeError};
 use super::filter_form::BAD_FILTER;
-use super::{EvictionReason, FailureCode, GoodbyeCode, ViewNotice, WireError};
+use super::{EvictionReason, FailureCode, GoodbyeCode, OutcomeCode, ViewNotice, WireError};
 use crate::{
     EndpointId, Filter, Gap, GroupId, GroupName, Interest, Limits, MemberFlags, NAMED_RECIPIENTS,
     NameError, Sequence,
@@ -218,6 +218,16 @@ pub enum Request {
         /// How many at most; the broker may give fewer. See [`MAX_PAGE`](super::MAX_PAGE).
         max: u32,
     },
+    /// Cancels a request of this endpoint: its outcome is `cancelled`, in the queue like any other.
+    CancelRequest {
+        /// The request's sequence.
+        request: Sequence,
+    },
+    /// Says that a request that this endpoint was sent will not be answered.
+    DeclineRequest {
+        /// The request's sequence.
+        request: Sequence,
+    },
 }
 
 impl Request {
@@ -238,6 +248,8 @@ impl Request {
         "find-group",
         "groups",
         "members",
+        "cancel-request",
+        "decline-request",
     ];
 
     /// Reads the body of a CALL.
@@ -293,6 +305,11 @@ pub enum Response {
     Shut {
         /// Its place in the order: nothing later reaches the endpoint.
         sequence: Sequence,
+    },
+    /// To [`Request::CancelRequest`] and [`Request::DeclineRequest`].
+    RequestEnded {
+        /// Whether that ended it. It may have had its outcome already.
+        ended: bool,
     },
     /// To [`Request::Create`].
     Created {
@@ -424,6 +441,8 @@ pub struct Status {
 pub struct Stats {
     /// Sends that wait for room now.
     pub waiting_sends: u64,
+    /// Requests that have no outcome yet.
+    pub open_requests: u64,
     /// Endpoints now.
     pub endpoints: u64,
     /// Groups now.
@@ -558,6 +577,22 @@ pub enum Notice {
         /// What is missing.
         gap: Gap,
     },
+    /// A request of this endpoint gets no reply.
+    Outcome {
+        /// The request's sequence.
+        request: Sequence,
+        /// The place of the outcome in the order.
+        sequence: Sequence,
+        /// Why.
+        why: OutcomeCode,
+    },
+    /// Nobody waits any more for the reply to a request that this endpoint was sent.
+    RequestEnded {
+        /// The request's sequence.
+        request: Sequence,
+        /// Why.
+        why: OutcomeCode,
+    },
     /// A kind of a later version. Pass over it.
     Unknown {
         /// The text under `type`.
@@ -597,6 +632,15 @@ enum NoticeForm {
         first: Sequence,
         last: Sequence,
     },
+    Outcome {
+        request: Sequence,
+        sequence: Sequence,
+        why: OutcomeCode,
+    },
+    RequestEnded {
+        request: Sequence,
+        why: OutcomeCode,
+    },
 }
 
 impl Notice {
@@ -606,9 +650,14 @@ impl Notice {
         match self {
             Self::View(_) => true,
             Self::Unknown { charged, .. } => *charged,
-            Self::Gap { .. } | Self::Evicted { .. } | Self::ViewsLost { .. } => false,
+            Self::Gap { .. }
+            | Self::Evicted { .. }
+            | Self::ViewsLost { .. }
+            | Self::Outcome { .. }
+            | Self::RequestEnded { .. } => false,
         }
     }
+
     fn from_form(form: NoticeForm) -> Self {
         match form {
             NoticeForm::Gap { group_id, count, first, last } => {
@@ -626,10 +675,15 @@ impl Notice {
             NoticeForm::ViewsLost { group_id, count, first, last } => {
                 Self::ViewsLost { group_id, gap: Gap { count, first, last } }
             }
+            NoticeForm::Outcome { request, sequence, why } => {
+                Self::Outcome { request, sequence, why }
+            }
+            NoticeForm::RequestEnded { request, why } => Self::RequestEnded { request, why },
         }
     }
 
-    const KINDS: &'static [&'static str] = &["gap", "evicted", "view", "views-lost"];
+    const KINDS: &'static [&'static str] =
+        &["gap", "evicted", "view", "views-lost", "outcome", "request-ended"];
 
     /// Reads the body of a NOTICE whose header says whether it is `charged`.
     pub(super) fn decode(body: &[u8], charged: bool) -> Result<Self, ControlError> {
@@ -675,6 +729,12 @@ impl Notice {
                 first: gap.first,
                 last: gap.last,
             },
+            Self::Outcome { request, sequence, why } => {
+                NoticeForm::Outcome { request: *request, sequence: *sequence, why: why.clone() }
+            }
+            Self::RequestEnded { request, why } => {
+                NoticeForm::RequestEnded { request: *request, why: why.clone() }
+            }
             Self::Unknown { body, .. } => return out.extend_from_slice(body),
         };
         cbor::encode(out, &form);

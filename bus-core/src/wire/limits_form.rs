@@ -60,6 +60,8 @@ form! {
     endpoints: u32,
     endpoints_per_connection: u16,
     connections: u32,
+    requests: u16,
+    reply_bytes: u32,
 }
 
 impl Default for Form {

@@ -16,3 +16,4 @@ mod g8_bounds;
 mod g9_lifetime;
 mod listings;
 mod reading;
+mod requests;

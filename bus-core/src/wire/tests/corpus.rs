@@ -7,8 +7,8 @@ use bytes::Bytes;
 use super::super::{
     BrokerFrame, ChangeCode, ClientFrame, ControlError, EvictionReason, Failure, FailureCode,
     Goodbye, GoodbyeCode, GroupInfo, Handle, Hello, Incarnation, LaneNumber, MemberInfo,
-    MessageFrame, MessageHead, Notice, Request, Response, SendFlags, SendFrame, SendHead, SendId,
-    Serial, Stats, Status, ViewNotice, Welcome,
+    MessageFrame, MessageHead, Notice, OutcomeCode, Request, Response, Role, SendFlags, SendFrame,
+    SendHead, SendId, Serial, Stats, Status, ViewNotice, Welcome,
 };
 use crate::{
     Attributes, Condition, ContentType, Credentials, Destination, EndpointId, Filter,
@@ -161,7 +161,10 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
                 head: SendHead {
                     id: send_id(),
                     destination: Destination::Endpoint(EndpointId::from_raw(0x0102_0304_0506)),
-                    flags: SendFlags::all(),
+                    flags: SendFlags::NONBLOCK
+                        | SendFlags::INDEPENDENT
+                        | SendFlags::REQUEST
+                        | SendFlags::REPEATABLE,
                     deadline: 1_700_000_000_000_000_000,
                     descriptors: 16,
                 },
@@ -169,6 +172,22 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
                 payload: Bytes::from_static(b"x"),
             }),
         ),
+        (
+            "send of a reply",
+            ClientFrame::Send(SendFrame {
+                head: SendHead {
+                    id: send_id(),
+                    destination: Destination::Caller(Sequence::from_raw(1000)),
+                    flags: SendFlags::REFUSAL,
+                    deadline: 0,
+                    descriptors: 0,
+                },
+                attributes: Attributes::EMPTY,
+                payload: Bytes::from_static(b"no"),
+            }),
+        ),
+        ("cancel request", call(Request::CancelRequest { request: Sequence::from_raw(1000) })),
+        ("decline request", call(Request::DeclineRequest { request: Sequence::from_raw(1000) })),
         ("cancel", ClientFrame::Cancel(send_id())),
         (
             "resume",
@@ -229,6 +248,7 @@ pub(super) fn message(missed: Option<Gap>, attributes: Attributes, payload: &[u8
             missed,
             descriptors: 0,
             descriptors_lost: false,
+            role: Role::Plain,
         },
         attributes,
         payload: Bytes::copy_from_slice(payload),
@@ -265,6 +285,13 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
         group_id,
         members: 2,
         creator,
+    };
+    let role = |role| {
+        let BrokerFrame::Message(mut frame) = message(None, Attributes::EMPTY, b"2+2") else {
+            unreachable!("it makes a message");
+        };
+        (frame.head.group, frame.head.role) = (None, role);
+        BrokerFrame::Message(frame)
     };
     let member = |full_since_sequence| MemberInfo {
         endpoint: EndpointId::from_raw(4),
@@ -313,6 +340,7 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
         ("left", done(Response::Left { sequence })),
         ("watching", done(Response::Watching { group_id, sequence, members: 2 })),
         ("unwatched", done(Response::Unwatched { sequence })),
+        ("request ended", done(Response::RequestEnded { ended: true })),
         ("group", done(Response::Group(group(None)))),
         (
             "groups",
@@ -408,10 +436,29 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
                     missed: None,
                     descriptors: 0,
                     descriptors_lost: true,
+                    role: Role::Plain,
                 },
                 attributes: Attributes::EMPTY,
                 payload: Bytes::from_static(b"psst"),
             }),
+        ),
+        ("request", role(Role::Request { first: None })),
+        ("request given again", role(Role::Request { first: Some(sequence) })),
+        ("reply", role(Role::Reply { request: sequence, refusal: false })),
+        ("refusal", role(Role::Reply { request: sequence, refusal: true })),
+        (
+            "outcome",
+            BrokerFrame::Notice {
+                endpoint: Handle::FIRST,
+                notice: Notice::Outcome { request: sequence, sequence, why: OutcomeCode::Gone },
+            },
+        ),
+        (
+            "request ended notice",
+            BrokerFrame::Notice {
+                endpoint: Handle::FIRST,
+                notice: Notice::RequestEnded { request: sequence, why: OutcomeCode::Cancelled },
+            },
         ),
         (
             "gap",

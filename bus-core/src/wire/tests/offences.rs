@@ -46,7 +46,7 @@ fn headers_that_break_a_rule_are_named() {
         ("hello", 0, &[0x11, 0x10, 0, 0], length("HELLO", 4113, 16, 4112)),
         ("cancel", 0, &[17], length("CANCEL", 17, 16, 16)),
         ("credit", 0, &[31], length("CREDIT", 31, 32, 32)),
-        ("send", 5, &[8], WireError::UnknownFlags { frame: "SEND", given: 8, known: 135 }),
+        ("send", 5, &[8], WireError::UnknownFlags { frame: "SEND", given: 8, known: 0xf7 }),
         ("ping", 5, &[1], WireError::UnknownFlags { frame: "CALL", given: 1, known: 0 }),
         ("send", 6, &[17], WireError::Descriptors { frame: "SEND", given: 17, most: 16 }),
         ("ping", 6, &[1], WireError::Descriptors { frame: "CALL", given: 1, most: 0 }),
@@ -62,7 +62,7 @@ fn headers_that_break_a_rule_are_named() {
         ("message", 4, &[0x10], WireError::UnknownKind { kind: 0x10 }),
         ("message", 0, &[79, 0], length("MESSAGE", 79, 80, MAX_FRAME_BYTES)),
         ("receipt", 0, &[47], length("RECEIPT", 47, 48, 48)),
-        ("message", 5, &[4], WireError::UnknownFlags { frame: "MESSAGE", given: 4, known: 3 }),
+        ("message", 5, &[4], WireError::UnknownFlags { frame: "MESSAGE", given: 4, known: 0xbb }),
         ("message", 7, &[1], WireError::Lane { frame: "MESSAGE", given: 1, most: 0 }),
         ("message", 12, &[1], not_zero("MESSAGE", "serial", 1)),
         ("receipt", 12, &[0], WireError::NoSerial { frame: "RECEIPT" }),
@@ -79,6 +79,7 @@ fn bodies_that_break_a_rule_are_named() {
         }
     }
     let value = |field, given| WireError::Value { frame: "MESSAGE", field, given };
+    let flags = |frame, given| WireError::Value { frame, field: "combination of flags", given };
     check::<ClientFrame>(vec![
         ("send", 34, &[1, 0], WireError::NotZero { frame: "SEND", field: "reserved", given: 1 }),
         ("send", 32, &[6, 0], WireError::AttributesCut { frame: "SEND", given: 6, left: 5 }),
@@ -91,6 +92,9 @@ fn bodies_that_break_a_rule_are_named() {
                 problem: AttributesError::UnknownTag { tag: b'h', at: 0 },
             },
         ),
+        ("send", 5, &[0x24], flags("SEND", 0x24)),
+        ("send", 5, &[0x30], flags("SEND", 0x30)),
+        ("send", 5, &[0x40], flags("SEND", 0x40)),
         (
             "credit",
             20,
@@ -100,6 +104,11 @@ fn bodies_that_break_a_rule_are_named() {
     ]);
     check::<BrokerFrame>(vec![
         ("message to one endpoint", 24, &[9], value("group of a unicast", 9)),
+        ("request", 24, &[9], value("group of a unicast", 9)),
+        ("message", 5, &[8], flags("MESSAGE", 8)),
+        ("request", 5, &[2 | 8 | 16], flags("MESSAGE", 2 | 8 | 16)),
+        ("request", 5, &[2 | 32], flags("MESSAGE", 2 | 32)),
+        ("request", 5, &[2 | 8 | 128], flags("MESSAGE", 2 | 8 | 128)),
         ("message", 74, &[2, 0], value("descriptors lost", 2)),
         ("message", 76, &[1], WireError::NotZero { frame: "MESSAGE", field: "reserved", given: 1 }),
         (

@@ -9,8 +9,8 @@ use super::super::cbor::text_under;
 use super::super::{
     BrokerFrame, ChangeCode, ClientFrame, EvictionReason, Failure, FailureCode, Goodbye,
     GoodbyeCode, HEADER_BYTES, Handle, Hello, Incarnation, LaneNumber, MAGIC, MAX_FRAME_BYTES,
-    MAX_PAGE, MAX_TEXT_BYTES, MessageFrame, MessageHead, Notice, Request, Response, SendFlags,
-    SendFrame, SendHead, SendId, Serial, ViewNotice, Welcome, take_magic,
+    MAX_PAGE, MAX_TEXT_BYTES, MessageFrame, MessageHead, Notice, OutcomeCode, Request, Response,
+    Role, SendFlags, SendFrame, SendHead, SendId, Serial, ViewNotice, Welcome, take_magic,
 };
 use super::{Direction, corpus, encoded};
 use crate::{
@@ -137,6 +137,26 @@ fn client_examples() -> Vec<(&'static str, ClientFrame)> {
                 b"",
             ),
         ),
+        (
+            "client SEND of a request",
+            send(
+                Destination::Endpoint(EndpointId::from_raw(21)),
+                SendFlags::REQUEST,
+                0,
+                Attributes::EMPTY,
+                b"2+2",
+            ),
+        ),
+        (
+            "client SEND of a reply",
+            send(
+                Destination::Caller(Sequence::from_raw(1000)),
+                SendFlags::empty(),
+                0,
+                Attributes::EMPTY,
+                b"4",
+            ),
+        ),
         ("client CANCEL", ClientFrame::Cancel(id())),
         ("client RESUME", ClientFrame::Resume { endpoint, lane: LaneNumber::FIRST }),
         ("client FLUSH", ClientFrame::Flush),
@@ -181,10 +201,18 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
                 missed,
                 descriptors: 0,
                 descriptors_lost: false,
+                role: Role::Plain,
             },
             attributes: Attributes::EMPTY,
             payload: Bytes::from_static(payload),
         })
+    };
+    let role = |role, payload| {
+        let BrokerFrame::Message(mut frame) = message(None, None, payload) else {
+            unreachable!("it makes a message");
+        };
+        frame.head.role = role;
+        BrokerFrame::Message(frame)
     };
     let group_id = GroupId::from_raw(7);
     let gap = Gap { count: 3, first: Sequence::from_raw(990), last: Sequence::from_raw(998) };
@@ -255,6 +283,32 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
         ("broker MESSAGE", message(Some(group_id), None, b"hello")),
         ("broker MESSAGE after a gap", message(Some(group_id), Some(gap), b"hello")),
         ("broker MESSAGE to this endpoint", message(None, None, b"psst")),
+        ("broker MESSAGE that is a request", role(Role::Request { first: None }, b"2+2")),
+        (
+            "broker MESSAGE that is a reply",
+            role(Role::Reply { request: Sequence::from_raw(1000), refusal: false }, b"4"),
+        ),
+        (
+            "broker NOTICE outcome",
+            BrokerFrame::Notice {
+                endpoint,
+                notice: Notice::Outcome {
+                    request: Sequence::from_raw(1000),
+                    sequence: Sequence::from_raw(1200),
+                    why: OutcomeCode::TimedOut,
+                },
+            },
+        ),
+        (
+            "broker NOTICE request-ended",
+            BrokerFrame::Notice {
+                endpoint,
+                notice: Notice::RequestEnded {
+                    request: Sequence::from_raw(1000),
+                    why: OutcomeCode::TimedOut,
+                },
+            },
+        ),
         (
             "broker NOTICE gap",
             BrokerFrame::Notice { endpoint, notice: Notice::Gap { group_id, gap } },
@@ -349,7 +403,8 @@ fn the_page_names_every_code_operation_limit_and_bound() {
     let failures = FailureCode::ALL.iter().map(FailureCode::as_str);
     let goodbyes = GoodbyeCode::ALL.iter().map(GoodbyeCode::as_str);
     let changes = ChangeCode::ALL.iter().map(ChangeCode::as_str);
-    for word in operations.chain(failures).chain(goodbyes).chain(changes) {
+    let outcomes = OutcomeCode::ALL.iter().map(OutcomeCode::as_str);
+    for word in operations.chain(failures).chain(goodbyes).chain(changes).chain(outcomes) {
         assert!(PAGE.contains(&format!("`{word}`")), "{word}");
     }
     for (_, frame) in corpus::broker() {

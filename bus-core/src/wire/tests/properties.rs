@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::super::{
     BrokerFrame, ChangeCode, ClientFrame, ControlError, Failure, FailureCode, Goodbye, GoodbyeCode,
     GroupInfo, Handle, Hello, LaneNumber, MemberInfo, MessageFrame, MessageHead, Notice, Request,
-    Response, SendFlags, SendFrame, SendHead, SendId, Serial, ViewNotice,
+    Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial, ViewNotice,
 };
 use super::{Direction, corpus, encoded};
 use crate::attributes;
@@ -295,6 +295,13 @@ fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
         .prop_map(
             |((endpoint, sequence, group, sender), numbers, missed, descriptors, lost)| {
                 let (sender_serial, commit_time, deadline, uid, pid) = numbers;
+                let (request, first) = (sequence, Some(sequence));
+                let role = match (group, numbers.0 % 5) {
+                    (Some(_), _) | (None, 0) => Role::Plain,
+                    (None, 1) => Role::Request { first: None },
+                    (None, 2) => Role::Request { first },
+                    (None, more) => Role::Reply { request, refusal: more == 3 },
+                };
                 MessageHead {
                     endpoint,
                     sequence,
@@ -307,6 +314,7 @@ fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
                     missed,
                     descriptors,
                     descriptors_lost: lost,
+                    role,
                 }
             },
         );
