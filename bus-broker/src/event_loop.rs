@@ -98,6 +98,7 @@ impl IoThread {
                     return Err(RunError::System { action, source });
                 }
             }
+            self.inbox.wake_up();
             self.tick();
             let turn_began = Instant::now();
             loop {

@@ -110,6 +110,12 @@ impl Inbox {
         shelf.asleep
     }
 
+    /// Says "I am awake": nobody has to ring, because the thread looks before it sleeps again. What
+    /// it posts to itself meanwhile would ring too, and cost three system calls a message.
+    pub(crate) fn wake_up(&self) {
+        self.lock().asleep = false;
+    }
+
     /// Silences the bell, once it was heard.
     pub(crate) fn silence(&self) {
         let mut rings = [0; 8];
@@ -241,6 +247,11 @@ mod tests {
         assert!(rung(&inbox));
         assert!(!rung(&inbox), "the second post found it woken");
         assert_eq!(inbox.take(Shelf::default()).signals.len(), 2);
+        assert!(inbox.fall_asleep());
+        inbox.wake_up();
+        waker(&inbox, 4).wake_by_ref();
+        assert!(!rung(&inbox), "woken by something else, and not asleep any more");
+        assert!(!inbox.fall_asleep());
     }
 
     #[test]
