@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::buffer::spare_capacity;
@@ -29,6 +30,7 @@ use slab::Slab;
 use crate::acceptor::{Accepted, Acceptor};
 use crate::broker::{Newcomer, RunError, Shared};
 use crate::connection::{Connection, End, Flushed, Workspace};
+use crate::courtesy::Courtesy;
 use crate::inbox::{Inbox, Shelf, Token};
 use crate::listener::Listener;
 
@@ -87,10 +89,21 @@ impl IoThread {
     pub(crate) fn run(mut self) -> Result<(), RunError> {
         let mut events: Vec<Event> = Vec::with_capacity(EVENTS_A_TURN);
         let mut shelf = Shelf::default();
+        let mut courtesy = Courtesy::default();
         while !(self.stopping && self.connections.is_empty()) {
             let timeout = self.sleep_at_most().map(timespec);
             events.clear();
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
+            if timeout != Some(NO_TIME) && courtesy.pays() {
+                thread::yield_now();
+                // An error will come again below.
+                let found = epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&NO_TIME));
+                courtesy.note(found.is_ok_and(|count| count > 0));
+            }
+            let waited = match events.is_empty() {
+                true => epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()),
+                false => Ok(events.len()),
+            };
+            match waited {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => {
                     let action = "wait for events";

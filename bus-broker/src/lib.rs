@@ -34,6 +34,7 @@ mod activation;
 mod broker;
 mod config;
 mod connection;
+mod courtesy;
 mod credentials;
 mod event_loop;
 mod inbox;

@@ -41,7 +41,8 @@ pub(crate) struct Session {
     token: Token,
     credentials: Credentials,
     greeted: bool,
-    ports: BTreeMap<Handle, Port>,
+    /// In boxes of their own: a node of the tree has room for 11, and most connections have one.
+    ports: BTreeMap<Handle, Box<Port>>,
     /// Ports whose queues may have messages; the others sleep.
     readable: VecDeque<Handle>,
     /// Ports whose next message waits until the client has taken descriptors.
@@ -326,7 +327,7 @@ impl Session {
             .map_err(|error| failure::of_limit(&error))?;
         let id = endpoint.id();
         let waker = Signal::waker(context.inbox, self.token, Part::Queue(handle));
-        self.ports.insert(handle, Port::new(handle, endpoint, waker));
+        self.ports.insert(handle, Box::new(Port::new(handle, endpoint, waker)));
         self.set_readable(handle);
         Ok(id)
     }

@@ -28,7 +28,7 @@ use rustix::io::Errno;
 
 use crate::error::GoneReason;
 use crate::inbox::Amount;
-use crate::inflow::{Filled, Inflow};
+use crate::inflow::{Filled, Frame, Inflow};
 use crate::message::PlainAttributes;
 use crate::state::{CallError, Interest, Purpose, Sender, State};
 use crate::transport::{Output, Transport};
@@ -164,6 +164,7 @@ impl Connection {
                     timeout = Some(timeout.map_or(NAP, |left| left.min(NAP)));
                 }
                 let output = state.output();
+
                 let slept = state.unlocked(|| self.transport.wait(output, timeout));
                 state.waits().woke(&self.transport);
                 if let Err(error) = slept {
@@ -324,6 +325,13 @@ fn greet(
                 Err(error) => return Err(GreetingError::System(error.into())),
             }
         }
+        // There is no answer before the question is heard.
+        let output = if out.is_empty() { Output::Idle } else { Output::Pending };
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(GreetingError::TimedOut);
+        }
+        transport.wait(output, left).map_err(GreetingError::System)?;
         let filled = match inflow.fill(transport) {
             Ok(filled) => filled,
             Err(Errno::CONNRESET) => Filled::End,
@@ -333,8 +341,8 @@ fn greet(
             .next()
             .map_err(|offence| GreetingError::Gone(GoneReason::Protocol(offence.into())))?;
         match arrival.map(|arrival| arrival.frame) {
-            Some(BrokerFrame::Welcome(welcome)) => return check(*welcome),
-            Some(BrokerFrame::Goodbye(goodbye)) => {
+            Some(Frame::Other(BrokerFrame::Welcome(welcome))) => return check(*welcome),
+            Some(Frame::Other(BrokerFrame::Goodbye(goodbye))) => {
                 return Err(GreetingError::Refused {
                     code: goodbye.code.as_str().to_owned(),
                     text: goodbye.text,
@@ -343,14 +351,6 @@ fn greet(
             Some(_) => return Err(GreetingError::Gone(offence("a frame before WELCOME"))),
             None if filled == Filled::End => return Err(GreetingError::Gone(GoneReason::Closed)),
             None => {}
-        }
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        if left.is_some_and(|left| left.is_zero()) {
-            return Err(GreetingError::TimedOut);
-        }
-        let output = if out.is_empty() { Output::Idle } else { Output::Pending };
-        if filled != Filled::More {
-            transport.wait(output, left).map_err(GreetingError::System)?;
         }
     }
 }

@@ -22,7 +22,8 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use bus_core::{Gap, GroupId, MAX_ATTRIBUTES_BYTES, Sequence, wire};
+use bus_core::wire::{MessageView, ViewNotice};
+use bus_core::{Gap, GroupId, MAX_ATTRIBUTES_BYTES, Sequence};
 
 use crate::clock::Tick;
 
@@ -58,7 +59,7 @@ impl Amount {
 #[derive(Debug)]
 pub(crate) enum Item {
     Message {
-        message: Box<wire::MessageFrame>,
+        message: MessageView,
         descriptors: Vec<OwnedFd>,
         descriptors_lost: bool,
     },
@@ -73,7 +74,7 @@ pub(crate) enum Item {
         queued_messages: u64,
         back_off: Duration,
     },
-    View(Box<wire::ViewNotice>),
+    View(Box<ViewNotice>),
     ViewsLost {
         group_id: GroupId,
         gap: Gap,
@@ -252,31 +253,31 @@ const MAX_NOTICES: usize = 4096;
 
 #[cfg(test)]
 mod tests {
-    use bus_core::wire::{Handle, MessageHead};
+    use bus_core::wire::{Handle, MessageHead, encode_message};
     use bus_core::{Attributes, Credentials, EndpointId};
+    use bytes::BytesMut;
 
     use super::*;
 
     fn message(sequence: u64, bytes: usize) -> Item {
+        let head = MessageHead {
+            endpoint: Handle::FIRST,
+            sequence: Sequence::from_raw(sequence),
+            group: Some(GroupId::from_raw(1)),
+            sender: EndpointId::from_raw(2),
+            sender_serial: sequence,
+            commit_time: 0,
+            deadline: 0,
+            credentials: Credentials { uid: 0, pid: 0 },
+            missed: None,
+            descriptors: 0,
+            descriptors_lost: false,
+            role: bus_core::wire::Role::Plain,
+        };
+        let mut frame = BytesMut::new();
+        encode_message(&mut frame, &head, &Attributes::EMPTY, &vec![0; bytes]).unwrap();
         Item::Message {
-            message: Box::new(wire::MessageFrame {
-                head: MessageHead {
-                    endpoint: Handle::FIRST,
-                    sequence: Sequence::from_raw(sequence),
-                    group: Some(GroupId::from_raw(1)),
-                    sender: EndpointId::from_raw(2),
-                    sender_serial: sequence,
-                    commit_time: 0,
-                    deadline: 0,
-                    credentials: Credentials { uid: 0, pid: 0 },
-                    missed: None,
-                    descriptors: 0,
-                    descriptors_lost: false,
-                    role: wire::Role::Plain,
-                },
-                attributes: Attributes::EMPTY,
-                payload: vec![0; bytes].into(),
-            }),
+            message: MessageView::decode(&mut frame).unwrap().unwrap(),
             descriptors: Vec::new(),
             descriptors_lost: false,
         }
@@ -344,7 +345,7 @@ mod tests {
         let mut taken = Vec::new();
         while let Some(item) = inbox.take() {
             if let Item::Message { message, .. } = item {
-                taken.push(message.head.sequence.get());
+                taken.push(message.sequence().get());
             }
         }
         assert_eq!(taken, [1, 2, 3, 4, 5, 6]);

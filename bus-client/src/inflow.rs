@@ -7,7 +7,7 @@
 
 use std::os::fd::OwnedFd;
 
-use bus_core::wire::{BrokerFrame, MAX_DESCRIPTORS};
+use bus_core::wire::{BrokerFrame, MAX_DESCRIPTORS, MessageView};
 use bytes::BytesMut;
 use rustix::io::Errno;
 
@@ -35,10 +35,17 @@ pub(crate) enum Filled {
     End,
 }
 
+/// A frame: a message stays where it was read, so that taking it in allocates nothing.
+#[derive(Debug)]
+pub(crate) enum Frame {
+    Message(MessageView),
+    Other(BrokerFrame),
+}
+
 /// A frame, and the descriptors that came with it.
 #[derive(Debug)]
 pub(crate) struct Arrival {
-    pub(crate) frame: BrokerFrame,
+    pub(crate) frame: Frame,
     pub(crate) descriptors: Vec<OwnedFd>,
     /// This process had no room for the descriptors.
     pub(crate) descriptors_lost: bool,
@@ -98,15 +105,20 @@ impl Inflow {
                 self.descriptors.len()
             ));
         }
-        let Some(frame) = BrokerFrame::decode(&mut self.unread).map_err(|e| e.to_string())? else {
+        let frame = if MessageView::is_next(&self.unread) {
+            MessageView::decode(&mut self.unread).map(|view| view.map(Frame::Message))
+        } else {
+            BrokerFrame::decode(&mut self.unread).map(|frame| frame.map(Frame::Other))
+        };
+        let Some(frame) = frame.map_err(|error| error.to_string())? else {
             self.prepare()?;
             return Ok(None);
         };
         let mut arrival = Arrival { frame, descriptors: Vec::new(), descriptors_lost: false };
-        if let BrokerFrame::Message(message) = &arrival.frame
-            && message.head.descriptors > 0
+        if let Frame::Message(message) = &arrival.frame
+            && message.descriptors() > 0
         {
-            let announced = usize::from(message.head.descriptors);
+            let announced = usize::from(message.descriptors());
             arrival.descriptors = std::mem::take(&mut self.descriptors);
             if arrival.descriptors.len() > announced {
                 return Err(format!(

@@ -4,7 +4,8 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime};
 
 use bus_core::{
-    Attributes, ContentType, Credentials, EndpointId, GroupId, GroupName, Sequence, wire,
+    Attributes, ContentType, Credentials, EndpointId, GroupId, GroupName, Sequence,
+    wire::MessageView,
 };
 use bytes::Bytes;
 use serde::Serialize;
@@ -81,9 +82,12 @@ pub struct Evicted {
 }
 
 /// A message as received.
+///
+/// It keeps the memory that it was read into: up to 64 KiB of what came with it, or all of a longer
+/// message. Whoever keeps many messages keeps copies of what it needs of them.
 #[derive(Debug)]
 pub struct Message {
-    message: Box<wire::MessageFrame>,
+    message: MessageView,
     group: Option<GroupName>,
     missed: Option<Box<Gap>>,
     descriptors: Vec<OwnedFd>,
@@ -92,7 +96,7 @@ pub struct Message {
 
 impl Message {
     pub(crate) fn new(
-        message: Box<wire::MessageFrame>,
+        message: MessageView,
         group: Option<GroupName>,
         missed: Option<Box<Gap>>,
         descriptors: Vec<OwnedFd>,
@@ -104,7 +108,7 @@ impl Message {
     /// Its place in the order of the bus. In one endpoint's queue these rise (G2).
     #[must_use]
     pub fn sequence(&self) -> Sequence {
-        self.message.head.sequence
+        self.message.sequence()
     }
 
     /// The group it was sent to; `None` if it was sent to this endpoint directly.
@@ -116,79 +120,79 @@ impl Message {
     /// The id of the group it was sent to; `None` if it was sent to this endpoint directly.
     #[must_use]
     pub fn group_id(&self) -> Option<GroupId> {
-        self.message.head.group
+        self.message.group()
     }
 
     /// Who sent it; answer with [`Endpoint::endpoint`](crate::Endpoint::endpoint).
     #[must_use]
     pub fn sender(&self) -> EndpointId {
-        self.message.head.sender
+        self.message.head().sender
     }
 
     /// 1, 2, 3 ... for each sender.
     #[must_use]
     pub fn sender_serial(&self) -> u64 {
-        self.message.head.sender_serial
+        self.message.head().sender_serial
     }
 
     /// The sender's user and process, as the kernel knew them when it connected. The process may
     /// be gone, and its number be another's by now.
     #[must_use]
     pub fn credentials(&self) -> Credentials {
-        self.message.head.credentials
+        self.message.head().credentials
     }
 
     /// When the message took its place in the order, by the broker's clock.
     #[must_use]
     pub fn commit_time(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_nanos(self.message.head.commit_time)
+        SystemTime::UNIX_EPOCH + Duration::from_nanos(self.message.head().commit_time)
     }
 
     /// The key, if the sender set one.
     #[must_use]
     pub fn key(&self) -> Option<&[u8]> {
-        self.message.attributes.key()
+        self.message.key()
     }
 
     /// The operation, if the sender named one.
     #[must_use]
     pub fn operation(&self) -> Option<&str> {
-        self.message.attributes.operation()
+        self.message.operation()
     }
 
     /// The fields `name=value`, in the sender's order.
     pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.message.attributes.fields()
+        self.message.fields()
     }
 
     /// The value of the field of this name.
     #[must_use]
     pub fn field(&self, name: &str) -> Option<&str> {
-        self.message.attributes.field(name)
+        self.message.field(name)
     }
 
     /// What the payload's bytes are, as the sender says.
     #[must_use]
     pub fn content_type(&self) -> ContentType {
-        self.message.attributes.content_type()
+        self.message.content_type()
     }
 
     /// The payload's bytes.
     #[must_use]
     pub fn payload(&self) -> &[u8] {
-        &self.message.payload
+        self.message.payload()
     }
 
     /// The payload's bytes, without a copy where the library holds no other part of them.
     #[must_use]
     pub fn into_payload(self) -> Vec<u8> {
-        self.message.payload.into()
+        self.message.into_payload().into()
     }
 
     /// The payload as text, if it is UTF-8, whatever its content type.
     #[must_use]
     pub fn text(&self) -> Option<&str> {
-        str::from_utf8(&self.message.payload).ok()
+        str::from_utf8(self.message.payload()).ok()
     }
 
     /// The payload as a value, by its content type: CBOR or JSON.

@@ -30,7 +30,7 @@ use slab::Slab;
 
 use crate::error::{BrokerGone, GoneReason, SendError};
 use crate::inbox::{Amount, Item};
-use crate::inflow::{Arrival, Filled, Inflow};
+use crate::inflow::{Arrival, Filled, Frame, Inflow};
 use crate::lane::LaneState;
 use crate::outbox::{Outbox, Written};
 use crate::pending::Pending;
@@ -168,13 +168,13 @@ impl State {
         self.arrivals
     }
 
-    /// Ends the connection from this side, politely where the socket lets us.
+    /// Ends the connection from this side, once all that the socket takes is written.
     pub(crate) fn close(&mut self) {
         if self.gone.is_some() || self.is_fork() {
             return;
         }
         self.flush(Urgency::Now);
-        self.farewell(GoodbyeCode::Done, "");
+        // The end of the stream says it all; a farewell would wake the broker once more.
         self.lose(GoneReason::ClosedHere);
     }
 
@@ -469,22 +469,25 @@ impl State {
     }
 
     fn arrive(&mut self, arrival: Arrival) -> Result<(), String> {
-        match arrival.frame {
-            BrokerFrame::Message(message) => {
-                let announced = message.head.descriptors > 0;
-                if announced {
-                    self.outbox.put(&ClientFrame::DescriptorsTaken);
-                }
-                let item = Item::Message {
-                    descriptors_lost: arrival.descriptors_lost || message.head.descriptors_lost,
-                    descriptors: arrival.descriptors,
-                    message,
-                };
-                let Item::Message { message, .. } = &item else {
-                    unreachable!("made two lines above");
-                };
-                self.deliver(message.head.endpoint, item)
-            }
+        let message = match arrival.frame {
+            Frame::Message(message) => message,
+            Frame::Other(frame) => return self.arrive_other(frame),
+        };
+        if message.descriptors() > 0 {
+            self.outbox.put(&ClientFrame::DescriptorsTaken);
+        }
+        let endpoint = message.endpoint();
+        let item = Item::Message {
+            descriptors_lost: arrival.descriptors_lost || message.descriptors_lost(),
+            descriptors: arrival.descriptors,
+            message,
+        };
+        self.deliver(endpoint, item)
+    }
+
+    fn arrive_other(&mut self, frame: BrokerFrame) -> Result<(), String> {
+        match frame {
+            BrokerFrame::Message(_) => unreachable!("a message is read where it lies"),
             BrokerFrame::Notice { endpoint, notice } => match notice {
                 Notice::Gap { group_id, gap } => {
                     self.deliver(endpoint, Item::Gap { group_id, gap })
@@ -558,7 +561,7 @@ impl State {
         let Some(endpoint) = self.endpoints.get_mut(key) else {
             return;
         };
-        for wake in std::mem::take(&mut endpoint.receivers) {
+        for wake in endpoint.receivers.drain(..) {
             self.waits.wake(wake, &self.transport);
         }
     }

@@ -161,48 +161,35 @@ impl Attributes {
     /// What filters and retained state go by.
     #[must_use]
     pub fn key(&self) -> Option<&[u8]> {
-        self.find(KEY)
+        self.block().key()
     }
 
     /// The operation that a request asks for.
     #[must_use]
     pub fn operation(&self) -> Option<&str> {
-        self.find(OPERATION).map(text)
+        self.block().operation()
     }
 
     /// What the payload is; [`ContentType::Bytes`] where nothing was said.
     #[must_use]
     pub fn content_type(&self) -> ContentType {
-        self.find(CONTENT_TYPE)
-            .and_then(|value| ContentType::from_byte(*value.first()?))
-            .unwrap_or_default()
+        self.block().content_type()
     }
 
     /// All fields, name and value, in the order in which the sender gave them.
     #[must_use]
     pub fn fields(&self) -> Fields<'_> {
-        Fields { rest: &self.0 }
+        self.block().fields()
     }
 
     /// The value of the field of this name.
     #[must_use]
     pub fn field(&self, name: &str) -> Option<&str> {
-        self.fields().find(|(n, _)| *n == name).map(|(_, v)| v)
+        self.block().field(name)
     }
 
-    /// The value of an item that occurs at most once.
-    fn find(&self, tag: u8) -> Option<&[u8]> {
-        let mut rest: &[u8] = &self.0;
-        while let Some((at, value, after)) = split_item(rest) {
-            if at == tag {
-                return Some(value);
-            }
-            if at > tag {
-                return None;
-            }
-            rest = after;
-        }
-        None
+    fn block(&self) -> Block<'_> {
+        Block(&self.0)
     }
 
     /// All items as they stand in the block, for filters, which compare bytes.
@@ -214,6 +201,54 @@ impl Attributes {
     pub(crate) fn from_checked(block: Bytes) -> Self {
         debug_assert_eq!(check(&block), Ok(()), "the caller has checked the block");
         Self(block)
+    }
+}
+
+/// A block of attributes that was checked, wherever it lies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block<'a>(&'a [u8]);
+
+impl<'a> Block<'a> {
+    pub(crate) fn of_checked(block: &'a [u8]) -> Self {
+        debug_assert_eq!(check(block), Ok(()), "the caller has checked the block");
+        Self(block)
+    }
+
+    pub(crate) fn key(self) -> Option<&'a [u8]> {
+        self.find(KEY)
+    }
+
+    pub(crate) fn operation(self) -> Option<&'a str> {
+        self.find(OPERATION).map(text)
+    }
+
+    pub(crate) fn content_type(self) -> ContentType {
+        self.find(CONTENT_TYPE)
+            .and_then(|value| ContentType::from_byte(*value.first()?))
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn fields(self) -> Fields<'a> {
+        Fields { rest: self.0 }
+    }
+
+    pub(crate) fn field(self, name: &str) -> Option<&'a str> {
+        self.fields().find(|(n, _)| *n == name).map(|(_, v)| v)
+    }
+
+    /// The value of an item that occurs at most once.
+    fn find(self, tag: u8) -> Option<&'a [u8]> {
+        let mut rest = self.0;
+        while let Some((at, value, after)) = split_item(rest) {
+            if at == tag {
+                return Some(value);
+            }
+            if at > tag {
+                return None;
+            }
+            rest = after;
+        }
+        None
     }
 }
 

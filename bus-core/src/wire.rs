@@ -30,6 +30,7 @@ mod control;
 mod filter_form;
 mod header;
 mod limits_form;
+mod view;
 mod views;
 
 pub use broker::{
@@ -46,6 +47,7 @@ pub use control::{
     Notice, Request, Response, Stats, Status, Welcome,
 };
 pub use header::{HEADER_BYTES, Handle, LaneNumber, MAX_DESCRIPTORS, MAX_LANES, Serial};
+pub use view::MessageView;
 pub use views::ViewNotice;
 
 /// What a client writes first: `UNISONO` and a newline.

@@ -145,7 +145,10 @@ impl Session {
     }
 
     fn port(&mut self, handle: Handle) -> Result<&mut Port, Box<Failure>> {
-        self.ports.get_mut(&handle).ok_or_else(|| Box::new(no_such_port(handle)))
+        match self.ports.get_mut(&handle) {
+            Some(port) => Ok(port),
+            None => Err(Box::new(no_such_port(handle))),
+        }
     }
 }
 

@@ -59,7 +59,7 @@ impl EndpointState {
             None => false,
             Some(_) if gone || self.joining == 0 => true,
             Some(Item::Message { message, .. }) => {
-                message.head.group.is_none_or(|group| self.groups.contains_key(&group))
+                message.group().is_none_or(|group| self.groups.contains_key(&group))
             }
             Some(Item::Gap { group_id, .. } | Item::Evicted { group_id, .. }) => {
                 self.groups.contains_key(group_id)
@@ -92,14 +92,14 @@ impl EndpointState {
     pub(super) fn event(&mut self, item: Item) -> Event {
         match item {
             Item::Message { message, descriptors, descriptors_lost } => {
-                let group = message.head.group.and_then(|group| self.name_of(group));
-                let missed = match (message.head.missed, message.head.group) {
+                let group = message.group().and_then(|group| self.name_of(group));
+                let missed = match (message.missed(), message.group()) {
                     (Some(gap), Some(group_id)) => {
                         Some(Box::new(named(gap, group_id, group.clone())))
                     }
                     _ => None,
                 };
-                self.forget_left(message.head.sequence);
+                self.forget_left(message.sequence());
                 Event::Message(Message::new(message, group, missed, descriptors, descriptors_lost))
             }
             Item::View(notice) => Event::View((*notice).into()),

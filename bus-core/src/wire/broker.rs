@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::body::{self, both};
 use super::client::outline;
-use super::header::{Header, Outline, Shape, u16_at, u32_at, u64_at};
+use super::header::{FLAGS_OFFSET, Header, KIND_OFFSET, Outline, Shape, u16_at, u32_at, u64_at};
 use super::{
     EncodeError, Failure, Goodbye, HEADER_BYTES, Handle, MAX_FRAME_BYTES, Notice, Response, SendId,
     Serial, Welcome, WireError,
@@ -282,59 +282,114 @@ impl BrokerFrame {
 
     #[inline]
     fn decode_message(header: &Header, unread: &mut BytesMut) -> Result<Option<Self>, WireError> {
-        let name = header.shape.name;
-        let (fixed, mut tail) = unread[HEADER_BYTES..header.length].split_at(MESSAGE.fixed);
-        let group = u64_at(fixed, 8);
-        let unicast = header.flags & UNICAST != 0;
-        let role = decode_role(header, group)?;
-        if unicast && group != 0 && !says_sequence(role) {
-            return Err(WireError::Value {
-                frame: name,
-                field: "group of a unicast",
-                given: group,
-            });
-        }
-        let lost = u16_at(fixed, 58);
-        if lost > 1 {
-            return Err(WireError::Value {
-                frame: name,
-                field: "descriptors lost",
-                given: lost.into(),
-            });
-        }
-        body::zero(name, "reserved", u32_at(fixed, 60))?;
-        let mut at = HEADER_BYTES + MESSAGE.fixed;
-        let missed = if header.flags & MISSED == 0 {
-            None
-        } else {
-            let (gap, rest) = tail.split_at_checked(GAP_BYTES).ok_or(WireError::Length {
-                frame: "MESSAGE after a gap",
-                given: header.length,
-                least: at + GAP_BYTES,
-                most: MAX_FRAME_BYTES,
-            })?;
-            tail = rest;
-            at += GAP_BYTES;
-            Some(decode_gap(name, gap)?)
-        };
-        let block = body::attributes(name, tail, u16_at(fixed, 56))?;
-        let head = MessageHead {
-            endpoint: header.endpoint(),
-            sequence: Sequence::from_raw(u64_at(fixed, 0)),
-            group: (!unicast).then(|| GroupId::from_raw(group)),
-            sender: EndpointId::from_raw(u64_at(fixed, 16)),
-            sender_serial: u64_at(fixed, 24),
-            commit_time: u64_at(fixed, 32),
-            deadline: u64_at(fixed, 40),
-            credentials: Credentials { uid: u32_at(fixed, 48), pid: u32_at(fixed, 52) },
-            missed,
-            descriptors: header.descriptors,
-            descriptors_lost: lost == 1,
-            role,
-        };
-        let (attributes, payload) = body::take_tail(unread, at, header.length, block);
+        let layout = check_message(header, &unread[..header.length])?;
+        let head = checked_head(&unread[..header.length]);
+        let block = layout.payload_at - layout.attributes_at;
+        let (attributes, payload) =
+            body::take_tail(unread, layout.attributes_at, header.length, block);
         Ok(Some(Self::Message(Box::new(MessageFrame { head, attributes, payload }))))
     }
+}
+
+/// Where the parts of a MESSAGE lie.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layout {
+    pub(super) length: usize,
+    pub(super) attributes_at: usize,
+    pub(super) payload_at: usize,
+}
+
+/// Whether the first frame of `unread` is a MESSAGE.
+pub(super) fn is_message(unread: &[u8]) -> bool {
+    unread.get(KIND_OFFSET) == Some(&kind::MESSAGE)
+}
+
+/// Checks the MESSAGE that `unread` begins with; `None` if it has not come whole.
+#[inline]
+pub(super) fn message_layout(unread: &[u8]) -> Result<Option<Layout>, WireError> {
+    let Some(header) = Header::decode(unread, shape_of)? else {
+        return Ok(None);
+    };
+    match unread.get(..header.length) {
+        Some(frame) => check_message(&header, frame).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Checks what a MESSAGE has beyond its header.
+#[inline]
+fn check_message(header: &Header, frame: &[u8]) -> Result<Layout, WireError> {
+    let name = header.shape.name;
+    let group = u64_at(frame, GROUP_AT);
+    let role = role_of(header.flags, group).ok_or(WireError::Value {
+        frame: name,
+        field: "combination of flags",
+        given: header.flags.into(),
+    })?;
+    if header.flags & UNICAST != 0 && group != 0 && !says_sequence(role) {
+        return Err(WireError::Value { frame: name, field: "group of a unicast", given: group });
+    }
+    let lost = u16_at(frame, LOST_AT);
+    if lost > 1 {
+        return Err(WireError::Value {
+            frame: name,
+            field: "descriptors lost",
+            given: lost.into(),
+        });
+    }
+    body::zero(name, "reserved", u32_at(frame, LOST_AT + 2))?;
+    let mut attributes_at = HEADER_BYTES + MESSAGE.fixed;
+    if header.flags & MISSED != 0 {
+        let gap = frame.get(attributes_at..attributes_at + GAP_BYTES).ok_or(WireError::Length {
+            frame: "MESSAGE after a gap",
+            given: header.length,
+            least: attributes_at + GAP_BYTES,
+            most: MAX_FRAME_BYTES,
+        })?;
+        decode_gap(name, gap)?;
+        attributes_at += GAP_BYTES;
+    }
+    let block = body::attributes(name, &frame[attributes_at..], u16_at(frame, BLOCK_AT))?;
+    Ok(Layout { length: header.length, attributes_at, payload_at: attributes_at + block })
+}
+
+/// The head of a MESSAGE that was checked.
+#[inline]
+pub(super) fn checked_head(frame: &[u8]) -> MessageHead {
+    MessageHead {
+        endpoint: endpoint_of(frame),
+        sequence: sequence_of(frame),
+        group: group_of(frame),
+        sender: EndpointId::from_raw(u64_at(frame, 32)),
+        sender_serial: u64_at(frame, 40),
+        commit_time: u64_at(frame, 48),
+        deadline: u64_at(frame, 56),
+        credentials: Credentials { uid: u32_at(frame, 64), pid: u32_at(frame, 68) },
+        missed: gap_of(frame),
+        descriptors: frame[6],
+        descriptors_lost: descriptors_lost_of(frame),
+        role: role_of(frame[FLAGS_OFFSET], u64_at(frame, GROUP_AT)).unwrap_or_default(),
+    }
+}
+
+pub(super) fn endpoint_of(frame: &[u8]) -> Handle {
+    Handle::from_raw(u32_at(frame, 8))
+}
+
+pub(super) fn sequence_of(frame: &[u8]) -> Sequence {
+    Sequence::from_raw(u64_at(frame, 16))
+}
+
+pub(super) fn group_of(frame: &[u8]) -> Option<GroupId> {
+    (frame[FLAGS_OFFSET] & UNICAST == 0).then(|| GroupId::from_raw(u64_at(frame, GROUP_AT)))
+}
+
+pub(super) fn descriptors_lost_of(frame: &[u8]) -> bool {
+    u16_at(frame, LOST_AT) == 1
+}
+
+pub(super) fn gap_of(frame: &[u8]) -> Option<Gap> {
+    (frame[FLAGS_OFFSET] & MISSED != 0).then(|| read_gap(&frame[HEADER_BYTES + MESSAGE.fixed..]))
 }
 
 /// Appends a RECEIPT.
@@ -440,20 +495,17 @@ fn says_sequence(role: Role) -> bool {
     matches!(role, Role::Reply { .. } | Role::Request { first: Some(_) })
 }
 
-fn decode_role(header: &Header, sequence: u64) -> Result<Role, WireError> {
+/// What the flags of a MESSAGE make of it; none if they do not go together.
+fn role_of(flags: u8, sequence: u64) -> Option<Role> {
     let sequence = Sequence::from_raw(sequence);
-    let refusal = header.flags & REFUSAL != 0;
-    let role = match header.flags & (UNICAST | REQUEST | REPLY | REPEATED | REFUSAL) {
-        0 | UNICAST => return Ok(Role::Plain),
+    let refusal = flags & REFUSAL != 0;
+    Some(match flags & (UNICAST | REQUEST | REPLY | REPEATED | REFUSAL) {
+        0 | UNICAST => Role::Plain,
         flags if flags == UNICAST | REQUEST => Role::Request { first: None },
         flags if flags == UNICAST | REQUEST | REPEATED => Role::Request { first: Some(sequence) },
         flags if flags & !REFUSAL == UNICAST | REPLY => Role::Reply { request: sequence, refusal },
-        _ => {
-            let (frame, given) = (header.shape.name, header.flags.into());
-            return Err(WireError::Value { frame, field: "combination of flags", given });
-        }
-    };
-    Ok(role)
+        _ => return None,
+    })
 }
 
 fn decode_gap(frame: &'static str, bytes: &[u8]) -> Result<Gap, WireError> {
@@ -465,7 +517,15 @@ fn decode_gap(frame: &'static str, bytes: &[u8]) -> Result<Gap, WireError> {
             given: count,
         });
     }
-    Ok(Gap { count, first: Sequence::from_raw(first), last: Sequence::from_raw(last) })
+    Ok(read_gap(bytes))
+}
+
+fn read_gap(bytes: &[u8]) -> Gap {
+    Gap {
+        count: u64_at(bytes, 0),
+        first: Sequence::from_raw(u64_at(bytes, 8)),
+        last: Sequence::from_raw(u64_at(bytes, 16)),
+    }
 }
 
 fn shape_of(kind: u8) -> Option<&'static Shape> {
@@ -507,6 +567,10 @@ const REPEATED: u8 = 32;
 const REFUSAL: u8 = 128;
 /// Count, first and last sequence.
 const GAP_BYTES: usize = 24;
+/// Where a MESSAGE has its group, the length of its attributes, and "descriptors lost".
+const GROUP_AT: usize = HEADER_BYTES + 8;
+const BLOCK_AT: usize = HEADER_BYTES + 56;
+const LOST_AT: usize = HEADER_BYTES + 58;
 /// All of a MESSAGE before its attributes, with a gap.
 const MESSAGE_HEAD_BYTES: usize = HEADER_BYTES + MESSAGE.fixed + GAP_BYTES;
 /// The longest DONE.

@@ -315,7 +315,8 @@ fn chunk_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 16;
 const HEADER_BYTES_U32: u32 = 16;
-const KIND_OFFSET: usize = 4;
+pub(super) const KIND_OFFSET: usize = 4;
+pub(super) const FLAGS_OFFSET: usize = 5;
 /// Lanes of one endpoint.
 pub const MAX_LANES: u8 = 16;
 /// Descriptors of one frame.

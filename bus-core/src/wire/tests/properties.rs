@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use super::super::{
     BrokerFrame, ChangeCode, ClientFrame, ControlError, Failure, FailureCode, Goodbye, GoodbyeCode,
-    GroupInfo, Handle, Hello, LaneNumber, MemberInfo, MessageFrame, MessageHead, Notice, Request,
-    Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial, ViewNotice,
+    GroupInfo, Handle, Hello, LaneNumber, MemberInfo, MessageFrame, MessageHead, MessageView,
+    Notice, Request, Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial, ViewNotice,
 };
 use super::{Direction, corpus, encoded};
 use crate::attributes;
@@ -434,6 +434,27 @@ proptest! {
         if let Err(ControlError::UnknownOperation(op)) = Request::decode(&body) {
             prop_assert!(op.len() <= 64);
         }
+    }
+
+    #[test]
+    fn a_message_says_the_same_where_it_lies(frame in broker_frame(), cut in any::<u16>()) {
+        let bytes = encoded(&frame);
+        let BrokerFrame::Message(message) = frame else {
+            prop_assert!(!MessageView::is_next(&bytes));
+            return Ok(());
+        };
+        prop_assert!(MessageView::is_next(&bytes));
+        let mut part = BytesMut::from(&bytes[..usize::from(cut) % bytes.len()]);
+        prop_assert_eq!(MessageView::decode(&mut part), Ok(None));
+        let mut unread = BytesMut::from(&bytes[..]);
+        let view = MessageView::decode(&mut unread).unwrap().unwrap();
+        prop_assert!(unread.is_empty());
+        prop_assert_eq!(view.head(), message.head);
+        prop_assert_eq!(view.attributes(), message.attributes.clone());
+        prop_assert_eq!(view.charged_bytes(), message.charged_bytes());
+        prop_assert_eq!(view.key(), message.attributes.key());
+        prop_assert_eq!(view.missed(), message.head.missed);
+        prop_assert_eq!(view.into_payload(), message.payload);
     }
 
     #[test]

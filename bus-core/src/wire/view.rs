@@ -1,0 +1,167 @@
+//! A MESSAGE as a client meets it: checked once where it lies, and read there.
+//!
+//! Invariant: a view is made only of a whole frame that has passed every check of section 2 of the
+//! protocol page, so reading its parts cannot fail. It shares the memory that its frame was read
+//! into, so taking a message off the stream allocates nothing.
+
+use std::fmt;
+
+use bytes::{Bytes, BytesMut};
+
+use super::broker::{self, MessageHead};
+use super::{HEADER_BYTES, Handle, WireError};
+use crate::attributes::{Block, Fields};
+use crate::{Attributes, ContentType, Gap, GroupId, Sequence};
+
+/// A message on its way to a client, in the memory that it was read into.
+///
+/// It keeps that memory alive: all that was read at once, or all of a long message. Whoever keeps
+/// many messages for long keeps copies of what it needs of them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct MessageView {
+    frame: Bytes,
+    attributes_at: u32,
+    payload_at: u32,
+}
+
+impl MessageView {
+    /// Whether the frame that `unread` begins with is a MESSAGE; false while that is not known.
+    #[must_use]
+    pub fn is_next(unread: &[u8]) -> bool {
+        broker::is_message(unread)
+    }
+
+    /// Takes the first frame off `unread`, which [`is_next`](Self::is_next); `None` if it has not
+    /// come whole, and then nothing is taken.
+    ///
+    /// # Errors
+    ///
+    /// The offence. The stream cannot be trusted any more.
+    pub fn decode(unread: &mut BytesMut) -> Result<Option<Self>, WireError> {
+        let Some(layout) = broker::message_layout(unread)? else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            frame: unread.split_to(layout.length).freeze(),
+            attributes_at: place(layout.attributes_at),
+            payload_at: place(layout.payload_at),
+        }))
+    }
+
+    /// Everything that MESSAGE says beside the message itself.
+    #[must_use]
+    pub fn head(&self) -> MessageHead {
+        broker::checked_head(&self.frame)
+    }
+
+    /// Whose queue it was in.
+    #[must_use]
+    pub fn endpoint(&self) -> Handle {
+        broker::endpoint_of(&self.frame)
+    }
+
+    /// Its place in the order (G2).
+    #[must_use]
+    pub fn sequence(&self) -> Sequence {
+        broker::sequence_of(&self.frame)
+    }
+
+    /// The group that it was sent to; `None` if it was sent to this endpoint itself.
+    #[must_use]
+    pub fn group(&self) -> Option<GroupId> {
+        broker::group_of(&self.frame)
+    }
+
+    /// What the membership missed just before it.
+    #[must_use]
+    pub fn missed(&self) -> Option<Gap> {
+        broker::gap_of(&self.frame)
+    }
+
+    /// How many descriptors come with it.
+    #[must_use]
+    pub fn descriptors(&self) -> u8 {
+        self.frame[6]
+    }
+
+    /// Whether its descriptors could not be brought here.
+    #[must_use]
+    pub fn descriptors_lost(&self) -> bool {
+        broker::descriptors_lost_of(&self.frame)
+    }
+
+    /// What CREDIT returns for it: the bytes of attributes and payload.
+    #[must_use]
+    pub fn charged_bytes(&self) -> u64 {
+        (self.frame.len() - self.attributes_at as usize) as u64
+    }
+
+    /// The payload's bytes.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        &self.frame[self.payload_at as usize..]
+    }
+
+    /// The payload's bytes, without a copy.
+    #[must_use]
+    pub fn into_payload(self) -> Bytes {
+        self.frame.slice(self.payload_at as usize..)
+    }
+
+    /// The attributes, without a copy.
+    #[must_use]
+    pub fn attributes(&self) -> Attributes {
+        let range = self.attributes_at as usize..self.payload_at as usize;
+        Attributes::from_checked(self.frame.slice(range))
+    }
+
+    /// The key; see [`Attributes::key`].
+    #[must_use]
+    pub fn key(&self) -> Option<&[u8]> {
+        self.block().key()
+    }
+
+    /// The operation; see [`Attributes::operation`].
+    #[must_use]
+    pub fn operation(&self) -> Option<&str> {
+        self.block().operation()
+    }
+
+    /// What the payload is; see [`Attributes::content_type`].
+    #[must_use]
+    pub fn content_type(&self) -> ContentType {
+        self.block().content_type()
+    }
+
+    /// The fields; see [`Attributes::fields`].
+    #[must_use]
+    pub fn fields(&self) -> Fields<'_> {
+        self.block().fields()
+    }
+
+    /// The value of a field; see [`Attributes::field`].
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.block().field(name)
+    }
+
+    fn block(&self) -> Block<'_> {
+        Block::of_checked(&self.frame[self.attributes_at as usize..self.payload_at as usize])
+    }
+}
+
+impl fmt::Debug for MessageView {
+    /// Says how long the payload is: payloads never go to logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MessageView")
+            .field("head", &self.head())
+            .field("attributes", &self.attributes())
+            .field("payload", &format_args!("{} bytes", self.payload().len()))
+            .finish()
+    }
+}
+
+fn place(at: usize) -> u32 {
+    debug_assert!(at >= HEADER_BYTES, "what follows the header");
+    u32::try_from(at).expect("a frame is shorter than 2^32 bytes")
+}
