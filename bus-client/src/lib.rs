@@ -92,6 +92,7 @@
 //! | `connection` | the lock around it, the greeting, and sleeping |
 //! | `drive`, `reactor` | who does the I/O while a future waits |
 //! | `bus`, `group`, `send`, `watch`, `views`, `builder`, `embedded` | the public handles |
+//! | [`mux`] | framed messages over byte streams of any protocol, shared by threads; needs no broker |
 //!
 //! **Invariant:** nothing blocks, waits or calls out under the connection's lock.
 //!
@@ -118,6 +119,7 @@ mod inflow;
 mod info;
 mod lane;
 mod message;
+pub mod mux;
 mod outbox;
 mod pending;
 #[cfg(feature = "tokio")]

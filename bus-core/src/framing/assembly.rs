@@ -172,6 +172,13 @@ impl Assembly {
         self.since.is_some()
     }
 
+    /// How many bytes the message under way has, once that is known: who reads may take memory for
+    /// just that many.
+    #[must_use]
+    pub const fn length(&self) -> Option<NonZeroUsize> {
+        self.length
+    }
+
     /// Why the stream is broken, if it is.
     #[must_use]
     pub const fn broken(&self) -> Option<FrameError> {

@@ -1,0 +1,16 @@
+//! The multiplexor, paragraph by paragraph of the document that describes the kernel's (KCM): each
+//! module is a heading there, each test a paragraph, by its own claim.
+
+mod mux {
+    pub(crate) mod given;
+
+    mod batching;
+    mod delineation;
+    mod errors;
+    mod flavours;
+    mod flow;
+    mod handles;
+    mod hostile;
+    mod management;
+    mod sending;
+}
