@@ -276,7 +276,7 @@ impl Message {
         self.0.into()
     }
 
-    fn from_offset(&self, at: usize) -> Self {
+    fn after(&self, at: usize) -> Self {
         Self(self.0.slice(at..))
     }
 }

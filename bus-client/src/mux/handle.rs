@@ -7,7 +7,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -79,6 +79,11 @@ enum Offered {
 }
 
 impl Patience {
+    fn within(timeout: Duration) -> Self {
+        // What no clock can count is for ever.
+        Instant::now().checked_add(timeout).map_or(Self::Endless, Self::Until)
+    }
+
     fn deadline(self) -> Option<Instant> {
         match self {
             Self::Until(at) => Some(at),
@@ -123,13 +128,13 @@ impl Handle {
         self.receive_until(Patience::None)
     }
 
-    /// Waits until `deadline` for the next message.
+    /// Waits at most so long for the next message.
     ///
     /// # Errors
     ///
-    /// [`ReceiveError::TimedOut`] when it has come.
-    pub fn receive_deadline(&self, deadline: Instant) -> Result<Message, ReceiveError> {
-        self.receive_until(Patience::Until(deadline))
+    /// [`ReceiveError::TimedOut`] when the time is over.
+    pub fn receive_deadline(&self, timeout: Duration) -> Result<Message, ReceiveError> {
+        self.receive_until(Patience::within(timeout))
     }
 
     /// Waits for a message, and takes it with those that came with it, `most` at most. Appends them
@@ -166,7 +171,7 @@ impl Handle {
     ///
     /// As [`receive`](Self::receive).
     pub fn receive_into(&self, buffer: &mut [u8]) -> Result<Received, ReceiveError> {
-        self.into_until(buffer, Patience::Endless)
+        self.copy_until(buffer, Patience::Endless)
     }
 
     /// The same with what is there. Never blocks.
@@ -175,7 +180,7 @@ impl Handle {
     ///
     /// As [`try_receive`](Self::try_receive).
     pub fn try_receive_into(&self, buffer: &mut [u8]) -> Result<Received, ReceiveError> {
-        self.into_until(buffer, Patience::None)
+        self.copy_until(buffer, Patience::None)
     }
 
     /// Receives no more from now on: what it has not taken goes to the other handles, in its order,
@@ -220,14 +225,14 @@ impl Handle {
         self.send_until(message, Patience::None)
     }
 
-    /// Sends one message as soon as a stream has room, until `deadline`. Of a message that is begun
+    /// Sends one message as soon as a stream has room, within `timeout`. Of a message that is begun
     /// by then the rest follows as with [`try_send`](Self::try_send).
     ///
     /// # Errors
     ///
     /// [`SendError::TimedOut`]; see [`SendError`].
-    pub fn send_deadline(&self, message: &[u8], deadline: Instant) -> Result<(), SendError> {
-        self.send_until(message, Patience::Until(deadline))
+    pub fn send_deadline(&self, message: &[u8], timeout: Duration) -> Result<(), SendError> {
+        self.send_until(message, Patience::within(timeout))
     }
 
     /// Sends several messages with one call, one after the other on one stream.
@@ -337,7 +342,7 @@ impl Handle {
         })
     }
 
-    fn into_until(&self, buffer: &mut [u8], patience: Patience) -> Result<Received, ReceiveError> {
+    fn copy_until(&self, buffer: &mut [u8], patience: Patience) -> Result<Received, ReceiveError> {
         let message = self.receive_until(patience)?;
         let bytes = message.len().min(buffer.len());
         buffer[..bytes].copy_from_slice(&message[..bytes]);
@@ -348,7 +353,7 @@ impl Handle {
         match self.shared.flavour() {
             Flavour::Datagram => Ok(Received { bytes, end: true, truncated: left }),
             Flavour::SeqPacket => {
-                *self.rest.lock() = Some(message.from_offset(bytes));
+                *self.rest.lock() = Some(message.after(bytes));
                 Ok(Received { bytes, end: false, truncated: 0 })
             }
         }

@@ -23,7 +23,7 @@ fn the_bpf_program_of_the_document_frames_a_tcp_stream() {
         .write_all(&[wide_message(5, 7), wide_message(0, 0), wide_message(70_000, 9)].concat())
         .unwrap();
     for expected in [wide_message(5, 7), wide_message(0, 0), wide_message(70_000, 9)] {
-        assert_eq!(handle.receive_deadline(deadline()).unwrap(), expected[..]);
+        assert_eq!(handle.receive_deadline(PATIENCE).unwrap(), expected[..]);
     }
 }
 
@@ -53,7 +53,7 @@ fn a_message_longer_than_any_read_comes_whole() {
     let sent = [wide_message(10, 1), large.clone(), wide_message(11, 2)].concat();
     let writing = std::thread::spawn(move || peer.write_all(&sent).map(|()| peer));
     for expected in [wide_message(10, 1), large, wide_message(11, 2)] {
-        assert!(given.handles[0].receive_deadline(deadline()).unwrap() == expected[..]);
+        assert!(given.handles[0].receive_deadline(PATIENCE).unwrap() == expected[..]);
     }
     writing.join().unwrap().unwrap();
 }
@@ -65,7 +65,7 @@ fn streams_of_different_framings_go_to_the_same_handles() {
     given.come(0, &["narrow"]);
     assert_eq!(given.text(0), "narrow");
     given.peers[1].write_all(&wide_message(3, b'w')).unwrap();
-    assert_eq!(given.handles[0].receive_deadline(deadline()).unwrap(), wide_message(3, b'w')[..]);
+    assert_eq!(given.handles[0].receive_deadline(PATIENCE).unwrap(), wide_message(3, b'w')[..]);
 }
 
 /// Random portions, many messages: nothing is lost, doubled or cut, in the order of the stream.

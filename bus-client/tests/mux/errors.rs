@@ -72,7 +72,7 @@ fn a_broken_stream_is_replaced_while_threads_wait() {
     let mut given = given(2, 1);
     let handle = given.handles.pop().unwrap();
     given.handles[0].disable_receive();
-    let waiting = std::thread::spawn(move || text(&handle.receive_deadline(deadline()).unwrap()));
+    let waiting = std::thread::spawn(move || text(&handle.receive_deadline(PATIENCE).unwrap()));
     drop(given.peers.pop());
     let event = poll_one(given.streams[0].broken_event(), PollFlags::empty(), PATIENCE);
     assert_eq!(event, PollFlags::ERR);

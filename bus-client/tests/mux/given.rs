@@ -16,10 +16,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 /// Longer than anything here takes on a machine that is busy with other things.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-pub(crate) fn deadline() -> Instant {
-    Instant::now() + PATIENCE
-}
-
 /// Two bytes, most significant first, and that many more.
 pub(crate) fn framer() -> LengthPrefix {
     LengthPrefix::new(0, Width::Two, Endianness::Big, 2).unwrap()
@@ -111,13 +107,13 @@ impl Given {
 
     #[track_caller]
     pub(crate) fn text(&self, handle: usize) -> String {
-        text(&self.handles[handle].receive_deadline(deadline()).unwrap())
+        text(&self.handles[handle].receive_deadline(PATIENCE).unwrap())
     }
 
     /// Asks for messages, of which there are none, until a stream is broken, and says why.
     #[track_caller]
     pub(crate) fn until_broken(&self, stream: usize) -> StreamError {
-        let until = deadline();
+        let until = Instant::now() + PATIENCE;
         loop {
             assert_eq!(self.try_text(0), None);
             if let Some(error) = self.streams[stream].error() {

@@ -89,7 +89,7 @@ fn threads_share_the_streams_without_a_lock_of_their_own() {
                 for n in 0..EACH {
                     handle.send(&message(format!("{worker} {n}"))).unwrap();
                     // Not necessarily one's own: any handle gets any message.
-                    seen.push(text(&handle.receive_deadline(deadline()).unwrap()));
+                    seen.push(text(&handle.receive_deadline(PATIENCE).unwrap()));
                 }
                 // What came for it meanwhile goes to the others with this.
                 drop(handle);
@@ -207,7 +207,7 @@ fn a_thread_that_waits_gets_what_another_one_moves_to_it() {
     given.come(0, &["one", "two"]);
     assert_eq!(given.text(0), "one");
     let second = given.handles.pop().unwrap();
-    let waiting = thread::spawn(move || text(&second.receive_deadline(deadline()).unwrap()));
+    let waiting = thread::spawn(move || text(&second.receive_deadline(PATIENCE).unwrap()));
     given.handles[0].disable_receive();
     assert_eq!(waiting.join().unwrap(), "two");
 }
@@ -218,7 +218,7 @@ fn a_thread_that_waits_while_disabled_goes_on_once_it_is_enabled() {
     given.handles[0].disable_receive();
     given.come(0, &["one"]);
     thread::scope(|scope| {
-        let waiting = scope.spawn(|| text(&given.handles[0].receive_deadline(deadline()).unwrap()));
+        let waiting = scope.spawn(|| text(&given.handles[0].receive_deadline(PATIENCE).unwrap()));
         given.handles[0].enable_receive();
         assert_eq!(waiting.join().unwrap(), "one");
     });
@@ -241,7 +241,7 @@ fn closing_ends_all_waiting_and_what_is_there_can_be_taken() {
 fn a_stream_that_is_attached_later_wakes_who_waits() {
     let mut given = given(1, 0);
     let handle = given.handles.pop().unwrap();
-    let waiting = thread::spawn(move || text(&handle.receive_deadline(deadline()).unwrap()));
+    let waiting = thread::spawn(move || text(&handle.receive_deadline(PATIENCE).unwrap()));
     given.attach(Attach::new());
     given.come(0, &["one"]);
     assert_eq!(waiting.join().unwrap(), "one");

@@ -22,9 +22,9 @@ fn tcp_and_unix_streams_are_attached_and_nothing_else() {
     let _tcp = mux.attach(tcp, framer(), Attach::new()).unwrap();
     let _unix = mux.attach(unix, framer(), Attach::new()).unwrap();
     tcp_peer.write_all(&message("over tcp")).unwrap();
-    assert_eq!(text(&handle.receive_deadline(deadline()).unwrap()), "over tcp");
+    assert_eq!(text(&handle.receive_deadline(PATIENCE).unwrap()), "over tcp");
     unix_peer.write_all(&message("over unix")).unwrap();
-    assert_eq!(text(&handle.receive_deadline(deadline()).unwrap()), "over unix");
+    assert_eq!(text(&handle.receive_deadline(PATIENCE).unwrap()), "over unix");
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     let refused = mux.attach(udp, framer(), Attach::new());
     assert!(matches!(refused, Err(AttachError::NotAStream)));
@@ -89,7 +89,7 @@ fn the_maximum_is_the_receive_buffer_and_a_longer_message_is_emsgsize() {
     let most = sockopt::socket_recv_buffer_size(&ours).unwrap();
     let stream = mux.attach(ours, wide(), Attach::new()).unwrap();
     theirs.write_all(&wide_message(most - 4, 1)).unwrap();
-    assert_eq!(handle.receive_deadline(deadline()).unwrap().len(), most);
+    assert_eq!(handle.receive_deadline(PATIENCE).unwrap().len(), most);
     theirs.write_all(&wide_message(most - 3, 1)[..100]).unwrap();
     let _ = handle.try_receive();
     let error = stream.error().expect("it is broken");
@@ -108,7 +108,7 @@ fn a_program_may_end_the_stream_with_its_own_error() {
     let (ours, mut theirs) = unix_pair();
     let stream = mux.attach(ours, BpfFramer::load(netstring).unwrap(), Attach::new()).unwrap();
     theirs.write_all(b"2:ok,x").unwrap();
-    assert_eq!(handle.receive_deadline(deadline()).unwrap(), b"2:ok,"[..]);
+    assert_eq!(handle.receive_deadline(PATIENCE).unwrap(), b"2:ok,"[..]);
     assert_eq!(stream.error().unwrap().errno(), 74, "EBADMSG");
     assert_eq!(stream.unattach().unread, b"x");
 }
@@ -122,8 +122,7 @@ fn a_message_not_complete_in_time_is_etimedout() {
     ours.set_read_timeout(Some(Duration::from_millis(30))).unwrap();
     let stream = mux.attach(ours, framer(), Attach::new()).unwrap();
     // Idle is not late.
-    let soon = std::time::Instant::now() + Duration::from_millis(90);
-    handle.receive_deadline(soon).unwrap_err();
+    handle.receive_deadline(Duration::from_millis(90)).unwrap_err();
     assert_eq!(stream.error(), None);
     theirs.write_all(b"\x00\x09part").unwrap();
     // The thread that waits sees to it; there is nobody else.
@@ -142,7 +141,7 @@ fn a_foreign_loop_notices_a_time_out_by_its_descriptor() {
     let mut given = given(1, 0);
     given.attach(Attach::new().timeout(Some(Duration::from_millis(20))));
     given.peers[0].write_all(b"\x00").unwrap();
-    let until = deadline();
+    let until = std::time::Instant::now() + PATIENCE;
     while given.streams[0].error().is_none() {
         assert!(std::time::Instant::now() < until);
         until_readable(&given.handles[0]);
@@ -158,9 +157,7 @@ fn the_time_in_which_nobody_asks_is_not_the_peers() {
     given.peers[0].write_all(b"\x00\x05he").unwrap();
     assert_eq!(given.try_text(0), None);
     given.handles[0].disable_receive();
-    let over = std::time::Instant::now() + Duration::from_millis(60);
-    let waited = given.handles[0].receive_deadline(over);
-    waited.unwrap_err();
+    given.handles[0].receive_deadline(Duration::from_millis(60)).unwrap_err();
     given.peers[0].write_all(b"llo").unwrap();
     given.handles[0].enable_receive();
     assert_eq!(given.text(0), "hello");
@@ -182,7 +179,7 @@ fn the_owner_keeps_a_descriptor_for_statistics_and_counters() {
     assert_eq!(address, local);
     assert!(sockopt::socket_recv_buffer_size(descriptor).unwrap() > 0);
     theirs.write_all(&messages(&["one", "two"])).unwrap();
-    handle.receive_deadline(deadline()).unwrap();
+    handle.receive_deadline(PATIENCE).unwrap();
     handle.send(&message("three")).unwrap();
     let counters = stream.counters();
     assert_eq!((counters.received_messages, counters.received_bytes), (2, 10));
