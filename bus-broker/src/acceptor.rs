@@ -5,7 +5,7 @@
 //! reason and the listening socket does not stay readable for ever. If not even that works, the
 //! listeners are left alone for a while instead of being asked in a circle.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use bus_core::wire::{BrokerFrame, Goodbye, GoodbyeCode};
@@ -14,14 +14,16 @@ use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
-use crate::broker::Shared;
+use crate::broker::{Origin, Shared};
 use crate::credentials::PeerCredentials;
+use crate::ingress::IngressListener;
 use crate::listener::Listener;
 
 /// The listening sockets, and the descriptor in reserve.
 #[derive(Debug, Default)]
 pub(crate) struct Acceptor {
     listeners: Vec<Listener>,
+    ingresses: Vec<IngressListener>,
     reserve: Option<OwnedFd>,
     /// The last connection was refused; said once in the log.
     refusing: bool,
@@ -37,14 +39,16 @@ pub(crate) enum Accepted {
 }
 
 impl Acceptor {
-    pub(crate) fn new(listeners: Vec<Listener>) -> Self {
-        let mut acceptor = Self { listeners, ..Self::default() };
+    pub(crate) fn new(listeners: Vec<Listener>, ingresses: Vec<IngressListener>) -> Self {
+        let mut acceptor = Self { listeners, ingresses, ..Self::default() };
         acceptor.renew_reserve();
         acceptor
     }
 
-    pub(crate) fn listeners(&self) -> &[Listener] {
-        &self.listeners
+    /// All sockets at which somebody may wait.
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let ingresses = self.ingresses.iter().map(AsFd::as_fd);
+        self.listeners.iter().map(AsFd::as_fd).chain(ingresses)
     }
 
     /// Stops listening: paths that are ours are free again.
@@ -76,7 +80,46 @@ impl Acceptor {
                 }
             }
         }
+        self.accept_streams(shared)
+    }
+
+    /// The same at each ingress. Nobody there would understand why he is refused.
+    fn accept_streams(&mut self, shared: &Arc<Shared>) -> Accepted {
+        for at in 0..self.ingresses.len() {
+            for _ in 0..ACCEPTS_A_TURN {
+                match self.ingresses[at].accept() {
+                    Ok(socket) => self.admit_stream(at, socket, shared),
+                    Err(Errno::AGAIN) => break,
+                    Err(Errno::CONNABORTED | Errno::PERM) => {}
+                    Err(Errno::MFILE | Errno::NFILE) if self.reserve.is_some() => {
+                        self.reserve = None;
+                        drop(self.ingresses[at].accept());
+                        self.renew_reserve();
+                    }
+                    Err(error) => {
+                        self.renew_reserve();
+                        tracing::warn!(%error, "cannot accept, and will try again");
+                        return Accepted::TryLater;
+                    }
+                }
+            }
+        }
         Accepted::Enough
+    }
+
+    fn admit_stream(&mut self, at: usize, socket: OwnedFd, shared: &Arc<Shared>) {
+        let ingress = &self.ingresses[at].ingress;
+        match (ingress.take_place(), shared.take_connection_place()) {
+            (Some(place), Ok(connection)) => {
+                self.refusing = false;
+                let _ = shared.assign(socket, Origin::Ingress(place), connection);
+            }
+            _ if !std::mem::replace(&mut self.refusing, true) => {
+                let identity = ingress.identity();
+                tracing::warn!(identity, "an ingress has as many streams as it may have");
+            }
+            _ => {}
+        }
     }
 
     fn admit(&mut self, socket: OwnedFd, shared: &Arc<Shared>) {
@@ -90,7 +133,7 @@ impl Acceptor {
                 Ok(credentials) => {
                     self.refusing = false;
                     // The only other answer is that the broker ends, and then it is closed.
-                    let _ = shared.assign(socket, credentials, place);
+                    let _ = shared.assign(socket, Origin::Client(credentials), place);
                 }
             },
         }

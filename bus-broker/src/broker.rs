@@ -20,6 +20,9 @@ use crate::config::{Config, Listen};
 use crate::credentials::PeerCredentials;
 use crate::event_loop::IoThread;
 use crate::inbox::Inbox;
+use crate::ingress::{
+    Ingress, IngressAddress, IngressConfig, IngressError, IngressListener, IngressPlace,
+};
 use crate::listener::{ListenError, Listener};
 
 /// A broker that is ready to serve: clients can connect, and are answered once it runs.
@@ -42,6 +45,7 @@ use crate::listener::{ListenError, Listener};
 pub struct Broker {
     shared: Arc<Shared>,
     threads: Vec<IoThread>,
+    ingress_addresses: Vec<IngressAddress>,
 }
 
 /// Speaks to a broker from elsewhere in its process. Cheap to clone.
@@ -60,6 +64,14 @@ pub enum BindError {
     /// A limit is out of its range.
     #[error(transparent)]
     Limit(#[from] LimitError),
+    /// An ingress cannot be opened; mend its settings.
+    #[error("ingress {listen}: {source}")]
+    Ingress {
+        /// Which one.
+        listen: IngressAddress,
+        /// Why.
+        source: Box<IngressError>,
+    },
     /// The system refused what every broker needs.
     #[error("cannot {action}: {source}")]
     System {
@@ -137,9 +149,18 @@ pub(crate) struct Counter(AtomicU64);
 #[derive(Debug)]
 pub(crate) struct Newcomer {
     pub(crate) socket: OwnedFd,
-    pub(crate) credentials: PeerCredentials,
+    pub(crate) origin: Origin,
     pub(crate) number: u64,
     pub(crate) place: ConnectionPlace,
+}
+
+/// Where a connection has come in.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// At a socket of the bus.
+    Client(PeerCredentials),
+    /// At an ingress.
+    Ingress(IngressPlace),
 }
 
 /// One of the connections that the limit allows; given back when dropped.
@@ -198,17 +219,20 @@ impl Broker {
             numbers: AtomicU64::new(1),
             stopping: AtomicBool::new(false),
         });
+        let ingresses = config.ingress.iter().map(|ingress| open_ingress(ingress, &shared.bus));
+        let ingresses = ingresses.collect::<Result<Vec<_>, _>>()?;
+        let ingress_addresses = ingresses.iter().filter_map(IngressListener::address).collect();
         // The first thread accepts for all.
-        let mut listeners = Some(listeners);
+        let mut sockets = Some((listeners, ingresses));
         let threads = inboxes
             .into_iter()
             .map(|inbox| {
-                let listeners = listeners.take().unwrap_or_default();
-                IoThread::new(Arc::clone(&shared), inbox, listeners)
+                let (listeners, ingresses) = sockets.take().unwrap_or_default();
+                IoThread::new(Arc::clone(&shared), inbox, listeners, ingresses)
             })
             .collect::<io::Result<Vec<_>>>()
             .map_err(system("make an epoll instance"))?;
-        Ok(Self { shared, threads })
+        Ok(Self { shared, threads, ingress_addresses })
     }
 
     /// Something to speak to it with, from other threads too.
@@ -221,6 +245,13 @@ impl Broker {
     #[must_use]
     pub fn address(&self) -> Option<&Path> {
         self.shared.address.as_deref()
+    }
+
+    /// Where its ingresses listen, in the order of the configuration, with the ports that the
+    /// system chose.
+    #[must_use]
+    pub fn ingress_addresses(&self) -> &[IngressAddress] {
+        &self.ingress_addresses
     }
 
     /// Makes a connection within this process; see [`BrokerHandle::connect`].
@@ -239,7 +270,7 @@ impl Broker {
     ///
     /// See [`RunError`]. All connections have been closed in any case.
     pub fn run(self) -> Result<(), RunError> {
-        let Self { shared, threads } = self;
+        let Self { shared, threads, ingress_addresses: _ } = self;
         let mut threads = threads.into_iter();
         let first = threads.next().expect("there is at least one thread");
         let others = threads.enumerate().map(|(at, thread)| {
@@ -296,7 +327,7 @@ impl BrokerHandle {
         let credentials = PeerCredentials::of(&ours).map_err(io::Error::from)?;
         let place = self.shared.take_connection_place();
         let place = place.map_err(|limit| ConnectError::LimitExceeded { limit })?;
-        if self.shared.assign(ours, credentials, place) {
+        if self.shared.assign(ours, Origin::Client(credentials), place) {
             Ok(theirs)
         } else {
             Err(ConnectError::Ended)
@@ -331,7 +362,7 @@ impl Shared {
     pub(crate) fn assign(
         &self,
         socket: OwnedFd,
-        credentials: PeerCredentials,
+        origin: Origin,
         mut place: ConnectionPlace,
     ) -> bool {
         let thread = (self.inboxes.iter()).min_by_key(|inbox| inbox.load().load(Ordering::Relaxed));
@@ -340,7 +371,7 @@ impl Shared {
         place.thread = Some(Arc::clone(thread));
         let newcomer = Newcomer {
             socket,
-            credentials,
+            origin,
             number: self.numbers.fetch_add(1, Ordering::Relaxed),
             place,
         };
@@ -380,6 +411,19 @@ impl Counter {
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+}
+
+fn open_ingress(config: &IngressConfig, bus: &Bus) -> Result<IngressListener, BindError> {
+    let opened = Ingress::open(config, bus)
+        .and_then(|ingress| IngressListener::bind(&config.listen, ingress));
+    let listener = opened.map_err(|source| BindError::Ingress {
+        listen: config.listen.clone(),
+        source: Box::new(source),
+    })?;
+    let identity = config.identity.as_str();
+    let address = listener.address().map(|address| address.to_string());
+    tracing::info!(identity, address, group = %config.group, "ingress");
+    Ok(listener)
 }
 
 fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> BindError {

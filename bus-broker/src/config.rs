@@ -15,6 +15,8 @@ use std::{
 use bus_core::{LimitError, Limits};
 use serde::Deserialize;
 
+use crate::ingress::IngressConfig;
+
 /// Settings of one broker.
 ///
 /// ```
@@ -38,6 +40,8 @@ pub struct Config {
     pub threads: Option<NonZeroUsize>,
     /// Every bound of the bus, told to each client in its greeting.
     pub limits: Limits,
+    /// Sockets for programs that know nothing of Unisono.
+    pub ingress: Vec<IngressConfig>,
     /// What the program `bus-broker` logs, and how. A broker inside another program logs through
     /// that program's `tracing` subscriber and ignores this.
     pub log: LogConfig,
@@ -269,6 +273,8 @@ mod tests {
             ("empty address", "listen = \"unix:\"\n", "bus.toml:1:10: "),
             ("wrong format", "[log]\n  format = \"xml\"\n", "bus.toml:2:12: "),
             ("unknown limit", "[limits]\nqueue = 7\n", "bus.toml:2:1: "),
+            ("far ingress", "[[ingress]]\nlisten = \"tcp:10.0.0.1:9\"\n", "bus.toml:2:10: "),
+            ("ingress without a group", "\n[[ingress]]\nlisten = \"unix:/x\"\n", "bus.toml:2:1: "),
         ] {
             let message = refused(text);
             assert!(message.starts_with(start), "{case}: {message}");

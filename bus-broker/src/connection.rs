@@ -12,6 +12,7 @@ use std::{
     mem,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
+    time::Instant,
 };
 
 use bus_core::{
@@ -19,10 +20,10 @@ use bus_core::{
     wire::{Goodbye, GoodbyeCode},
 };
 use bytes::{Bytes, BytesMut};
-use rustix::{event::epoll::EventFlags, io::Errno};
+use rustix::{event::epoll::EventFlags, io::Errno, net::sockopt};
 
 use crate::{
-    broker::{ConnectionPlace, Newcomer, Shared},
+    broker::{ConnectionPlace, Newcomer, Origin, Shared},
     credentials::PeerCredentials,
     inbox::{Inbox, Part, Token},
     output::{Output, SpareBuffers},
@@ -54,6 +55,10 @@ pub(crate) struct Connection {
     pub(crate) is_dirty: bool,
     /// Already in the list of those whose output was put off.
     pub(crate) is_put_off: bool,
+    /// Epoll knows of it.
+    is_watched: bool,
+    /// Already among those whose unfinished messages are looked at in time.
+    pub(crate) is_timed: bool,
     ending: bool,
     _place: ConnectionPlace,
 }
@@ -99,6 +104,9 @@ pub(crate) enum End {
     /// The broker ends.
     #[error("the broker ends")]
     Shutdown,
+    /// A stream of an ingress is not in step with its messages, or leads nowhere any more.
+    #[error("{0}")]
+    Ingress(String),
     /// The system does not let us read or write.
     #[error("the socket failed: {0}")]
     Socket(Errno),
@@ -130,15 +138,25 @@ impl Workspace {
 
 impl Connection {
     pub(crate) fn new(newcomer: Newcomer, token: Token) -> Self {
-        let Newcomer { socket, credentials: PeerCredentials { uid, pid }, number, place } =
-            newcomer;
-        let span = tracing::info_span!("connection", number, uid, pid);
+        let Newcomer { socket, origin, number, place } = newcomer;
+        let (span, protocol) = match origin {
+            Origin::Client(PeerCredentials { uid, pid }) => (
+                tracing::info_span!("connection", number, uid, pid),
+                Protocol::new(token, Credentials { uid, pid }),
+            ),
+            Origin::Ingress(place) => {
+                let span = tracing::info_span!("ingress", number, identity = place.identity());
+                // Unless the ingress says otherwise, a message may fill the socket's buffer.
+                let buffer = sockopt::socket_recv_buffer_size(&socket).unwrap_or(DEFAULT_MAXIMUM);
+                (span, Protocol::ingress(token, place, buffer))
+            }
+        };
         tracing::debug!(parent: &span, "accepted");
         Self {
             socket: Socket::new(socket),
             token,
             span,
-            protocol: Protocol::new(token, Credentials { uid, pid }),
+            protocol,
             unread: Vec::new(),
             needs: 0,
             arrived: Arrived::default(),
@@ -148,6 +166,8 @@ impl Connection {
             interest: EventFlags::empty(),
             is_dirty: false,
             is_put_off: false,
+            is_watched: true,
+            is_timed: false,
             ending: false,
             _place: place,
         }
@@ -160,6 +180,30 @@ impl Connection {
     /// Whether it may be read.
     pub(crate) fn wants_input(&self) -> bool {
         !self.input_paused && !self.ending
+    }
+
+    /// Whether what has come is to be dealt with although the other end is closed: a program that
+    /// writes to an ingress may write and go. Epoll tells of the closed end for as long as it
+    /// watches, so it is not to until the connection is read again.
+    pub(crate) fn outlives_its_peer(&mut self) -> bool {
+        let outlives = self.input_paused && self.protocol.is_one_way();
+        self.is_watched &= !outlives;
+        outlives
+    }
+
+    /// Whether epoll has to be told of it anew.
+    pub(crate) fn is_to_be_watched_again(&mut self) -> bool {
+        !mem::replace(&mut self.is_watched, true)
+    }
+
+    /// When an unfinished message is late.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        if self.ending { None } else { self.protocol.deadline() }
+    }
+
+    /// Looks whether an unfinished message is late.
+    pub(crate) fn expire(&mut self) -> Result<(), End> {
+        if self.ending { Ok(()) } else { self.protocol.expire() }
     }
 
     /// Whether it has ended and only lingers to say goodbye.
@@ -251,7 +295,11 @@ impl Connection {
             }
         }
         self.output.give_back(&mut workspace.spare);
-        if self.input_paused && !self.ending && self.output.has_room_for_answers() {
+        if self.input_paused
+            && !self.ending
+            && self.protocol.takes_input()
+            && self.output.has_room_for_answers()
+        {
             self.input_paused = false;
             self.resume_reading(shared, inbox, workspace)?;
         }
@@ -259,7 +307,10 @@ impl Connection {
             Flushed::Idle
         } else if self.ending {
             Flushed::Finished
-        } else if self.protocol.has_more() || self.input_paused || self.output.is_urgent() {
+        } else if self.protocol.has_more()
+            || (self.input_paused && self.protocol.takes_input())
+            || self.output.is_urgent()
+        {
             Flushed::More
         } else if !self.output.is_empty() {
             Flushed::PutOff
@@ -336,7 +387,9 @@ impl Connection {
                 self.unread = Vec::with_capacity(bytes);
             }
             Progress::Needs(_) => {}
-            Progress::OutputFull | Progress::TurnOver => self.input_paused = true,
+            Progress::OutputFull | Progress::TurnOver | Progress::Waits => {
+                self.input_paused = true;
+            }
         }
         self.unread.extend_from_slice(frames);
         if self.unread.is_empty() {
@@ -355,7 +408,7 @@ impl Connection {
         let _entered = self.span.enter();
         match end {
             End::Gone | End::Left(_) | End::Shutdown => tracing::debug!(reason = %end, "closed"),
-            End::UnknownProtocol | End::Fault(_) => {
+            End::UnknownProtocol | End::Fault(_) | End::Ingress(_) => {
                 shared.counters.protocol_errors.add(1);
                 tracing::warn!(reason = %end, "ended: the peer broke the protocol");
             }
@@ -377,7 +430,11 @@ impl End {
         match self {
             Self::Fault(goodbye) | Self::NoPlace(goodbye) => Some(goodbye.clone()),
             Self::Shutdown => Some(Goodbye::new(GoodbyeCode::Shutdown, "the broker ends")),
-            Self::Gone | Self::Left(_) | Self::UnknownProtocol | Self::Socket(_) => None,
+            Self::Gone
+            | Self::Left(_)
+            | Self::UnknownProtocol
+            | Self::Ingress(_)
+            | Self::Socket(_) => None,
         }
     }
 }
@@ -391,6 +448,8 @@ fn bytes_of(received: Result<Received, Errno>) -> Result<usize, End> {
     }
 }
 
+/// The longest message of an ingress whose socket does not say how much it holds.
+const DEFAULT_MAXIMUM: usize = 64 << 10;
 /// Bytes of one read: about a thousand small frames, and a third of what a socket holds.
 const LANDING_BYTES: usize = 64 << 10;
 /// A frame longer than this that has not come whole gets memory of its own.

@@ -10,11 +10,11 @@
 //! asked for only while a socket is full.
 //!
 //! Invariant: the thread sleeps without a time limit unless a send of its own connections waits, a
-//! request is unanswered, a connection lingers, or output or accepting was put off. An idle broker has
-//! no wake-ups. Of a request's deadline at least the thread that committed it knows when it goes to
-//! sleep.
+//! request is unanswered, a message of an ingress is unfinished, a connection lingers, or output or
+//! accepting was put off. An idle broker has no wake-ups. Of a request's deadline at least the thread
+//! that committed it knows when it goes to sleep.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -32,6 +32,7 @@ use crate::broker::{Newcomer, RunError, Shared};
 use crate::connection::{Connection, End, Flushed, Workspace};
 use crate::courtesy::Courtesy;
 use crate::inbox::{Inbox, Shelf, Token};
+use crate::ingress::IngressListener;
 use crate::listener::Listener;
 
 /// One thread's part of a broker, before and while it runs.
@@ -52,6 +53,8 @@ pub(crate) struct IoThread {
     /// Connections whose output was put off, and until when.
     put_off: Vec<Token>,
     put_off_until: Option<Instant>,
+    /// Connections with an unfinished message that may become late, each once, and when to look.
+    timed: BTreeSet<(Instant, u64)>,
     stopping: bool,
 }
 
@@ -60,13 +63,14 @@ impl IoThread {
         shared: Arc<Shared>,
         inbox: Arc<Inbox>,
         listeners: Vec<Listener>,
+        ingresses: Vec<IngressListener>,
     ) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &*inbox, EventData::new_u64(BELL), EventFlags::IN)?;
-        let acceptor = Acceptor::new(listeners);
-        for listener in acceptor.listeners() {
+        let acceptor = Acceptor::new(listeners, ingresses);
+        for socket in acceptor.sockets() {
             let data = EventData::new_u64(LISTENERS);
-            epoll::add(&epoll, listener, data, EventFlags::IN)?;
+            epoll::add(&epoll, socket, data, EventFlags::IN)?;
         }
         Ok(Self {
             shared,
@@ -81,6 +85,7 @@ impl IoThread {
             lingering: VecDeque::new(),
             put_off: Vec::new(),
             put_off_until: None,
+            timed: BTreeSet::new(),
             stopping: false,
         })
     }
@@ -128,6 +133,7 @@ impl IoThread {
                 }
             }
             self.hurry_put_off();
+            self.end_late();
             self.flush();
             self.end_lingering();
             self.accept_again();
@@ -160,6 +166,23 @@ impl IoThread {
         }
     }
 
+    /// Ends the streams whose unfinished messages are late.
+    fn end_late(&mut self) {
+        let now = Instant::now();
+        while let Some((at, number)) = self.timed.first().copied()
+            && at <= now
+        {
+            self.timed.remove(&(at, number));
+            let token = Token::from_u64(number);
+            if let Some(connection) = find(&mut self.connections, token) {
+                // If it is not late, the flush puts it back with its time.
+                connection.is_timed = false;
+                let result = connection.expire();
+                self.conclude(token, result);
+            }
+        }
+    }
+
     /// How long the thread may sleep; `None` for as long as nothing happens.
     fn sleep_at_most(&self) -> Option<Duration> {
         if !self.dirty.is_empty() || !self.inbox.fall_asleep() {
@@ -173,7 +196,8 @@ impl IoThread {
         let put_off = self.put_off_until.map(until);
         // The bus counts one second a tick at most.
         let deadline = self.shared.bus.next_deadline().map(|left| left.min(LONGEST_TICK));
-        [lingering, waiting, accept, put_off, deadline].into_iter().flatten().min()
+        let timed = self.timed.first().map(|(at, _)| until(*at));
+        [lingering, waiting, accept, put_off, deadline, timed].into_iter().flatten().min()
     }
 
     fn tick(&self) {
@@ -214,6 +238,11 @@ impl IoThread {
             result = if connection.wants_input() {
                 connection.read(&self.shared, &self.inbox, &mut self.workspace)
             } else if flags.intersects(EventFlags::HUP | EventFlags::ERR) {
+                if connection.outlives_its_peer() {
+                    // Else it would be reported in each turn. What it waits for brings it back.
+                    let _ = epoll::delete(&self.epoll, &*connection);
+                    return;
+                }
                 Err(End::Gone)
             } else {
                 Ok(())
@@ -282,7 +311,14 @@ impl IoThread {
                 continue;
             };
             connection.is_dirty = false;
-            match connection.flush(&self.shared, &self.inbox, &mut self.workspace) {
+            let flushed = connection.flush(&self.shared, &self.inbox, &mut self.workspace);
+            if !connection.is_timed
+                && let Some(at) = connection.deadline()
+            {
+                connection.is_timed = true;
+                self.timed.insert((at, token.as_u64()));
+            }
+            match flushed {
                 Ok(Flushed::Idle) => self.update_interest(token),
                 Ok(Flushed::More) => {
                     self.update_interest(token);
@@ -314,7 +350,12 @@ impl IoThread {
             return;
         };
         let data = EventData::new_u64(token.as_u64());
-        if let Err(error) = epoll::modify(&self.epoll, &*connection, data, flags) {
+        let watched = if connection.is_to_be_watched_again() {
+            epoll::add(&self.epoll, &*connection, data, flags)
+        } else {
+            epoll::modify(&self.epoll, &*connection, data, flags)
+        };
+        if let Err(error) = watched {
             tracing::error!(%error, "a connection cannot be watched, and is closed");
             self.remove(token);
         }
@@ -357,9 +398,9 @@ impl IoThread {
     }
 
     fn watch_listeners(&self, flags: EventFlags) {
-        for listener in self.acceptor.listeners() {
+        for socket in self.acceptor.sockets() {
             let data = EventData::new_u64(LISTENERS);
-            if let Err(error) = epoll::modify(&self.epoll, listener, data, flags) {
+            if let Err(error) = epoll::modify(&self.epoll, socket, data, flags) {
                 tracing::error!(%error, "a listening socket cannot be watched");
             }
         }

@@ -1,14 +1,17 @@
 //! Which protocol a connection speaks.
 //!
-//! The first bytes decide: Unisono's clients begin with 8 of their own that begin no other protocol
+//! What comes in through an ingress is cut into messages by its framer. Elsewhere the first bytes decide: Unisono's clients begin with 8 of their own that begin no other protocol
 //! which could come here (D-Bus begins with a NUL). Whatever a connection speaks, it is the same to
 //! the event loop: bytes and descriptors come in, parts become ready, and output is to be filled.
+
+use std::time::Instant;
 
 use bytes::BytesMut;
 
 use crate::{
     connection::{Context, End},
     inbox::{Part, Token},
+    ingress::{IngressPlace, IngressStream},
     output::Output,
     session::{Session, say},
     transport::Arrived,
@@ -22,6 +25,8 @@ pub(crate) enum Protocol {
     Undecided { token: Token, credentials: Credentials },
     /// Unisono's own.
     Unisono(Box<Session>),
+    /// Any other: what it says is carried, and not understood.
+    Ingress(Box<IngressStream>),
 }
 
 /// How far a protocol came with the bytes that it was given.
@@ -34,11 +39,18 @@ pub(crate) enum Progress {
     OutputFull,
     /// It has had its share of this turn.
     TurnOver,
+    /// It takes nothing more until something has happened on the bus.
+    Waits,
 }
 
 impl Protocol {
     pub(crate) fn new(token: Token, credentials: Credentials) -> Self {
         Self::Undecided { token, credentials }
+    }
+
+    /// A stream that came in through an ingress, which knows what it carries.
+    pub(crate) fn ingress(token: Token, place: IngressPlace, receive_buffer: usize) -> Self {
+        Self::Ingress(Box::new(IngressStream::new(token, place, receive_buffer)))
     }
 
     /// Takes what has come, and does what it says. What is not taken stays in `unread`.
@@ -63,6 +75,7 @@ impl Protocol {
         match self {
             Self::Undecided { .. } => unreachable!("decided above"),
             Self::Unisono(session) => session.input(unread, arrived, output, context),
+            Self::Ingress(stream) => stream.input(unread, arrived, context),
         }
     }
 
@@ -71,13 +84,14 @@ impl Protocol {
         match self {
             Self::Undecided { .. } => {}
             Self::Unisono(session) => session.ready(part, output, context),
+            Self::Ingress(stream) => stream.ready(context),
         }
     }
 
     /// Moves messages from queues to `output` while it has room for them.
     pub(crate) fn fill(&mut self, output: &mut Output) {
         match self {
-            Self::Undecided { .. } => {}
+            Self::Undecided { .. } | Self::Ingress(_) => {}
             Self::Unisono(session) => session.fill(output),
         }
     }
@@ -85,7 +99,7 @@ impl Protocol {
     /// Descriptors that were put into `output` could not be sent, and the client was told so.
     pub(crate) fn descriptors_lost(&mut self) {
         match self {
-            Self::Undecided { .. } => {}
+            Self::Undecided { .. } | Self::Ingress(_) => {}
             Self::Unisono(session) => session.descriptors_lost(),
         }
     }
@@ -93,15 +107,48 @@ impl Protocol {
     /// Whether `fill` would find messages now.
     pub(crate) fn has_more(&self) -> bool {
         match self {
-            Self::Undecided { .. } => false,
+            Self::Undecided { .. } | Self::Ingress(_) => false,
             Self::Unisono(session) => session.has_more(),
+        }
+    }
+
+    /// Whether `input` would take anything now.
+    pub(crate) fn takes_input(&self) -> bool {
+        match self {
+            Self::Undecided { .. } | Self::Unisono(_) => true,
+            Self::Ingress(stream) => stream.takes_input(),
+        }
+    }
+
+    /// Whether its peer may write, go, and still be heard.
+    pub(crate) fn is_one_way(&self) -> bool {
+        matches!(self, Self::Ingress(_))
+    }
+
+    /// When a message that is under way is late.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Undecided { .. } | Self::Unisono(_) => None,
+            Self::Ingress(stream) => stream.deadline(),
+        }
+    }
+
+    /// Ends the conversation if it is.
+    pub(crate) fn expire(&mut self) -> Result<(), End> {
+        match self {
+            Self::Undecided { .. } | Self::Unisono(_) => Ok(()),
+            Self::Ingress(stream) => stream.expire(),
         }
     }
 
     /// Gives up everything that the connection has on the bus, and says goodbye if the protocol
     /// has a word for that and the client may still hear it.
     pub(crate) fn close(&mut self, end: &End, output: &mut Output, context: &mut Context<'_>) {
-        let Self::Unisono(session) = self else { return };
+        let session = match self {
+            Self::Undecided { .. } => return,
+            Self::Unisono(session) => session,
+            Self::Ingress(stream) => return stream.close(context),
+        };
         session.close(context);
         if let Some(goodbye) = end.goodbye() {
             say(wire::BrokerFrame::Goodbye(goodbye), output);

@@ -1,7 +1,7 @@
 //! N handles over M byte streams to one destination: messages instead of bytes, shared by threads.
 //!
 //! What KCM does in the kernel, in user space. Streams (connected Unix or TCP sockets) are
-//! *attached*, each with a [`Framer`](bus_core::framing::Framer) that tells where its messages end.
+//! *attached*, each with a [`Framer`] that tells where its messages end.
 //! *Handles* send and receive whole messages: a message sent goes on one stream in one piece, and a
 //! message that arrives goes whole to one handle. All handles are alike, and each has a descriptor
 //! of its own to poll.

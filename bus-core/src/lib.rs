@@ -68,6 +68,8 @@ pub use filter::{
 };
 pub use id::{EndpointId, GroupId, Sequence};
 pub use lane::{Lane, Submitted, Watch};
+#[doc(hidden)]
+pub use limits::duration_text;
 pub use limits::{LimitError, Limits};
 pub use lock_set::LOCKS;
 pub use membership::MemberFlags;

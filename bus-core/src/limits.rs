@@ -152,17 +152,29 @@ impl Limits {
     }
 }
 
-/// Durations as text with a unit (`"10s"`, `"250ms"`), or a whole number of seconds.
-mod duration_text {
+/// Durations as text with a unit (`"10s"`, `"250ms"`), or a whole number of seconds: for
+/// `#[serde(with)]` in configurations.
+#[doc(hidden)]
+pub mod duration_text {
     use std::time::Duration;
 
     use serde::{Deserialize, Deserializer, Serializer, de};
 
-    pub(super) fn serialize<S: Serializer>(d: &Duration, s: S) -> Result<S::Ok, S::Error> {
+    /// Writes milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// The serializer's.
+    pub fn serialize<S: Serializer>(d: &Duration, s: S) -> Result<S::Ok, S::Error> {
         s.serialize_str(&format!("{}ms", d.as_millis()))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    /// Reads either form.
+    ///
+    /// # Errors
+    ///
+    /// It is neither.
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged)]
         enum Form {

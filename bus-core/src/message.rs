@@ -23,6 +23,19 @@ pub struct Credentials {
     pub pid: u32,
 }
 
+impl Credentials {
+    /// Of who is not known to the kernel as a user of the bus: what comes in through a broker's
+    /// ingress. No process has this user id (it is `(uid_t) -1`), so nobody can pass for it, nor
+    /// what has it for anybody.
+    pub const UNAUTHENTICATED: Self = Self { uid: u32::MAX, pid: 0 };
+
+    /// Whether the kernel has said whose they are.
+    #[must_use]
+    pub const fn is_authenticated(self) -> bool {
+        self.uid != u32::MAX
+    }
+}
+
 /// Where a message goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Destination {
