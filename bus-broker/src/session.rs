@@ -363,7 +363,10 @@ impl Session {
                         return Filled::Holds;
                     }
                     self.descriptors_out |= has_descriptors;
-                    deliver(handle, &message, missed, output);
+                    deliver(handle, &message, How::Queued { missed }, output);
+                }
+                Some(Delivery::Retained { message }) => {
+                    deliver(handle, &message, How::Retained, output);
                 }
                 Some(other) => {
                     if let Some(notice) = notice_of(other) {
@@ -390,7 +393,19 @@ enum Filled {
     Holds,
 }
 
-fn deliver(handle: Handle, message: &Arc<Message>, missed: Option<Gap>, output: &mut Output) {
+/// As what a message comes.
+#[derive(Clone, Copy, Debug)]
+enum How {
+    /// In its place, which it takes until its credit comes.
+    Queued {
+        /// What was dropped just before it.
+        missed: Option<Gap>,
+    },
+    /// As a part of what its group retained, beside the queue's places.
+    Retained,
+}
+
+fn deliver(handle: Handle, message: &Arc<Message>, how: How, output: &mut Output) {
     let descriptors = u8::try_from(message.descriptors().len())
         .expect("the bus takes no message with more than 16 descriptors");
     let head = MessageHead {
@@ -405,7 +420,11 @@ fn deliver(handle: Handle, message: &Arc<Message>, missed: Option<Gap>, output: 
         commit_time: message.commit_time(),
         deadline: message.deadline(),
         credentials: message.credentials(),
-        missed,
+        missed: match how {
+            How::Queued { missed } => missed,
+            How::Retained => None,
+        },
+        retained: matches!(how, How::Retained),
         descriptors,
         descriptors_lost: false,
         role: role_of(message),
@@ -460,6 +479,9 @@ fn notice_of(delivery: Delivery) -> Option<Notice> {
         Delivery::Gap { group, gap } => Some(Notice::Gap { group_id: group, gap }),
         Delivery::View { change, missed } => {
             Some(Notice::View(Box::new(ViewNotice::new(&change, missed))))
+        }
+        Delivery::Current { group, sequence, messages } => {
+            Some(Notice::Current { group_id: group, sequence, messages })
         }
         Delivery::ViewsLost { group, gap } => Some(Notice::ViewsLost { group_id: group, gap }),
         Delivery::Evicted(eviction) => Some(Notice::Evicted {

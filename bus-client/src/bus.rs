@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bus_core::wire::{LaneNumber, MAX_PAGE, Request, Response, Serial};
-use bus_core::{EndpointId, GroupName, Limits, MemberFlags, NameError, Sequence};
+use bus_core::{EndpointId, GroupName, Limits, MemberFlags, NameError, Retain, Sequence};
 
 use crate::builder::Builder;
 use crate::connection::Connection;
@@ -203,8 +203,9 @@ impl Endpoint {
         flags.set(MemberFlags::DROP_WHEN_FULL, options.drop_when_full);
         let mut state = self.inner.connection.lock();
         let group = state.group(name);
-        let JoinOptions { create, filter, .. } = options;
-        let request = Request::Join { group: name.clone(), flags, create, filter };
+        let JoinOptions { create, filter, retain, state: with_state, .. } = options;
+        let request =
+            Request::Join { group: name.clone(), flags, create, filter, retain, state: with_state };
         let purpose = Purpose::Join { group: Arc::clone(&group), flags };
         let serial = state
             .call(self.inner.key, purpose, request)
@@ -244,11 +245,25 @@ impl Endpoint {
     ///
     /// See [`CreateError`].
     pub fn create(&self, group: &str) -> Result<Group, CreateError> {
+        self.create_as(group, None)
+    }
+
+    /// As [`create`](Self::create), of a group that retains messages for those who join later
+    /// [with its state](JoinOptions::with_state).
+    ///
+    /// # Errors
+    ///
+    /// See [`CreateError`].
+    pub fn create_retaining(&self, group: &str, retain: Retain) -> Result<Group, CreateError> {
+        self.create_as(group, Some(retain))
+    }
+
+    fn create_as(&self, group: &str, retain: Option<Retain>) -> Result<Group, CreateError> {
         let name: GroupName = group.parse()?;
         let connection = &self.inner.connection;
         let target = connection.lock().group(&name);
         let purpose = Purpose::Create(Arc::clone(&target));
-        let request = Request::Create { group: name.clone() };
+        let request = Request::Create { group: name.clone(), retain };
         connection
             .call(self.inner.key, purpose, request, |response| {
                 matches!(response, Response::Created { .. }).then_some(())

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bus_core::wire::{LaneNumber, Request, Response};
-use bus_core::{EndpointId, Filter, GroupId, GroupName, Receipt, Sequence};
+use bus_core::{EndpointId, Filter, GroupId, GroupName, Receipt, Retain, Sequence};
 
 use crate::bus::{Endpoint, Lane, LaneInner};
 use crate::error::{FilterChangeError, LeaveError, SendError};
@@ -29,6 +29,8 @@ pub struct JoinOptions {
     pub(crate) drop_when_full: bool,
     pub(crate) create: bool,
     pub(crate) filter: Option<Filter>,
+    pub(crate) retain: Option<Retain>,
+    pub(crate) state: bool,
 }
 
 impl Default for JoinOptions {
@@ -41,7 +43,14 @@ impl JoinOptions {
     /// Creates the group if it does not exist; no loopback; senders wait for this member.
     #[must_use]
     pub const fn new() -> Self {
-        Self { loopback: false, drop_when_full: false, create: true, filter: None }
+        Self {
+            loopback: false,
+            drop_when_full: false,
+            create: true,
+            filter: None,
+            retain: None,
+            state: false,
+        }
     }
 
     /// Whether the member's own messages come back to it.
@@ -79,6 +88,21 @@ impl JoinOptions {
     #[must_use]
     pub const fn create(mut self, yes: bool) -> Self {
         self.create = yes;
+        self
+    }
+
+    /// What the group retains for those who join later, if this join creates it.
+    #[must_use]
+    pub const fn retain(mut self, retain: Retain) -> Self {
+        self.retain = Some(retain);
+        self
+    }
+
+    /// Whether to get first what the group retains; [`Event::Current`](crate::Event::Current) ends
+    /// it, also where it is nothing.
+    #[must_use]
+    pub const fn with_state(mut self, yes: bool) -> Self {
+        self.state = yes;
         self
     }
 }

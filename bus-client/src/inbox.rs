@@ -23,7 +23,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use bus_core::wire::{MessageView, ViewNotice};
-use bus_core::{Gap, GroupId, MAX_ATTRIBUTES_BYTES, Sequence};
+use bus_core::{Gap, GroupId, MAX_ATTRIBUTES_BYTES, MAX_RETAINED_MESSAGES, Sequence};
 
 use crate::clock::Tick;
 
@@ -79,15 +79,25 @@ pub(crate) enum Item {
         group_id: GroupId,
         gap: Gap,
     },
+    Current {
+        group_id: GroupId,
+        sequence: Sequence,
+        messages: u32,
+    },
 }
 
 impl Item {
-    /// What it holds of the queue. Notices hold nothing, but for views.
+    /// What it holds of the queue. Notices hold nothing, but for views; nor does what a group has
+    /// retained.
     fn charge(&self) -> Option<u64> {
         match self {
+            Self::Message { message, .. } if message.retained() => None,
             Self::Message { message, .. } => Some(message.charged_bytes()),
             Self::View(_) => Some(0),
-            Self::Gap { .. } | Self::Evicted { .. } | Self::ViewsLost { .. } => None,
+            Self::Gap { .. }
+            | Self::Evicted { .. }
+            | Self::ViewsLost { .. }
+            | Self::Current { .. } => None,
         }
     }
 }
@@ -248,8 +258,8 @@ impl Inbox {
 
 /// What the longest message is charged: 16 MiB of payload, and its attributes.
 const MAX_MESSAGE_BYTES: u64 = (16 << 20) + MAX_ATTRIBUTES_BYTES as u64;
-/// Notices that may wait to be received.
-const MAX_NOTICES: usize = 4096;
+/// Notices that may wait to be received, and with them messages that groups have retained.
+const MAX_NOTICES: usize = 4096 + 64 * (MAX_RETAINED_MESSAGES as usize + 1);
 
 #[cfg(test)]
 mod tests {
@@ -270,6 +280,7 @@ mod tests {
             deadline: 0,
             credentials: Credentials { uid: 0, pid: 0 },
             missed: None,
+            retained: false,
             descriptors: 0,
             descriptors_lost: false,
             role: bus_core::wire::Role::Plain,

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use bus_core::{EndpointId, GroupId, GroupName, Limits, MemberFlags, Sequence, wire};
+use bus_core::{EndpointId, GroupId, GroupName, Limits, MemberFlags, Retain, Sequence, wire};
 use serde::Serialize;
 
 /// A group, as [`Endpoint::groups`](crate::Endpoint::groups) lists it.
@@ -18,6 +18,8 @@ pub struct GroupInfo {
     pub members: u32,
     /// Who created it, if that endpoint still lives.
     pub creator: Option<EndpointId>,
+    /// What it retains for those who join later.
+    pub retain: Option<Retain>,
 }
 
 /// The members of a group at one place in the order.
@@ -147,6 +149,7 @@ impl From<wire::GroupInfo> for GroupInfo {
             group_id: info.group_id,
             members: info.members,
             creator: info.creator,
+            retain: info.retain,
         }
     }
 }

@@ -49,6 +49,13 @@
 //! and at which place in the order, and [`Members::apply`] brings that list forward. A publisher that
 //! only wants to spare itself work nobody sees asks with [`Group::watch_interest`].
 //!
+//! # State
+//!
+//! A group may retain its last messages, or the last of each key ([`Endpoint::create_retaining`],
+//! [`JoinOptions::retain`]). Who joins [with its state](JoinOptions::with_state) gets these first, then
+//! [`Event::Current`], then everything that was sent after the join: nothing is missing between, and
+//! nothing comes twice.
+//!
 //! # Two programs that wait for each other
 //!
 //! While a thread waits for a send it cannot read, and perhaps the one that it waits for is waiting for
@@ -147,12 +154,13 @@ pub use error::{
 };
 pub use group::{Group, JoinOptions, Member, RemoteEndpoint};
 pub use info::{GroupInfo, Joined, MemberInfo, Members, RoundTrip, Stats, Status};
-pub use message::{Event, Evicted, Gap, Message, Outgoing};
+pub use message::{Current, Event, Evicted, Gap, Message, Outgoing};
 pub use send::{PendingSend, SendFuture};
 pub use views::{Change, Interest, InterestFuture, MembersWatch, ViewChange, WatchOptions};
 pub use watch::Writable;
 
 pub use bus_core::{
     Condition, ContentType, Credentials, EndpointId, FILTER_SECTION, Filter, FilterError,
-    FilterProgram, GroupId, GroupName, Limits, NameError, Pattern, Receipt, Sequence,
+    FilterProgram, GroupId, GroupName, Limits, MAX_RETAINED_MESSAGES, NameError, Pattern, Receipt,
+    Retain, Sequence,
 };

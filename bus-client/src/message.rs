@@ -26,6 +26,10 @@ pub enum Event {
     /// The endpoint is no longer a member of a group, because it made senders wait for too long.
     /// Nothing of the group comes after this.
     Evicted(Evicted),
+    /// All that a group retained before this endpoint joined it
+    /// [with its state](crate::JoinOptions::with_state) has been received, as messages that are
+    /// [`retained`](Message::retained); what follows of the group is later than the join.
+    Current(Current),
     /// The membership of a group that [`watch_members`](crate::Endpoint::watch_members) watches has
     /// changed.
     View(ViewChange),
@@ -79,6 +83,20 @@ pub struct Evicted {
     /// How long it may join the group again only with
     /// [`drop_when_full`](crate::JoinOptions::drop_when_full).
     pub back_off: Duration,
+}
+
+/// The end of what a group has retained: from here on a member is up to date.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Current {
+    /// The group's name, where the library still knows it.
+    pub group: Option<GroupName>,
+    /// The group.
+    pub group_id: GroupId,
+    /// The place of the join: nothing before it is missing, nothing after it came yet.
+    pub sequence: Sequence,
+    /// How many retained messages came.
+    pub messages: u32,
 }
 
 /// A message as received.
@@ -219,6 +237,13 @@ impl Message {
     #[must_use]
     pub fn descriptors_lost(&self) -> bool {
         self.descriptors_lost
+    }
+
+    /// Whether it was sent before this endpoint joined, and comes because the group retains it. Its
+    /// sequence is the original one.
+    #[must_use]
+    pub fn retained(&self) -> bool {
+        self.message.retained()
     }
 
     /// What a drop-when-full membership missed of this group just before this message.

@@ -503,6 +503,9 @@ impl State {
                 }
                 Notice::View(view) => self.view_changed(endpoint, view),
                 Notice::ViewsLost { group_id, gap } => self.views_lost(endpoint, group_id, gap),
+                Notice::Current { group_id, sequence, messages } => {
+                    self.deliver(endpoint, Item::Current { group_id, sequence, messages })
+                }
                 other if other.is_charged() => self.pass_over(endpoint),
                 _ => Ok(()),
             },

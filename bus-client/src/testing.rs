@@ -294,7 +294,13 @@ impl FakeBroker {
         let Request::FindGroup { group } = request else {
             panic!("{request:?} where a look-up was expected");
         };
-        let info = bus_core::wire::GroupInfo { name: group, group_id, members: 2, creator: None };
+        let info = bus_core::wire::GroupInfo {
+            name: group,
+            group_id,
+            members: 2,
+            creator: None,
+            retain: None,
+        };
         self.done((endpoint, serial), Response::Group(info));
     }
 
@@ -340,6 +346,7 @@ pub(crate) fn head(sequence: u64) -> MessageHead {
         deadline: 0,
         credentials: Credentials { uid: 1, pid: 2 },
         missed: None,
+        retained: false,
         descriptors: 0,
         descriptors_lost: false,
         role: Role::Plain,

@@ -25,6 +25,7 @@ use crate::name::GroupName;
 use crate::notice::Eviction;
 use crate::queue;
 use crate::request::Deadlines;
+use crate::retained::{Retain, Retained};
 use crate::send::{Effects, Route, SendError};
 use crate::sync::{AtomicU64, Mutant, Mutex, Ordering, mutated};
 use crate::view::{Change, Step};
@@ -169,6 +170,11 @@ pub struct JoinOptions {
     pub create: bool,
     /// What of the group is wanted; everything without it.
     pub filter: Option<Filter>,
+    /// What the group retains, if this join creates it.
+    pub retain: Option<Retain>,
+    /// Get what the group retains first, at the place of the join
+    /// ([`Delivery::Retained`](crate::Delivery::Retained)).
+    pub state: bool,
 }
 
 impl JoinOptions {
@@ -188,6 +194,18 @@ impl JoinOptions {
     #[must_use]
     pub fn filtered(self, filter: Filter) -> Self {
         Self { filter: Some(filter), ..self }
+    }
+
+    /// The same for a joiner that wants what the group retains.
+    #[must_use]
+    pub fn with_state(self) -> Self {
+        Self { state: true, ..self }
+    }
+
+    /// The same with what the group retains, if this join creates it.
+    #[must_use]
+    pub fn retaining(self, retain: Retain) -> Self {
+        Self { retain: Some(retain), ..self }
     }
 }
 
@@ -217,6 +235,8 @@ pub struct GroupInfo {
     pub members: u32,
     /// The endpoint that created it, while that lives.
     pub creator: Option<EndpointId>,
+    /// What it retains for those who join later.
+    pub retain: Option<Retain>,
 }
 
 /// A member, as a listing shows it.
@@ -346,6 +366,7 @@ impl Bus {
             name: record.group.name.clone(),
             members: count(record.group.membership().members().len()),
             creator: record.creator,
+            retain: record.group.retain(),
         })
     }
 
@@ -359,6 +380,7 @@ impl Bus {
             name: record.group.name.clone(),
             members: count(record.group.membership().members().len()),
             creator: record.creator,
+            retain: record.group.retain(),
         };
         directory.groups_after(after).take(most).map(info).collect()
     }
@@ -536,12 +558,13 @@ impl BusInner {
         &self,
         creator: &EndpointCore,
         name: &GroupName,
+        retain: Option<Retain>,
     ) -> Result<(GroupId, Sequence), CreateError> {
         let mut directory = self.directory.lock();
         if directory.named(name).is_some() {
             return Err(CreateError::Exists(name.clone()));
         }
-        let group = self.add_group(&mut directory, creator.id(), name)?;
+        let group = self.add_group(&mut directory, creator.id(), name, retain)?;
         let group = group.ok_or(CreateError::Closed(creator.id()))?;
         Ok((group.id, self.hold_all(creator).draw(creator.seen())))
     }
@@ -552,8 +575,13 @@ impl BusInner {
         directory: &mut Directory,
         creator: EndpointId,
         name: &GroupName,
+        retain: Option<Retain>,
     ) -> Result<Option<Arc<Group>>, LimitExceeded> {
         LimitExceeded::check("groups", directory.group_count(), self.limits.groups)?;
+        if let (Some(retain), Some(record)) = (retain, directory.endpoints.get(&creator)) {
+            let others = record.created.iter().filter_map(|id| directory.group(*id));
+            retain.check(others.filter_map(|other| other.group.retain()), &self.limits)?;
+        }
         let id = directory.next_group_id();
         let Some(record) = directory.endpoints.get_mut(&creator) else {
             return Ok(None);
@@ -561,7 +589,8 @@ impl BusInner {
         let limit = self.limits.groups_created;
         LimitExceeded::check("groups_created", record.created.len(), limit)?;
         record.created.push(id);
-        let group = Arc::new(Group::new(id, name.clone(), self.lock_of(!id.get())));
+        let group = Group::new(id, name.clone(), self.lock_of(!id.get()));
+        let group = Arc::new(group.retaining(retain, &self.hasher));
         directory.add_group(Arc::clone(&group), creator);
         Ok(Some(group))
     }
@@ -573,6 +602,7 @@ impl BusInner {
         creator: EndpointId,
         name: &GroupName,
         create: bool,
+        retain: Option<Retain>,
     ) -> Result<(Arc<Group>, bool), JoinError> {
         if let Some(record) = directory.named(name) {
             return Ok((Arc::clone(&record.group), false));
@@ -580,7 +610,7 @@ impl BusInner {
         if !create {
             return Err(JoinError::NoSuchGroup(name.clone()));
         }
-        let group = self.add_group(directory, creator, name)?;
+        let group = self.add_group(directory, creator, name, retain)?;
         Ok((group.ok_or(JoinError::Closed(creator))?, true))
     }
 
@@ -612,8 +642,19 @@ impl BusInner {
 
         // Ends that have not been read hold the places that their memberships had reserved.
         let shard = self.locks.acquire_one(core.place.lock);
-        let unread = shard.intakes.get(core.place.slot as usize).map_or(0, Intake::unread_ends);
+        let intake = shard.intakes.get(core.place.slot as usize);
+        let unread = intake.map_or(0, Intake::unread_ends);
+        let (states, state_bytes) = intake.map_or((0, 0), Intake::unread_retained);
         drop(shard);
+        if options.state {
+            let states = usize::try_from(states).unwrap_or(usize::MAX);
+            LimitExceeded::check("memberships (retained state not yet read)", states, memberships)?;
+            let (bytes, most) = (state_bytes, self.limits.retained_bytes);
+            if bytes >= most.max(1) {
+                let limit = "retained_bytes (not yet read)";
+                return Err(LimitExceeded { limit, value: most }.into());
+            }
+        }
         let held = record.memberships.len() + usize::try_from(unread).unwrap_or(usize::MAX);
         LimitExceeded::check("memberships (ends not yet read)", held, memberships)?;
         if !options.flags.contains(MemberFlags::DROP_WHEN_FULL)
@@ -628,7 +669,8 @@ impl BusInner {
             // Before a group is made that it could not be in.
             self.check_instructions(&Membership::empty(), None, Some(filters))?;
         }
-        let (group, created) = self.find_or_add_group(&mut directory, id, name, options.create)?;
+        let (group, created) =
+            self.find_or_add_group(&mut directory, id, name, options.create, options.retain)?;
         let before = group.membership();
         LimitExceeded::check("members", before.members().len(), self.limits.members)?;
         self.check_instructions(&before, None, filters.as_deref())?;
@@ -643,12 +685,19 @@ impl BusInner {
         });
         record.memberships.push(Arc::clone(&group));
         record.keep_drops(&[], drops.as_ref());
+        let retained = || Retained::new(group.id, group.retain()).filtered(filters.as_ref());
+        let mut retained = options.state.then(retained);
         let member = Member { place: core.place, flags: options.flags, drops, filters };
         let next = before.with(member);
         let members = count(next.members().len());
         let drops = record.drops.clone();
         let step = Step::new(&group, &before, next, core, Change::Joined);
-        let sequence = self.publish_one(core, directory, step, drops);
+        if mutated(Mutant::StateBeforeJoin)
+            && let Some(retained) = &mut retained
+        {
+            group.copy_retained(retained);
+        }
+        let sequence = self.publish_join(core, directory, step, drops, retained);
         Ok(Joined { group: group.id, sequence, created, members })
     }
 

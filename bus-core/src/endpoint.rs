@@ -15,6 +15,7 @@ use crate::message::{Credentials, Destination};
 use crate::name::GroupName;
 use crate::receiver::Receiver;
 use crate::request::RequestEnd;
+use crate::retained::Retain;
 use crate::send::SendError;
 use crate::view::{Interest, Watching};
 
@@ -61,7 +62,21 @@ impl Endpoint {
     ///
     /// See [`CreateError`].
     pub fn create_group(&self, name: &GroupName) -> Result<(GroupId, Sequence), CreateError> {
-        self.bus.inner.create_group(&self.core, name)
+        self.bus.inner.create_group(&self.core, name, None)
+    }
+
+    /// As [`create_group`](Self::create_group), of a group that retains messages for those who join
+    /// later [with their state](JoinOptions::state).
+    ///
+    /// # Errors
+    ///
+    /// See [`CreateError`].
+    pub fn create_retaining(
+        &self,
+        name: &GroupName,
+        retain: Retain,
+    ) -> Result<(GroupId, Sequence), CreateError> {
+        self.bus.inner.create_group(&self.core, name, Some(retain))
     }
 
     /// Becomes a member of an open group: every later message of it arrives (G4).

@@ -3,11 +3,14 @@
 use std::fmt;
 use std::sync::Arc;
 
+use ahash::RandomState;
+
 use crate::id::{Generation, GroupId};
 use crate::lock_set::{Held, LockIndex};
 use crate::membership::Membership;
 use crate::name::GroupName;
-use crate::sync::{AtomicU64, Ordering, Snapshot};
+use crate::retained::{Retain, Retained, Store};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, Snapshot};
 
 /// A group that lives or has lived: handles outlast it, and its last membership says `ended`.
 pub(crate) struct Group {
@@ -17,12 +20,39 @@ pub(crate) struct Group {
     pub(crate) home: LockIndex,
     membership: Snapshot<Membership>,
     generation: AtomicU64,
+    /// What it retains. Every send to a group that retains holds the home lock, and every join all
+    /// of them, so nobody ever waits for this mutex under the locks.
+    store: Option<(Retain, Mutex<Store>)>,
 }
 
 impl Group {
     pub(crate) fn new(id: GroupId, name: GroupName, home: LockIndex) -> Self {
         let membership = Snapshot::new(Arc::new(Membership::empty()));
-        Self { id, name, home, membership, generation: AtomicU64::new(0) }
+        Self { id, name, home, membership, generation: AtomicU64::new(0), store: None }
+    }
+
+    /// The same, retaining messages.
+    pub(crate) fn retaining(self, retain: Option<Retain>, hasher: &RandomState) -> Self {
+        let retain = retain.filter(|retain| retain.messages > 0);
+        let store = retain.map(|retain| (retain, Mutex::new(Store::new(retain, hasher.clone()))));
+        Self { store, ..self }
+    }
+
+    /// What it retains, if anything.
+    pub(crate) fn retain(&self) -> Option<Retain> {
+        self.store.as_ref().map(|(retain, _)| *retain)
+    }
+
+    /// Copies what it retains; the home lock is held.
+    pub(crate) fn copy_retained(&self, retained: &mut Retained) {
+        if let Some(store) = self.store() {
+            store.copy_to(retained);
+        }
+    }
+
+    /// Where it retains it; the home lock is held.
+    pub(crate) fn store(&self) -> Option<MutexGuard<'_, Store>> {
+        self.store.as_ref().map(|(_, store)| store.lock())
     }
 
     /// The membership, or one shortly before it: compare with [`generation`](Self::generation)

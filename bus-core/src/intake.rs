@@ -11,6 +11,7 @@ use std::task::Waker;
 
 use crossbeam_utils::CachePadded;
 
+use crate::filter::{Subject, index::MemberFilters};
 use crate::id::{EndpointId, GroupId, Sequence};
 use crate::limits::Limits;
 use crate::lock_set::IntakePlace;
@@ -18,6 +19,7 @@ use crate::message::{Credentials, Gap, Message};
 use crate::notice::Eviction;
 use crate::queue::{Consumer, Entry, Producer};
 use crate::request::{Asked, NEVER, Outcome, Requests};
+use crate::retained::Retained;
 use crate::sync::{AtomicBool, AtomicU64, Mutant, Mutex, MutexGuard, Ordering, fence, mutated};
 use crate::view::ViewChange;
 
@@ -42,10 +44,11 @@ impl Capacity {
         }
     }
 
-    /// Places of the ring behind the queue: its capacity, the reserve place, one for the end of
-    /// each membership, and one for the outcome of each request.
+    /// Places of the ring behind the queue: its capacity, the reserve place, one for the outcome of
+    /// each request, and for each membership one for its end and one for what its group retained.
     pub(crate) fn ring_places(self) -> usize {
-        usize::try_from(self.messages + 1 + self.memberships + self.requests).unwrap_or(usize::MAX)
+        let places = self.messages + 1 + 2 * self.memberships + self.requests;
+        usize::try_from(places).unwrap_or(usize::MAX)
     }
 }
 
@@ -116,6 +119,8 @@ pub(crate) struct Intake {
     pushed_messages: u64,
     pushed_bytes: u64,
     pushed_ends: u64,
+    pushed_retained: u64,
+    pushed_retained_bytes: u64,
     reserve: Reserve,
     /// Who to wake when something arrives; the reader leaves it here when it goes to sleep.
     reader: Option<Waker>,
@@ -144,6 +149,8 @@ impl Intake {
             pushed_messages: 0,
             pushed_bytes: 0,
             pushed_ends: 0,
+            pushed_retained: 0,
+            pushed_retained_bytes: 0,
             reserve: Reserve::default(),
             reader: None,
             drops: Vec::new(),
@@ -279,6 +286,21 @@ impl Intake {
         self.pushed_ends += 1;
     }
 
+    /// Tells of what a group retained. The caller has made sure that there is a place for it.
+    pub(crate) fn push_retained(&mut self, retained: Box<Retained>) {
+        self.pushed_retained += 1;
+        self.pushed_retained_bytes += retained.bytes;
+        self.push_entry(Entry::Retained(retained));
+    }
+
+    /// Retained states that the reader has not drained to their ends, and their bytes.
+    pub(crate) fn unread_retained(&self) -> (u64, u64) {
+        let reading = &self.core.reading;
+        let count = self.pushed_retained - reading.drained_retained.load(Ordering::Acquire);
+        let bytes = reading.drained_retained_bytes.load(Ordering::Acquire);
+        (count, self.pushed_retained_bytes - bytes)
+    }
+
     /// Ends of memberships that the reader has not drained yet: their places are still taken.
     pub(crate) fn unread_ends(&self) -> u64 {
         self.pushed_ends - self.core.reading.drained_ends.load(Ordering::Acquire)
@@ -379,6 +401,9 @@ struct Reading {
     drained_ends: AtomicU64,
     /// Outcomes of requests, other than replies, taken off the ring.
     drained_outcomes: AtomicU64,
+    /// Retained states drained to their ends, and their bytes.
+    drained_retained: AtomicU64,
+    drained_retained_bytes: AtomicU64,
     /// Highest sequence taken.
     taken: AtomicU64,
 }
@@ -400,12 +425,50 @@ impl Seat {
     }
 }
 
+/// How far a reader is with what a group retained.
+#[derive(Debug)]
+pub(crate) struct Retelling {
+    group: GroupId,
+    sequence: Sequence,
+    filters: Option<Arc<MemberFilters>>,
+    rest: std::vec::IntoIter<Arc<Message>>,
+    bytes: u64,
+    told: u32,
+}
+
+impl Retelling {
+    pub(crate) fn new(retained: Retained) -> Self {
+        let Retained { group, sequence, filters, messages, bytes } = retained;
+        Self { group, sequence, filters, rest: messages.into_iter(), bytes, told: 0 }
+    }
+
+    /// The next message, or None once all were told.
+    pub(crate) fn next(&mut self) -> Option<Arc<Message>> {
+        let filters = self.filters.as_deref();
+        let passes = |message: &Message| {
+            let payload = Some(&**message.payload());
+            let subject = Subject { attributes: message.attributes(), payload };
+            filters.is_none_or(|filters| filters.pass(subject))
+        };
+        let next = self.rest.find(|message| passes(message))?;
+        self.told += 1;
+        Some(next)
+    }
+
+    /// The group, the place of the join, how many messages were told, and the bytes of the state.
+    pub(crate) fn end(self) -> (GroupId, Sequence, u32, u64) {
+        (self.group, self.sequence, self.told, self.bytes)
+    }
+}
+
 /// The reader's own state, handed from one [`Receiver`](crate::Receiver) to the next.
 #[derive(Debug, Default)]
 pub(crate) struct ReaderState {
     pub(crate) consumer: Option<Consumer>,
     pub(crate) drained_messages: u64,
     pub(crate) drained_bytes: u64,
+    /// What a group retained, of which a part has been drained.
+    pub(crate) retained: Option<Retelling>,
 }
 
 const ONE_SEND: u64 = 1;
@@ -444,6 +507,8 @@ impl EndpointCore {
             released_bytes: zero(),
             drained_ends: zero(),
             drained_outcomes: zero(),
+            drained_retained: zero(),
+            drained_retained_bytes: zero(),
             taken: zero(),
         };
         Self {
@@ -573,6 +638,15 @@ impl EndpointCore {
 
     pub(crate) fn set_next_look(&self, at: u64) {
         self.next_look.store(at, Ordering::Relaxed);
+    }
+
+    /// The reader has drained a retained state to its end.
+    pub(crate) fn drain_retained(&self, bytes: u64) {
+        let advance = |counter: &AtomicU64, by: u64| {
+            counter.store(counter.load(Ordering::Relaxed) + by, Ordering::Release);
+        };
+        advance(&self.reading.drained_retained_bytes, bytes);
+        advance(&self.reading.drained_retained, 1);
     }
 
     pub(crate) fn taken(&self) -> Sequence {

@@ -115,6 +115,11 @@ impl Lane {
             _ => self.prepare(to, &mut draft)?,
         };
         let route = self.take_route(to)?;
+        if route.retaining().is_some() && !draft.descriptors.is_empty() {
+            let given = draft.descriptors.len();
+            self.routes.push(route);
+            return Err(SendError::TooManyDescriptors { given, limit: 0 });
+        }
         let to = match &route {
             Route::Caller { id, .. } => Destination::Caller(*id),
             _ => to,

@@ -18,6 +18,7 @@
 //! | `queue`, `intake` | an endpoint's ring; what commits and what its reader change |
 //! | `filter` | what a member wants to hear, and who wants a message |
 //! | `membership`, `group`, `directory` | a group's members at one generation; who is on the bus |
+//! | `retained` | what a group keeps for those who join later |
 //! | `send` | from the cached membership to the commit point to the wake-ups |
 //! | `wait` | sends that wait, and how far they can be overtaken |
 //! | `request` | exactly one outcome for each request |
@@ -47,6 +48,7 @@ mod notice;
 mod queue;
 mod receiver;
 mod request;
+mod retained;
 mod send;
 mod sync;
 mod view;
@@ -78,6 +80,7 @@ pub use name::{GroupName, MAX_NAME_BYTES, NameError};
 pub use notice::Eviction;
 pub use receiver::{CreditError, Delivery, ReceiveError, Receiver};
 pub use request::{Ended, Kind, Outcome, RequestEnd};
+pub use retained::{MAX_RETAINED_MESSAGES, Retain};
 pub use send::{FullRecipients, NAMED_RECIPIENTS, Receipt, SendError};
 pub use view::{Change, Interest, ViewChange, Watching};
 pub use wait::{MISSED_OFFERS, PATIENCE};

@@ -50,6 +50,10 @@ pub struct Limits {
     pub groups: u32,
     /// Groups that one endpoint has created and that still live.
     pub groups_created: u32,
+    /// Messages that the living groups which one endpoint has created retain together.
+    pub retained_messages: u32,
+    /// Bytes of these. Also how many an endpoint may have before it that it has not read.
+    pub retained_bytes: u64,
     /// Endpoints of one bus.
     pub endpoints: u32,
     /// Endpoints of one connection.
@@ -86,6 +90,8 @@ impl Default for Limits {
             filter_instructions: 16_384,
             groups: 65_536,
             groups_created: 1_024,
+            retained_messages: 16_384,
+            retained_bytes: 8 << 20,
             endpoints: 65_536,
             endpoints_per_connection: 64,
             connections: 16_384,
@@ -120,7 +126,7 @@ impl Limits {
     /// The first field that is out of its range.
     pub fn check(&self) -> Result<(), LimitError> {
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-        let rows: [(&'static str, u64, u64, u64); 21] = [
+        let rows: &[(&'static str, u64, u64, u64)] = &[
             ("queue_messages", self.queue_messages.into(), 1, 1 << 20),
             ("queue_bytes", self.queue_bytes, 1, 1 << 40),
             ("payload_bytes", self.payload_bytes.into(), 1, 16 << 20),
@@ -135,6 +141,8 @@ impl Limits {
             ("filter_instructions", self.filter_instructions.into(), 0, 1 << 24),
             ("groups", self.groups.into(), 1, 1 << 24),
             ("groups_created", self.groups_created.into(), 1, 1 << 20),
+            ("retained_messages", self.retained_messages.into(), 0, 1 << 20),
+            ("retained_bytes", self.retained_bytes, 0, 1 << 40),
             ("endpoints", self.endpoints.into(), 1, 1 << 24),
             ("endpoints_per_connection", self.endpoints_per_connection.into(), 1, 4_096),
             ("connections", self.connections.into(), 1, 1 << 20),
@@ -143,7 +151,7 @@ impl Limits {
             ("stall", millis(self.stall), 100, 600_000),
             ("request_deadline", millis(self.request_deadline), 1, 86_400_000),
         ];
-        for (name, given, least, most) in rows {
+        for &(name, given, least, most) in rows {
             if !(least..=most).contains(&given) {
                 return Err(LimitError { name, given, least, most });
             }

@@ -24,6 +24,7 @@ use crate::Gap;
 use crate::message::Message;
 use crate::notice::Eviction;
 use crate::request::Outcome;
+use crate::retained::Retained;
 use crate::sync::{AtomicU64, Mutant, Ordering, RingArc as Arc, UnsafeCell, mutated};
 use crate::view::ViewChange;
 
@@ -41,6 +42,8 @@ pub(crate) enum Entry {
         /// Changes that it missed just before this one.
         missed: Option<Gap>,
     },
+    /// What a group retained, at the place of a join, beside the queue's capacity.
+    Retained(Box<Retained>),
     /// The end of a membership, in the place that the membership has reserved for it (G8).
     Evicted(Box<Eviction>),
     /// The outcome of a request that gets no reply, in the place that the request has kept.

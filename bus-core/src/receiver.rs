@@ -6,8 +6,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use crate::bus::Bus;
-use crate::id::GroupId;
-use crate::intake::{EndpointCore, Lost, ReaderState};
+use crate::id::{GroupId, Sequence};
+use crate::intake::{EndpointCore, Lost, ReaderState, Retelling};
 use crate::message::{Gap, Message};
 use crate::notice::Eviction;
 use crate::queue::Entry;
@@ -41,6 +41,22 @@ pub enum Delivery {
         group: GroupId,
         /// What was missed.
         gap: Gap,
+    },
+    /// A message that was sent before this endpoint joined, and that the group retains. It takes no
+    /// place in the queue. All of them come together, in their order, at the place of the join.
+    Retained {
+        /// The message, with its original sequence.
+        message: Arc<Message>,
+    },
+    /// All that a group retained at the place of a join has been told: what follows of the group
+    /// is later than `sequence`.
+    Current {
+        /// The group.
+        group: GroupId,
+        /// The place of the join.
+        sequence: Sequence,
+        /// How many retained messages there were.
+        messages: u32,
     },
     /// The endpoint was put out of a group: nothing of it comes after this (G8).
     Evicted(Box<Eviction>),
@@ -119,6 +135,12 @@ impl Receiver {
 
     /// Takes the next delivery off the queue, and leaves its place taken. Never blocks.
     pub fn drain(&mut self) -> Option<Delivery> {
+        if let Some(retelling) = &mut self.state.retained {
+            if let Some(message) = retelling.next() {
+                return Some(Delivery::Retained { message });
+            }
+            return self.end_retelling();
+        }
         if self.state.consumer.is_none() {
             self.state.consumer = self.core.seat.lock().fresh.take();
         }
@@ -146,6 +168,12 @@ impl Receiver {
                     self.core.take(eviction.sequence);
                     return Some(Delivery::Evicted(eviction));
                 }
+                Some(Entry::Retained(retained)) => {
+                    // Its place is that of the join, so what is sent from here on follows that.
+                    self.core.take(retained.sequence);
+                    self.state.retained = Some(Retelling::new(*retained));
+                    return self.drain();
+                }
                 Some(Entry::Outcome(outcome)) => {
                     self.core.drain_outcome();
                     self.core.take(outcome.sequence);
@@ -170,6 +198,12 @@ impl Receiver {
             (Lost::Messages, group, gap) => Delivery::Gap { group, gap },
             (Lost::Views, group, gap) => Delivery::ViewsLost { group, gap },
         })
+    }
+
+    fn end_retelling(&mut self) -> Option<Delivery> {
+        let (group, sequence, messages, bytes) = self.state.retained.take()?.end();
+        self.core.drain_retained(bytes);
+        Some(Delivery::Current { group, sequence, messages })
     }
 
     /// Frees the places of so many drained messages: the application has taken them.

@@ -164,6 +164,8 @@ pub enum SendError {
 pub(crate) struct Effects {
     wakers: Vec<Waker>,
     discarded: Vec<(Option<Outgoing>, Option<Waker>)>,
+    /// Messages that a group retains no longer.
+    displaced: Vec<Arc<Message>>,
 }
 
 impl Effects {
@@ -191,6 +193,7 @@ impl Effects {
         }
         drop(rest);
         self.discarded.clear();
+        self.displaced.clear();
     }
 }
 
@@ -267,13 +270,28 @@ impl Route {
     }
 
     fn locks(&self) -> LockBits {
-        match self {
+        let mut locks = match self {
             Self::Group { group, selection: Some(selection), .. } => {
                 let locks = selection.locks();
                 if locks.is_empty() { LockBits::one(group.home) } else { locks }
             }
             Self::Group { locks, .. } => *locks,
             Self::Endpoint(place) | Self::Caller { place, .. } => LockBits::one(place.lock),
+        };
+        if let Self::Group { group, .. } = self
+            && group.retain().is_some()
+            && !mutated(Mutant::RetainWithoutHome)
+        {
+            locks.insert(group.home);
+        }
+        locks
+    }
+
+    /// The group, if it retains what is sent to it.
+    pub(crate) fn retaining(&self) -> Option<&Group> {
+        match self {
+            Self::Group { group, .. } if group.retain().is_some() => Some(group),
+            _ => None,
         }
     }
 
@@ -499,6 +517,9 @@ pub(crate) enum Attempt {
     },
 }
 
+/// How many messages that are retained no longer a send takes away at a time.
+const DISPLACED: usize = 4;
+
 /// How often a send starts over because the membership moved, before it keeps changes out.
 const RESTARTS: u32 = 2;
 
@@ -534,6 +555,9 @@ impl BusInner {
         effects: &mut Effects,
     ) -> Option<Result<Attempt, SendError>> {
         effects.reserve(outgoing.route.most_recipients());
+        if outgoing.route.retaining().is_some() {
+            effects.displaced.reserve(DISPLACED);
+        }
         let mut held = self.locks.acquire(outgoing.locks());
         if !outgoing.route.is_current() {
             return None;
@@ -677,6 +701,11 @@ impl BusInner {
             sender_serial,
             commit_time: self.now(),
         });
+        if let Some(group) = outgoing.route.retaining()
+            && let Some(mut store) = group.store()
+        {
+            store.put(&message, &mut effects.displaced);
+        }
         let mut receipt = Receipt { sequence, sender_serial, after, recipients: 0, dropped: 0 };
         let mut callee = None;
         for recipient in outgoing.route.recipients() {

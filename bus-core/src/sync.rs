@@ -286,6 +286,10 @@ mutants! {
     DeliverToSome,
     /// Locks are released between the pushes to two recipients.
     ReleaseBetweenPushes,
+    /// A send to a group that retains does not take the group's own lock.
+    RetainWithoutHome,
+    /// What a group retains is copied for a joiner before the locks of the join are held.
+    StateBeforeJoin,
     /// The sequence is drawn from the lowest held lock's clock alone.
     SequenceFromOneClock,
     /// A commit moves on the clock of its lowest held lock only.

@@ -18,8 +18,9 @@ use crate::lock_set::{Held, IntakePlace};
 use crate::membership::Membership;
 use crate::message::Credentials;
 use crate::name::GroupName;
+use crate::retained::Retained;
 use crate::send::Effects;
-use crate::sync::MutexGuard;
+use crate::sync::{Mutant, MutexGuard, mutated};
 
 /// What a watcher wants to be told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,7 +190,7 @@ impl BusInner {
             let past = record.past_losses();
             LimitExceeded::check("watches (losses not yet read)", past, watches)?;
         }
-        let group = self.find_or_add_group(&mut directory, id, name, create)?.0;
+        let group = self.find_or_add_group(&mut directory, id, name, create, None)?.0;
         self.open_queue(core);
         let record = directory.endpoints.get_mut(&id).ok_or(JoinError::Closed(id))?;
         let before = group.membership();
@@ -232,15 +233,37 @@ impl BusInner {
         &self,
         core: &EndpointCore,
         directory: MutexGuard<'_, Directory>,
-        mut step: Step,
+        step: Step,
         drops: Vec<Arc<Drops>>,
     ) -> Sequence {
+        self.publish_join(core, directory, step, drops, None)
+    }
+
+    /// The same, and tells `core` there what the group has retained, if that is wanted.
+    pub(crate) fn publish_join(
+        &self,
+        core: &EndpointCore,
+        directory: MutexGuard<'_, Directory>,
+        mut step: Step,
+        drops: Vec<Arc<Drops>>,
+        retained: Option<Box<Retained>>,
+    ) -> Sequence {
         let mut effects = Effects::default();
-        effects.reserve(step.watchers());
+        effects.reserve(step.watchers() + 1);
         let mut held = self.hold_all(core);
         let sequence = held.draw(core.seen());
         let old_drops = held.intake(core.place).map(|intake| intake.replace_drops(drops));
         let old = step.publish(&mut held, sequence, &mut effects);
+        if let Some(mut retained) = retained
+            && let Some(intake) = held.intake(core.place)
+        {
+            retained.sequence = sequence;
+            if !mutated(Mutant::StateBeforeJoin) {
+                step.group.copy_retained(&mut retained);
+            }
+            intake.push_retained(retained);
+            effects.wake(intake.take_reader());
+        }
         drop(held);
         drop(directory);
         drop((old, old_drops));

@@ -167,7 +167,8 @@ impl World {
             Op::Join(e, filtered, loopback) => {
                 let party = &mut self.parties[e];
                 let flags = if loopback { MemberFlags::LOOPBACK } else { MemberFlags::empty() };
-                let options = JoinOptions { flags, create: false, filter: real(&filtered) };
+                let options =
+                    JoinOptions { flags, filter: real(&filtered), ..JoinOptions::default() };
                 let joined = party.endpoint.join(&"g".parse().unwrap(), options);
                 assert_eq!(joined.is_ok(), party.member.is_none());
                 if joined.is_ok() {

@@ -125,6 +125,14 @@ pub(crate) fn taken(delivery: Delivery) -> Taken {
         Delivery::View { change, missed } => {
             Taken { text: format!("{:?}", change.change), sequence: change.sequence, missed }
         }
+        Delivery::Retained { message } => Taken {
+            text: format!("retained {}", String::from_utf8_lossy(message.payload())),
+            sequence: message.sequence(),
+            missed: None,
+        },
+        Delivery::Current { sequence, .. } => {
+            Taken { text: "current".to_owned(), sequence, missed: None }
+        }
         Delivery::Evicted(eviction) => {
             Taken { text: "Evicted".to_owned(), sequence: eviction.sequence, missed: None }
         }

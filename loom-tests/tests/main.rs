@@ -14,5 +14,6 @@ mod queue;
 mod reader;
 mod requests;
 mod reserve;
+mod retained;
 mod waiting;
 mod wakers;

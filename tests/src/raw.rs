@@ -263,7 +263,14 @@ impl RawClient {
         group: &str,
         flags: MemberFlags,
     ) -> Answer<GroupId> {
-        let request = Request::Join { group: name(group), flags, create: true, filter: None };
+        let request = Request::Join {
+            group: name(group),
+            flags,
+            create: true,
+            filter: None,
+            retain: None,
+            state: false,
+        };
         match self.call_as(endpoint, request)? {
             Response::Joined { group_id, .. } => Ok(group_id),
             other => panic!("{other:?}"),

@@ -89,7 +89,8 @@ impl Trace {
                     trace.evicted = Some(value["reason"].as_str().expect(line).to_owned());
                 }
                 Some("end") => trace.end = value["reason"].as_str().map(str::to_owned),
-                Some("gap") => {}
+                // What was before the join is no part of the one order that traces share.
+                Some("gap" | "retained" | "state") => {}
                 _ => panic!("a line of an unknown type: {line}"),
             }
         }

@@ -23,7 +23,14 @@ const FIRST_BYTE: [u8; 24] =
 /// Asks for a membership with this filter.
 fn join_with(client: &mut RawClient, group: &str, filter: Filter) -> Answer<GroupId> {
     let flags = MemberFlags::empty();
-    let request = Request::Join { group: name(group), flags, create: true, filter: Some(filter) };
+    let request = Request::Join {
+        group: name(group),
+        flags,
+        create: true,
+        filter: Some(filter),
+        retain: None,
+        state: false,
+    };
     match client.call(request)? {
         Response::Joined { group_id, .. } => Ok(group_id),
         other => panic!("{other:?}"),

@@ -153,6 +153,8 @@ fn conversation() -> Vec<u8> {
         flags: bus_core::MemberFlags::LOOPBACK,
         create: true,
         filter: None,
+        retain: None,
+        state: false,
     };
     let garbled = Destination::Group(GroupId::from_raw(2));
     let frames = [

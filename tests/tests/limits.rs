@@ -405,6 +405,8 @@ fn crowd(broker: &Broker, group: &str, mut count: u32) -> Vec<RawClient> {
                 flags: MemberFlags::empty(),
                 create: true,
                 filter: None,
+                retain: None,
+                state: false,
             }];
             if handle > 0 {
                 requests.insert(0, Request::OpenEndpoint);
@@ -501,8 +503,9 @@ fn g8_groups_connections_and_endpoints_of_a_bus_are_bounded() {
     let broker =
         Broker::with_limits("groups = 2\ngroups_created = 1\nconnections = 4\nendpoints = 5");
     let (mut one, mut two) = (broker.raw(), broker.raw());
-    let create =
-        |client: &mut RawClient, group: &str| client.call(Request::Create { group: name(group) });
+    let create = |client: &mut RawClient, group: &str| {
+        client.call(Request::Create { group: name(group), retain: None })
+    };
     create(&mut one, "a").unwrap();
     assert_limit(create(&mut one, "b"), "groups_created", 1);
     create(&mut two, "b").unwrap();

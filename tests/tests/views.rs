@@ -51,6 +51,8 @@ fn g4_changes_stand_between_the_messages_before_and_after_them() {
         flags: Default::default(),
         create: false,
         filter: None,
+        retain: None,
+        state: false,
     };
     match other.call(request) {
         Ok(Response::Joined { sequence, .. }) => places.push(sequence),

@@ -29,14 +29,18 @@ impl Session {
             Request::ShutdownReceive => {
                 Ok(Response::Shut { sequence: self.port(handle)?.shutdown_receive() })
             }
-            Request::Create { group } => {
-                let created = self.port(handle)?.endpoint().create_group(group);
+            Request::Create { group, retain } => {
+                let endpoint = self.port(handle)?.endpoint();
+                let created = match retain {
+                    Some(retain) => endpoint.create_retaining(group, *retain),
+                    None => endpoint.create_group(group),
+                };
                 let (group_id, sequence) = created.map_err(|e| failure::of_create(&e))?;
                 Ok(Response::Created { group_id, sequence })
             }
-            Request::Join { group, flags, create, filter } => {
+            Request::Join { group, flags, create, filter, retain, state } => {
                 let (flags, create, filter) = (*flags, *create, filter.clone());
-                let options = JoinOptions { flags, create, filter };
+                let options = JoinOptions { flags, create, filter, retain: *retain, state: *state };
                 let joined = self.port(handle)?.endpoint().join(group, options);
                 let joined = joined.map_err(|e| failure::of_join(&e))?;
                 Ok(Response::Joined {
@@ -185,7 +189,13 @@ fn stats(shared: &Shared) -> Stats {
 }
 
 fn group_info(info: bus_core::GroupInfo) -> GroupInfo {
-    GroupInfo { name: info.name, group_id: info.id, members: info.members, creator: info.creator }
+    GroupInfo {
+        name: info.name,
+        group_id: info.id,
+        members: info.members,
+        creator: info.creator,
+        retain: info.retain,
+    }
 }
 
 fn member_info(info: bus_core::MemberInfo) -> MemberInfo {

@@ -618,6 +618,8 @@ fn g8_a_stalled_member_is_evicted_and_told_and_the_sender_goes_on() {
         flags: MemberFlags::empty(),
         create: true,
         filter: None,
+        retain: None,
+        state: false,
     };
     let refused = member.call(again).unwrap_err();
     assert_eq!(refused.code, FailureCode::BackOff);

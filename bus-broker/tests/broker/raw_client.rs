@@ -173,7 +173,14 @@ impl RawClient {
     }
 
     pub(crate) fn join_with(&mut self, group: &str, flags: MemberFlags) -> GroupId {
-        let request = Request::Join { group: name(group), flags, create: true, filter: None };
+        let request = Request::Join {
+            group: name(group),
+            flags,
+            create: true,
+            filter: None,
+            retain: None,
+            state: false,
+        };
         match self.call(request).unwrap() {
             Response::Joined { group_id, .. } => group_id,
             other => panic!("{other:?}"),

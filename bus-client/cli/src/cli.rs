@@ -5,6 +5,7 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
+use bus_client::{MAX_RETAINED_MESSAGES, Retain};
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
@@ -66,6 +67,8 @@ pub(crate) enum Verb {
     /// Send to a group
     #[command(visible_alias = "pub")]
     Send(Send),
+    /// Create a group, and keep it until this ends
+    Create(Create),
     /// List the groups
     Groups(Listing),
     /// List the members of a group
@@ -116,6 +119,8 @@ With --json a line is an object with a \"type\":
   message  sequence, group, sender, sender_serial, and payload or payload_base64;
            where set: content_type, key or key_base64, operation, fields;
            after a loss: missed, first, last
+  retained as message, of what a group retained before the join, with the original sequence
+  state    group, sequence, messages: all that was retained is printed, and what follows is later
   gap      group, missed, first, last: a loss that no message has followed yet
   evicted  group, sequence, reason
   left     group, sequence: everything up to that place has been printed
@@ -158,7 +163,31 @@ pub(crate) struct Listen {
     /// Fail if a group does not exist, rather than create it
     #[arg(long)]
     pub(crate) no_create: bool,
+    /// First print what the groups retain; it does not count for --count
+    #[arg(long)]
+    pub(crate) with_state: bool,
+    /// Have a group that is created by this retain its last messages: last[:N] or keys[:N]
+    #[arg(long, value_name = "WHAT", value_parser = retain, conflicts_with = "no_create")]
+    pub(crate) retain: Option<Retain>,
     /// Print a JSON object a line
+    #[arg(long, short)]
+    pub(crate) json: bool,
+}
+
+/// Options of `create`.
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// The group; it must not exist
+    #[arg(value_name = "GROUP")]
+    pub(crate) group: String,
+    /// Retain the last N messages (last[:N], 1 without N) or the last one of each of N keys
+    /// (keys[:N], 256 without N), for those who join with their state
+    #[arg(long, value_name = "WHAT", value_parser = retain)]
+    pub(crate) retain: Option<Retain>,
+    /// How many bytes of these at most; 1 MiB without it
+    #[arg(long, value_name = "N", requires = "retain")]
+    pub(crate) retain_bytes: Option<u64>,
+    /// Print a JSON object
     #[arg(long, short)]
     pub(crate) json: bool,
 }
@@ -328,6 +357,22 @@ pub(crate) struct Man {
     pub(crate) dir: Option<PathBuf>,
 }
 
+fn retain(text: &str) -> Result<Retain, String> {
+    let (what, count) = match text.split_once(':') {
+        Some((what, count)) => {
+            let count =
+                count.parse().ok().filter(|count| (1..=MAX_RETAINED_MESSAGES).contains(count));
+            (what, Some(count.ok_or(format!("N is 1 to {MAX_RETAINED_MESSAGES}"))?))
+        }
+        None => (text, None),
+    };
+    match what {
+        "last" => Ok(Retain::last(count.unwrap_or(1))),
+        "keys" => Ok(Retain::keys(count.unwrap_or(256))),
+        _ => Err("it is last, last:N, keys or keys:N".to_owned()),
+    }
+}
+
 fn field(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some(("", _)) => Err("the name is empty".to_owned()),
@@ -387,6 +432,8 @@ mod tests {
             "listen g --timeout soon",
             "listen g --filter payload=x",
             "listen g --filter key",
+            "listen g --retain some",
+            "listen g --retain last:0",
             "send g x --field =v",
             "send g x --field novalue",
             "run",

@@ -1,8 +1,8 @@
 //! Connecting, and how the library's errors become exit statuses.
 
 use bus_client::{
-    BrokerGone, Builder, Bus, ConnectError, JoinError, LeaveError, QueryError, ReceiveError,
-    SendError, WatchError,
+    BrokerGone, Builder, Bus, ConnectError, CreateError, JoinError, LeaveError, QueryError,
+    ReceiveError, SendError, WatchError,
 };
 
 use crate::{
@@ -85,6 +85,16 @@ impl From<WatchError> for Failure {
         };
         Self::new(exit, error)
     }
+}
+
+/// How a group that was not created ends the program.
+pub(crate) fn of_create(error: CreateError) -> Failure {
+    let exit = match &error {
+        CreateError::BadName(_) => Exit::Usage,
+        CreateError::BrokerGone(_) => Exit::Gone,
+        _ => Exit::Error,
+    };
+    Failure::new(exit, error)
 }
 
 impl From<LeaveError> for Failure {

@@ -24,7 +24,7 @@ use crate::{
     output::Output,
     payload,
     signals::Notice,
-    trace::{Content, End, Ended, GapLine, Joined, MessageLine, Missed, TraceLine},
+    trace::{Content, End, Ended, GapLine, Joined, MessageLine, Missed, State, TraceLine},
 };
 
 /// Joins and prints until the count is reached, a signal comes, or the broker goes.
@@ -94,9 +94,13 @@ impl Listener<'_> {
         let mut options = JoinOptions::new()
             .loopback(self.options.loopback)
             .drop_when_full(self.options.drop_when_full)
-            .create(!self.options.no_create);
+            .create(!self.options.no_create)
+            .with_state(self.options.with_state);
         if let Some(filter) = filter::load(&self.options.filter)? {
             options = options.filter(filter);
+        }
+        if let Some(retain) = self.options.retain {
+            options = options.retain(retain);
         }
         for group in &self.options.groups {
             let member = self.bus.join_with(group, options.clone())?;
@@ -178,6 +182,27 @@ impl Listener<'_> {
     /// Prints an event; tells whether it was the last one that was asked for.
     fn print(&mut self, event: &Event) -> Result<bool, Failure> {
         match event {
+            Event::Message(message) if message.retained() => {
+                let group = message.group().unwrap_or_default();
+                if self.options.json {
+                    self.output.json(&TraceLine::Retained(message_line(message)))?;
+                } else {
+                    self.print_text(group, message)?;
+                }
+            }
+            Event::Current(current) => {
+                let group = group_name(current.group.as_ref(), current.group_id);
+                if self.options.json {
+                    self.output.json(&TraceLine::State(State {
+                        group,
+                        sequence: current.sequence.get(),
+                        messages: current.messages.into(),
+                    }))?;
+                } else {
+                    let (messages, at) = (current.messages, current.sequence);
+                    self.output.note(&format!("{group} retained {messages} messages at {at}"));
+                }
+            }
             Event::Message(message) => {
                 // Whatever was sent to this endpoint alone is no message of a group.
                 let Some(group) = message.group() else {

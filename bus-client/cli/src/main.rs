@@ -9,6 +9,7 @@
 mod bench;
 mod cli;
 mod connect;
+mod create;
 mod demo;
 mod duration;
 mod exit;
@@ -75,6 +76,7 @@ fn dispatch(cli: &Cli, signals: Signals, output: &mut Output) -> Result<ExitCode
     let done = match &cli.verb {
         Verb::Listen(options) => listen::run(options, &connect()?, &notice, output)?,
         Verb::Send(options) => send::run(options, &connect()?, output)?,
+        Verb::Create(options) => create::run(options, &connect()?, &notice, output)?,
         Verb::Groups(options) => listing::groups(options, &connect()?, output)?,
         Verb::Members(options) => listing::members(options, &connect()?, output)?,
         Verb::Watch(options) => watch::run(options, &connect()?, &notice, output)?,

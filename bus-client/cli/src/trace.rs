@@ -16,6 +16,10 @@ pub(crate) enum TraceLine {
     Joined(Joined),
     /// A message.
     Message(MessageLine),
+    /// A message from before the join, that the group retained.
+    Retained(MessageLine),
+    /// All that a group retained has been printed.
+    State(State),
     /// A loss that no message of the group has followed yet.
     Gap(GapLine),
     /// The broker ended the membership.
@@ -88,6 +92,16 @@ pub(crate) struct Content {
     /// The payload where it is neither UTF-8 nor of a type that we can show.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) payload_base64: Option<String>,
+}
+
+/// The end of what a group retained.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State {
+    pub(crate) group: String,
+    /// The place of the join.
+    pub(crate) sequence: u64,
+    /// Retained messages.
+    pub(crate) messages: u64,
 }
 
 /// How much was missed.

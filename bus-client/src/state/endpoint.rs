@@ -17,7 +17,7 @@ use super::{State, Urgency, handle};
 use crate::clock::Tick;
 use crate::inbox::{Amount, Inbox, Item};
 use crate::lane::LaneState;
-use crate::message::{Event, Evicted, Gap, Message};
+use crate::message::{Current, Event, Evicted, Gap, Message};
 use crate::waits::Wake;
 
 /// One endpoint of the connection.
@@ -61,9 +61,11 @@ impl EndpointState {
             Some(Item::Message { message, .. }) => {
                 message.group().is_none_or(|group| self.groups.contains_key(&group))
             }
-            Some(Item::Gap { group_id, .. } | Item::Evicted { group_id, .. }) => {
-                self.groups.contains_key(group_id)
-            }
+            Some(
+                Item::Gap { group_id, .. }
+                | Item::Evicted { group_id, .. }
+                | Item::Current { group_id, .. },
+            ) => self.groups.contains_key(group_id),
             Some(Item::View(_) | Item::ViewsLost { .. }) => true,
         }
     }
@@ -101,6 +103,10 @@ impl EndpointState {
                 };
                 self.forget_left(message.sequence());
                 Event::Message(Message::new(message, group, missed, descriptors, descriptors_lost))
+            }
+            Item::Current { group_id, sequence, messages } => {
+                let group = self.name_of(group_id);
+                Event::Current(Current { group, group_id, sequence, messages })
             }
             Item::View(notice) => Event::View((*notice).into()),
             Item::ViewsLost { group_id, gap } => {

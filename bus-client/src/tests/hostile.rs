@@ -104,6 +104,7 @@ fn response(request: &bus_core::wire::Request) -> Response {
             group_id,
             members: 1,
             creator: None,
+            retain: None,
         }),
         Request::Groups { .. } => Response::Groups { groups: Vec::new(), more: true },
         _ => Response::Pong,

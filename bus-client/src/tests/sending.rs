@@ -597,6 +597,7 @@ fn calls_ask_what_they_say() {
             group_id: GROUP,
             members: 1,
             creator: None,
+            retain: None,
         });
         let groups = groups.to_vec();
         broker.done((handle, serial), Response::Groups { groups, more });

@@ -73,7 +73,7 @@ impl MemberFilters {
         Some(Arc::new(Self { own, owners, terms }))
     }
 
-    pub(super) fn pass(&self, subject: Subject<'_>) -> bool {
+    pub(crate) fn pass(&self, subject: Subject<'_>) -> bool {
         let passes =
             |filter: &Option<Filter>| filter.as_ref().is_none_or(|filter| filter.passes(subject));
         passes(&self.own) && passes(&self.owners)

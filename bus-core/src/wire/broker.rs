@@ -84,7 +84,7 @@ pub struct MessageFrame {
 }
 
 impl MessageFrame {
-    /// What CREDIT returns for it: the bytes of attributes and payload.
+    /// What CREDIT returns for it, unless it is retained: the bytes of attributes and payload.
     #[must_use]
     pub fn charged_bytes(&self) -> u64 {
         (self.attributes.encoded().len() + self.payload.len()) as u64
@@ -129,6 +129,9 @@ pub struct MessageHead {
     pub credentials: Credentials,
     /// Messages of this group that were dropped just before this one (G7).
     pub missed: Option<Gap>,
+    /// It was sent before the endpoint joined, and the group retains it. It takes no place in the
+    /// queue.
+    pub retained: bool,
     /// How many descriptors come with the frame's first byte.
     pub descriptors: u8,
     /// The message had descriptors, and they could not be delivered here.
@@ -366,6 +369,7 @@ pub(super) fn checked_head(frame: &[u8]) -> MessageHead {
         deadline: u64_at(frame, 56),
         credentials: Credentials { uid: u32_at(frame, 64), pid: u32_at(frame, 68) },
         missed: gap_of(frame),
+        retained: is_retained(frame),
         descriptors: frame[6],
         descriptors_lost: descriptors_lost_of(frame),
         role: role_of(frame[FLAGS_OFFSET], u64_at(frame, GROUP_AT)).unwrap_or_default(),
@@ -386,6 +390,10 @@ pub(super) fn group_of(frame: &[u8]) -> Option<GroupId> {
 
 pub(super) fn descriptors_lost_of(frame: &[u8]) -> bool {
     u16_at(frame, LOST_AT) == 1
+}
+
+pub(super) fn is_retained(frame: &[u8]) -> bool {
+    frame[FLAGS_OFFSET] & RETAINED != 0
 }
 
 pub(super) fn gap_of(frame: &[u8]) -> Option<Gap> {
@@ -466,9 +474,10 @@ fn message_head(
         Role::Reply { request, refusal: false } => (REPLY, request.get()),
         Role::Reply { request, refusal: true } => (REPLY | REFUSAL, request.get()),
     };
+    let retained = if head.retained { RETAINED } else { 0 };
     let mut place = [0; MESSAGE_HEAD_BYTES];
     Outline::new(&MESSAGE)
-        .flags(missed | unicast | role)
+        .flags(missed | unicast | retained | role)
         .descriptors(body::checked_descriptors(&MESSAGE, head.descriptors)?)
         .endpoint(head.endpoint)
         .write(&mut place, body);
@@ -559,6 +568,8 @@ mod kind {
 const MISSED: u8 = 1;
 /// Flag of MESSAGE: it was sent to this endpoint, not to a group.
 const UNICAST: u8 = 2;
+/// Flag of MESSAGE: the group retained it, and it takes no place of the queue.
+const RETAINED: u8 = 4;
 /// Flag of NOTICE: it takes a place of the queue, as a message of no bytes.
 const CHARGED: u8 = 1;
 const REQUEST: u8 = 8;
@@ -602,7 +613,7 @@ const REFUSED: Shape = Shape {
     ..Shape::plain(kind::REFUSED, "REFUSED")
 };
 const MESSAGE: Shape = Shape {
-    flags: MISSED | UNICAST | REQUEST | REPLY | REPEATED | REFUSAL,
+    flags: MISSED | UNICAST | RETAINED | REQUEST | REPLY | REPEATED | REFUSAL,
     descriptors: true,
     endpoint: true,
     fixed: 64,

@@ -16,7 +16,7 @@ use super::filter_form::BAD_FILTER;
 use super::{EvictionReason, FailureCode, GoodbyeCode, OutcomeCode, ViewNotice, WireError};
 use crate::{
     EndpointId, Filter, Gap, GroupId, GroupName, Interest, Limits, MemberFlags, NAMED_RECIPIENTS,
-    NameError, Sequence,
+    NameError, Retain, Sequence,
 };
 
 /// The client's greeting, its first frame.
@@ -150,6 +150,9 @@ pub enum Request {
     Create {
         /// Its name.
         group: GroupName,
+        /// What it retains for those who join later; nothing without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retain: Option<Retain>,
     },
     /// Joins a group. Answered by [`Response::Joined`].
     Join {
@@ -164,6 +167,12 @@ pub enum Request {
         /// What of the group it wants; everything without one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         filter: Option<Filter>,
+        /// What it retains, if this join makes it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retain: Option<Retain>,
+        /// Whether to tell first what the group retains.
+        #[serde(default, skip_serializing_if = "is_false")]
+        state: bool,
     },
     /// Changes what a member wants of a group. Answered by [`Response::FilterSet`].
     SetFilter {
@@ -385,6 +394,9 @@ pub struct GroupInfo {
     /// The endpoint that made it, if that still lives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creator: Option<EndpointId>,
+    /// What it retains for those who join later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retain: Option<Retain>,
 }
 
 /// One member in a listing, and how far its endpoint has come with reading.
@@ -593,6 +605,15 @@ pub enum Notice {
         /// Why.
         why: OutcomeCode,
     },
+    /// All that a group retained at the place of a join has been told: what follows is later.
+    Current {
+        /// The group.
+        group_id: GroupId,
+        /// The place of the join.
+        sequence: Sequence,
+        /// How many retained messages came.
+        messages: u32,
+    },
     /// A kind of a later version. Pass over it.
     Unknown {
         /// The text under `type`.
@@ -641,6 +662,11 @@ enum NoticeForm {
         request: Sequence,
         why: OutcomeCode,
     },
+    Current {
+        group_id: GroupId,
+        sequence: Sequence,
+        messages: u32,
+    },
 }
 
 impl Notice {
@@ -653,6 +679,7 @@ impl Notice {
             Self::Gap { .. }
             | Self::Evicted { .. }
             | Self::ViewsLost { .. }
+            | Self::Current { .. }
             | Self::Outcome { .. }
             | Self::RequestEnded { .. } => false,
         }
@@ -672,6 +699,9 @@ impl Notice {
                 back_off,
             } => Self::Evicted { group_id, sequence, reason, stalled, queued_messages, back_off },
             NoticeForm::View(view) => Self::View(view),
+            NoticeForm::Current { group_id, sequence, messages } => {
+                Self::Current { group_id, sequence, messages }
+            }
             NoticeForm::ViewsLost { group_id, count, first, last } => {
                 Self::ViewsLost { group_id, gap: Gap { count, first, last } }
             }
@@ -683,7 +713,7 @@ impl Notice {
     }
 
     const KINDS: &'static [&'static str] =
-        &["gap", "evicted", "view", "views-lost", "outcome", "request-ended"];
+        &["gap", "evicted", "view", "views-lost", "current", "outcome", "request-ended"];
 
     /// Reads the body of a NOTICE whose header says whether it is `charged`.
     pub(super) fn decode(body: &[u8], charged: bool) -> Result<Self, ControlError> {
@@ -723,6 +753,11 @@ impl Notice {
                 }
             }
             Self::View(view) => NoticeForm::View(view.clone()),
+            Self::Current { group_id, sequence, messages } => NoticeForm::Current {
+                group_id: *group_id,
+                sequence: *sequence,
+                messages: *messages,
+            },
             Self::ViewsLost { group_id, gap } => NoticeForm::ViewsLost {
                 group_id: *group_id,
                 count: gap.count,

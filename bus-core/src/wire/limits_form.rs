@@ -57,6 +57,8 @@ form! {
     filter_instructions: u32,
     groups: u32,
     groups_created: u32,
+    retained_messages: u32,
+    retained_bytes: u64,
     endpoints: u32,
     endpoints_per_connection: u16,
     connections: u32,

@@ -261,6 +261,7 @@ fn a_page_of_the_longest_entries_fits_a_frame() {
         group_id: GroupId::from_raw(u64::MAX),
         members: u32::MAX,
         creator: Some(EndpointId::from_raw(u64::MAX)),
+        retain: Some(crate::Retain { per_key: true, messages: u32::MAX, bytes: u64::MAX }),
     };
     let member = super::MemberInfo {
         endpoint: EndpointId::from_raw(u64::MAX),

@@ -72,6 +72,12 @@ impl MessageView {
         broker::group_of(&self.frame)
     }
 
+    /// Whether the group retained it, from before the endpoint's join.
+    #[must_use]
+    pub fn retained(&self) -> bool {
+        broker::is_retained(&self.frame)
+    }
+
     /// What the membership missed just before it.
     #[must_use]
     pub fn missed(&self) -> Option<Gap> {

@@ -204,6 +204,8 @@ impl History {
                 trace.ended = true;
                 trace.through = end.through;
             }
+            // What came before the join is no part of what this listener heard of the order.
+            TraceLine::Retained(_) | TraceLine::State(_) => {}
             TraceLine::Unknown => *unknown += 1,
         }
     }

@@ -12,7 +12,7 @@ use super::super::{
 };
 use crate::{
     Attributes, Condition, ContentType, Credentials, Destination, EndpointId, Filter,
-    FilterProgram, Gap, GroupId, Interest, Limits, MemberFlags, Pattern, Receipt, Sequence,
+    FilterProgram, Gap, GroupId, Interest, Limits, MemberFlags, Pattern, Receipt, Retain, Sequence,
 };
 
 pub(super) fn serial(number: u32) -> Serial {
@@ -87,7 +87,11 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
         ("open", call(Request::OpenEndpoint)),
         ("close", call(Request::CloseEndpoint)),
         ("shutdown", call(Request::ShutdownReceive)),
-        ("create", call(Request::Create { group: group() })),
+        ("create", call(Request::Create { group: group(), retain: None })),
+        (
+            "create retaining",
+            call(Request::Create { group: group(), retain: Some(Retain::keys(100)) }),
+        ),
         (
             "join",
             call(Request::Join {
@@ -95,6 +99,8 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
                 flags: MemberFlags::empty(),
                 create: false,
                 filter: None,
+                retain: None,
+                state: false,
             }),
         ),
         (
@@ -104,6 +110,8 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
                 flags: MemberFlags::all(),
                 create: true,
                 filter: Some(filter()),
+                retain: Some(Retain::last(1)),
+                state: true,
             }),
         ),
         ("set filter", call(Request::SetFilter { group_id, filter: Some(filter()) })),
@@ -246,6 +254,7 @@ pub(super) fn message(missed: Option<Gap>, attributes: Attributes, payload: &[u8
             deadline: 0,
             credentials: Credentials { uid: 1000, pid: 4242 },
             missed,
+            retained: false,
             descriptors: 0,
             descriptors_lost: false,
             role: Role::Plain,
@@ -285,6 +294,7 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
         group_id,
         members: 2,
         creator,
+        retain: None,
     };
     let role = |role| {
         let BrokerFrame::Message(mut frame) = message(None, Attributes::EMPTY, b"2+2") else {
@@ -434,6 +444,7 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
                     deadline: 2,
                     credentials: Credentials { uid: 0, pid: 1 },
                     missed: None,
+                    retained: false,
                     descriptors: 0,
                     descriptors_lost: true,
                     role: Role::Plain,
@@ -498,6 +509,13 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
                     ended: true,
                     ..view(Some(gap()))
                 })),
+            },
+        ),
+        (
+            "current",
+            BrokerFrame::Notice {
+                endpoint: Handle::FIRST,
+                notice: Notice::Current { group_id, sequence, messages: 7 },
             },
         ),
         (

@@ -114,6 +114,8 @@ fn client_examples() -> Vec<(&'static str, ClientFrame)> {
                     flags: MemberFlags::LOOPBACK,
                     create: true,
                     filter: None,
+                    retain: None,
+                    state: false,
                 },
             },
         ),
@@ -199,6 +201,7 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
                 deadline: 0,
                 credentials: Credentials { uid: 1000, pid: 4242 },
                 missed,
+                retained: false,
                 descriptors: 0,
                 descriptors_lost: false,
                 role: Role::Plain,
@@ -309,6 +312,13 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
                 },
             },
         ),
+        ("broker MESSAGE that was retained", {
+            let mut frame = message(Some(group_id), None, b"hello");
+            if let BrokerFrame::Message(message) = &mut frame {
+                message.head.retained = true;
+            }
+            frame
+        }),
         (
             "broker NOTICE gap",
             BrokerFrame::Notice { endpoint, notice: Notice::Gap { group_id, gap } },
@@ -343,6 +353,17 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
                     ended: false,
                     missed: None,
                 })),
+            },
+        ),
+        (
+            "broker NOTICE current",
+            BrokerFrame::Notice {
+                endpoint,
+                notice: Notice::Current {
+                    group_id,
+                    sequence: Sequence::from_raw(1100),
+                    messages: 1,
+                },
             },
         ),
         ("broker WRITABLE", BrokerFrame::Writable { endpoint, serial: corpus::serial(4) }),

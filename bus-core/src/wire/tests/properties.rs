@@ -14,7 +14,7 @@ use super::{Direction, corpus, encoded};
 use crate::attributes;
 use crate::{
     Attributes, AttributesError, Condition, ContentType, Credentials, Destination, EndpointId,
-    Filter, Gap, GroupId, GroupName, Interest, MemberFlags, Pattern, Receipt, Sequence,
+    Filter, Gap, GroupId, GroupName, Interest, MemberFlags, Pattern, Receipt, Retain, Sequence,
 };
 
 fn handle() -> impl Strategy<Value = Handle> {
@@ -136,12 +136,19 @@ fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         Just(Request::Ping),
         Just(Request::OpenEndpoint),
-        name().prop_map(|group| Request::Create { group }),
         (name(), flags(), any::<bool>(), option::of(filter())).prop_map(
-            |(group, flags, create, filter)| Request::Join { group, flags, create, filter }
+            |(group, flags, create, filter)| Request::Join {
+                group,
+                flags,
+                create,
+                filter,
+                retain: create.then(|| Retain::keys(7)),
+                state: create,
+            }
         ),
         (group_id(), option::of(filter()))
             .prop_map(|(group_id, filter)| Request::SetFilter { group_id, filter }),
+        name().prop_map(|group| Request::Create { group, retain: None }),
         group_id().prop_map(|group_id| Request::Leave { group_id }),
         (name(), any::<(bool, bool)>()).prop_map(|(group, (anybody, create))| {
             let interest = if anybody { Interest::Anybody } else { Interest::Members };
@@ -219,7 +226,13 @@ fn failure() -> impl Strategy<Value = Box<Failure>> {
 
 fn response() -> impl Strategy<Value = Response> {
     let group = (name(), group_id(), any::<u32>(), option::of(endpoint_id())).prop_map(
-        |(name, group_id, members, creator)| GroupInfo { name, group_id, members, creator },
+        |(name, group_id, members, creator)| GroupInfo {
+            name,
+            group_id,
+            members,
+            creator,
+            retain: None,
+        },
     );
     let member = (
         endpoint_id(),
@@ -312,6 +325,7 @@ fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
                     deadline,
                     credentials: Credentials { uid, pid },
                     missed,
+                    retained: false,
                     descriptors,
                     descriptors_lost: lost,
                     role,
