@@ -20,6 +20,7 @@ use crate::error::{
 use crate::group::{Group, JoinOptions, Member, RemoteEndpoint};
 use crate::info::{GroupInfo, Joined, Members, RoundTrip, Stats, Status};
 use crate::message::Event;
+use crate::request::Asked;
 use crate::state::{CallError, GroupTarget, Interest, Purpose, State};
 use crate::views::{MembersWatch, WatchOptions};
 use crate::waits::Wake;
@@ -394,7 +395,14 @@ impl Endpoint {
     }
 
     fn take(&self, state: &mut State, task: Option<&Waker>) -> Option<Result<Event, ReceiveError>> {
-        if let Some(event) = state.take_event(self.inner.key, task) {
+        if let Some(mut event) = state.take_event(self.inner.key, task) {
+            if let Event::Message(message) = &mut event
+                && message.is_request()
+            {
+                let request = message.sequence();
+                let asked = state.asked_state(self.inner.key, request);
+                message.set_asked(Asked::new(self.clone(), request, asked));
+            }
             return Some(Ok(event));
         }
         let gone = state.gone()?;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus_core::wire::{Failure, FailureCode};
-use bus_core::{ContentType, EndpointId, GroupName, NameError};
+use bus_core::{ContentType, EndpointId, GroupName, NameError, Sequence};
 
 use crate::state::{CallError, Target};
 
@@ -176,6 +176,10 @@ pub enum SendError {
     /// An earlier send of the same lane was refused, and this one was behind it.
     #[error("an earlier send of the same lane was refused")]
     LaneRefused,
+    /// Nobody waits for this reply: the request has its outcome already, this endpoint was not
+    /// asked, or the message is no request. Go on with the next one.
+    #[error("nobody waits for a reply to request {0} from this endpoint")]
+    NoSuchRequest(Sequence),
     /// The message is larger than the bus takes.
     #[error("a payload of {bytes} bytes is too large; the bus takes {limit}")]
     TooLarge {

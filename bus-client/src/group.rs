@@ -1,7 +1,7 @@
 //! Where messages go: a group by its name, or one endpoint by its id.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bus_core::wire::{LaneNumber, Request, Response};
 use bus_core::{EndpointId, Filter, GroupId, GroupName, Receipt, Retain, Sequence};
@@ -9,9 +9,10 @@ use bus_core::{EndpointId, Filter, GroupId, GroupName, Receipt, Retain, Sequence
 use crate::bus::{Endpoint, Lane, LaneInner};
 use crate::error::{FilterChangeError, LeaveError, SendError};
 use crate::info::Joined;
-use crate::message::Outgoing;
+use crate::message::{Message, Outgoing};
+use crate::request::{CallError, CallFuture, PendingCall};
 use crate::send::{PendingSend, SendFuture};
-use crate::state::{Form, GroupTarget, NewSend, Purpose, Target};
+use crate::state::{Ask, Form, GroupTarget, NewSend, Purpose, Target};
 use crate::watch::Writable;
 
 /// How to join a group.
@@ -370,17 +371,71 @@ impl RemoteEndpoint {
     pub fn id(&self) -> EndpointId {
         match &self.route.target {
             Target::Endpoint(id) => *id,
-            Target::Group(_) => unreachable!("it is made with an endpoint"),
+            _ => unreachable!("it is made with an endpoint"),
         }
+    }
+
+    /// Asks, and waits for the reply. Blocks until the outcome is there: at the latest at the
+    /// deadline, which is the bus's default unless [`Outgoing::timeout`] says otherwise. Meanwhile
+    /// messages that arrive are taken into a bounded backlog, as for a send.
+    ///
+    /// The reply does not come out of [`Endpoint::receive`]. It has its place in the order all the
+    /// same: its [`sequence`](Message::sequence) says which received messages stand before it, and
+    /// those that are received later may.
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`].
+    pub fn call(&self, message: impl Into<Outgoing>) -> Result<Message, CallError> {
+        self.route.call(message.into())
+    }
+
+    /// Asks, and waits only until the request has left. An endpoint may have 64 calls without an
+    /// outcome, unless the broker says otherwise.
+    ///
+    /// # Errors
+    ///
+    /// What is found before it leaves; the rest is the outcome of the pending call.
+    pub fn start_call(&self, message: impl Into<Outgoing>) -> Result<PendingCall, CallError> {
+        self.route.start_call(message.into())
+    }
+
+    /// Asks, as a future. The request leaves when it is first polled; dropping the future cancels
+    /// the call.
+    ///
+    /// See [`Endpoint::receive_async`] for who drives it.
+    pub fn call_async(&self, message: impl Into<Outgoing>) -> CallFuture {
+        self.route.call_async(message.into())
     }
 }
 
 impl Route {
+    pub(crate) fn new(endpoint: Endpoint, target: Target) -> Self {
+        Self { endpoint, lane: None, target }
+    }
+
+    pub(crate) fn lane_handle(&self) -> Option<Arc<LaneInner>> {
+        self.lane.clone()
+    }
+
+    /// A request, ready to be sent.
+    pub(crate) fn prepare_call(&self, message: Outgoing) -> Result<NewSend, SendError> {
+        let (repeatable, timeout) = (message.repeatable, message.timeout);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let deadline = timeout.map_or(0, |timeout| {
+            u64::try_from(now.saturating_add(timeout).as_nanos()).unwrap_or(u64::MAX)
+        });
+        let mut new = self.prepare(message, Form::Wait, true)?;
+        // The receipt comes with the outcome, if nothing else is told before.
+        (new.ask, new.unhurried) = (Ask::Reply { repeatable, deadline }, true);
+        Ok(new)
+    }
+
     fn lane(&self) -> LaneNumber {
         self.lane.as_ref().map_or(LaneNumber::FIRST, |lane| lane.number)
     }
 
-    fn set_lane(&mut self, lane: &Lane) {
+    pub(crate) fn set_lane(&mut self, lane: &Lane) {
         assert!(
             Arc::ptr_eq(&lane.inner.endpoint, &self.endpoint.inner),
             "a lane belongs to one endpoint, and cannot carry what another one sends"
@@ -389,7 +444,7 @@ impl Route {
     }
 
     /// Checks a message against the bounds of the bus.
-    fn prepare(
+    pub(crate) fn prepare(
         &self,
         mut message: Outgoing,
         form: Form,
@@ -417,11 +472,12 @@ impl Route {
             retry_stale,
             // What is not sent again by itself is pipelined: others follow before its answer.
             unhurried: !retry_stale,
+            ask: if message.refusal { Ask::Refusal } else { Ask::Nothing },
         })
     }
 
     /// Puts a message into its lane.
-    fn start(&self, new: NewSend) -> Result<PendingSend, SendError> {
+    pub(crate) fn start(&self, new: NewSend) -> Result<PendingSend, SendError> {
         let serial = self.endpoint.inner.connection.lock().send(new)?;
         Ok(PendingSend::new(self.endpoint.clone(), self.lane.clone(), serial))
     }

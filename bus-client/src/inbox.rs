@@ -107,6 +107,8 @@ impl Item {
 pub(crate) struct Inbox {
     items: VecDeque<Item>,
     capacity: Amount,
+    /// What replies may take beyond it, in the places that their requests have kept.
+    beyond: Amount,
     held: Amount,
     owed: Amount,
     /// When places were returned last.
@@ -123,6 +125,7 @@ impl Inbox {
         Self {
             items: VecDeque::new(),
             capacity,
+            beyond: Amount::default(),
             held: Amount::default(),
             owed: Amount::default(),
             returned: None,
@@ -176,8 +179,37 @@ impl Inbox {
     fn is_within_credit(&self) -> bool {
         let used = self.held.plus(self.owed);
         used.below(self.capacity)
-            || (used.messages <= self.capacity.messages
-                && used.bytes <= self.capacity.bytes.saturating_add(MAX_MESSAGE_BYTES))
+            || (used.messages <= self.capacity.messages.saturating_add(self.beyond.messages)
+                && used.bytes
+                    <= (self.capacity.bytes)
+                        .saturating_add(MAX_MESSAGE_BYTES)
+                        .saturating_add(self.beyond.bytes))
+    }
+
+    /// Says how many replies may come beyond the capacity, and how long these are at most.
+    pub(crate) fn allow_replies(&mut self, requests: u16, reply_bytes: u32) {
+        let messages = u32::from(requests);
+        let all = u64::from(self.capacity.messages) + u64::from(messages);
+        self.beyond = Amount { messages, bytes: all.saturating_mul(reply_bytes.into()) };
+    }
+
+    /// A reply has come: it holds a place like a message that is not handed out yet.
+    ///
+    /// # Errors
+    ///
+    /// The broker has sent more than it had credit for.
+    pub(crate) fn hold_aside(&mut self, bytes: u64) -> Result<(), &'static str> {
+        if !self.is_within_credit() {
+            return Err("a reply beyond the credit of its endpoint");
+        }
+        self.held.add(bytes);
+        Ok(())
+    }
+
+    /// Somebody has taken a reply. Its place is owed to the broker.
+    pub(crate) fn free_aside(&mut self, bytes: u64) {
+        self.held.sub(bytes);
+        self.owed.add(bytes);
     }
 
     pub(crate) fn front(&self) -> Option<&Item> {

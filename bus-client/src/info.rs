@@ -83,6 +83,8 @@ impl MemberInfo {
 pub struct Stats {
     /// Sends that wait for room now.
     pub waiting_sends: u64,
+    /// Requests that have no outcome yet.
+    pub open_requests: u64,
     /// Endpoints that exist now.
     pub endpoints: u64,
     /// Groups that exist now.
@@ -175,6 +177,7 @@ impl From<wire::Stats> for Stats {
     fn from(stats: wire::Stats) -> Self {
         Self {
             waiting_sends: stats.waiting_sends,
+            open_requests: stats.open_requests,
             endpoints: stats.endpoints,
             groups: stats.groups,
             connections: stats.connections,

@@ -98,7 +98,7 @@
 //! | `state` | all that threads share, and what each frame does to it |
 //! | `connection` | the lock around it, the greeting, and sleeping |
 //! | `drive`, `reactor` | who does the I/O while a future waits |
-//! | `bus`, `group`, `send`, `watch`, `views`, `builder`, `embedded` | the public handles |
+//! | `bus`, `group`, `send`, `request`, `watch`, `views`, `builder`, `embedded` | the public handles |
 //! | [`mux`] | framed messages over byte streams of any protocol, shared by threads; needs no broker |
 //!
 //! **Invariant:** nothing blocks, waits or calls out under the connection's lock.
@@ -131,6 +131,7 @@ mod outbox;
 mod pending;
 #[cfg(feature = "tokio")]
 mod reactor;
+mod request;
 mod send;
 mod state;
 mod transport;
@@ -155,6 +156,7 @@ pub use error::{
 pub use group::{Group, JoinOptions, Member, RemoteEndpoint};
 pub use info::{GroupInfo, Joined, MemberInfo, Members, RoundTrip, Stats, Status};
 pub use message::{Current, Event, Evicted, Gap, Message, Outgoing};
+pub use request::{CallError, CallFuture, Callee, PendingCall};
 pub use send::{PendingSend, SendFuture};
 pub use views::{Change, Interest, InterestFuture, MembersWatch, ViewChange, WatchOptions};
 pub use watch::Writable;

@@ -5,13 +5,14 @@ use std::time::{Duration, SystemTime};
 
 use bus_core::{
     Attributes, ContentType, Credentials, EndpointId, GroupId, GroupName, Sequence,
-    wire::MessageView,
+    wire::{MessageView, Role},
 };
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{DecodeError, EncodeError, MessageError};
+use crate::request::Asked;
 use crate::views::ViewChange;
 
 /// What an endpoint receives. More kinds will come: keep a `_` arm.
@@ -110,6 +111,8 @@ pub struct Message {
     missed: Option<Box<Gap>>,
     descriptors: Vec<OwnedFd>,
     descriptors_lost: bool,
+    /// Where the reply goes from, if it is a request.
+    asked: Option<Asked>,
 }
 
 impl Message {
@@ -120,7 +123,20 @@ impl Message {
         descriptors: Vec<OwnedFd>,
         descriptors_lost: bool,
     ) -> Self {
-        Self { message, group, missed, descriptors, descriptors_lost }
+        Self { message, group, missed, descriptors, descriptors_lost, asked: None }
+    }
+
+    /// Says from where it is answered.
+    pub(crate) fn set_asked(&mut self, asked: Asked) {
+        self.asked = Some(asked);
+    }
+
+    pub(crate) fn asked(&self) -> Option<&Asked> {
+        self.asked.as_ref()
+    }
+
+    pub(crate) fn role(&self) -> Role {
+        self.message.role()
     }
 
     /// Its place in the order of the bus. In one endpoint's queue these rise (G2).
@@ -207,6 +223,14 @@ impl Message {
         self.message.into_payload().into()
     }
 
+    /// When it is of no use any more, by the broker's clock, if that was said. A request always
+    /// has such a time.
+    #[must_use]
+    pub fn deadline(&self) -> Option<SystemTime> {
+        let nanos = self.message.head().deadline;
+        (nanos != 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos))
+    }
+
     /// The payload as text, if it is UTF-8, whatever its content type.
     #[must_use]
     pub fn text(&self) -> Option<&str> {
@@ -284,6 +308,9 @@ pub struct Outgoing {
     pub(crate) fields: Vec<(String, String)>,
     pub(crate) descriptors: Vec<OwnedFd>,
     pub(crate) independent: bool,
+    pub(crate) refusal: bool,
+    pub(crate) repeatable: bool,
+    pub(crate) timeout: Option<Duration>,
 }
 
 impl Outgoing {
@@ -358,6 +385,26 @@ impl Outgoing {
     #[must_use]
     pub fn independent(mut self) -> Self {
         self.independent = true;
+        self
+    }
+
+    /// For a call: how long it may take, instead of the bus's default (25 s).
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// For a call: it does no harm twice, so it may be given to another worker of a service when
+    /// the first one dies without having answered.
+    #[must_use]
+    pub fn repeatable(mut self) -> Self {
+        self.repeatable = true;
+        self
+    }
+
+    pub(crate) fn refusing(mut self) -> Self {
+        self.refusal = true;
         self
     }
 

@@ -177,21 +177,32 @@ fn poll_answer(
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct SendFuture {
-    endpoint: Endpoint,
     stage: SendStage,
     drive: Drive,
 }
 
 #[derive(Debug)]
 enum SendStage {
-    Ready(Result<NewSend, SendError>),
-    Sent(Serial),
+    Ready(Endpoint, Box<NewSend>),
+    Failed(SendError),
+    Sent(Endpoint, Serial),
     Done,
 }
 
 impl SendFuture {
     pub(crate) fn new(endpoint: Endpoint, new: Result<NewSend, SendError>) -> Self {
-        Self { endpoint, stage: SendStage::Ready(new), drive: Drive::default() }
+        match new {
+            Ok(new) => {
+                let stage = SendStage::Ready(endpoint, Box::new(new));
+                Self { stage, drive: Drive::default() }
+            }
+            Err(error) => Self::failed(error),
+        }
+    }
+
+    /// One that has failed before it began.
+    pub(crate) fn failed(error: SendError) -> Self {
+        Self { stage: SendStage::Failed(error), drive: Drive::default() }
     }
 }
 
@@ -202,21 +213,22 @@ impl Future for SendFuture {
     ///
     /// If it is polled again after it was ready.
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { endpoint, stage, drive } = self.get_mut();
-        let serial = match std::mem::replace(stage, SendStage::Done) {
-            SendStage::Sent(serial) => serial,
+        let Self { stage, drive } = self.get_mut();
+        let (endpoint, serial) = match std::mem::replace(stage, SendStage::Done) {
+            SendStage::Sent(endpoint, serial) => (endpoint, serial),
             SendStage::Done => panic!("a send was polled after it was ready"),
-            SendStage::Ready(new) => {
-                let connection = &endpoint.inner.connection;
-                match new.and_then(|new| connection.lock().send(new)) {
-                    Ok(serial) => serial,
+            SendStage::Failed(error) => return Poll::Ready(Err(error)),
+            SendStage::Ready(endpoint, new) => {
+                let sent = endpoint.inner.connection.lock().send(*new);
+                match sent {
+                    Ok(serial) => (endpoint, serial),
                     Err(error) => return Poll::Ready(Err(error)),
                 }
             }
         };
-        let answer = poll_answer(endpoint, drive, serial, cx);
+        let answer = poll_answer(&endpoint, drive, serial, cx);
         if answer.is_pending() {
-            *stage = SendStage::Sent(serial);
+            *stage = SendStage::Sent(endpoint, serial);
         }
         answer
     }
@@ -224,10 +236,10 @@ impl Future for SendFuture {
 
 impl Drop for SendFuture {
     fn drop(&mut self) {
-        if let SendStage::Sent(serial) = self.stage {
-            let mut state = self.endpoint.inner.connection.lock();
-            state.cancel(serial, CancelReason::Asked);
-            state.abandon(serial);
+        if let SendStage::Sent(endpoint, serial) = &self.stage {
+            let mut state = endpoint.inner.connection.lock();
+            state.cancel(*serial, CancelReason::Asked);
+            state.abandon(*serial);
         }
     }
 }

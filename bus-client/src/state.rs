@@ -14,6 +14,7 @@
 //! | `state/endpoint` | an endpoint's inbox, lanes and groups |
 //! | `state/target` | names of groups, and their ids |
 //! | `state/send` | a send from its lane to its answer |
+//! | `state/request` | what this program asks and is asked, from receipt to outcome |
 //! | `state/relief` | reading ahead for those who wait for a send |
 //! | `state/call`, `state/watch` | other questions, and what their answers change |
 //! | `state/views` | who is in a group that is watched |
@@ -23,7 +24,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::task::Waker;
 
-use bus_core::wire::{BrokerFrame, ClientFrame, Goodbye, GoodbyeCode, Handle, Notice, Serial};
+use bus_core::wire::{
+    BrokerFrame, ClientFrame, Goodbye, GoodbyeCode, Handle, Notice, Role, Serial,
+};
 use bus_core::{EndpointId, GroupName, Limits};
 use rustix::io::Errno;
 use slab::Slab;
@@ -40,6 +43,7 @@ use crate::waits::{Waits, Wake};
 mod call;
 mod endpoint;
 mod relief;
+mod request;
 mod send;
 mod target;
 mod views;
@@ -50,7 +54,9 @@ pub(crate) use call::{CallError, Purpose};
 use endpoint::EndpointState;
 use relief::Reader;
 pub(crate) use relief::Sender;
-pub(crate) use send::{CancelReason, Form, NewSend};
+use request::RequestEntry;
+pub(crate) use request::{Answer, AskedState, Reply};
+pub(crate) use send::{Ask, CancelReason, Form, NewSend};
 use send::{SendEntry, Stage};
 pub(crate) use target::{GroupTarget, Target};
 use watch::WatchEntry;
@@ -61,6 +67,7 @@ enum Entry {
     Send(SendEntry),
     Call(CallEntry),
     Watch(WatchEntry),
+    Request(RequestEntry),
 }
 
 /// All that the threads of a connection share.
@@ -219,6 +226,7 @@ impl State {
                 Some(Entry::Watch(watch)) if watch.answer.is_none() => {
                     self.answer_watch(serial, Err(CallError::Gone(gone.clone())));
                 }
+                Some(Entry::Request(_)) => self.lose_request(serial, &gone),
                 _ => {}
             }
         }
@@ -477,18 +485,31 @@ impl State {
             self.outbox.put(&ClientFrame::DescriptorsTaken);
         }
         let endpoint = message.endpoint();
-        let item = Item::Message {
-            descriptors_lost: arrival.descriptors_lost || message.descriptors_lost(),
-            descriptors: arrival.descriptors,
-            message,
-        };
-        self.deliver(endpoint, item)
+        let key = endpoint.get() as usize;
+        let descriptors_lost = arrival.descriptors_lost || message.descriptors_lost();
+        let descriptors = arrival.descriptors;
+        match message.role() {
+            Role::Plain => {}
+            Role::Request { .. } => self.request_arrived(key, message.sequence()),
+            Role::Reply { request, .. } => {
+                let reply = Reply { message, descriptors, descriptors_lost };
+                return self.reply_arrived(key, request, reply);
+            }
+        }
+        self.deliver(endpoint, Item::Message { message, descriptors, descriptors_lost })
     }
 
     fn arrive_other(&mut self, frame: BrokerFrame) -> Result<(), String> {
         match frame {
             BrokerFrame::Message(_) => unreachable!("a message is read where it lies"),
             BrokerFrame::Notice { endpoint, notice } => match notice {
+                Notice::Outcome { request, why, .. } => {
+                    self.outcome_arrived(endpoint.get() as usize, request, Answer::Ended(why))
+                }
+                Notice::RequestEnded { request, why } => {
+                    self.request_ended(endpoint.get() as usize, request, &why);
+                    Ok(())
+                }
                 Notice::Gap { group_id, gap } => {
                     self.deliver(endpoint, Item::Gap { group_id, gap })
                 }
@@ -510,8 +531,11 @@ impl State {
                 _ => Ok(()),
             },
             BrokerFrame::Receipt { id, receipt } => {
-                self.check_send("RECEIPT", id)?;
-                self.end_send(id.serial, Ok(receipt));
+                if self.check_send("RECEIPT", id)? {
+                    self.asked(id, &receipt);
+                } else {
+                    self.end_send(id.serial, Ok(receipt));
+                }
                 Ok(())
             }
             BrokerFrame::Refused { id, failure } => {
@@ -590,6 +614,7 @@ impl State {
                     }
                     Some(Entry::Call(call)) => call.wake = Some(wake),
                     Some(Entry::Watch(watch)) => watch.wake = Some(wake),
+                    Some(Entry::Request(request)) => request.wake = Some(wake),
                     None => {}
                 }
             }
@@ -625,6 +650,7 @@ impl State {
                     Some(Entry::Send(send)) => &mut send.wake,
                     Some(Entry::Call(call)) => &mut call.wake,
                     Some(Entry::Watch(watch)) => &mut watch.wake,
+                    Some(Entry::Request(request)) => &mut request.wake,
                     None => return,
                 };
                 *place = None;

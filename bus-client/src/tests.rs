@@ -4,5 +4,6 @@ mod greeting;
 mod hostile;
 mod loops;
 mod receiving;
+mod requests;
 mod sending;
 mod threads;

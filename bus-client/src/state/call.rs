@@ -185,7 +185,7 @@ impl State {
                 }
             }
             // A watch's answer may have crossed with giving it up.
-            Some(Entry::Send(_)) | None => {}
+            Some(Entry::Send(_) | Entry::Request(_)) | None => {}
         }
     }
 
@@ -254,6 +254,7 @@ impl State {
                     }
                     false
                 }
+                Some(entry @ Entry::Request(_)) => Self::is_request_of(entry, key),
                 None => false,
             };
             if belongs

@@ -6,11 +6,12 @@
 use std::collections::HashMap;
 use std::task::Waker;
 
-use bus_core::wire::{ClientFrame, LaneNumber, MAX_LANES, Request, Serial};
+use bus_core::wire::{ClientFrame, LaneNumber, MAX_LANES, Request, Role, Serial};
 use bus_core::{EndpointId, GroupId, GroupName, Sequence};
 
 use super::call::{CallError, Purpose};
 use super::relief::Reader;
+use super::request::Requests;
 use super::target::Target;
 use super::views::Views;
 use super::{State, Urgency, handle};
@@ -39,6 +40,7 @@ pub(super) struct EndpointState {
     pub(super) loopbacks: Vec<GroupName>,
     pub(super) joining: usize,
     pub(super) views: Views,
+    pub(super) requests: Requests,
     pub(super) closing: bool,
     /// A main loop polls for this endpoint.
     pub(super) polled: bool,
@@ -86,6 +88,7 @@ impl EndpointState {
     pub(super) fn may_reach_itself(&self, target: &Target) -> bool {
         match target {
             Target::Endpoint(id) => *id == self.id,
+            Target::Caller(_) => false,
             Target::Group(group) => self.loopbacks.contains(group.name()),
         }
     }
@@ -147,10 +150,12 @@ impl State {
             loopbacks: Vec::new(),
             joining: 0,
             views: Views::default(),
+            requests: Requests::default(),
             closing: false,
             polled: false,
         };
         endpoint.lanes[0].open = true;
+        endpoint.inbox.allow_replies(self.limits.requests, self.limits.reply_bytes);
         let key = self.endpoints.insert(endpoint);
         self.keys_end = self.keys_end.max(key + 1);
         key
@@ -222,6 +227,18 @@ impl State {
             return None;
         }
         let item = endpoint.inbox.take()?;
+        if let Item::Message { message, .. } = &item
+            && matches!(message.role(), Role::Request { .. })
+            && self.is_over(key, message.sequence())
+        {
+            // Nobody waits for the reply any more.
+            if let Some(credit) = self.endpoints[key].inbox.return_some(Tick::now()) {
+                self.put_credit(key, credit);
+                self.flush(Urgency::Soon);
+            }
+            return self.take_event(key, task);
+        }
+        let endpoint = &mut self.endpoints[key];
         let credit = endpoint.inbox.return_some(Tick::now());
         let event = endpoint.event(item);
         if let Some(credit) = credit {

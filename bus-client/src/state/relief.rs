@@ -89,7 +89,9 @@ impl State {
     pub(crate) fn block(&mut self, serial: Serial, sender: Sender) {
         self.unblock(serial);
         self.blocked.push((serial, sender));
-        self.hurry(serial);
+        if !self.is_request(serial) {
+            self.hurry(serial);
+        }
         self.relieve();
     }
 

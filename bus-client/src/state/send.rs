@@ -48,6 +48,18 @@ pub(crate) struct NewSend {
     pub(crate) retry_stale: bool,
     /// Nobody waits for its answer yet.
     pub(crate) unhurried: bool,
+    pub(crate) ask: Ask,
+}
+
+/// What a message asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Ask {
+    #[default]
+    Nothing,
+    /// A reply, by a time in nanoseconds since the Unix epoch, or 0.
+    Reply { repeatable: bool, deadline: u64 },
+    /// It is a reply that says no.
+    Refusal,
 }
 
 #[derive(Debug)]
@@ -125,6 +137,10 @@ impl SendEntry {
                 None => SendError::OwnQueueFull,
             },
             (FailureCode::LaneRefused, _) => SendError::LaneRefused,
+            (FailureCode::NoSuchRequest, Target::Caller(request)) => {
+                SendError::NoSuchRequest(*request)
+            }
+            (FailureCode::TimedOut, _) => SendError::TimedOut,
             (FailureCode::TooLarge, _) => SendError::TooLarge {
                 bytes: self.new.payload.len() as u64,
                 limit: u64::from(limits.payload_bytes),
@@ -195,8 +211,13 @@ impl State {
 
     /// Takes a send back: at once if it has not left, else the broker decides.
     pub(crate) fn cancel(&mut self, serial: Serial, reason: CancelReason) {
-        let Some(Entry::Send(send)) = self.pending.get_mut(serial) else {
-            return;
+        let send = match self.pending.get_mut(serial) {
+            Some(Entry::Send(send)) => send,
+            Some(Entry::Request(_)) => {
+                self.cancel_request(serial, reason);
+                return self.flush(Urgency::Soon);
+            }
+            _ => return,
         };
         if send.cancel.is_some() {
             return;
@@ -247,6 +268,7 @@ impl State {
                 call.wake = None;
                 call.answer.is_some()
             }
+            Some(Entry::Request(_)) => return self.abandon_request(serial),
             _ => false,
         };
         if answered {
@@ -345,12 +367,19 @@ impl State {
         flags.set(SendFlags::RECEIPT_MAY_WAIT, kind == Departure::PutOff);
         flags.set(SendFlags::NONBLOCK, send.new.form != Form::Wait);
         flags.set(SendFlags::INDEPENDENT, send.new.independent);
+        flags.set(SendFlags::REFUSAL, send.new.ask == Ask::Refusal);
+        let mut deadline = 0;
+        if let Ask::Reply { repeatable, deadline: until } = send.new.ask {
+            flags.set(SendFlags::REQUEST, true);
+            flags.set(SendFlags::REPEATABLE, repeatable);
+            deadline = until;
+        }
         let descriptors = send.new.descriptors.clone();
         let head = SendHead {
             id: send.id(serial),
             destination: to,
             flags,
-            deadline: 0,
+            deadline,
             descriptors: descriptors
                 .as_ref()
                 .map_or(0, |d| u8::try_from(d.len()).unwrap_or(u8::MAX)),
@@ -385,13 +414,13 @@ impl State {
             && send.new.target.destination().is_none()
     }
 
-    /// Checks that an answer belongs to a send that has left.
-    pub(super) fn check_send(&self, frame: &str, id: SendId) -> Result<(), String> {
+    /// Checks that an answer belongs to a send that has left, and says whether that is a request.
+    pub(super) fn check_send(&self, frame: &str, id: SendId) -> Result<bool, String> {
         match self.pending.get(id.serial) {
             Some(Entry::Send(send))
                 if send.id(id.serial) == id && matches!(send.stage, Stage::Left { .. }) =>
             {
-                Ok(())
+                Ok(matches!(send.new.ask, Ask::Reply { .. }))
             }
             _ => Err(format!(
                 "{frame} for a send that was not made: serial {} of handle {} in lane {}",

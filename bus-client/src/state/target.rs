@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bus_core::wire::{Failure, Request, Serial};
-use bus_core::{Destination, EndpointId, GroupId, GroupName};
+use bus_core::{Destination, EndpointId, GroupId, GroupName, Sequence};
 
 use super::call::{CallError, Purpose};
 use super::send::Stage;
@@ -49,6 +49,8 @@ impl GroupTarget {
 pub(crate) enum Target {
     Group(Arc<GroupTarget>),
     Endpoint(EndpointId),
+    /// The caller of a request that this endpoint was sent.
+    Caller(Sequence),
 }
 
 impl Target {
@@ -56,6 +58,7 @@ impl Target {
         match self {
             Self::Group(group) => group.id().map(Destination::Group),
             Self::Endpoint(id) => Some(Destination::Endpoint(*id)),
+            Self::Caller(request) => Some(Destination::Caller(*request)),
         }
     }
 }

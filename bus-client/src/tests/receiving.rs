@@ -274,7 +274,8 @@ fn credit_is_gathered_while_there_is_more_to_read() {
 
 #[test]
 fn g8_messages_beyond_the_credit_end_the_connection() {
-    let (bus, mut broker) = pair_with(small_queue(2), Builder::new());
+    let limits = Limits { requests: 0, ..small_queue(2) };
+    let (bus, mut broker) = pair_with(limits, Builder::new());
     for _ in 0..4 {
         broker.message(b"x");
     }

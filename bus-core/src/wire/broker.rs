@@ -372,8 +372,14 @@ pub(super) fn checked_head(frame: &[u8]) -> MessageHead {
         retained: is_retained(frame),
         descriptors: frame[6],
         descriptors_lost: descriptors_lost_of(frame),
-        role: role_of(frame[FLAGS_OFFSET], u64_at(frame, GROUP_AT)).unwrap_or_default(),
+        role: role_in(frame),
     }
+}
+
+/// What a MESSAGE that was checked is to its receiver.
+#[inline]
+pub(super) fn role_in(frame: &[u8]) -> Role {
+    role_of(frame[FLAGS_OFFSET], u64_at(frame, GROUP_AT)).unwrap_or_default()
 }
 
 pub(super) fn endpoint_of(frame: &[u8]) -> Handle {

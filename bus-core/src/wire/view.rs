@@ -8,7 +8,7 @@ use std::fmt;
 
 use bytes::{Bytes, BytesMut};
 
-use super::broker::{self, MessageHead};
+use super::broker::{self, MessageHead, Role};
 use super::{HEADER_BYTES, Handle, WireError};
 use crate::attributes::{Block, Fields};
 use crate::{Attributes, ContentType, Gap, GroupId, Sequence};
@@ -76,6 +76,12 @@ impl MessageView {
     #[must_use]
     pub fn retained(&self) -> bool {
         broker::is_retained(&self.frame)
+    }
+
+    /// Whether it asks for a reply, or is one.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        broker::role_in(&self.frame)
     }
 
     /// What the membership missed just before it.
