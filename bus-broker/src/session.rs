@@ -32,6 +32,7 @@ use port::Port;
 mod calls;
 mod failure;
 mod lane_queue;
+mod names;
 mod port;
 mod sending;
 
@@ -415,6 +416,10 @@ fn deliver(handle: Handle, message: &Arc<Message>, how: How, output: &mut Output
             Destination::Group(group) => Some(group),
             _ => None,
         },
+        name: match message.destination() {
+            Destination::Name(name) => Some(name),
+            _ => None,
+        },
         sender: message.sender(),
         sender_serial: message.sender_serial(),
         commit_time: message.commit_time(),
@@ -484,6 +489,9 @@ fn notice_of(delivery: Delivery) -> Option<Notice> {
             Some(Notice::Current { group_id: group, sequence, messages })
         }
         Delivery::ViewsLost { group, gap } => Some(Notice::ViewsLost { group_id: group, gap }),
+        other @ (Delivery::Name(_) | Delivery::Owner { .. } | Delivery::OwnersLost { .. }) => {
+            names::notice_of(&other)
+        }
         Delivery::Evicted(eviction) => Some(Notice::Evicted {
             group_id: eviction.group,
             sequence: eviction.sequence,

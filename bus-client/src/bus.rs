@@ -559,7 +559,7 @@ impl Endpoint {
         Ok(start.elapsed())
     }
 
-    fn ask<T>(
+    pub(crate) fn ask<T>(
         &self,
         request: Request,
         pick: impl FnOnce(Response) -> Option<T>,

@@ -141,6 +141,9 @@ pub enum SendError {
     /// No group has this name (now). Join or create it, or wait for somebody who does.
     #[error("no group is named {0}")]
     NoSuchGroup(GroupName),
+    /// Nobody owns this name (now). Watch it to learn when somebody does.
+    #[error("nobody owns the name {0}")]
+    NoSuchName(GroupName),
     /// The endpoint does not exist (any more).
     #[error("there is no endpoint {0}")]
     NoSuchEndpoint(EndpointId),
@@ -384,10 +387,68 @@ pub enum FilterChangeError {
     BrokerGone(#[from] BrokerGone),
 }
 
+/// Why a name is not owned, waited for or watched.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OwnError {
+    /// It breaks the rules for names.
+    #[error(transparent)]
+    BadName(#[from] NameError),
+    /// Another endpoint owns it. [`wait`](crate::NameOptions::wait) for it, or do without.
+    #[error("another endpoint owns the name {0}")]
+    Taken(GroupName),
+    /// Those who own the name [`share`](crate::NameOptions::shared) it and this one does not, or
+    /// the other way round.
+    #[error("the name {0} is shared by those who own it, or is not, and this was asked otherwise")]
+    Mismatch(GroupName),
+    /// A bound of the bus is reached; the text names it and its value.
+    #[error("limit exceeded: {0}")]
+    LimitExceeded(String),
+    /// The policy does not let this program own or watch the name.
+    #[error("permission denied: {0}")]
+    PermissionDenied(String),
+    /// The broker refused for a reason that this library does not know.
+    #[error("refused by the broker: {text} ({code})")]
+    Refused {
+        /// Short name of the reason.
+        code: String,
+        /// The reason in words.
+        text: String,
+    },
+    /// The connection has ended.
+    #[error(transparent)]
+    BrokerGone(#[from] BrokerGone),
+}
+
+impl OwnError {
+    pub(crate) fn from_call(error: CallError, name: &GroupName) -> Self {
+        let failure = match error {
+            CallError::Gone(gone) => return gone.into(),
+            CallError::Failed(failure) => *failure,
+        };
+        match failure.code {
+            FailureCode::NameTaken => Self::Taken(name.clone()),
+            FailureCode::NameMismatch => Self::Mismatch(name.clone()),
+            FailureCode::LimitExceeded => Self::LimitExceeded(failure.text),
+            FailureCode::PermissionDenied => Self::PermissionDenied(failure.text),
+            _ => {
+                let (code, text) = other(failure);
+                Self::Refused { code, text }
+            }
+        }
+    }
+}
+
 /// Why a question about the bus has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum QueryError {
+    /// Nobody owns this name (now).
+    #[error("nobody owns the name {0}")]
+    NoSuchName(GroupName),
+    /// Who owns this name says nothing of itself.
+    #[error("the service of the name {0} has no description")]
+    NoDescription(GroupName),
     /// The name breaks the rules for names.
     #[error(transparent)]
     BadName(#[from] NameError),
@@ -440,6 +501,9 @@ pub enum WatchError {
     /// No group has this name (now), or it ended meanwhile.
     #[error("no group is named {0}")]
     NoSuchGroup(GroupName),
+    /// Nobody owns this name (now).
+    #[error("nobody owns the name {0}")]
+    NoSuchName(GroupName),
     /// The endpoint does not exist (any more), or takes no more messages.
     #[error("there is no endpoint {0} that takes messages")]
     NoSuchEndpoint(EndpointId),
@@ -575,6 +639,8 @@ impl QueryError {
         };
         match (&failure.code, group) {
             (FailureCode::NoSuchGroup, Some(group)) => Self::NoSuchGroup(group.clone()),
+            (FailureCode::NoSuchName, Some(name)) => Self::NoSuchName(name.clone()),
+            (FailureCode::NoDescription, Some(name)) => Self::NoDescription(name.clone()),
             (FailureCode::PermissionDenied, _) => Self::PermissionDenied(failure.text),
             _ => {
                 let (code, text) = other(failure);
@@ -626,6 +692,7 @@ impl WatchError {
             (FailureCode::NoSuchGroup | FailureCode::GroupEnded, Target::Group(group)) => {
                 Self::NoSuchGroup(group.name().clone())
             }
+            (FailureCode::NoSuchName, Target::Name(name)) => Self::NoSuchName(name.name().clone()),
             (FailureCode::NoSuchEndpoint | FailureCode::EndpointClosed, Target::Endpoint(id)) => {
                 Self::NoSuchEndpoint(*id)
             }

@@ -333,6 +333,8 @@ macro_rules! sending {
     };
 }
 
+pub(crate) use sending;
+
 sending!(Group);
 sending!(RemoteEndpoint);
 
@@ -431,7 +433,7 @@ impl Route {
         Ok(new)
     }
 
-    fn lane(&self) -> LaneNumber {
+    pub(crate) fn lane(&self) -> LaneNumber {
         self.lane.as_ref().map_or(LaneNumber::FIRST, |lane| lane.number)
     }
 

@@ -22,8 +22,8 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use bus_core::wire::{MessageView, ViewNotice};
-use bus_core::{Gap, GroupId, MAX_ATTRIBUTES_BYTES, MAX_RETAINED_MESSAGES, Sequence};
+use bus_core::wire::{ClaimChanged, MessageView, OwnerChanged, ViewNotice};
+use bus_core::{Gap, GroupId, MAX_ATTRIBUTES_BYTES, MAX_RETAINED_MESSAGES, NameId, Sequence};
 
 use crate::clock::Tick;
 
@@ -84,6 +84,12 @@ pub(crate) enum Item {
         sequence: Sequence,
         messages: u32,
     },
+    Name(Box<ClaimChanged>),
+    Owner(Box<OwnerChanged>),
+    OwnersLost {
+        name_id: NameId,
+        gap: Gap,
+    },
 }
 
 impl Item {
@@ -93,11 +99,13 @@ impl Item {
         match self {
             Self::Message { message, .. } if message.retained() => None,
             Self::Message { message, .. } => Some(message.charged_bytes()),
-            Self::View(_) => Some(0),
+            Self::View(_) | Self::Owner(_) => Some(0),
             Self::Gap { .. }
             | Self::Evicted { .. }
             | Self::ViewsLost { .. }
-            | Self::Current { .. } => None,
+            | Self::Current { .. }
+            | Self::Name(_)
+            | Self::OwnersLost { .. } => None,
         }
     }
 }
@@ -306,6 +314,7 @@ mod tests {
             endpoint: Handle::FIRST,
             sequence: Sequence::from_raw(sequence),
             group: Some(GroupId::from_raw(1)),
+            name: None,
             sender: EndpointId::from_raw(2),
             sender_serial: sequence,
             commit_time: 0,

@@ -56,6 +56,13 @@
 //! [`Event::Current`], then everything that was sent after the join: nothing is missing between, and
 //! nothing comes twice.
 //!
+//! # Names
+//!
+//! A service owns a well-known name ([`own_name`](Endpoint::own_name)), so that others send to
+//! it ([`Endpoint::name`]) without knowing who it is; who waits for the name takes over when it
+//! goes. Several workers can share a name ([`NameOptions::shared`]); then each message is given to
+//! one that has room. What a service says of itself is shown by [`Endpoint::describe_name`].
+//!
 //! # Two programs that wait for each other
 //!
 //! While a thread waits for a send it cannot read, and perhaps the one that it waits for is waiting for
@@ -98,7 +105,7 @@
 //! | `state` | all that threads share, and what each frame does to it |
 //! | `connection` | the lock around it, the greeting, and sleeping |
 //! | `drive`, `reactor` | who does the I/O while a future waits |
-//! | `bus`, `group`, `send`, `request`, `watch`, `views`, `builder`, `embedded` | the public handles |
+//! | `bus`, `group`, `send`, `request`, `watch`, `views`, `names`, `builder`, `embedded` | the public handles |
 //! | [`mux`] | framed messages over byte streams of any protocol, shared by threads; needs no broker |
 //!
 //! **Invariant:** nothing blocks, waits or calls out under the connection's lock.
@@ -127,6 +134,7 @@ mod info;
 mod lane;
 mod message;
 pub mod mux;
+mod names;
 mod outbox;
 mod pending;
 #[cfg(feature = "tokio")]
@@ -150,19 +158,23 @@ pub use bus::{Bus, Cork, Endpoint, Events, JoinFuture, Lane, ReceiveFuture};
 pub use embedded::{EmbeddedBroker, EmbeddedBuilder};
 pub use error::{
     BrokerGone, ConnectError, CreateError, DecodeError, EncodeError, FilterChangeError, GoneReason,
-    JoinError, LeaveError, MessageError, OpenError, QueryError, ReceiveError, SendError,
+    JoinError, LeaveError, MessageError, OpenError, OwnError, QueryError, ReceiveError, SendError,
     WatchError,
 };
 pub use group::{Group, JoinOptions, Member, RemoteEndpoint};
 pub use info::{GroupInfo, Joined, MemberInfo, Members, RoundTrip, Stats, Status};
 pub use message::{Current, Event, Evicted, Gap, Message, Outgoing};
+pub use names::{
+    Name, NameAcquired, NameInfo, NameLost, NameOptions, NameWatch, OwnedName, Owner, OwnerChange,
+    OwnerChangesLost,
+};
 pub use request::{CallError, CallFuture, Callee, PendingCall};
 pub use send::{PendingSend, SendFuture};
 pub use views::{Change, Interest, InterestFuture, MembersWatch, ViewChange, WatchOptions};
 pub use watch::Writable;
 
 pub use bus_core::{
-    Condition, ContentType, Credentials, EndpointId, FILTER_SECTION, Filter, FilterError,
-    FilterProgram, GroupId, GroupName, Limits, MAX_RETAINED_MESSAGES, NameError, Pattern, Receipt,
-    Retain, Sequence,
+    Condition, ContentType, Credentials, Description, EndpointId, FILTER_SECTION, Filter,
+    FilterError, FilterProgram, GroupId, GroupName, Limits, MAX_RETAINED_MESSAGES, NameError,
+    NameId, Operation, Pattern, Receipt, Retain, Sequence,
 };

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{DecodeError, EncodeError, MessageError};
+use crate::names::{NameAcquired, NameLost, OwnerChange, OwnerChangesLost};
 use crate::request::Asked;
 use crate::views::ViewChange;
 
@@ -34,6 +35,15 @@ pub enum Event {
     /// The membership of a group that [`watch_members`](crate::Endpoint::watch_members) watches has
     /// changed.
     View(ViewChange),
+    /// A name that this endpoint waited for is its own now.
+    NameAcquired(NameAcquired),
+    /// A name that this endpoint owned is another's now, or not this endpoint's any more.
+    NameLost(NameLost),
+    /// The owners of a name that [`watch_name`](crate::Endpoint::watch_name) watches have changed.
+    OwnerChanged(OwnerChange),
+    /// Changes of a watched name's owners were missed for want of room, and the queue has run empty
+    /// since. Look the name up with [`find_name`](crate::Endpoint::find_name).
+    OwnerChangesLost(OwnerChangesLost),
     /// Changes of a watched membership were missed for want of room, and the queue has run empty
     /// since. Fetch the present list with [`members`](crate::Endpoint::members).
     ViewsLost(Gap),
@@ -108,6 +118,7 @@ pub struct Current {
 pub struct Message {
     message: MessageView,
     group: Option<GroupName>,
+    name: Option<GroupName>,
     missed: Option<Box<Gap>>,
     descriptors: Vec<OwnedFd>,
     descriptors_lost: bool,
@@ -123,7 +134,7 @@ impl Message {
         descriptors: Vec<OwnedFd>,
         descriptors_lost: bool,
     ) -> Self {
-        Self { message, group, missed, descriptors, descriptors_lost, asked: None }
+        Self { message, group, name: None, missed, descriptors, descriptors_lost, asked: None }
     }
 
     /// Says from where it is answered.
@@ -139,13 +150,25 @@ impl Message {
         self.message.role()
     }
 
+    /// The same, sent to a name.
+    pub(crate) fn with_name(self, name: Option<GroupName>) -> Self {
+        Self { name, ..self }
+    }
+
     /// Its place in the order of the bus. In one endpoint's queue these rise (G2).
     #[must_use]
     pub fn sequence(&self) -> Sequence {
         self.message.sequence()
     }
 
-    /// The group it was sent to; `None` if it was sent to this endpoint directly.
+    /// The well-known name it was sent to, which this endpoint owned then; `None` if it was sent
+    /// to a group or to this endpoint directly.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_ref().map(GroupName::as_str)
+    }
+
+    /// The group it was sent to; `None` if it was sent to this endpoint, directly or by a name.
     #[must_use]
     pub fn group(&self) -> Option<&str> {
         self.group.as_ref().map(GroupName::as_str)

@@ -13,6 +13,7 @@
 //! | here | the connection as a whole: frames in, bytes out, who is to be woken |
 //! | `state/endpoint` | an endpoint's inbox, lanes and groups |
 //! | `state/target` | names of groups, and their ids |
+//! | `state/names` | well-known names, and their ids |
 //! | `state/send` | a send from its lane to its answer |
 //! | `state/request` | what this program asks and is asked, from receipt to outcome |
 //! | `state/relief` | reading ahead for those who wait for a send |
@@ -42,6 +43,7 @@ use crate::waits::{Waits, Wake};
 
 mod call;
 mod endpoint;
+mod names;
 mod relief;
 mod request;
 mod send;
@@ -52,6 +54,7 @@ mod watch;
 use call::CallEntry;
 pub(crate) use call::{CallError, Purpose};
 use endpoint::EndpointState;
+pub(crate) use names::NameTarget;
 use relief::Reader;
 pub(crate) use relief::Sender;
 use request::RequestEntry;
@@ -86,6 +89,7 @@ pub(crate) struct State {
     /// One more than the highest key that `endpoints` has had.
     keys_end: usize,
     groups: HashMap<GroupName, Arc<GroupTarget>>,
+    names: HashMap<GroupName, Arc<NameTarget>>,
     /// Sends that have not left.
     queued_sends: usize,
     /// Watches whose group is being looked up.
@@ -130,6 +134,7 @@ impl State {
             endpoints: Slab::new(),
             keys_end: 0,
             groups: HashMap::new(),
+            names: HashMap::new(),
             queued_sends: 0,
             queued_watches: Vec::new(),
             descriptors_under_way: false,
@@ -526,6 +531,11 @@ impl State {
                 Notice::ViewsLost { group_id, gap } => self.views_lost(endpoint, group_id, gap),
                 Notice::Current { group_id, sequence, messages } => {
                     self.deliver(endpoint, Item::Current { group_id, sequence, messages })
+                }
+                Notice::Claim(claim) => self.claim_changed(endpoint, claim),
+                Notice::Owner(change) => self.deliver(endpoint, Item::Owner(change)),
+                Notice::OwnersLost { name_id, gap } => {
+                    self.deliver(endpoint, Item::OwnersLost { name_id, gap })
                 }
                 other if other.is_charged() => self.pass_over(endpoint),
                 _ => Ok(()),

@@ -340,6 +340,7 @@ pub(crate) fn head(sequence: u64) -> MessageHead {
         endpoint: Handle::FIRST,
         sequence: Sequence::from_raw(sequence),
         group: Some(GROUP),
+        name: None,
         sender: EndpointId::from_raw(8),
         sender_serial: sequence,
         commit_time: 0,

@@ -12,6 +12,7 @@ use std::time::Duration;
 use ahash::RandomState;
 
 use crate::Endpoint;
+use crate::description::Description;
 use crate::directory::{Directory, EndpointRecord};
 use crate::filter::{Filter, MemberFilters};
 use crate::group::Group;
@@ -22,6 +23,9 @@ use crate::lock_set::{Held, IntakePlace, LockBits, LockIndex, LockSet};
 use crate::membership::{Member, MemberFlags, Membership};
 use crate::message::{Credentials, Destination};
 use crate::name::GroupName;
+use crate::name_change::NameStep;
+use crate::name_registry::NameInfo;
+use crate::name_route::NameRoute;
 use crate::notice::Eviction;
 use crate::queue;
 use crate::request::Deadlines;
@@ -395,6 +399,26 @@ impl Bus {
         self.inner.members(group, after, most)
     }
 
+    /// Looks a well-known name up. None if nobody owns it. Does not block.
+    #[must_use]
+    pub fn find_name(&self, name: &GroupName) -> Option<NameInfo> {
+        self.inner.find_name(name)
+    }
+
+    /// Lists names that have owners, in their order: at most `most`, those after `after`. Does not
+    /// block.
+    #[must_use]
+    pub fn names(&self, after: Option<&GroupName>, most: usize) -> Vec<NameInfo> {
+        self.inner.names(after, most)
+    }
+
+    /// What the owner of a name says of itself; of a shared one, the first worker that says
+    /// something. None if nobody owns it, or none of them does. Does not block.
+    #[must_use]
+    pub fn describe_name(&self, name: &GroupName) -> Option<Arc<Description>> {
+        self.inner.description(name)
+    }
+
     /// What the bus has done and holds. Does not block.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -424,7 +448,7 @@ pub(crate) enum Departure {
 }
 
 impl BusInner {
-    fn lock_of(&self, id: u64) -> LockIndex {
+    pub(crate) fn lock_of(&self, id: u64) -> LockIndex {
         // A model says by its choice of endpoints which of them share a lock.
         let hash = if cfg!(bus_loom) { id } else { self.hasher.hash_one(id) };
         LockIndex::from_hash(hash)
@@ -468,6 +492,11 @@ impl BusInner {
         let mut effects = Effects::default();
         let stalled = self.waiting.lock().tick(self, self.running(), &mut effects);
         effects.run();
+        for stalled in &stalled {
+            for name in &stalled.names {
+                self.put_out_of_name(&stalled.core, *name);
+            }
+        }
         let evict = |stalled: Stalled| {
             let groups = stalled.groups.iter();
             groups.filter_map(|group| self.evict(&stalled, *group)).collect::<Vec<_>>()
@@ -518,6 +547,8 @@ impl BusInner {
             core: Arc::clone(&core),
             memberships: Vec::new(),
             watching: Vec::new(),
+            names: Vec::new(),
+            watched_names: Vec::new(),
             drops: Vec::new(),
             created: Vec::new(),
             receive_shut: false,
@@ -760,13 +791,20 @@ impl BusInner {
             .collect();
         steps.extend(only_watched.map(|group| Step::unwatch(group, id)));
         let mut retired = Vec::with_capacity(steps.len());
+        let given_up = if one.is_none() { Self::give_names_up(&mut directory, id) } else { vec![] };
+        let mut names = given_up;
+        let mut retired_owners = Vec::with_capacity(names.len());
 
         let mut effects = Effects::default();
         effects.reserve(steps.iter().map(Step::watchers).sum());
+        effects.reserve(names.iter().map(NameStep::wakes).sum());
         let mut held = self.hold_all(core);
         let sequence = held.draw(core.seen());
         for step in &mut steps {
             retired.push(step.publish(&mut held, sequence, &mut effects));
+        }
+        for step in &mut names {
+            retired_owners.push(step.publish(&mut held, sequence, &mut effects));
         }
         let mut reader = None;
         let mut old_drops = None;
@@ -807,16 +845,20 @@ impl BusInner {
                 }
             }
         }
+        for step in &names {
+            step.settle(&mut directory);
+        }
         if closing {
             directory.endpoints.remove(&id);
         }
         drop(directory);
         // The end of a queue may be the last one, and then its messages go with it.
-        drop((retired, old_drops, intake));
+        drop((retired, retired_owners, old_drops, intake));
 
         effects.wake(reader);
         let changed = Changed {
             groups: steps.iter().map(|step| step.group.id).collect(),
+            names: names.iter().map(|step| step.name.id).collect(),
             endpoint: one.is_none().then_some(id),
         };
         self.waiting.lock().recheck(self, &changed, &mut effects);
@@ -838,6 +880,13 @@ impl BusInner {
                 let group = Arc::clone(&record.group);
                 drop(directory);
                 Ok(Route::to_group(group, sender))
+            }
+            Destination::Name(id) => {
+                let directory = self.directory.lock();
+                let name = directory.registry.get(id).ok_or(SendError::NoSuchName(id))?;
+                let name = Arc::clone(name);
+                drop(directory);
+                Ok(Route::Name(NameRoute::new(name)))
             }
             Destination::Endpoint(id) => {
                 let directory = self.directory.lock();
@@ -909,6 +958,7 @@ impl EndpointRecord {
         let kept = match drops.lost {
             Lost::Messages => &self.memberships,
             Lost::Views => &self.watching,
+            Lost::Owners(name) => return self.watched_names.iter().any(|n| n.id == name),
         };
         kept.iter().any(|group| group.id == drops.group)
     }

@@ -13,6 +13,7 @@ use crate::group::Group;
 use crate::id::{EndpointId, GroupId};
 use crate::intake::{Drops, EndpointCore};
 use crate::name::GroupName;
+use crate::name_registry::{Name, NameRegistry};
 
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
@@ -22,6 +23,8 @@ pub(crate) struct Directory {
     last_endpoint: u64,
     last_group: u64,
     back_offs: HashMap<(u32, GroupName), BackOff>,
+    /// Well-known names.
+    pub(crate) registry: NameRegistry,
 }
 
 /// How long a process may join a group again only with `DROP_WHEN_FULL`: it doubles with every
@@ -44,6 +47,10 @@ pub(crate) struct EndpointRecord {
     pub(crate) memberships: Vec<Arc<Group>>,
     /// Groups whose membership it watches.
     pub(crate) watching: Vec<Arc<Group>>,
+    /// Names that it owns or waits for.
+    pub(crate) names: Vec<Arc<Name>>,
+    /// Names whose owners it watches.
+    pub(crate) watched_names: Vec<Arc<Name>>,
     /// The same list that its intake has.
     pub(crate) drops: Vec<Arc<Drops>>,
     /// Groups that it created and that live.

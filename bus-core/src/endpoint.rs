@@ -8,11 +8,12 @@ use crate::bus::{
     Bus, CreateError, Departure, JoinError, JoinOptions, Joined, LeaveError, LimitExceeded,
 };
 use crate::filter::{Filter, FilterChangeError, Whose};
-use crate::id::{EndpointId, GroupId, Sequence};
+use crate::id::{EndpointId, GroupId, NameId, Sequence};
 use crate::intake::{EndpointCore, Opened};
 use crate::lane::{Lane, Watch};
 use crate::message::{Credentials, Destination};
 use crate::name::GroupName;
+use crate::name_registry::{Claimed, NameWatching, OwnError, OwnOptions};
 use crate::receiver::Receiver;
 use crate::request::RequestEnd;
 use crate::retained::Retain;
@@ -133,7 +134,51 @@ impl Endpoint {
         self.bus.inner.unwatch_group(&self.core, group)
     }
 
-    /// Leaves all groups and receives nothing more; it may still send (G9). What is sent to it
+    /// Claims a well-known name: owns it from the place in the order that comes back, or waits for
+    /// it, and then [`Delivery::Name`](crate::Delivery::Name) tells when that changes. Claiming it
+    /// again changes the flags and the description.
+    ///
+    /// ```
+    /// use bus_core::{Bus, Credentials, Destination, Limits, OwnOptions};
+    ///
+    /// let bus = Bus::new(Limits::default(), 7)?;
+    /// let me = Credentials { uid: 1000, pid: 1 };
+    /// let (clock, user) = (bus.open_endpoint(me)?, bus.open_endpoint(me)?);
+    /// let name = clock.own_name(&"org.example.Clock".parse()?, OwnOptions::default())?.name;
+    /// let receipt = user.lane()?.send(Destination::Name(name), "what time is it?")?;
+    /// assert_eq!(receipt.recipients, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`OwnError`]; nothing has changed then.
+    pub fn own_name(&self, name: &GroupName, options: OwnOptions) -> Result<Claimed, OwnError> {
+        self.bus.inner.own_name(&self.core, name, options)
+    }
+
+    /// Gives a name up, or stops waiting for it, and says where in the order: nothing sent to the
+    /// name later arrives. None if it was not claimed.
+    pub fn release_name(&self, name: NameId) -> Option<Sequence> {
+        self.bus.inner.release_name(&self.core, name)
+    }
+
+    /// Begins to watch who owns a name, also one that nobody owns yet: every later change is told
+    /// at its place in the order (G4).
+    ///
+    /// # Errors
+    ///
+    /// As [`own_name`](Self::own_name); the limit is `watches`.
+    pub fn watch_name(&self, name: &GroupName) -> Result<NameWatching, OwnError> {
+        self.bus.inner.watch_name(&self.core, name)
+    }
+
+    /// Ends a watch on a name's owners. None if there is none.
+    pub fn unwatch_name(&self, name: NameId) -> Option<Sequence> {
+        self.bus.inner.unwatch_name(&self.core, name)
+    }
+
+    /// Leaves all groups, gives up all names and receives nothing more; it may still send (G9). What is sent to it
     /// fails with [`SendError::ReceiveShut`]; what was queued stays readable.
     ///
     /// Says where in the order that was; a second call says another, later place.

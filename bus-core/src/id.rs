@@ -44,6 +44,11 @@ number! {
 }
 
 number! {
+    /// One well-known name for ever: a name that nobody claimed and that came back has another id.
+    NameId
+}
+
+number! {
     /// A place in the order of one bus (G2).
     ///
     /// Unique on the bus, and rising in every queue. Not dense; between endpoints that share no
@@ -51,6 +56,6 @@ number! {
     Sequence
 }
 
-/// Version of a group's membership: one greater after every change.
+/// Version of a group's membership, or of a name's owners: one greater after every change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Generation(pub(crate) u64);

@@ -12,10 +12,11 @@ use std::task::Waker;
 use crossbeam_utils::CachePadded;
 
 use crate::filter::{Subject, index::MemberFilters};
-use crate::id::{EndpointId, GroupId, Sequence};
+use crate::id::{EndpointId, GroupId, NameId, Sequence};
 use crate::limits::Limits;
 use crate::lock_set::IntakePlace;
 use crate::message::{Credentials, Gap, Message};
+use crate::name_change::{NOTICES_PER_CLAIM, NameNotice};
 use crate::notice::Eviction;
 use crate::queue::{Consumer, Entry, Producer};
 use crate::request::{Asked, NEVER, Outcome, Requests};
@@ -32,6 +33,8 @@ pub(crate) struct Capacity {
     memberships: u64,
     /// Unanswered requests, each of which keeps a place for its outcome.
     requests: u64,
+    /// Places that claims of names reserve for what has to be told of them.
+    claims: u64,
 }
 
 impl Capacity {
@@ -41,14 +44,16 @@ impl Capacity {
             bytes: limits.queue_bytes,
             memberships: limits.memberships.into(),
             requests: limits.requests.into(),
+            claims: NOTICES_PER_CLAIM * u64::from(limits.names_claimed),
         }
     }
 
     /// Places of the ring behind the queue: its capacity, the reserve place, one for the outcome of
-    /// each request, and for each membership one for its end and one for what its group retained.
+    /// each request, those of claims of names, and for each membership one for its end and one for
+    /// what its group retained.
     pub(crate) fn ring_places(self) -> usize {
-        let places = self.messages + 1 + 2 * self.memberships + self.requests;
-        usize::try_from(places).unwrap_or(usize::MAX)
+        let kept = 2 * self.memberships + self.claims + self.requests;
+        usize::try_from(self.messages + 1 + kept).unwrap_or(usize::MAX)
     }
 }
 
@@ -57,6 +62,8 @@ impl Capacity {
 pub(crate) enum Lost {
     Messages,
     Views,
+    /// Changes of a name's owners; of no group.
+    Owners(NameId),
 }
 
 /// A membership's losses (G7), or a watch's (G4). Written under its endpoint's lock only, so the atomics order
@@ -75,6 +82,10 @@ impl Drops {
     pub(crate) fn new(group: GroupId, lost: Lost) -> Self {
         let zero = || AtomicU64::new(0);
         Self { group, lost, count: zero(), first: zero(), last: zero(), total: zero() }
+    }
+
+    pub(crate) fn of_name(name: NameId) -> Self {
+        Self::new(GroupId::from_raw(0), Lost::Owners(name))
     }
 
     pub(crate) fn is_pending(&self) -> bool {
@@ -121,6 +132,7 @@ pub(crate) struct Intake {
     pushed_ends: u64,
     pushed_retained: u64,
     pushed_retained_bytes: u64,
+    pushed_notices: u64,
     reserve: Reserve,
     /// Who to wake when something arrives; the reader leaves it here when it goes to sleep.
     reader: Option<Waker>,
@@ -151,6 +163,7 @@ impl Intake {
             pushed_ends: 0,
             pushed_retained: 0,
             pushed_retained_bytes: 0,
+            pushed_notices: 0,
             reserve: Reserve::default(),
             reader: None,
             drops: Vec::new(),
@@ -231,16 +244,26 @@ impl Intake {
 
     /// Tells of a change in a group, if there is room that nobody is owed; it takes a place.
     pub(crate) fn tell(&mut self, change: &Arc<ViewChange>, lost: &Arc<Drops>) {
+        let entry = |missed| Entry::View { change: Arc::clone(change), missed };
+        self.tell_change(change.sequence, lost, entry);
+    }
+
+    /// The same for any change that somebody watches.
+    pub(crate) fn tell_change(
+        &mut self,
+        sequence: Sequence,
+        lost: &Arc<Drops>,
+        entry: impl FnOnce(Option<Gap>) -> Entry,
+    ) {
         let owed = self.core.waiting_sends() != 0 && !mutated(Mutant::NoticePassesOlder);
         if !self.has_room() || owed {
-            self.drop_message(lost, change.sequence);
+            self.drop_message(lost, sequence);
             return;
         }
-        let missed = lost.take();
-        self.push_entry(Entry::View { change: Arc::clone(change), missed });
+        self.push_entry(entry(lost.take()));
         self.pushed_messages += 1;
         if !self.has_room() {
-            self.full_since = change.sequence;
+            self.full_since = sequence;
         }
     }
 
@@ -278,6 +301,17 @@ impl Intake {
     pub(crate) fn tell_apart(&mut self) -> Option<Waker> {
         self.core.gaps_pending.store(true, Ordering::Relaxed);
         self.take_reader()
+    }
+
+    /// Tells what became of a claim of a name, in a place that the claim had reserved.
+    pub(crate) fn push_notice(&mut self, notice: Box<NameNotice>) {
+        self.push_entry(Entry::Name(notice));
+        self.pushed_notices += 1;
+    }
+
+    /// Notices about names that the reader has not drained yet: their places are still taken.
+    pub(crate) fn unread_notices(&self) -> u64 {
+        self.pushed_notices - self.core.reading.drained_notices.load(Ordering::Acquire)
     }
 
     /// Tells of the end of a membership, in the place that it had reserved.
@@ -404,6 +438,8 @@ struct Reading {
     /// Retained states drained to their ends, and their bytes.
     drained_retained: AtomicU64,
     drained_retained_bytes: AtomicU64,
+    /// Notices about names taken off the ring.
+    drained_notices: AtomicU64,
     /// Highest sequence taken.
     taken: AtomicU64,
 }
@@ -509,6 +545,7 @@ impl EndpointCore {
             drained_outcomes: zero(),
             drained_retained: zero(),
             drained_retained_bytes: zero(),
+            drained_notices: zero(),
             taken: zero(),
         };
         Self {
@@ -647,6 +684,12 @@ impl EndpointCore {
         };
         advance(&self.reading.drained_retained_bytes, bytes);
         advance(&self.reading.drained_retained, 1);
+    }
+
+    /// The reader has drained a notice about a name: its place is free.
+    pub(crate) fn drain_notice(&self) {
+        let drained = &self.reading.drained_notices;
+        drained.store(drained.load(Ordering::Relaxed) + 1, Ordering::Release);
     }
 
     pub(crate) fn taken(&self) -> Sequence {

@@ -23,12 +23,15 @@
 //! | `wait` | sends that wait, and how far they can be overtaken |
 //! | `request` | exactly one outcome for each request |
 //! | `bus`, `view` | joins, leaves, evictions, and who is told of them |
+//! | `ownership`, `name_registry`, `name_change` | who owns a well-known name, and who is told |
+//! | `name_route`, `description` | which of its workers gets a message; what a service says of itself |
 //! | `endpoint`, `lane`, `receiver` | the public handles |
 //! | [`wire`], [`framing`] | bytes to frames, of our protocol and of any other |
 #![deny(unsafe_code)]
 
 mod attributes;
 mod bus;
+mod description;
 mod directory;
 mod endpoint;
 mod filter;
@@ -44,7 +47,11 @@ mod message;
 #[cfg(bus_loom)]
 pub mod modelled;
 mod name;
+mod name_change;
+mod name_registry;
+mod name_route;
 mod notice;
+mod ownership;
 mod queue;
 mod receiver;
 mod request;
@@ -63,12 +70,13 @@ pub use bus::{
     Bus, CreateError, GroupInfo, JoinError, JoinOptions, Joined, LeaveError, LimitExceeded,
     MemberInfo, Stats, View,
 };
+pub use description::{Description, Operation};
 pub use endpoint::{Endpoint, WatchError};
 pub use filter::{
     CONTEXT_WORDS as FILTER_CONTEXT_WORDS, Condition, Filter, FilterChangeError, FilterError,
     FilterProgram, MAX_FILTER_CONDITIONS, MAX_PATTERN_BYTES, Pattern, SECTION as FILTER_SECTION,
 };
-pub use id::{EndpointId, GroupId, Sequence};
+pub use id::{EndpointId, GroupId, NameId, Sequence};
 pub use lane::{Lane, Submitted, Watch};
 #[doc(hidden)]
 pub use limits::duration_text;
@@ -77,7 +85,10 @@ pub use lock_set::LOCKS;
 pub use membership::MemberFlags;
 pub use message::{Credentials, Destination, Draft, Gap, Message, Payload};
 pub use name::{GroupName, MAX_NAME_BYTES, NameError};
+pub use name_change::{Holder, NameEvent, NameNotice, OwnerChange};
+pub use name_registry::{Claimed, LISTED_OWNERS, NameInfo, NameWatching, OwnError, OwnOptions};
 pub use notice::Eviction;
+pub use ownership::NameFlags;
 pub use receiver::{CreditError, Delivery, ReceiveError, Receiver};
 pub use request::{Ended, Kind, Outcome, RequestEnd};
 pub use retained::{MAX_RETAINED_MESSAGES, Retain};

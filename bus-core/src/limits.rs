@@ -54,6 +54,14 @@ pub struct Limits {
     pub retained_messages: u32,
     /// Bytes of these. Also how many an endpoint may have before it that it has not read.
     pub retained_bytes: u64,
+    /// Well-known names of one bus that are claimed or watched.
+    pub names: u32,
+    /// Names that one endpoint owns or waits for.
+    pub names_claimed: u16,
+    /// Endpoints that own one name or wait for it.
+    pub name_claims: u16,
+    /// Bytes of what a service says of itself.
+    pub description_bytes: u32,
     /// Endpoints of one bus.
     pub endpoints: u32,
     /// Endpoints of one connection.
@@ -92,6 +100,10 @@ impl Default for Limits {
             groups_created: 1_024,
             retained_messages: 16_384,
             retained_bytes: 8 << 20,
+            names: 65_536,
+            names_claimed: 64,
+            name_claims: 256,
+            description_bytes: 16 << 10,
             endpoints: 65_536,
             endpoints_per_connection: 64,
             connections: 16_384,
@@ -143,6 +155,10 @@ impl Limits {
             ("groups_created", self.groups_created.into(), 1, 1 << 20),
             ("retained_messages", self.retained_messages.into(), 0, 1 << 20),
             ("retained_bytes", self.retained_bytes, 0, 1 << 40),
+            ("names", self.names.into(), 1, 1 << 24),
+            ("names_claimed", self.names_claimed.into(), 0, 4_096),
+            ("name_claims", self.name_claims.into(), 1, 4_096),
+            ("description_bytes", self.description_bytes.into(), 0, 32 << 10),
             ("endpoints", self.endpoints.into(), 1, 1 << 24),
             ("endpoints_per_connection", self.endpoints_per_connection.into(), 1, 4_096),
             ("connections", self.connections.into(), 1, 1 << 20),

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::attributes::Attributes;
-use crate::id::{EndpointId, GroupId, Sequence};
+use crate::id::{EndpointId, GroupId, NameId, Sequence};
 use crate::request::{Kind, Requested};
 
 /// Who an endpoint belongs to, as the kernel said when it connected.
@@ -46,6 +46,9 @@ pub enum Destination {
     /// The endpoint that waits for the reply to this request, which the sender has taken and not
     /// yet answered. The request is named by its sequence.
     Caller(Sequence),
+    /// Who owns a well-known name when the message takes its place; of a shared one, one of its
+    /// workers.
+    Name(NameId),
 }
 
 /// The bytes of a message: stored once, shared by all recipients, cheap to clone.
@@ -189,7 +192,7 @@ impl Message {
         self.credentials
     }
 
-    /// The group or endpoint that it was sent to.
+    /// The group, endpoint or name that it was sent to.
     #[must_use]
     pub fn destination(&self) -> Destination {
         self.destination

@@ -22,6 +22,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::Gap;
 use crate::message::Message;
+use crate::name_change::{NameNotice, OwnerChange};
 use crate::notice::Eviction;
 use crate::request::Outcome;
 use crate::retained::Retained;
@@ -44,6 +45,14 @@ pub(crate) enum Entry {
     },
     /// What a group retained, at the place of a join, beside the queue's capacity.
     Retained(Box<Retained>),
+    /// A change of owners of a name that the endpoint watches.
+    Owner {
+        change: std::sync::Arc<OwnerChange>,
+        /// Changes that it missed just before this one.
+        missed: Option<Gap>,
+    },
+    /// What became of a claim of a name, in a place that the claim has reserved for it (G8).
+    Name(Box<NameNotice>),
     /// The end of a membership, in the place that the membership has reserved for it (G8).
     Evicted(Box<Eviction>),
     /// The outcome of a request that gets no reply, in the place that the request has kept.

@@ -6,9 +6,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use crate::bus::Bus;
-use crate::id::{GroupId, Sequence};
+use crate::id::{GroupId, NameId, Sequence};
 use crate::intake::{EndpointCore, Lost, ReaderState, Retelling};
 use crate::message::{Gap, Message};
+use crate::name_change::{NameNotice, OwnerChange};
 use crate::notice::Eviction;
 use crate::queue::Entry;
 use crate::request::{Ended, Outcome};
@@ -58,6 +59,25 @@ pub enum Delivery {
         /// How many retained messages there were.
         messages: u32,
     },
+    /// A change of owners of a name that this endpoint watches (G4). It takes a place in the queue,
+    /// and no bytes.
+    Owner {
+        /// The change, shared with the other watchers.
+        change: Arc<OwnerChange>,
+        /// Changes of this name's owners that were missed just before it.
+        missed: Option<Gap>,
+    },
+    /// Changes of a watched name's owners that were missed, told once the queue was empty. Look
+    /// the name up again.
+    OwnersLost {
+        /// The name.
+        name: NameId,
+        /// What was missed.
+        gap: Gap,
+    },
+    /// What became of this endpoint's claim of a name: from here on it owns it, or does not. It
+    /// takes no place of a message.
+    Name(Box<NameNotice>),
     /// The endpoint was put out of a group: nothing of it comes after this (G8).
     Evicted(Box<Eviction>),
     /// A request of this endpoint gets no reply, and why. It takes neither a place nor bytes from
@@ -174,6 +194,16 @@ impl Receiver {
                     self.state.retained = Some(Retelling::new(*retained));
                     return self.drain();
                 }
+                Some(Entry::Owner { change, missed }) => {
+                    self.state.drained_messages += 1;
+                    self.core.take(change.sequence);
+                    return Some(Delivery::Owner { change, missed });
+                }
+                Some(Entry::Name(notice)) => {
+                    self.core.drain_notice();
+                    self.core.take(notice.sequence);
+                    return Some(Delivery::Name(notice));
+                }
                 Some(Entry::Outcome(outcome)) => {
                     self.core.drain_outcome();
                     self.core.take(outcome.sequence);
@@ -197,6 +227,7 @@ impl Receiver {
         Some(match intake.take_lone_gap()? {
             (Lost::Messages, group, gap) => Delivery::Gap { group, gap },
             (Lost::Views, group, gap) => Delivery::ViewsLost { group, gap },
+            (Lost::Owners(name), _, gap) => Delivery::OwnersLost { name, gap },
         })
     }
 

@@ -14,11 +14,12 @@ use crate::bus::{BusInner, LimitExceeded};
 use crate::filter::Subject;
 use crate::filter::selection::Selection;
 use crate::group::Group;
-use crate::id::{EndpointId, Generation, GroupId, Sequence};
+use crate::id::{EndpointId, Generation, GroupId, NameId, Sequence};
 use crate::intake::{Drops, EndpointCore, Intake};
 use crate::lock_set::{Held, IntakePlace, LockBits};
 use crate::membership::{MemberFlags, Membership};
 use crate::message::{Destination, Message, Stamp};
+use crate::name_route::NameRoute;
 use crate::request::{self, Open};
 
 use crate::sync::{Mutant, mutated};
@@ -51,7 +52,7 @@ pub struct FullRecipients {
 }
 
 impl FullRecipients {
-    const fn none() -> Self {
+    pub(crate) const fn none() -> Self {
         Self { named: [EndpointId::from_raw(0); NAMED_RECIPIENTS], count: 0 }
     }
 
@@ -62,7 +63,7 @@ impl FullRecipients {
         full
     }
 
-    fn add(&mut self, id: EndpointId) {
+    pub(crate) fn add(&mut self, id: EndpointId) {
         if let Some(place) = self.named.get_mut(self.count as usize) {
             *place = id;
         }
@@ -96,6 +97,9 @@ pub enum SendError {
     /// The endpoint was closed, or never was.
     #[error("there is no endpoint {0}; it may have been closed")]
     NoSuchEndpoint(EndpointId),
+    /// Nobody owns the name any more. Look it up again, or watch it.
+    #[error("nobody owns name {0}")]
+    NoSuchName(NameId),
     /// The endpoint has called `shutdown_receive` (`EPIPE`).
     #[error("endpoint {0} receives nothing any more")]
     ReceiveShut(EndpointId),
@@ -231,6 +235,7 @@ pub(crate) enum Route {
         /// What the sender knows it by.
         request: Sequence,
     },
+    Name(NameRoute),
 }
 
 /// One recipient of a route.
@@ -266,6 +271,7 @@ impl Route {
             Self::Group { group, .. } => Destination::Group(group.id),
             Self::Endpoint(place) => Destination::Endpoint(place.id),
             Self::Caller { request, .. } => Destination::Caller(*request),
+            Self::Name(route) => Destination::Name(route.name.id),
         }
     }
 
@@ -277,6 +283,7 @@ impl Route {
             }
             Self::Group { locks, .. } => *locks,
             Self::Endpoint(place) | Self::Caller { place, .. } => LockBits::one(place.lock),
+            Self::Name(route) => route.locks(),
         };
         if let Self::Group { group, .. } = self
             && group.retain().is_some()
@@ -296,17 +303,21 @@ impl Route {
     }
 
     /// Whether the membership is still the group's current one; asked under the route's locks.
-    fn is_current(&self) -> bool {
+    pub(crate) fn is_current(&self) -> bool {
         match self {
             Self::Group { group, membership, .. } => {
                 group.generation() == membership.generation || mutated(Mutant::SkipGenerationCheck)
             }
             Self::Endpoint(_) | Self::Caller { .. } => true,
+            Self::Name(route) => route.is_current(),
         }
     }
 
-    /// Goes by the current membership, and selects from it.
+    /// Goes by the current membership or owners, and selects from it.
     fn refresh(&mut self, sender: EndpointId, subject: Subject<'_>) {
+        if let Self::Name(route) = self {
+            *route = NameRoute::new(Arc::clone(&route.name));
+        }
         let Self::Group { group, selection, .. } = self else {
             return;
         };
@@ -324,6 +335,7 @@ impl Route {
     pub(crate) fn generation(&self) -> Option<Generation> {
         match self {
             Self::Group { membership, .. } => Some(membership.generation),
+            Self::Name(route) => Some(route.ownership.generation),
             Self::Endpoint(_) | Self::Caller { .. } => None,
         }
     }
@@ -331,6 +343,23 @@ impl Route {
     /// Whether its recipients differ from message to message.
     pub(crate) fn is_selective(&self) -> bool {
         matches!(self, Self::Group { selection: Some(_), .. })
+    }
+
+    /// The name that it leads to.
+    pub(crate) fn name(&self) -> Option<&NameRoute> {
+        match self {
+            Self::Name(route) => Some(route),
+            Self::Group { .. } | Self::Endpoint(_) | Self::Caller { .. } => None,
+        }
+    }
+
+    /// The only endpoint that a message along this route can reach, if it is no group.
+    pub(crate) fn sole_recipient(&self) -> Option<EndpointId> {
+        match self {
+            Self::Group { .. } => None,
+            Self::Endpoint(place) | Self::Caller { place, .. } => Some(place.id),
+            Self::Name(route) => route.ownership.sole_owner(),
+        }
     }
 
     fn ended(&self) -> Option<GroupId> {
@@ -343,7 +372,7 @@ impl Route {
     fn most_recipients(&self) -> usize {
         match self {
             Self::Group { membership, .. } => membership.members().len(),
-            Self::Endpoint(_) | Self::Caller { .. } => 1,
+            Self::Endpoint(_) | Self::Caller { .. } | Self::Name(_) => 1,
         }
     }
 
@@ -358,6 +387,10 @@ impl Route {
             Self::Endpoint(place) | Self::Caller { place, .. } => {
                 let one = Recipient { place: *place, drops: None };
                 (&[][..], &[][..], &[][..], None, Some(one))
+            }
+            Self::Name(route) => {
+                let one = route.recipient().map(|place| Recipient { place, drops: None });
+                (&[][..], &[][..], &[][..], None, one)
             }
         };
         let all = all.iter().enumerate().filter(move |(at, _)| Some(*at) != skip);
@@ -377,7 +410,9 @@ impl Route {
                     accepts && Some(at) != *skip && membership.members()[at].drops.is_none()
                 })
             }
-            Self::Endpoint(place) | Self::Caller { place, .. } => place.id == id,
+            Self::Endpoint(_) | Self::Caller { .. } | Self::Name(_) => {
+                self.sole_recipient() == Some(id)
+            }
         }
     }
 }
@@ -452,7 +487,7 @@ pub(crate) enum Standing<'a> {
 
 impl Standing<'_> {
     /// Whether room at a queue is owed to older waiting sends.
-    fn owes(self, core: &EndpointCore) -> bool {
+    pub(crate) fn owes(self, core: &EndpointCore) -> bool {
         if core.waiting_sends() == 0 {
             return false;
         }
@@ -568,7 +603,11 @@ impl BusInner {
         if outgoing.sender.is_closed() && !mutated(Mutant::ClosedSenderCommits) {
             return Some(Err(SendError::Closed));
         }
-        Some(match self.check(&mut held, outgoing, standing) {
+        let checked = match outgoing.route {
+            Route::Name(_) => self.choose(&mut held, outgoing, standing),
+            _ => self.check(&mut held, outgoing, standing),
+        };
+        Some(match checked {
             Err(error) => Err(error),
             Ok(Some(refusal)) => Ok(refusal),
             Ok(None) if outgoing.message.is_none() => Ok(Attempt::Writable),
@@ -590,6 +629,10 @@ impl BusInner {
         route.refresh(outgoing.sender.id(), subject);
         let mut full = Vec::with_capacity(route.most_recipients());
         let mut held = self.locks.acquire(route.locks());
+        if let Route::Name(route) = &route {
+            let owners = route.find_full(&mut held).into_iter();
+            return owners.map(|(owner, queued)| (Arc::clone(&owner.core), queued)).collect();
+        }
         for recipient in route.recipients().filter(|recipient| recipient.drops.is_none()) {
             if let Some(intake) = held.intake(recipient.place)
                 && !intake.has_room()
@@ -598,6 +641,23 @@ impl BusInner {
             }
         }
         full
+    }
+
+    /// Chooses who of a name's owners gets the message. None if somebody does.
+    fn choose(
+        &self,
+        held: &mut Held<'_>,
+        outgoing: &mut Outgoing,
+        standing: Standing<'_>,
+    ) -> Result<Option<Attempt>, SendError> {
+        if outgoing.until.is_some() {
+            self.check_request(held, outgoing)?;
+        }
+        let (sender, commits) = (outgoing.sender.id(), outgoing.message.is_some());
+        match &mut outgoing.route {
+            Route::Name(route) => route.choose(held, sender, standing, commits),
+            _ => Ok(None),
+        }
     }
 
     /// Looks at every recipient before anything is pushed. None if all is well.

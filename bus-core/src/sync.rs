@@ -360,6 +360,12 @@ mutants! {
     LeaveServesNobody,
     /// A send keeps reserve places of queues that are no recipients of it any more.
     ChangeKeepsClaims,
+    /// A send to a name commits on the owners that it loaded, without looking again.
+    SkipOwnershipCheck,
+    /// Sends that wait for a name are not looked at when its owners change.
+    OwnerChangeServesNobody,
+    /// A send to a shared name waits at one of its workers only.
+    WaitAtOneWorker,
     /// A cancelled send stays where it was.
     CancelLeavesSend,
     /// A cancelled send is said to be so, though it was committed before.

@@ -26,6 +26,10 @@
 //!    age. So neither one send that waits for a dead recipient nor many that take turns withhold a
 //!    place from those who have all others.
 //!
+//! 6. A send to a name needs *one* of its workers, and stands in line at each of them. Whichever
+//!    frees a place first and has it as the first in line commits it, and then it leaves the other
+//!    lines. So it is overtaken at no worker (rule 1), never moves on, and keeps nothing.
+//!
 //! # The bound
 //!
 //! While its recipients read, a waiting send stands in line at each of them at most once, and
@@ -56,9 +60,10 @@ use ahash::{HashMap, HashSet};
 use slab::Slab;
 
 use crate::bus::BusInner;
-use crate::id::{EndpointId, GroupId};
+use crate::id::{EndpointId, GroupId, NameId};
 use crate::intake::{EndpointCore, Interest};
 use crate::message::Destination;
+use crate::ownership::Ownership;
 use crate::send::{Attempt, Effects, FullRecipients, Outgoing, Receipt, SendError, Standing};
 use crate::sync::{Mutant, mutated};
 
@@ -83,13 +88,60 @@ struct Wait {
     interest: Interest,
     /// None once it has been decided.
     outgoing: Option<Outgoing>,
-    /// The queue at which it stands in line, and since when of the bus's running time.
-    at: Option<EndpointId>,
+    /// Where it stands in line, and since when of the bus's running time.
+    at: Stand,
     since: Duration,
     /// The queues whose reserve places it keeps.
     kept: Vec<EndpointId>,
     waker: Option<Waker>,
     outcome: Option<Result<Option<Receipt>, SendError>>,
+}
+
+/// Where a wait stands in line.
+#[derive(Clone, Debug)]
+enum Stand {
+    Nowhere,
+    /// At a queue that it lacks.
+    Queue(Arc<EndpointCore>),
+    /// At all workers of a name.
+    Workers(Arc<Ownership>),
+}
+
+impl Stand {
+    /// Where a send is to wait that lacks the queue `at`.
+    fn of(outgoing: &Outgoing, at: Arc<EndpointCore>) -> Self {
+        match outgoing.route.name() {
+            Some(route) if !mutated(Mutant::WaitAtOneWorker) => {
+                Self::Workers(Arc::clone(&route.ownership))
+            }
+            _ => Self::Queue(at),
+        }
+    }
+
+    fn queues(&self) -> impl Iterator<Item = &Arc<EndpointCore>> {
+        let (one, workers) = match self {
+            Self::Nowhere => (None, &[][..]),
+            Self::Queue(core) => (Some(core), &[][..]),
+            Self::Workers(ownership) => (None, ownership.owners()),
+        };
+        one.into_iter().chain(workers.iter().map(|worker| &worker.core))
+    }
+
+    fn is_at(&self, id: EndpointId) -> bool {
+        match self {
+            Self::Nowhere => false,
+            Self::Queue(core) => core.id() == id,
+            Self::Workers(ownership) => ownership.owns(id),
+        }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Queue(one), Self::Queue(other)) => one.id() == other.id(),
+            (Self::Workers(one), Self::Workers(other)) => one.generation == other.generation,
+            _ => false,
+        }
+    }
 }
 
 /// How much a queue had freed at a time: messages and bytes.
@@ -150,6 +202,8 @@ pub(crate) struct WaitingRoom {
 pub(crate) struct Stalled {
     pub(crate) core: Arc<EndpointCore>,
     pub(crate) groups: Vec<GroupId>,
+    /// Names that it shares with other workers, which are all full.
+    pub(crate) names: Vec<NameId>,
     /// For how long.
     pub(crate) time: Duration,
     pub(crate) queued_messages: u64,
@@ -202,8 +256,9 @@ impl WaitingRoom {
                 };
             }
         };
+        let at = Stand::of(&outgoing, at);
         let key = self.insert(Interest::Send, outgoing, waker);
-        self.register(bus, key, &at);
+        self.register(bus, key, at);
         if !mutated(Mutant::NoSecondLook) {
             self.settle(bus, key, effects);
         }
@@ -230,8 +285,9 @@ impl WaitingRoom {
                 return settled.map(|_| None);
             }
         };
+        let at = Stand::of(&outgoing, at);
         let key = self.insert(Interest::Watch, outgoing, waker);
-        self.register(bus, key, &at);
+        self.register(bus, key, at);
         self.settle(bus, key, effects);
         match self.take_outcome(key) {
             Some(outcome) => outcome.map(|_| None),
@@ -267,7 +323,7 @@ impl WaitingRoom {
             ticket,
             interest,
             outgoing: Some(outgoing),
-            at: None,
+            at: Stand::Nowhere,
             since: Duration::ZERO,
             kept: Vec::new(),
             waker: Some(waker),
@@ -275,34 +331,38 @@ impl WaitingRoom {
         }))
     }
 
-    fn register(&mut self, bus: &BusInner, key: WaitKey, core: &Arc<EndpointCore>) {
+    fn register(&mut self, bus: &BusInner, key: WaitKey, at: Stand) {
         let wait = &mut self.waits[key.0];
-        wait.at = Some(core.id());
+        for core in at.queues() {
+            let line = self.lines.entry(core.id()).or_insert_with(|| Line {
+                core: Arc::clone(core),
+                sends: BTreeMap::new(),
+                watches: BTreeMap::new(),
+                keepers: BTreeSet::new(),
+                unused_since: Duration::ZERO,
+            });
+            line.of(wait.interest).insert(wait.ticket, key);
+            core.register(wait.interest);
+        }
+        wait.at = at;
         wait.since = bus.running();
-        let line = self.lines.entry(core.id()).or_insert_with(|| Line {
-            core: Arc::clone(core),
-            sends: BTreeMap::new(),
-            watches: BTreeMap::new(),
-            keepers: BTreeSet::new(),
-            unused_since: Duration::ZERO,
-        });
-        line.of(wait.interest).insert(wait.ticket, key);
-        core.register(wait.interest);
     }
 
     fn unregister(&mut self, key: WaitKey) {
         let wait = &mut self.waits[key.0];
-        let Some(at) = wait.at.take() else { return };
-        let Some(line) = self.lines.get_mut(&at) else {
-            return;
-        };
-        let was_first = line.sends.keys().next() == Some(&wait.ticket);
-        line.of(wait.interest).remove(&wait.ticket);
-        line.core.unregister(wait.interest);
-        if line.is_empty() {
-            self.lines.remove(&at);
-        } else if was_first && !line.sends.is_empty() && !mutated(Mutant::ServeOnlyOne) {
-            self.unsettled.push(at);
+        for core in std::mem::replace(&mut wait.at, Stand::Nowhere).queues() {
+            let at = core.id();
+            let Some(line) = self.lines.get_mut(&at) else {
+                continue;
+            };
+            let was_first = line.sends.keys().next() == Some(&wait.ticket);
+            line.of(wait.interest).remove(&wait.ticket);
+            line.core.unregister(wait.interest);
+            if line.is_empty() {
+                self.lines.remove(&at);
+            } else if was_first && !line.sends.is_empty() && !mutated(Mutant::ServeOnlyOne) {
+                self.unsettled.push(at);
+            }
         }
     }
 
@@ -361,7 +421,7 @@ impl WaitingRoom {
             };
             let generation = outgoing.route.generation();
             let turn =
-                Turn { lines: &self.lines, ticket: wait.ticket, at: wait.at, now: bus.running() };
+                Turn { lines: &self.lines, ticket: wait.ticket, at: &wait.at, now: bus.running() };
             let attempt = bus.attempt(&mut outgoing, Standing::Waiter(turn), effects);
             let changed = outgoing.route.generation() != generation;
             let sender = outgoing.sender.id();
@@ -383,12 +443,16 @@ impl WaitingRoom {
                     if changed && !mutated(Mutant::ChangeKeepsClaims) {
                         self.give_up(key, Given::NotNeeded);
                     }
-                    if self.waits[key.0].at == Some(at.id()) || mutated(Mutant::StayRegistered) {
+                    let wait = &self.waits[key.0];
+                    let Some(at) = wait.outgoing.as_ref().map(|send| Stand::of(send, at)) else {
+                        return Settled::Decided;
+                    };
+                    if wait.at.is_same(&at) || mutated(Mutant::StayRegistered) {
                         return settled;
                     }
                     self.keep(bus, key);
                     self.unregister(key);
-                    self.register(bus, key, &at);
+                    self.register(bus, key, at);
                     settled = Settled::Moved;
                     if mutated(Mutant::NoSecondLook) {
                         return settled;
@@ -403,10 +467,12 @@ impl WaitingRoom {
     /// A send leaves the line of a queue that has a place for it: it keeps the reserve place there.
     fn keep(&mut self, bus: &BusInner, key: WaitKey) {
         let wait = &mut self.waits[key.0];
-        let (Interest::Send, Some(at), Some(outgoing)) = (wait.interest, wait.at, &wait.outgoing)
+        let (Interest::Send, Stand::Queue(core), Some(outgoing)) =
+            (wait.interest, &wait.at, &wait.outgoing)
         else {
             return;
         };
+        let at = core.id();
         // It moves as well from a queue that is no recipient any more, or is its sender's own.
         if !outgoing.route.needs(at) || outgoing.sender.id() == at {
             return;
@@ -435,11 +501,11 @@ impl WaitingRoom {
     /// A send gives up reserve places; those in line there may go on.
     fn give_up(&mut self, key: WaitKey, what: Given) {
         let wait = &mut self.waits[key.0];
-        let (ticket, at, outgoing) = (wait.ticket, wait.at, wait.outgoing.as_ref());
         let kept = std::mem::take(&mut wait.kept);
+        let (ticket, at, outgoing) = (wait.ticket, &wait.at, wait.outgoing.as_ref());
         let stays = |queue: &EndpointId| match what {
             Given::All => false,
-            Given::Elsewhere => at == Some(*queue),
+            Given::Elsewhere => at.is_at(*queue),
             Given::NotNeeded => outgoing.is_some_and(|outgoing| outgoing.route.needs(*queue)),
         };
         let (stay, go): (Vec<_>, Vec<_>) = kept.into_iter().partition(stays);
@@ -611,13 +677,21 @@ impl WaitingRoom {
                 let stalled = full.entry(core.id()).or_insert_with(|| Stalled {
                     core,
                     groups: Vec::new(),
+                    names: Vec::new(),
                     time: Duration::ZERO,
                     queued_messages,
                 });
-                if let Destination::Group(group) = destination
-                    && !stalled.groups.contains(&group)
-                {
-                    stalled.groups.push(group);
+                match destination {
+                    Destination::Group(group) if !stalled.groups.contains(&group) => {
+                        stalled.groups.push(group);
+                    }
+                    Destination::Name(name)
+                        if outgoing.route.sole_recipient().is_none()
+                            && !stalled.names.contains(&name) =>
+                    {
+                        stalled.names.push(name);
+                    }
+                    _ => {}
                 }
             }
         }
@@ -682,7 +756,7 @@ impl WaitingRoom {
         let keys: Vec<WaitKey> = (self.waits.iter())
             .filter(|(_, wait)| {
                 let route = wait.outgoing.as_ref().map(|outgoing| &outgoing.route);
-                route.is_some_and(|route| route.generation().is_none() && route.needs(id))
+                route.is_some_and(|route| route.sole_recipient() == Some(id) && route.is_current())
             })
             .map(|(at, _)| WaitKey(at))
             .collect();
@@ -712,14 +786,14 @@ enum Given {
 pub(crate) struct Turn<'a> {
     lines: &'a HashMap<EndpointId, Line>,
     ticket: Ticket,
-    at: Option<EndpointId>,
+    at: &'a Stand,
     now: Duration,
 }
 
 impl Turn<'_> {
     /// Whether it stands in line at a queue.
     pub(crate) fn is_at(self, queue: EndpointId) -> bool {
-        self.at == Some(queue)
+        self.at.is_at(queue)
     }
 
     /// Whether an older send stands in line at a queue.
@@ -753,6 +827,7 @@ impl Turn<'_> {
 #[derive(Debug, Default)]
 pub(crate) struct Changed {
     pub(crate) groups: Vec<GroupId>,
+    pub(crate) names: Vec<NameId>,
     pub(crate) endpoint: Option<EndpointId>,
 }
 
@@ -763,11 +838,12 @@ impl Changed {
         };
         let destination = match outgoing.route.destination() {
             Destination::Group(group) => self.groups.contains(&group),
+            Destination::Name(name) => self.names.contains(&name),
             Destination::Endpoint(_) | Destination::Caller(_) => {
                 self.endpoint.is_some_and(|id| outgoing.route.needs(id))
             }
         };
         destination
-            || self.endpoint.is_some_and(|id| wait.at == Some(id) || outgoing.sender.id() == id)
+            || self.endpoint.is_some_and(|id| wait.at.is_at(id) || outgoing.sender.id() == id)
     }
 }

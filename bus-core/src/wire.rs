@@ -14,7 +14,7 @@
 //! | `header` | the 16 bytes of every frame, and which kind may say what in them |
 //! | `client`, `broker` | the frames of either direction |
 //! | `body` | what both directions share |
-//! | `control`, `code`, `views`, `filter_form` | bodies in CBOR, and the codes and filters in them |
+//! | `control`, `code`, `views`, `names`, `filter_form` | bodies in CBOR, and what is in them |
 //! | `cbor` | what is checked before serde sees a body |
 
 use bytes::{Buf, BytesMut};
@@ -30,6 +30,7 @@ mod control;
 mod filter_form;
 mod header;
 mod limits_form;
+mod names;
 mod view;
 mod views;
 
@@ -47,6 +48,7 @@ pub use control::{
     Notice, Request, Response, Stats, Status, Welcome,
 };
 pub use header::{HEADER_BYTES, Handle, LaneNumber, MAX_DESCRIPTORS, MAX_LANES, Serial};
+pub use names::{ClaimChanged, NameInfo, Owner, OwnerChanged};
 pub use view::MessageView;
 pub use views::ViewNotice;
 

@@ -272,6 +272,7 @@ impl World {
     fn recipients(&self, sender: EndpointId, to: Destination) -> Vec<(EndpointId, bool)> {
         match to {
             Destination::Endpoint(id) => vec![(id, false)],
+            Destination::Name(_) => unreachable!("names have a model of their own"),
             Destination::Group(id) => {
                 let members = self.group(id).map(|group| &group.members);
                 let heard = |(id, flags): (&EndpointId, &MemberFlags)| {

@@ -266,7 +266,7 @@ fn expected(history: &History, all: &[History]) -> BTreeMap<Sequence, (String, O
             let Ok(receipt) = &sent.outcome else { continue };
             let droppable = match sent.to {
                 Destination::Endpoint(id) if id == history.endpoint => Some(None),
-                Destination::Endpoint(_) => None,
+                Destination::Endpoint(_) | Destination::Name(_) => None,
                 Destination::Group(group) => stay_at(history, group, receipt.sequence)
                     .filter(|stay| {
                         sender.endpoint != history.endpoint

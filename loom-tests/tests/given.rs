@@ -133,6 +133,9 @@ pub(crate) fn taken(delivery: Delivery) -> Taken {
         Delivery::Current { sequence, .. } => {
             Taken { text: "current".to_owned(), sequence, missed: None }
         }
+        Delivery::Name(notice) => {
+            Taken { text: format!("{:?}", notice.event), sequence: notice.sequence, missed: None }
+        }
         Delivery::Evicted(eviction) => {
             Taken { text: "Evicted".to_owned(), sequence: eviction.sequence, missed: None }
         }

@@ -9,6 +9,7 @@ mod given;
 mod isolation;
 mod membership;
 mod mutants;
+mod names;
 mod order;
 mod queue;
 mod reader;

@@ -25,6 +25,7 @@
 //! | G9 lifetime | close and shutdown against sends and readers; slots used again | `membership::g9_*`, `cancel::g9_*` | `ClosedSenderCommits`, `SlotNotCompared`, `ShutStillReceives`, `EndWithoutLook` |
 //! | requests | reply, cancellation, deadline, close of either side; a look while the next one comes | `requests::*` | `OutcomeTwice`, `AskedNotedLate`, `LookBeforeNone`, `EndWakesNobody` |
 //! | G5 wakers | each way to be woken, with a waker that asks the bus | `wakers::*`, `cancel::g5_a_cancelled_sends_waker_*` | |
+//! | G4, G5 names | a message against a change of owner; waiting sends; workers that make room at once | `names::*` | `SkipOwnershipCheck`, `OwnerChangeServesNobody`, `WaitAtOneWorker` |
 //! | the queue | a ring that wraps; a reader that goes to sleep; two that want to read | `queue::*`, `reader::*`, `waiting::g5_a_message_*` | `TailRelaxed`, `HeadRelaxed`, `SleepWithoutLook`, `SeatTakenTwice`, `QueueMadeTwice` |
 
 use std::collections::BTreeSet;
@@ -91,6 +92,15 @@ const CAUGHT: &[(&str, &str)] = &[
     ("FilterServesNobody", "filters::g5_a_filter_that_rejects_what_waits_lets_it_go"),
     ("LeaveServesNobody", "cancel::g5_a_leave_wakes_those_who_wait_for_the_member"),
     ("ChangeKeepsClaims", "reserve::g5_a_leave_gives_up_the_places_that_are_kept_for_it"),
+    ("SkipOwnershipCheck", "names::g4_a_message_goes_to_who_owns_the_name_at_its_place"),
+    (
+        "OwnerChangeServesNobody",
+        "names::g5_a_send_that_waits_for_a_name_goes_on_with_its_next_owner",
+    ),
+    (
+        "WaitAtOneWorker",
+        "names::g5_a_place_freed_at_any_worker_while_a_send_goes_to_wait_is_not_lost",
+    ),
     (
         "CancelLeavesSend",
         "cancel::g5_a_cancelled_send_has_reached_nobody_and_a_receipt_means_everybody",

@@ -20,6 +20,9 @@ impl Session {
         context: &mut Context<'_>,
     ) -> Result<Response, Box<Failure>> {
         let shared = context.shared;
+        if let Some(answer) = self.call_of_names(handle, request, shared) {
+            return answer;
+        }
         match request {
             Request::Ping => Ok(Response::Pong),
             Request::Status => Ok(Response::Status(Box::new(status(shared)))),
@@ -148,7 +151,7 @@ impl Session {
         Ok(Response::Closed)
     }
 
-    fn port(&mut self, handle: Handle) -> Result<&mut Port, Box<Failure>> {
+    pub(super) fn port(&mut self, handle: Handle) -> Result<&mut Port, Box<Failure>> {
         match self.ports.get_mut(&handle) {
             Some(port) => Ok(port),
             None => Err(Box::new(no_such_port(handle))),
@@ -218,6 +221,6 @@ fn no_such_group(group: GroupId) -> Failure {
 }
 
 /// The size of a page: what was asked for, within what fits a frame.
-fn page(max: u32) -> usize {
+pub(super) fn page(max: u32) -> usize {
     usize::try_from(max.clamp(1, MAX_PAGE)).unwrap_or(1)
 }

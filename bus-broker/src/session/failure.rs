@@ -1,7 +1,8 @@
 //! What the bus refused, in the words of the wire.
 
 use bus_core::{
-    CreateError, FilterChangeError, JoinError, LeaveError, LimitExceeded, SendError, WatchError,
+    CreateError, FilterChangeError, JoinError, LeaveError, LimitExceeded, OwnError, SendError,
+    WatchError,
     wire::{Failure, FailureCode},
 };
 
@@ -13,6 +14,7 @@ pub(super) fn of_send(error: &SendError) -> Failure {
     let failure = |code| Failure::new(code, error.to_string());
     match error {
         SendError::NoSuchGroup(_) => failure(FailureCode::NoSuchGroup),
+        SendError::NoSuchName(_) => failure(FailureCode::NoSuchName),
         SendError::NoSuchEndpoint(_) => failure(FailureCode::NoSuchEndpoint),
         SendError::ReceiveShut(_) | SendError::Closed => failure(FailureCode::EndpointClosed),
         SendError::WouldBlock { full } => {
@@ -71,6 +73,17 @@ pub(super) fn of_filter_change(error: &FilterChangeError) -> Failure {
     match error {
         FilterChangeError::NotAMember(..) => failure(FailureCode::NotAMember),
         FilterChangeError::Limit(error) => of_limit(error),
+        _ => failure(FailureCode::BadRequest),
+    }
+}
+
+pub(super) fn of_own(error: &OwnError) -> Failure {
+    let failure = |code| Failure::new(code, error.to_string());
+    match error {
+        OwnError::Taken(..) => failure(FailureCode::NameTaken),
+        OwnError::OtherKind(_) => failure(FailureCode::NameMismatch),
+        OwnError::ReceiveShut(_) | OwnError::Closed(_) => failure(FailureCode::EndpointClosed),
+        OwnError::Limit(error) => of_limit(error),
         _ => failure(FailureCode::BadRequest),
     }
 }

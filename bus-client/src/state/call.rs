@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use bus_core::wire::{ClientFrame, Failure, FailureCode, Request, Response, Serial};
-use bus_core::{GroupId, GroupName, MemberFlags, Sequence};
+use bus_core::{GroupId, GroupName, MemberFlags, NameId, Sequence};
 
 use super::endpoint::KnownGroup;
+use super::names::NameTarget;
 use super::send::Stage;
 use super::target::{GroupTarget, Target};
 use super::{Entry, State, TOO_MUCH_PENDING, Urgency, handle};
@@ -36,6 +37,13 @@ pub(crate) enum Purpose {
         flags: MemberFlags,
     },
     Leave(GroupId),
+    /// Looks a well-known name up for the send or watch `asker`, which fails if nobody owns it.
+    ResolveName {
+        name: Arc<NameTarget>,
+        asker: Serial,
+    },
+    OwnName(GroupName),
+    ReleaseName(NameId),
     WatchGroup(GroupName),
     Open,
     Close,
@@ -63,6 +71,7 @@ impl State {
             Purpose::Join { group, flags } => {
                 Some(needs_own_room(*flags).then(|| group.name().clone()))
             }
+            Purpose::OwnName(_) => Some(None),
             _ => None,
         };
         let entry = Entry::Call(CallEntry {
@@ -140,6 +149,13 @@ impl State {
             (Purpose::WatchGroup(name), Response::Watching { group_id, sequence, members }) => {
                 self.watching(key, &name, *group_id, *sequence, *members);
             }
+            (Purpose::ResolveName { name, .. }, Response::Name(info)) => {
+                self.name_resolved(&name, info.name_id);
+            }
+            (Purpose::OwnName(name), Response::Claimed { name_id, .. }) => {
+                self.claimed(key, &name, *name_id);
+            }
+            (Purpose::ReleaseName(id), Response::Released { .. }) => self.released(key, id),
             (Purpose::Open, Response::Opened { endpoint }) => self.endpoints[key].id = *endpoint,
             (Purpose::Close, Response::Closed) => self.closed(key),
             (purpose, response) => {
@@ -163,6 +179,11 @@ impl State {
                         self.forget_loopback(key, group.name(), flags);
                         self.wake_receivers(key);
                     }
+                    Purpose::ResolveName { name, asker } => {
+                        self.name_unresolved(&name, asker, &failure);
+                    }
+                    Purpose::OwnName(_) => self.claim_failed(key),
+                    Purpose::ReleaseName(id) => self.released(key, id),
                     Purpose::Open => {
                         self.endpoints.remove(key);
                     }
@@ -178,6 +199,13 @@ impl State {
                     && let Target::Group(group) = &watch.target
                 {
                     group.set_id(None);
+                    watch.left = false;
+                    self.start_watch(serial);
+                } else if let (FailureCode::NoSuchName, Target::Name(name)) =
+                    (&failure.code, &watch.target)
+                    && std::mem::take(&mut watch.retry_stale)
+                {
+                    name.set_id(None);
                     watch.left = false;
                     self.start_watch(serial);
                 } else {

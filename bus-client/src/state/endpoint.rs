@@ -10,6 +10,7 @@ use bus_core::wire::{ClientFrame, LaneNumber, MAX_LANES, Request, Role, Serial};
 use bus_core::{EndpointId, GroupId, GroupName, Sequence};
 
 use super::call::{CallError, Purpose};
+use super::names::Claims;
 use super::relief::Reader;
 use super::request::Requests;
 use super::target::Target;
@@ -19,6 +20,7 @@ use crate::clock::Tick;
 use crate::inbox::{Amount, Inbox, Item};
 use crate::lane::LaneState;
 use crate::message::{Current, Event, Evicted, Gap, Message};
+use crate::names::{OwnerChangesLost, event_of};
 use crate::waits::Wake;
 
 /// One endpoint of the connection.
@@ -41,6 +43,7 @@ pub(super) struct EndpointState {
     pub(super) joining: usize,
     pub(super) views: Views,
     pub(super) requests: Requests,
+    pub(super) claims: Claims,
     pub(super) closing: bool,
     /// A main loop polls for this endpoint.
     pub(super) polled: bool,
@@ -62,6 +65,7 @@ impl EndpointState {
             Some(_) if gone || self.joining == 0 => true,
             Some(Item::Message { message, .. }) => {
                 message.group().is_none_or(|group| self.groups.contains_key(&group))
+                    && message.name().is_none_or(|name| self.claims.knows(name))
             }
             Some(
                 Item::Gap { group_id, .. }
@@ -69,6 +73,7 @@ impl EndpointState {
                 | Item::Current { group_id, .. },
             ) => self.groups.contains_key(group_id),
             Some(Item::View(_) | Item::ViewsLost { .. }) => true,
+            Some(Item::Name(_) | Item::Owner(_) | Item::OwnersLost { .. }) => true,
         }
     }
 
@@ -90,6 +95,7 @@ impl EndpointState {
             Target::Endpoint(id) => *id == self.id,
             Target::Caller(_) => false,
             Target::Group(group) => self.loopbacks.contains(group.name()),
+            Target::Name(name) => self.claims.holds(name.name()),
         }
     }
 
@@ -105,7 +111,14 @@ impl EndpointState {
                     _ => None,
                 };
                 self.forget_left(message.sequence());
-                Event::Message(Message::new(message, group, missed, descriptors, descriptors_lost))
+                let name = message.name().and_then(|name| self.claims.name_of(name).cloned());
+                let message = Message::new(message, group, missed, descriptors, descriptors_lost);
+                Event::Message(message.with_name(name))
+            }
+            Item::Name(claim) => event_of(*claim),
+            Item::Owner(change) => Event::OwnerChanged((*change).into()),
+            Item::OwnersLost { name_id, gap } => {
+                Event::OwnerChangesLost(OwnerChangesLost { name_id, gap })
             }
             Item::Current { group_id, sequence, messages } => {
                 let group = self.name_of(group_id);
@@ -151,6 +164,7 @@ impl State {
             joining: 0,
             views: Views::default(),
             requests: Requests::default(),
+            claims: Claims::default(),
             closing: false,
             polled: false,
         };

@@ -126,6 +126,9 @@ impl SendEntry {
             (FailureCode::GroupEnded, Target::Group(group)) => {
                 SendError::GroupEnded(group.name().clone())
             }
+            (FailureCode::NoSuchName, Target::Name(name)) => {
+                SendError::NoSuchName(name.name().clone())
+            }
             (FailureCode::NoSuchEndpoint, Target::Endpoint(id)) => SendError::NoSuchEndpoint(*id),
             (FailureCode::EndpointClosed, Target::Endpoint(id)) => SendError::ReceiverShut(*id),
             (FailureCode::WouldBlock, _) => {
@@ -457,6 +460,18 @@ impl State {
                 ) => {
                     if group.id() == Some(*used) {
                         group.set_id(None);
+                    }
+                    if std::mem::take(&mut send.new.retry_stale) {
+                        return self.come_back(id, false);
+                    }
+                }
+                (
+                    FailureCode::NoSuchName,
+                    Target::Name(name),
+                    Stage::Left { to: Destination::Name(used), .. },
+                ) => {
+                    if name.id() == Some(*used) {
+                        name.set_id(None);
                     }
                     if std::mem::take(&mut send.new.retry_stale) {
                         return self.come_back(id, false);

@@ -1,4 +1,5 @@
-//! Where sends and watches go, and how a group's name becomes its id.
+//! Where sends and watches go, and how a group's name becomes its id. (`names.rs`: the same of
+//! well-known names.)
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,6 +8,7 @@ use bus_core::wire::{Failure, Request, Serial};
 use bus_core::{Destination, EndpointId, GroupId, GroupName, Sequence};
 
 use super::call::{CallError, Purpose};
+use super::names::NameTarget;
 use super::send::Stage;
 use super::{Entry, State};
 
@@ -51,6 +53,7 @@ pub(crate) enum Target {
     Endpoint(EndpointId),
     /// The caller of a request that this endpoint was sent.
     Caller(Sequence),
+    Name(Arc<NameTarget>),
 }
 
 impl Target {
@@ -59,6 +62,7 @@ impl Target {
             Self::Group(group) => group.id().map(Destination::Group),
             Self::Endpoint(id) => Some(Destination::Endpoint(*id)),
             Self::Caller(request) => Some(Destination::Caller(*request)),
+            Self::Name(name) => name.id().map(Destination::Name),
         }
     }
 }
@@ -88,8 +92,10 @@ impl State {
         target: &Target,
         asker: Serial,
     ) -> Result<(), CallError> {
-        let Target::Group(group) = target else {
-            return Ok(());
+        let group = match target {
+            Target::Group(group) => group,
+            Target::Name(name) => return self.resolve_name(key, name, asker),
+            Target::Endpoint(_) | Target::Caller(_) => return Ok(()),
         };
         if group.resolving.load(Ordering::Relaxed) {
             return Ok(());
@@ -113,6 +119,10 @@ impl State {
     /// the group too.
     pub(super) fn unresolved(&mut self, group: &GroupTarget, asker: Serial, failure: &Failure) {
         group.resolving.store(false, Ordering::Relaxed);
+        self.lookup_failed(asker, failure);
+    }
+
+    pub(super) fn lookup_failed(&mut self, asker: Serial, failure: &Failure) {
         match self.pending.get(asker) {
             Some(Entry::Send(send)) if matches!(send.stage, Stage::Queued { .. }) => {
                 let error = send.error(failure, &self.limits);
@@ -126,7 +136,7 @@ impl State {
         self.after_lookup();
     }
 
-    fn after_lookup(&mut self) {
+    pub(super) fn after_lookup(&mut self) {
         for serial in std::mem::take(&mut self.queued_watches) {
             self.start_watch(serial);
         }

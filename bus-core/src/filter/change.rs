@@ -70,7 +70,7 @@ impl BusInner {
         };
         self.check_instructions(&before, old, filters.as_deref())?;
         let step = Step::unseen(group, before.with_filters(at, filters));
-        let changed = Changed { groups: vec![group.id], endpoint: None };
+        let changed = Changed { groups: vec![group.id], ..Changed::default() };
         let drops = record.drops.clone();
         let sequence = self.publish_one(core, directory, step, drops);
         if !mutated(Mutant::FilterServesNobody) {

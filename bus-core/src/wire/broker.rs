@@ -11,7 +11,7 @@ use super::{
     EncodeError, Failure, Goodbye, HEADER_BYTES, Handle, MAX_FRAME_BYTES, Notice, Response, SendId,
     Serial, Welcome, WireError,
 };
-use crate::{Attributes, Credentials, EndpointId, Gap, GroupId, Receipt, Sequence};
+use crate::{Attributes, Credentials, EndpointId, Gap, GroupId, NameId, Receipt, Sequence};
 
 /// One frame from the broker to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,8 +115,11 @@ pub struct MessageHead {
     pub endpoint: Handle,
     /// Its place in the order (G2).
     pub sequence: Sequence,
-    /// The group that it was sent to; `None` if it was sent to this endpoint itself.
+    /// The group that it was sent to; `None` if it was sent to this endpoint itself, or to a name.
     pub group: Option<GroupId>,
+    /// The name that it was sent to, and that this endpoint owned then. Means nothing with a group;
+    /// a reply and a request that is given again do not say it.
+    pub name: Option<NameId>,
     /// Who sent it.
     pub sender: EndpointId,
     /// 1, 2, 3 ... for each sender.
@@ -323,14 +326,9 @@ pub(super) fn message_layout(unread: &[u8]) -> Result<Option<Layout>, WireError>
 #[inline]
 fn check_message(header: &Header, frame: &[u8]) -> Result<Layout, WireError> {
     let name = header.shape.name;
-    let group = u64_at(frame, GROUP_AT);
-    let role = role_of(header.flags, group).ok_or(WireError::Value {
-        frame: name,
-        field: "combination of flags",
-        given: header.flags.into(),
-    })?;
-    if header.flags & UNICAST != 0 && group != 0 && !says_sequence(role) {
-        return Err(WireError::Value { frame: name, field: "group of a unicast", given: group });
+    if role_of(header.flags, u64_at(frame, GROUP_AT)).is_none() {
+        let given = header.flags.into();
+        return Err(WireError::Value { frame: name, field: "combination of flags", given });
     }
     let lost = u16_at(frame, LOST_AT);
     if lost > 1 {
@@ -363,6 +361,7 @@ pub(super) fn checked_head(frame: &[u8]) -> MessageHead {
         endpoint: endpoint_of(frame),
         sequence: sequence_of(frame),
         group: group_of(frame),
+        name: name_of(frame),
         sender: EndpointId::from_raw(u64_at(frame, 32)),
         sender_serial: u64_at(frame, 40),
         commit_time: u64_at(frame, 48),
@@ -392,6 +391,13 @@ pub(super) fn sequence_of(frame: &[u8]) -> Sequence {
 
 pub(super) fn group_of(frame: &[u8]) -> Option<GroupId> {
     (frame[FLAGS_OFFSET] & UNICAST == 0).then(|| GroupId::from_raw(u64_at(frame, GROUP_AT)))
+}
+
+pub(super) fn name_of(frame: &[u8]) -> Option<NameId> {
+    let (flags, id) = (frame[FLAGS_OFFSET], u64_at(frame, GROUP_AT));
+    let says_name = flags & UNICAST != 0 && id != 0;
+    let is_name = says_name && role_of(flags, id).is_some_and(|role| !says_sequence(role));
+    is_name.then(|| NameId::from_raw(id))
 }
 
 pub(super) fn descriptors_lost_of(frame: &[u8]) -> bool {
@@ -473,9 +479,10 @@ fn message_head(
     let (block, body) = body::tail_lengths(&MESSAGE, extra, attributes, payload_bytes)?;
     let missed = if head.missed.is_some() { MISSED } else { 0 };
     let unicast = if head.group.is_none() { UNICAST } else { 0 };
+    let name = head.name.map_or(0, NameId::get);
     let (role, group) = match head.role {
-        Role::Plain => (0, head.group.map_or(0, GroupId::get)),
-        Role::Request { first: None } => (REQUEST, 0),
+        Role::Plain => (0, head.group.map_or(name, GroupId::get)),
+        Role::Request { first: None } => (REQUEST, name),
         Role::Request { first: Some(first) } => (REQUEST | REPEATED, first.get()),
         Role::Reply { request, refusal: false } => (REPLY, request.get()),
         Role::Reply { request, refusal: true } => (REPLY | REFUSAL, request.get()),
@@ -572,7 +579,7 @@ mod kind {
 
 /// Flag of MESSAGE: a gap follows the fixed part.
 const MISSED: u8 = 1;
-/// Flag of MESSAGE: it was sent to this endpoint, not to a group.
+/// Flag of MESSAGE: it was sent to this endpoint or to a name of it, not to a group.
 const UNICAST: u8 = 2;
 /// Flag of MESSAGE: the group retained it, and it takes no place of the queue.
 const RETAINED: u8 = 4;

@@ -10,7 +10,7 @@ use super::{
     ControlError, EncodeError, Goodbye, HEADER_BYTES, Handle, Hello, LaneNumber, MAX_FRAME_BYTES,
     Request, Serial, WireError,
 };
-use crate::{Attributes, Destination, EndpointId, GroupId, MAX_ATTRIBUTES_BYTES, Sequence};
+use crate::{Attributes, Destination, EndpointId, GroupId, MAX_ATTRIBUTES_BYTES, NameId, Sequence};
 
 /// One frame from a client to the broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -206,6 +206,7 @@ impl ClientFrame {
                 }
             }
             kind::WATCH => {
+                check_flags(&header)?;
                 let (fixed, block) = bytes.split_at(WATCH.fixed);
                 let length = u16::try_from(block.len()).unwrap_or(u16::MAX);
                 body::attributes(name, block, length)?;
@@ -413,6 +414,8 @@ fn destination(header: &Header, id: u64) -> Destination {
         Destination::Endpoint(EndpointId::from_raw(id))
     } else if header.flags & REPLY != 0 {
         Destination::Caller(Sequence::from_raw(id))
+    } else if header.flags & TO_NAME != 0 {
+        Destination::Name(NameId::from_raw(id))
     } else {
         Destination::Group(GroupId::from_raw(id))
     }
@@ -423,7 +426,8 @@ fn check_flags(header: &Header) -> Result<(), WireError> {
     let is = |flag: u8| header.flags & flag != 0;
     let (request, reply) = (is(SendFlags::REQUEST.bits()), is(REPLY));
     let either = is(SendFlags::REPEATABLE.bits());
-    if (reply && (request || is(TO_ENDPOINT))) || (either && !request && !reply) {
+    let destinations = [reply, is(TO_ENDPOINT), is(TO_NAME)].into_iter().filter(|is| *is);
+    if destinations.count() > 1 || (reply && request) || (either && !request && !reply) {
         let (frame, given) = (header.shape.name, header.flags.into());
         return Err(WireError::Value { frame, field: "combination of flags", given });
     }
@@ -435,6 +439,7 @@ fn destination_bits(destination: Destination) -> (u8, u64) {
         Destination::Group(id) => (0, id.get()),
         Destination::Endpoint(id) => (TO_ENDPOINT, id.get()),
         Destination::Caller(request) => (REPLY, request.get()),
+        Destination::Name(id) => (TO_NAME, id.get()),
     }
 }
 
@@ -471,6 +476,8 @@ mod kind {
 const TO_ENDPOINT: u8 = 4;
 /// Flag of SEND: the destination is the sequence of the request that it answers.
 const REPLY: u8 = 32;
+/// Flag of SEND and WATCH: the destination is a well-known name.
+const TO_NAME: u8 = 8;
 /// The longest CALL.
 const MAX_CALL_BODY: usize = 64 << 10;
 
@@ -478,7 +485,7 @@ const HELLO: Shape = Shape { most: both::MAX_SMALL_BODY, ..Shape::plain(kind::HE
 const CALL: Shape =
     Shape { endpoint: true, serial: true, most: MAX_CALL_BODY, ..Shape::plain(kind::CALL, "CALL") };
 const SEND: Shape = Shape {
-    flags: SendFlags::all().bits() | TO_ENDPOINT | REPLY,
+    flags: SendFlags::all().bits() | TO_ENDPOINT | TO_NAME | REPLY,
     descriptors: true,
     endpoint: true,
     lane: true,
@@ -493,7 +500,7 @@ const RESUME: Shape = Shape { endpoint: true, lane: true, ..Shape::plain(kind::R
 const FLUSH: Shape = Shape::plain(kind::FLUSH, "FLUSH");
 const CREDIT: Shape = Shape { endpoint: true, ..Shape::fixed(kind::CREDIT, "CREDIT", 16) };
 const WATCH: Shape = Shape {
-    flags: TO_ENDPOINT,
+    flags: TO_ENDPOINT | TO_NAME,
     endpoint: true,
     serial: true,
     fixed: 8,

@@ -77,6 +77,17 @@ codes! {
     FailureCode {
         /// No group of that name or id; create it, or look its name up again.
         NoSuchGroup = "no-such-group",
+        /// Nobody owns that name; watch it, or look it up again.
+        NoSuchName = "no-such-name",
+        /// Another endpoint owns the name, and the claim was not to wait.
+        NameTaken = "name-taken",
+        /// The name is shared by its owners and the claim does not share it, or the other way
+        /// round.
+        NameMismatch = "name-mismatch",
+        /// The endpoint has no claim of the name.
+        NotClaimed = "not-claimed",
+        /// The owner of the name says nothing of itself.
+        NoDescription = "no-description",
         /// No endpoint of that id, or of that handle on this connection.
         NoSuchEndpoint = "no-such-endpoint",
         /// The text is no group name.

@@ -13,10 +13,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::cbor::{self, CborError, DecodeError};
 use super::filter_form::BAD_FILTER;
+use super::names::{self, ClaimChanged, NameInfo, Owner, OwnerChanged};
 use super::{EvictionReason, FailureCode, GoodbyeCode, OutcomeCode, ViewNotice, WireError};
 use crate::{
-    EndpointId, Filter, Gap, GroupId, GroupName, Interest, Limits, MemberFlags, NAMED_RECIPIENTS,
-    NameError, Retain, Sequence,
+    Description, EndpointId, Filter, Gap, GroupId, GroupName, Interest, Limits, MemberFlags,
+    NAMED_RECIPIENTS, NameError, NameFlags, NameId, Retain, Sequence,
 };
 
 /// The client's greeting, its first frame.
@@ -217,6 +218,51 @@ pub enum Request {
         /// How many at most; the broker may give fewer. See [`MAX_PAGE`](super::MAX_PAGE).
         max: u32,
     },
+    /// Claims a well-known name: to own it, or to wait for it. Claiming it again changes flags and
+    /// description. Answered by [`Response::Claimed`].
+    OwnName {
+        /// The name.
+        name: GroupName,
+        /// How it is claimed.
+        #[serde(default, with = "names::flag_names", skip_serializing_if = "NameFlags::is_empty")]
+        flags: NameFlags,
+        /// What the service says of itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        description: Option<Box<Description>>,
+    },
+    /// Gives a claim up. Answered by [`Response::Released`].
+    ReleaseName {
+        /// The name's id.
+        name_id: NameId,
+    },
+    /// Looks a well-known name up. Answered by [`Response::Name`].
+    FindName {
+        /// The name.
+        name: GroupName,
+    },
+    /// Lists well-known names that have owners, ascending. Answered by [`Response::Names`].
+    Names {
+        /// Where to go on: the last name of the page before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<GroupName>,
+        /// How many at most; the broker may give fewer. See [`MAX_PAGE`](super::MAX_PAGE).
+        max: u32,
+    },
+    /// What does the service of this name say of itself? Answered by [`Response::Description`].
+    DescribeName {
+        /// The name.
+        name: GroupName,
+    },
+    /// Asks to be told of changes of a name's owners. Answered by [`Response::NameWatched`].
+    WatchName {
+        /// The name, which nobody has to own.
+        name: GroupName,
+    },
+    /// Ends such a watch. Answered by [`Response::Unwatched`].
+    UnwatchName {
+        /// The name's id.
+        name_id: NameId,
+    },
     /// Lists the members of a group by id, ascending. Answered by [`Response::Members`].
     Members {
         /// The group's id.
@@ -256,6 +302,13 @@ impl Request {
         "unwatch-group",
         "find-group",
         "groups",
+        "own-name",
+        "release-name",
+        "find-name",
+        "names",
+        "describe-name",
+        "watch-name",
+        "unwatch-name",
         "members",
         "cancel-request",
         "decline-request",
@@ -280,7 +333,7 @@ impl Request {
         {
             return ControlError::UnknownOperation(clip(op, 64).to_owned());
         }
-        for key in ["group", "after"] {
+        for key in ["group", "name", "after"] {
             if let Some(Err(error)) = cbor::text_under(body, key).map(str::parse::<GroupName>) {
                 return error.into();
             }
@@ -357,7 +410,7 @@ pub enum Response {
         /// Members there.
         members: u32,
     },
-    /// To [`Request::UnwatchGroup`].
+    /// To [`Request::UnwatchGroup`] and [`Request::UnwatchName`].
     Unwatched {
         /// Its place in the order: no later change is told.
         sequence: Sequence,
@@ -370,6 +423,41 @@ pub enum Response {
         groups: Vec<GroupInfo>,
         /// Whether there are more after the last.
         more: bool,
+    },
+    /// To [`Request::OwnName`].
+    Claimed {
+        /// The name's id.
+        name_id: NameId,
+        /// Its place in the order: an owner gets every later message to the name (G4).
+        sequence: Sequence,
+        /// 0 for an owner, else how many there are before it.
+        #[serde(default)]
+        position: u32,
+    },
+    /// To [`Request::ReleaseName`].
+    Released {
+        /// Its place in the order: nothing sent to the name later comes (G4).
+        sequence: Sequence,
+    },
+    /// To [`Request::FindName`].
+    Name(NameInfo),
+    /// To [`Request::Names`].
+    Names {
+        /// One page, ascending by name.
+        names: Vec<NameInfo>,
+        /// Whether there are more after the last.
+        more: bool,
+    },
+    /// To [`Request::DescribeName`].
+    Description(Box<Description>),
+    /// To [`Request::WatchName`].
+    NameWatched {
+        /// The name's id.
+        name_id: NameId,
+        /// Its place in the order: every later change is told (G4).
+        sequence: Sequence,
+        /// Who owned it then.
+        owners: Vec<Owner>,
     },
     /// To [`Request::Members`].
     Members {
@@ -614,6 +702,17 @@ pub enum Notice {
         /// How many retained messages came.
         messages: u32,
     },
+    /// The endpoint has come to own a name that it waited for, or does not own it any more.
+    Claim(Box<ClaimChanged>),
+    /// The owners of a watched name have changed (G4).
+    Owner(Box<OwnerChanged>),
+    /// Changes of a watched name's owners were not told for want of room. Look it up again.
+    OwnersLost {
+        /// The name.
+        name_id: NameId,
+        /// What is missing.
+        gap: Gap,
+    },
     /// A kind of a later version. Pass over it.
     Unknown {
         /// The text under `type`.
@@ -674,12 +773,14 @@ impl Notice {
     #[must_use]
     pub fn is_charged(&self) -> bool {
         match self {
-            Self::View(_) => true,
+            Self::View(_) | Self::Owner(_) => true,
             Self::Unknown { charged, .. } => *charged,
             Self::Gap { .. }
             | Self::Evicted { .. }
             | Self::ViewsLost { .. }
             | Self::Current { .. }
+            | Self::Claim(_)
+            | Self::OwnersLost { .. }
             | Self::Outcome { .. }
             | Self::RequestEnded { .. } => false,
         }
@@ -715,13 +816,21 @@ impl Notice {
     const KINDS: &'static [&'static str] =
         &["gap", "evicted", "view", "views-lost", "current", "outcome", "request-ended"];
 
+    /// The notice, if the header's flag is that of its type.
+    fn checked(self, charged: bool) -> Result<Self, ControlError> {
+        if self.is_charged() == charged {
+            return Ok(self);
+        }
+        Err(ControlError::Content("the flag CHARGED is not that of its type".into()))
+    }
+
     /// Reads the body of a NOTICE whose header says whether it is `charged`.
     pub(super) fn decode(body: &[u8], charged: bool) -> Result<Self, ControlError> {
+        if cbor::text_under(body, "type").is_some_and(|kind| names::Form::KINDS.contains(&kind)) {
+            return decode::<names::Form>(body).map(Self::from).and_then(|n| n.checked(charged));
+        }
         match cbor::decode(body) {
-            Ok(form) => match Self::from_form(form) {
-                notice if notice.is_charged() == charged => Ok(notice),
-                _ => Err(ControlError::Content("the flag CHARGED is not that of its type".into())),
-            },
+            Ok(form) => Self::from_form(form).checked(charged),
             Err(DecodeError::Malformed(error)) => Err(error.into()),
             Err(DecodeError::Content(text)) => match cbor::text_under(body, "type") {
                 Some(kind) if !Self::KINDS.contains(&kind) => Ok(Self::Unknown {
@@ -769,6 +878,14 @@ impl Notice {
             }
             Self::RequestEnded { request, why } => {
                 NoticeForm::RequestEnded { request: *request, why: why.clone() }
+            }
+            Self::Claim(claim) => return cbor::encode(out, &names::Form::from(&**claim)),
+            Self::Owner(change) => return cbor::encode(out, &names::Form::from(&**change)),
+            Self::OwnersLost { name_id, gap } => {
+                let Gap { count, first, last } = *gap;
+                let name_id = *name_id;
+                let form = names::Form::OwnerChangesLost { name_id, count, first, last };
+                return cbor::encode(out, &form);
             }
             Self::Unknown { body, .. } => return out.extend_from_slice(body),
         };
@@ -949,7 +1066,7 @@ fn is_zero(value: &u32) -> bool {
 }
 
 /// The first `most` bytes of a text, or a little less where a character would be cut.
-fn clip(text: &str, most: usize) -> &str {
+pub(super) fn clip(text: &str, most: usize) -> &str {
     &text[..text.floor_char_boundary(most)]
 }
 

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use super::broker::{self, MessageHead, Role};
 use super::{HEADER_BYTES, Handle, WireError};
 use crate::attributes::{Block, Fields};
-use crate::{Attributes, ContentType, Gap, GroupId, Sequence};
+use crate::{Attributes, ContentType, Gap, GroupId, NameId, Sequence};
 
 /// A message on its way to a client, in the memory that it was read into.
 ///
@@ -82,6 +82,12 @@ impl MessageView {
     #[must_use]
     pub fn role(&self) -> Role {
         broker::role_in(&self.frame)
+    }
+
+    /// The name that it was sent to; see [`MessageHead::name`].
+    #[must_use]
+    pub fn name(&self) -> Option<NameId> {
+        broker::name_of(&self.frame)
     }
 
     /// What the membership missed just before it.

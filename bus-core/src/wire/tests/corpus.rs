@@ -5,14 +5,16 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::super::{
-    BrokerFrame, ChangeCode, ClientFrame, ControlError, EvictionReason, Failure, FailureCode,
-    Goodbye, GoodbyeCode, GroupInfo, Handle, Hello, Incarnation, LaneNumber, MemberInfo,
-    MessageFrame, MessageHead, Notice, OutcomeCode, Request, Response, Role, SendFlags, SendFrame,
-    SendHead, SendId, Serial, Stats, Status, ViewNotice, Welcome,
+    BrokerFrame, ChangeCode, ClaimChanged, ClientFrame, ControlError, EvictionReason, Failure,
+    FailureCode, Goodbye, GoodbyeCode, GroupInfo, Handle, Hello, Incarnation, LaneNumber,
+    MemberInfo, MessageFrame, MessageHead, NameInfo, Notice, OutcomeCode, Owner, OwnerChanged,
+    Request, Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial, Stats, Status,
+    ViewNotice, Welcome,
 };
 use crate::{
-    Attributes, Condition, ContentType, Credentials, Destination, EndpointId, Filter,
-    FilterProgram, Gap, GroupId, Interest, Limits, MemberFlags, Pattern, Receipt, Retain, Sequence,
+    Attributes, Condition, ContentType, Credentials, Description, Destination, EndpointId, Filter,
+    FilterProgram, Gap, GroupId, Interest, Limits, MemberFlags, NameEvent, NameFlags, NameId,
+    Operation, Pattern, Receipt, Retain, Sequence,
 };
 
 pub(super) fn serial(number: u32) -> Serial {
@@ -71,6 +73,7 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
         |request| ClientFrame::Call { endpoint: Handle::from_raw(1), serial: serial(5), request };
     let group = || "org.example.Chat".parse().unwrap();
     let group_id = GroupId::from_raw(9);
+    let name_id = NameId::from_raw(5);
     vec![
         ("hello", ClientFrame::Hello(Hello::new())),
         (
@@ -141,6 +144,25 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
                 max: 10,
             }),
         ),
+        (
+            "own name",
+            call(Request::OwnName { name: group(), flags: NameFlags::empty(), description: None }),
+        ),
+        (
+            "own name with everything",
+            call(Request::OwnName {
+                name: group(),
+                flags: NameFlags::all(),
+                description: Some(Box::new(description())),
+            }),
+        ),
+        ("release name", call(Request::ReleaseName { name_id })),
+        ("find name", call(Request::FindName { name: group() })),
+        ("names", call(Request::Names { after: None, max: 10 })),
+        ("names after", call(Request::Names { after: Some(group()), max: 10 })),
+        ("describe name", call(Request::DescribeName { name: group() })),
+        ("watch name", call(Request::WatchName { name: group() })),
+        ("unwatch name", call(Request::UnwatchName { name_id })),
         (
             "call that is empty",
             ClientFrame::BadCall {
@@ -236,6 +258,15 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
                 attributes: Attributes::EMPTY,
             },
         ),
+        (
+            "watch whether a name is writable",
+            ClientFrame::Watch {
+                endpoint: Handle::FIRST,
+                serial: serial(6),
+                destination: Destination::Name(name_id),
+                attributes: Attributes::EMPTY,
+            },
+        ),
         ("unwatch", ClientFrame::Unwatch { endpoint: Handle::FIRST, serial: serial(6) }),
         ("descriptors taken", ClientFrame::DescriptorsTaken),
         ("goodbye", ClientFrame::Goodbye(Goodbye::new(GoodbyeCode::Done, ""))),
@@ -248,6 +279,7 @@ pub(super) fn message(missed: Option<Gap>, attributes: Attributes, payload: &[u8
             endpoint: Handle::from_raw(3),
             sequence: Sequence::from_raw(1000),
             group: Some(GroupId::from_raw(9)),
+            name: None,
             sender: EndpointId::from_raw(4),
             sender_serial: 12,
             commit_time: 1_700_000_000_000_000_000,
@@ -277,6 +309,10 @@ pub(super) fn view(missed: Option<Gap>) -> ViewNotice {
         ended: false,
         missed,
     }
+}
+
+fn description() -> Description {
+    Description::new("Tells the time.").operation(Operation::new("now").reply("u64").doc("Now."))
 }
 
 pub(super) fn gap() -> Gap {
@@ -315,6 +351,34 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
         full_since_sequence,
         blocks: 2,
     };
+    let name_id = NameId::from_raw(5);
+    let clock = || "org.example.Clock".parse().unwrap();
+    let owner = Owner { endpoint: EndpointId::from_raw(4), uid: 1000, pid: 4242 };
+    let name = |shared| NameInfo {
+        name: clock(),
+        name_id,
+        owners: vec![owner],
+        owner_count: 1,
+        waiting: 2,
+        shared,
+        described: true,
+    };
+    let claim = |event| BrokerFrame::Notice {
+        endpoint: Handle::FIRST,
+        notice: Notice::Claim(Box::new(ClaimChanged { name_id, name: clock(), sequence, event })),
+    };
+    let changed = |missed| BrokerFrame::Notice {
+        endpoint: Handle::FIRST,
+        notice: Notice::Owner(Box::new(OwnerChanged {
+            name_id,
+            name: clock(),
+            sequence,
+            old: Some(owner),
+            new: None,
+            owners: 0,
+            missed,
+        })),
+    };
     let incarnation = Incarnation::from_bytes(*b"0123456789abcdef");
     vec![
         (
@@ -349,7 +413,6 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
         ("filter set", done(Response::FilterSet { sequence })),
         ("left", done(Response::Left { sequence })),
         ("watching", done(Response::Watching { group_id, sequence, members: 2 })),
-        ("unwatched", done(Response::Unwatched { sequence })),
         ("request ended", done(Response::RequestEnded { ended: true })),
         ("group", done(Response::Group(group(None)))),
         (
@@ -366,6 +429,25 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
                 members: vec![member(None), member(Some(sequence))],
                 more: false,
             }),
+        ),
+        ("claimed", done(Response::Claimed { name_id, sequence, position: 1 })),
+        ("released", done(Response::Released { sequence })),
+        ("name", done(Response::Name(name(false)))),
+        ("names", done(Response::Names { names: vec![name(true), name(false)], more: true })),
+        ("description", done(Response::Description(Box::new(description())))),
+        ("name watched", done(Response::NameWatched { name_id, sequence, owners: vec![owner] })),
+        ("unwatched", done(Response::Unwatched { sequence })),
+        ("name acquired", claim(NameEvent::Acquired)),
+        ("name lost", claim(NameEvent::Replaced { by: EndpointId::from_raw(4), queued: true })),
+        ("name lost by a stalled worker", claim(NameEvent::Stalled)),
+        ("owner changed", changed(None)),
+        ("owner changed after others", changed(Some(gap()))),
+        (
+            "owner changes lost",
+            BrokerFrame::Notice {
+                endpoint: Handle::FIRST,
+                notice: Notice::OwnersLost { name_id, gap: gap() },
+            },
         ),
         (
             "error",
@@ -438,6 +520,7 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
                     endpoint: Handle::FIRST,
                     sequence,
                     group: None,
+                    name: None,
                     sender: EndpointId::from_raw(4),
                     sender_serial: 13,
                     commit_time: 1,

@@ -7,15 +7,16 @@ use ciborium::Value;
 
 use super::super::cbor::text_under;
 use super::super::{
-    BrokerFrame, ChangeCode, ClientFrame, EvictionReason, Failure, FailureCode, Goodbye,
-    GoodbyeCode, HEADER_BYTES, Handle, Hello, Incarnation, LaneNumber, MAGIC, MAX_FRAME_BYTES,
-    MAX_PAGE, MAX_TEXT_BYTES, MessageFrame, MessageHead, Notice, OutcomeCode, Request, Response,
-    Role, SendFlags, SendFrame, SendHead, SendId, Serial, ViewNotice, Welcome, take_magic,
+    BrokerFrame, ChangeCode, ClaimChanged, ClientFrame, EvictionReason, Failure, FailureCode,
+    Goodbye, GoodbyeCode, HEADER_BYTES, Handle, Hello, Incarnation, LaneNumber, MAGIC,
+    MAX_FRAME_BYTES, MAX_PAGE, MAX_TEXT_BYTES, MessageFrame, MessageHead, Notice, OutcomeCode,
+    Request, Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial, ViewNotice, Welcome,
+    take_magic,
 };
 use super::{Direction, corpus, encoded};
 use crate::{
     Attributes, ContentType, Credentials, Destination, EndpointId, Filter, Gap, GroupId, Limits,
-    MemberFlags, Receipt, Sequence,
+    MemberFlags, NameEvent, NameFlags, NameId, Receipt, Sequence,
 };
 
 const PAGE: &str = include_str!("../../../PROTOCOL.md");
@@ -127,6 +128,28 @@ fn client_examples() -> Vec<(&'static str, ClientFrame)> {
                 request: Request::SetFilter { group_id: GroupId::from_raw(7), filter: filter() },
             },
         ),
+        (
+            "client CALL own-name",
+            ClientFrame::Call {
+                endpoint,
+                serial: corpus::serial(2),
+                request: Request::OwnName {
+                    name: "org.example.Clock".parse().unwrap(),
+                    flags: NameFlags::SHARED,
+                    description: None,
+                },
+            },
+        ),
+        (
+            "client SEND to a name",
+            send(
+                Destination::Name(NameId::from_raw(5)),
+                SendFlags::empty(),
+                0,
+                Attributes::EMPTY,
+                b"hello",
+            ),
+        ),
         ("client SEND", send(group, SendFlags::empty(), 0, Attributes::EMPTY, b"hello")),
         ("client SEND with attributes", send(group, SendFlags::NONBLOCK, 0, attributes, b"{}")),
         (
@@ -189,12 +212,13 @@ fn client_examples() -> Vec<(&'static str, ClientFrame)> {
 
 fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
     let endpoint = Handle::FIRST;
-    let message = |group, missed, payload| {
+    let message = |group, name, missed, payload| {
         BrokerFrame::from(MessageFrame {
             head: MessageHead {
                 endpoint,
                 sequence: Sequence::from_raw(1000),
                 group,
+                name,
                 sender: EndpointId::from_raw(20),
                 sender_serial: 1,
                 commit_time: 1_700_000_000_000_000_000,
@@ -211,7 +235,7 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
         })
     };
     let role = |role, payload| {
-        let BrokerFrame::Message(mut frame) = message(None, None, payload) else {
+        let BrokerFrame::Message(mut frame) = message(None, None, None, payload) else {
             unreachable!("it makes a message");
         };
         frame.head.role = role;
@@ -283,9 +307,10 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
                 ),
             },
         ),
-        ("broker MESSAGE", message(Some(group_id), None, b"hello")),
-        ("broker MESSAGE after a gap", message(Some(group_id), Some(gap), b"hello")),
-        ("broker MESSAGE to this endpoint", message(None, None, b"psst")),
+        ("broker MESSAGE", message(Some(group_id), None, None, b"hello")),
+        ("broker MESSAGE after a gap", message(Some(group_id), None, Some(gap), b"hello")),
+        ("broker MESSAGE to this endpoint", message(None, None, None, b"psst")),
+        ("broker MESSAGE to a name", message(None, Some(NameId::from_raw(5)), None, b"hello")),
         ("broker MESSAGE that is a request", role(Role::Request { first: None }, b"2+2")),
         (
             "broker MESSAGE that is a reply",
@@ -313,7 +338,7 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
             },
         ),
         ("broker MESSAGE that was retained", {
-            let mut frame = message(Some(group_id), None, b"hello");
+            let mut frame = message(Some(group_id), None, None, b"hello");
             if let BrokerFrame::Message(message) = &mut frame {
                 message.head.retained = true;
             }
@@ -322,6 +347,30 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
         (
             "broker NOTICE gap",
             BrokerFrame::Notice { endpoint, notice: Notice::Gap { group_id, gap } },
+        ),
+        (
+            "broker DONE claimed",
+            BrokerFrame::Done {
+                endpoint,
+                serial: corpus::serial(2),
+                response: Response::Claimed {
+                    name_id: NameId::from_raw(5),
+                    sequence: Sequence::from_raw(999),
+                    position: 0,
+                },
+            },
+        ),
+        (
+            "broker NOTICE name-lost",
+            BrokerFrame::Notice {
+                endpoint,
+                notice: Notice::Claim(Box::new(ClaimChanged {
+                    name_id: NameId::from_raw(5),
+                    name: "org.example.Clock".parse().unwrap(),
+                    sequence: Sequence::from_raw(1200),
+                    event: NameEvent::Replaced { by: EndpointId::from_raw(21), queued: true },
+                })),
+            },
         ),
         (
             "broker NOTICE evicted",

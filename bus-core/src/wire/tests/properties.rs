@@ -14,7 +14,8 @@ use super::{Direction, corpus, encoded};
 use crate::attributes;
 use crate::{
     Attributes, AttributesError, Condition, ContentType, Credentials, Destination, EndpointId,
-    Filter, Gap, GroupId, GroupName, Interest, MemberFlags, Pattern, Receipt, Retain, Sequence,
+    Filter, Gap, GroupId, GroupName, Interest, MemberFlags, NameFlags, NameId, Pattern, Receipt,
+    Retain, Sequence,
 };
 
 fn handle() -> impl Strategy<Value = Handle> {
@@ -53,6 +54,7 @@ fn destination() -> impl Strategy<Value = Destination> {
     prop_oneof![
         group_id().prop_map(Destination::Group),
         endpoint_id().prop_map(Destination::Endpoint),
+        any::<u64>().prop_map(|id| Destination::Name(NameId::from_raw(id))),
     ]
 }
 
@@ -155,6 +157,11 @@ fn request() -> impl Strategy<Value = Request> {
             Request::WatchGroup { group, interest, create }
         }),
         group_id().prop_map(|group_id| Request::UnwatchGroup { group_id }),
+        (name(), any::<u8>()).prop_map(|(name, flags)| Request::OwnName {
+            name,
+            flags: NameFlags::from_bits_truncate(flags),
+            description: None,
+        }),
         (option::of(name()), any::<u32>()).prop_map(|(after, max)| Request::Groups { after, max }),
         (group_id(), option::of(endpoint_id()), any::<u32>())
             .prop_map(|(group_id, after, max)| { Request::Members { group_id, after, max } }),
@@ -297,16 +304,25 @@ fn view() -> impl Strategy<Value = ViewNotice> {
         })
 }
 
+/// To a group, to the endpoint itself, or to a name of it.
+fn addressed() -> impl Strategy<Value = (Option<GroupId>, Option<NameId>)> {
+    prop_oneof![
+        group_id().prop_map(|group| (Some(group), None)),
+        Just((None, None)),
+        (1..=u64::MAX).prop_map(|name| (None, Some(NameId::from_raw(name)))),
+    ]
+}
+
 fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
     let head = (
-        (handle(), sequence(), option::of(group_id()), endpoint_id()),
+        (handle(), sequence(), addressed(), endpoint_id()),
         any::<(u64, u64, u64, u32, u32)>(),
         option::of(gap()),
         0..=16_u8,
         any::<bool>(),
     )
         .prop_map(
-            |((endpoint, sequence, group, sender), numbers, missed, descriptors, lost)| {
+            |((endpoint, sequence, (group, name), sender), numbers, missed, descriptors, lost)| {
                 let (sender_serial, commit_time, deadline, uid, pid) = numbers;
                 let (request, first) = (sequence, Some(sequence));
                 let role = match (group, numbers.0 % 5) {
@@ -315,10 +331,12 @@ fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
                     (None, 2) => Role::Request { first },
                     (None, more) => Role::Reply { request, refusal: more == 3 },
                 };
+                let says_name = matches!(role, Role::Plain | Role::Request { first: None });
                 MessageHead {
                     endpoint,
                     sequence,
                     group,
+                    name: name.filter(|_| says_name),
                     sender,
                     sender_serial,
                     commit_time,

@@ -1,0 +1,131 @@
+//! CALLs about well-known names, and what their owners and watchers are told.
+
+use bus_core::{
+    Delivery, Holder, NameNotice, OwnOptions, OwnerChange,
+    wire::{
+        ClaimChanged, Failure, FailureCode, Handle, NameInfo, Notice, Owner, OwnerChanged, Request,
+        Response,
+    },
+};
+
+use super::{Session, calls::page, failure};
+use crate::broker::Shared;
+
+impl Session {
+    /// Acts on a CALL about names. None if it is about something else.
+    pub(super) fn call_of_names(
+        &mut self,
+        handle: Handle,
+        request: &Request,
+        shared: &Shared,
+    ) -> Option<Result<Response, Box<Failure>>> {
+        let bus = &shared.bus;
+        Some(match request {
+            Request::OwnName { name, flags, description } => self.port(handle).and_then(|port| {
+                let mut options = OwnOptions::new(*flags);
+                options.description = description.as_deref().cloned();
+                let claimed = port.endpoint().own_name(name, options);
+                let claimed = claimed.map_err(|error| failure::of_own(&error))?;
+                Ok(Response::Claimed {
+                    name_id: claimed.name,
+                    sequence: claimed.sequence,
+                    position: claimed.position,
+                })
+            }),
+            Request::ReleaseName { name_id } => self.port(handle).and_then(|port| {
+                let sequence = port.endpoint().release_name(*name_id);
+                let sequence = sequence.ok_or_else(|| not_claimed(name_id.get()))?;
+                Ok(Response::Released { sequence })
+            }),
+            Request::WatchName { name } => self.port(handle).and_then(|port| {
+                let watching = port.endpoint().watch_name(name);
+                let watching = watching.map_err(|error| failure::of_own(&error))?;
+                Ok(Response::NameWatched {
+                    name_id: watching.name,
+                    sequence: watching.sequence,
+                    owners: watching.owners.into_iter().map(Owner::from).collect(),
+                })
+            }),
+            Request::UnwatchName { name_id } => self.port(handle).and_then(|port| {
+                let sequence = port.endpoint().unwatch_name(*name_id);
+                let sequence = sequence.ok_or_else(|| not_watching(name_id.get()))?;
+                Ok(Response::Unwatched { sequence })
+            }),
+            Request::FindName { name } => {
+                bus.find_name(name).map(|info| Response::Name(name_info(info))).ok_or_else(|| {
+                    let text = format!("nobody owns name {name}");
+                    Box::new(Failure::new(FailureCode::NoSuchName, text))
+                })
+            }
+            Request::Names { after, max } => {
+                let max = page(*max);
+                let mut names = bus.names(after.as_ref(), max + 1);
+                let more = names.len() > max;
+                names.truncate(max);
+                Ok(Response::Names { names: names.into_iter().map(name_info).collect(), more })
+            }
+            Request::DescribeName { name } => match bus.describe_name(name) {
+                Some(description) => Ok(Response::Description(Box::new((*description).clone()))),
+                None => Err(Box::new(if bus.find_name(name).is_some() {
+                    let text = format!("the owner of name {name} says nothing of itself");
+                    Failure::new(FailureCode::NoDescription, text)
+                } else {
+                    Failure::new(FailureCode::NoSuchName, format!("nobody owns name {name}"))
+                })),
+            },
+            _ => return None,
+        })
+    }
+}
+
+fn not_claimed(id: u64) -> Box<Failure> {
+    let text = format!("this endpoint has no claim of name {id}");
+    Box::new(Failure::new(FailureCode::NotClaimed, text))
+}
+
+fn not_watching(id: u64) -> Box<Failure> {
+    let text = format!("the endpoint does not watch name {id}");
+    Box::new(Failure::new(FailureCode::NotWatching, text))
+}
+
+fn name_info(info: bus_core::NameInfo) -> NameInfo {
+    NameInfo {
+        name: info.name,
+        name_id: info.id,
+        owners: info.owners.into_iter().map(Owner::from).collect(),
+        owner_count: info.owner_count,
+        waiting: info.waiting,
+        shared: info.shared,
+        described: info.described,
+    }
+}
+
+/// What an endpoint is told about names.
+pub(super) fn notice_of(delivery: &Delivery) -> Option<Notice> {
+    match delivery {
+        Delivery::Name(notice) => {
+            let NameNotice { name, text, sequence, event, .. } = &**notice;
+            let (name_id, name) = (*name, text.clone());
+            let claim = ClaimChanged { name_id, name, sequence: *sequence, event: *event };
+            Some(Notice::Claim(Box::new(claim)))
+        }
+        Delivery::Owner { change, missed } => {
+            let OwnerChange { name, text, sequence, old, new, owners, .. } = &**change;
+            let owner = |holder: &Option<Holder>| holder.map(Owner::from);
+            let change = OwnerChanged {
+                name_id: *name,
+                name: text.clone(),
+                sequence: *sequence,
+                old: owner(old),
+                new: owner(new),
+                owners: *owners,
+                missed: *missed,
+            };
+            Some(Notice::Owner(Box::new(change)))
+        }
+        Delivery::OwnersLost { name, gap } => {
+            Some(Notice::OwnersLost { name_id: *name, gap: *gap })
+        }
+        _ => None,
+    }
+}
