@@ -210,6 +210,7 @@ impl IoThread {
                 pid = evicted.credentials.pid,
                 group = %evicted.name,
                 sequence = %evicted.sequence,
+                cause = ?evicted.cause,
                 stalled = ?evicted.stalled,
                 queued_messages = evicted.queued_messages,
                 back_off = ?evicted.back_off,

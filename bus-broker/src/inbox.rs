@@ -18,6 +18,7 @@ use std::{
     task::{Wake, Waker},
 };
 
+use bus_core::GroupId;
 use bus_core::wire::{Handle, LaneNumber, Serial};
 use rustix::event::EventfdFlags;
 
@@ -61,6 +62,8 @@ pub(crate) enum Part {
     Lane(Handle, LaneNumber),
     /// A watched destination may be writable.
     Watch(Handle, Serial),
+    /// The owner of a gated group may have decided on a request.
+    Admission(Handle, GroupId),
 }
 
 /// The waker of one part of one connection.

@@ -19,7 +19,10 @@ use bus_core::wire::{
     GoodbyeCode, Handle, Hello, MAX_DESCRIPTORS, MessageHead, Notice, Role, SendFlags, SendFrame,
     SendId, Serial, VERSION, ViewNotice, Welcome, encode_message, encode_message_head,
 };
-use bus_core::{Credentials, Delivery, Destination, Draft, Gap, Kind, Message};
+use bus_core::{
+    Credentials, Delivery, Destination, Draft, EndpointId, Eviction, EvictionCause, Gap, Kind,
+    Message, PeerChange,
+};
 use bytes::{Buf, BytesMut};
 
 use crate::connection::{Context, End};
@@ -31,6 +34,7 @@ use port::Port;
 
 mod calls;
 mod failure;
+mod gated;
 mod lane_queue;
 mod names;
 mod port;
@@ -117,6 +121,9 @@ impl Session {
                     port.lane_decided(lane, output, context);
                 }
             }
+            Part::Admission(handle, group) => {
+                self.admission_decided(handle, group, output, context);
+            }
             Part::Watch(..) if context.shared.is_stopping() => {}
             Part::Watch(handle, serial) => {
                 if let Some(port) = self.ports.get_mut(&handle) {
@@ -177,8 +184,14 @@ impl Session {
         match frame {
             ClientFrame::Hello(_) => return Err(fault("a second HELLO")),
             ClientFrame::Call { endpoint, serial, request } => {
-                let result = self.call(endpoint, &request, output, context);
-                answer_call(endpoint, serial, result, output, context);
+                let gated = self.gated_call(endpoint, serial, &request, output, context);
+                let result = match gated {
+                    Some(answer) => answer,
+                    None => Some(self.call(endpoint, &request, output, context)),
+                };
+                if let Some(result) = result {
+                    answer_call(endpoint, serial, result, output, context);
+                }
             }
             ClientFrame::BadCall { endpoint, serial, problem, .. } => answer_call(
                 endpoint,
@@ -357,14 +370,21 @@ impl Session {
                 return Filled::MayHaveMore;
             }
             match port.next_delivery() {
-                Some(Delivery::Message { message, missed }) => {
+                Some(delivery @ (Delivery::Message { .. } | Delivery::FromPeer { .. })) => {
+                    let (message, missed, peer) = match &delivery {
+                        Delivery::FromPeer { peer, message, missed } => {
+                            (message, *missed, Some(*peer))
+                        }
+                        Delivery::Message { message, missed } => (message, *missed, None),
+                        _ => continue,
+                    };
                     let has_descriptors = !message.descriptors().is_empty();
                     if has_descriptors && self.descriptors_out {
-                        port.hold(Delivery::Message { message, missed });
+                        port.hold(delivery);
                         return Filled::Holds;
                     }
                     self.descriptors_out |= has_descriptors;
-                    deliver(handle, &message, How::Queued { missed }, output);
+                    deliver(handle, message, How::Queued { missed, peer }, output);
                 }
                 Some(Delivery::Retained { message }) => {
                     deliver(handle, &message, How::Retained, output);
@@ -401,6 +421,8 @@ enum How {
     Queued {
         /// What was dropped just before it.
         missed: Option<Gap>,
+        /// The peer endpoint through which it came.
+        peer: Option<EndpointId>,
     },
     /// As a part of what its group retained, beside the queue's places.
     Retained,
@@ -409,6 +431,10 @@ enum How {
 fn deliver(handle: Handle, message: &Arc<Message>, how: How, output: &mut Output) {
     let descriptors = u8::try_from(message.descriptors().len())
         .expect("the bus takes no message with more than 16 descriptors");
+    let (missed, peer) = match how {
+        How::Queued { missed, peer } => (missed, peer),
+        How::Retained => (None, None),
+    };
     let head = MessageHead {
         endpoint: handle,
         sequence: message.sequence(),
@@ -425,14 +451,12 @@ fn deliver(handle: Handle, message: &Arc<Message>, how: How, output: &mut Output
         commit_time: message.commit_time(),
         deadline: message.deadline(),
         credentials: message.credentials(),
-        missed: match how {
-            How::Queued { missed } => missed,
-            How::Retained => None,
-        },
+        missed,
         retained: matches!(how, How::Retained),
         descriptors,
         descriptors_lost: false,
         role: role_of(message),
+        peer,
     };
     let (attributes, payload) = (message.attributes(), message.payload());
     let fits = "the bus takes no message that is longer than a frame";
@@ -492,13 +516,16 @@ fn notice_of(delivery: Delivery) -> Option<Notice> {
         other @ (Delivery::Name(_) | Delivery::Owner { .. } | Delivery::OwnersLost { .. }) => {
             names::notice_of(&other)
         }
-        Delivery::Evicted(eviction) => Some(Notice::Evicted {
-            group_id: eviction.group,
-            sequence: eviction.sequence,
-            reason: EvictionReason::Stalled,
-            stalled: eviction.stalled,
-            queued_messages: eviction.queued_messages,
-            back_off: eviction.back_off,
+        Delivery::Evicted(eviction) => Some(end_of(*eviction)),
+        Delivery::Candidate(candidate) => Some(Notice::Candidate {
+            group_id: candidate.group,
+            group: candidate.name,
+            sequence: candidate.sequence,
+            candidate: candidate.endpoint,
+            uid: candidate.credentials.uid,
+            pid: candidate.credentials.pid,
+            peer: candidate.peer,
+            flags: candidate.wishes,
         }),
         Delivery::Outcome(outcome) => Some(Notice::Outcome {
             request: outcome.request,
@@ -508,7 +535,36 @@ fn notice_of(delivery: Delivery) -> Option<Notice> {
         Delivery::RequestEnded(ended) => {
             Some(Notice::RequestEnded { request: ended.request, why: ended.why.into() })
         }
+        Delivery::PeerGap { group, peer, gap } => {
+            Some(Notice::PeerGap { group_id: group, peer, gap })
+        }
+        Delivery::Peer { group, peer, change: PeerChange::Stalled, sequence } => {
+            Some(Notice::PeerStalled { group_id: group, peer, sequence })
+        }
+        Delivery::Peer { peer, change: PeerChange::Closed, sequence, .. } => {
+            Some(Notice::PeerClosed { peer, sequence })
+        }
         _ => None,
+    }
+}
+
+/// What a member is told that was put out of a group.
+fn end_of(eviction: Eviction) -> Notice {
+    let (group_id, sequence) = (eviction.group, eviction.sequence);
+    match eviction.cause {
+        EvictionCause::Expelled(text) => Notice::Expelled { group_id, sequence, text: text.into() },
+        EvictionCause::PeerClosed => {
+            let text = "the owner has closed the connection".to_owned();
+            Notice::Expelled { group_id, sequence, text }
+        }
+        _ => Notice::Evicted {
+            group_id,
+            sequence,
+            reason: EvictionReason::Stalled,
+            stalled: eviction.stalled,
+            queued_messages: eviction.queued_messages,
+            back_off: eviction.back_off,
+        },
     }
 }
 

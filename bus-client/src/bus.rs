@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bus_core::wire::{LaneNumber, MAX_PAGE, Request, Response, Serial};
-use bus_core::{EndpointId, GroupName, Limits, MemberFlags, NameError, Retain, Sequence};
+use bus_core::{EndpointId, GroupName, Limits, NameError, Retain, Sequence};
 
 use crate::builder::Builder;
 use crate::connection::Connection;
@@ -17,8 +17,9 @@ use crate::error::{
     BrokerGone, ConnectError, CreateError, JoinError, OpenError, QueryError, ReceiveError,
     WatchError,
 };
+use crate::gated::{Candidacy, Gate, joined};
 use crate::group::{Group, JoinOptions, Member, RemoteEndpoint};
-use crate::info::{GroupInfo, Joined, Members, RoundTrip, Stats, Status};
+use crate::info::{GroupInfo, Members, RoundTrip, Stats, Status};
 use crate::message::Event;
 use crate::request::Asked;
 use crate::state::{CallError, GroupTarget, Interest, Purpose, State};
@@ -159,7 +160,8 @@ impl Endpoint {
         self.inner.id
     }
 
-    /// Joins a group, and creates it if it does not exist. Blocks for one round trip.
+    /// Joins a group, and creates it if it does not exist. Blocks for one round trip; if the group
+    /// is gated, until its owner has decided.
     ///
     /// # Errors
     ///
@@ -168,7 +170,8 @@ impl Endpoint {
         self.join_with(group, JoinOptions::new())
     }
 
-    /// Joins a group with options. Blocks for one round trip.
+    /// Joins a group with options. Blocks for one round trip; if the group is gated, until its owner
+    /// has decided.
     ///
     /// # Errors
     ///
@@ -194,14 +197,12 @@ impl Endpoint {
         JoinFuture { endpoint: self.clone(), stage, drive: Drive::default() }
     }
 
-    fn start_join(
+    pub(crate) fn start_join(
         &self,
         name: &GroupName,
         options: JoinOptions,
     ) -> Result<(Serial, Arc<GroupTarget>), JoinError> {
-        let mut flags = MemberFlags::empty();
-        flags.set(MemberFlags::LOOPBACK, options.loopback);
-        flags.set(MemberFlags::DROP_WHEN_FULL, options.drop_when_full);
+        let flags = options.flags();
         let mut state = self.inner.connection.lock();
         let group = state.group(name);
         let JoinOptions { create, filter, retain, state: with_state, .. } = options;
@@ -271,6 +272,38 @@ impl Endpoint {
             })
             .map_err(|error| CreateError::from_call(error, &name))?;
         Ok(Group::new(self.clone(), target))
+    }
+
+    /// Creates a gated group, whose owner this endpoint is: each candidate comes as
+    /// [`Event::Candidate`], and [`Gate::admit`] makes it a member. The owner is no member itself.
+    /// Blocks for one round trip.
+    ///
+    /// # Errors
+    ///
+    /// See [`CreateError`].
+    pub fn create_gated(&self, group: &str) -> Result<Gate, CreateError> {
+        Gate::create(self, group, None)
+    }
+
+    /// As [`create_gated`](Self::create_gated), and so many candidates may wait at a time: 64 at
+    /// most, unless the broker says otherwise.
+    ///
+    /// # Errors
+    ///
+    /// See [`CreateError`].
+    pub fn create_gated_with(&self, group: &str, backlog: u16) -> Result<Gate, CreateError> {
+        Gate::create(self, group, Some(backlog))
+    }
+
+    /// Connects to the owner of a gated group and asks to be admitted; `options` are wishes that
+    /// the owner is shown. [`join`](Self::join) does this too and waits for the decision; this is
+    /// for who wants to send the owner private messages before. Blocks for one round trip.
+    ///
+    /// # Errors
+    ///
+    /// See [`JoinError`].
+    pub fn connect_to(&self, group: &str, options: JoinOptions) -> Result<Candidacy, JoinError> {
+        Candidacy::begin(self, group, options)
     }
 
     /// A handle to send to a group. Nothing is asked of the broker yet.
@@ -625,15 +658,6 @@ impl Endpoint {
 
 fn alive(state: &State) -> Result<(), BrokerGone> {
     state.gone().map_or(Ok(()), |gone| Err(gone.clone()))
-}
-
-fn joined(response: Response) -> Option<Joined> {
-    match response {
-        Response::Joined { group_id, sequence, created, members } => {
-            Some(Joined { group_id, sequence, created, members })
-        }
-        _ => None,
-    }
 }
 
 /// One descriptor for any main loop: poll it for reading only. It is readable when

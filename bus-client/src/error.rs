@@ -150,6 +150,10 @@ pub enum SendError {
     /// The group ended while the send waited.
     #[error("group {0} has ended")]
     GroupEnded(GroupName),
+    /// The group is gated, and this endpoint is not in it (any more). Join it, and wait for its
+    /// owner to admit you.
+    #[error("not a member of gated group {0}, and only members may send to it")]
+    NotAMember(GroupName),
     /// The receiver takes no more messages (`EPIPE`).
     #[error("endpoint {0} has shut down receiving")]
     ReceiverShut(EndpointId),
@@ -281,6 +285,23 @@ pub enum JoinError {
     /// The group does not exist and the options did not ask to create it.
     #[error("no group is named {0}")]
     NoSuchGroup(GroupName),
+    /// The group is gated, and its owner does not admit this endpoint.
+    #[error("the owner of {group} has refused: {reason}")]
+    RefusedByOwner {
+        /// The group.
+        group: GroupName,
+        /// The owner's words.
+        reason: String,
+    },
+    /// The owner of the gated group is gone, and nobody is admitted any more.
+    #[error("the owner of {0} is gone, and nobody is admitted any more")]
+    OwnerGone(GroupName),
+    /// This endpoint waits to be admitted already.
+    #[error("a request to be admitted to {0} waits already")]
+    AlreadyCandidate(GroupName),
+    /// The request to be admitted was taken back.
+    #[error("the request to be admitted to {0} was taken back")]
+    Withdrawn(GroupName),
     /// This endpoint is already a member. Open another endpoint to be there twice.
     #[error("already a member of {0}")]
     AlreadyMember(GroupName),
@@ -331,6 +352,50 @@ pub enum CreateError {
     /// The policy does not let this program create it.
     #[error("permission denied: {0}")]
     PermissionDenied(String),
+    /// The broker refused for a reason that this library does not know.
+    #[error("refused by the broker: {text} ({code})")]
+    Refused {
+        /// Short name of the reason.
+        code: String,
+        /// The reason in words.
+        text: String,
+    },
+    /// The connection has ended.
+    #[error(transparent)]
+    BrokerGone(#[from] BrokerGone),
+}
+
+/// Why the owner of a gated group could not do something about a candidate or a member.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GateError {
+    /// The group has ended, or this endpoint does not own it.
+    #[error("gated group {0} is not owned by this endpoint")]
+    NotTheOwner(GroupName),
+    /// It does not wait to be admitted: it has withdrawn, is gone, or was decided on before.
+    #[error("the endpoint does not wait to be admitted to {0}")]
+    NoCandidate(GroupName),
+    /// It is not a member (any more).
+    #[error("the endpoint is not a member of {0}")]
+    NotAMember(GroupName),
+    /// There is no such peer endpoint (any more).
+    #[error("no such peer endpoint: {0}")]
+    NoSuchPeer(String),
+    /// The candidate was evicted not long ago: admit it with
+    /// [`drop_when_full`](crate::Terms::drop_when_full), or after this time.
+    #[error(
+        "evicted from {group} not long ago: only an admission with drop-when-full is possible for \
+         another {retry_after:?}"
+    )]
+    BackOff {
+        /// The group.
+        group: GroupName,
+        /// How long an admission without drop-when-full is refused.
+        retry_after: Duration,
+    },
+    /// A bound of the bus is reached; the text names it and its value.
+    #[error("limit exceeded: {0}")]
+    LimitExceeded(String),
     /// The broker refused for a reason that this library does not know.
     #[error("refused by the broker: {text} ({code})")]
     Refused {
@@ -566,6 +631,12 @@ impl JoinError {
         match failure.code {
             FailureCode::NoSuchGroup => Self::NoSuchGroup(group.clone()),
             FailureCode::AlreadyMember => Self::AlreadyMember(group.clone()),
+            FailureCode::RefusedByOwner => {
+                Self::RefusedByOwner { group: group.clone(), reason: failure.text }
+            }
+            FailureCode::OwnerGone => Self::OwnerGone(group.clone()),
+            FailureCode::AlreadyCandidate => Self::AlreadyCandidate(group.clone()),
+            FailureCode::Cancelled => Self::Withdrawn(group.clone()),
             FailureCode::BackOff => Self::BackOff {
                 group: group.clone(),
                 retry_after: failure.retry_after.unwrap_or_default(),
@@ -590,6 +661,30 @@ impl CreateError {
             FailureCode::GroupExists => Self::GroupExists(group.clone()),
             FailureCode::LimitExceeded => Self::LimitExceeded(failure.text),
             FailureCode::PermissionDenied => Self::PermissionDenied(failure.text),
+            _ => {
+                let (code, text) = other(failure);
+                Self::Refused { code, text }
+            }
+        }
+    }
+}
+
+impl GateError {
+    pub(crate) fn from_call(error: CallError, group: &GroupName) -> Self {
+        let failure = match error {
+            CallError::Gone(gone) => return gone.into(),
+            CallError::Failed(failure) => *failure,
+        };
+        match failure.code {
+            FailureCode::NotTheOwner => Self::NotTheOwner(group.clone()),
+            FailureCode::NoCandidate => Self::NoCandidate(group.clone()),
+            FailureCode::NotAMember => Self::NotAMember(group.clone()),
+            FailureCode::NoSuchEndpoint => Self::NoSuchPeer(failure.text),
+            FailureCode::BackOff => Self::BackOff {
+                group: group.clone(),
+                retry_after: failure.retry_after.unwrap_or_default(),
+            },
+            FailureCode::LimitExceeded => Self::LimitExceeded(failure.text),
             _ => {
                 let (code, text) = other(failure);
                 Self::Refused { code, text }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bus_core::wire::{LaneNumber, Request, Response};
-use bus_core::{EndpointId, Filter, GroupId, GroupName, Receipt, Retain, Sequence};
+use bus_core::{EndpointId, Filter, GroupId, GroupName, MemberFlags, Receipt, Retain, Sequence};
 
 use crate::bus::{Endpoint, Lane, LaneInner};
 use crate::error::{FilterChangeError, LeaveError, SendError};
@@ -41,6 +41,13 @@ impl Default for JoinOptions {
 }
 
 impl JoinOptions {
+    pub(crate) fn flags(&self) -> MemberFlags {
+        let mut flags = MemberFlags::empty();
+        flags.set(MemberFlags::LOOPBACK, self.loopback);
+        flags.set(MemberFlags::DROP_WHEN_FULL, self.drop_when_full);
+        flags
+    }
+
     /// Creates the group if it does not exist; no loopback; senders wait for this member.
     #[must_use]
     pub const fn new() -> Self {
@@ -161,6 +168,13 @@ impl Member {
     #[must_use]
     pub fn joined(&self) -> &Joined {
         &self.joined
+    }
+
+    /// In a gated group, where to send private messages for the owner.
+    #[must_use]
+    pub fn peer(&self) -> Option<RemoteEndpoint> {
+        let admission = self.joined.admission.as_ref()?;
+        Some(self.group.route.endpoint.endpoint(admission.peer))
     }
 
     /// The group as one to send to, without the membership.

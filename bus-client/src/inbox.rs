@@ -90,16 +90,18 @@ pub(crate) enum Item {
         name_id: NameId,
         gap: Gap,
     },
+    /// A notice about gated groups.
+    Gated(Box<bus_core::wire::Notice>),
 }
 
 impl Item {
-    /// What it holds of the queue. Notices hold nothing, but for views; nor does what a group has
-    /// retained.
+    /// What it holds of the queue. Most notices hold nothing; nor does what a group has retained.
     fn charge(&self) -> Option<u64> {
         match self {
             Self::Message { message, .. } if message.retained() => None,
             Self::Message { message, .. } => Some(message.charged_bytes()),
             Self::View(_) | Self::Owner(_) => Some(0),
+            Self::Gated(notice) => notice.is_charged().then_some(0),
             Self::Gap { .. }
             | Self::Evicted { .. }
             | Self::ViewsLost { .. }
@@ -158,7 +160,8 @@ impl Inbox {
                 self.held.add(bytes);
             }
             None => {
-                // At most a gap and an end for each membership are under way at a time.
+                // At most a gap and an end for each membership, and three notes of each peer endpoint
+                // of gated groups, are under way at a time.
                 if self.notices >= MAX_NOTICES {
                     return Err("more notices than an endpoint can have");
                 }
@@ -325,6 +328,7 @@ mod tests {
             descriptors: 0,
             descriptors_lost: false,
             role: bus_core::wire::Role::Plain,
+            peer: None,
         };
         let mut frame = BytesMut::new();
         encode_message(&mut frame, &head, &Attributes::EMPTY, &vec![0; bytes]).unwrap();

@@ -6,6 +6,8 @@ use std::time::Duration;
 use bus_core::{EndpointId, GroupId, GroupName, Limits, MemberFlags, Retain, Sequence, wire};
 use serde::Serialize;
 
+use crate::gated::Admission;
+
 /// A group, as [`Endpoint::groups`](crate::Endpoint::groups) lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -128,7 +130,7 @@ pub struct Status {
 }
 
 /// What a join did.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Joined {
     /// The group's id.
@@ -139,6 +141,8 @@ pub struct Joined {
     pub created: bool,
     /// How many members there are now, this one included.
     pub members: u32,
+    /// In a gated group: who has admitted it, and how.
+    pub admission: Option<Admission>,
 }
 
 /// How long a ping took.

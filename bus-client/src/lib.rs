@@ -105,7 +105,7 @@
 //! | `state` | all that threads share, and what each frame does to it |
 //! | `connection` | the lock around it, the greeting, and sleeping |
 //! | `drive`, `reactor` | who does the I/O while a future waits |
-//! | `bus`, `group`, `send`, `request`, `watch`, `views`, `names`, `builder`, `embedded` | the public handles |
+//! | `bus`, `group`, `gated`, `send`, `request`, `watch`, `views`, `names`, `builder`, `embedded` | the public handles |
 //! | [`mux`] | framed messages over byte streams of any protocol, shared by threads; needs no broker |
 //!
 //! **Invariant:** nothing blocks, waits or calls out under the connection's lock.
@@ -127,6 +127,7 @@ mod drive;
 #[cfg(feature = "embedded")]
 mod embedded;
 mod error;
+mod gated;
 mod group;
 mod inbox;
 mod inflow;
@@ -157,10 +158,11 @@ pub use bus::{Bus, Cork, Endpoint, Events, JoinFuture, Lane, ReceiveFuture};
 #[cfg(feature = "embedded")]
 pub use embedded::{EmbeddedBroker, EmbeddedBuilder};
 pub use error::{
-    BrokerGone, ConnectError, CreateError, DecodeError, EncodeError, FilterChangeError, GoneReason,
-    JoinError, LeaveError, MessageError, OpenError, OwnError, QueryError, ReceiveError, SendError,
-    WatchError,
+    BrokerGone, ConnectError, CreateError, DecodeError, EncodeError, FilterChangeError, GateError,
+    GoneReason, JoinError, LeaveError, MessageError, OpenError, OwnError, QueryError, ReceiveError,
+    SendError, WatchError,
 };
+pub use gated::{Admission, Candidacy, Candidate, Expelled, Gate, PeerGap, PeerNotice, Terms};
 pub use group::{Group, JoinOptions, Member, RemoteEndpoint};
 pub use info::{GroupInfo, Joined, MemberInfo, Members, RoundTrip, Stats, Status};
 pub use message::{Current, Event, Evicted, Gap, Message, Outgoing};

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{DecodeError, EncodeError, MessageError};
+use crate::gated::{Candidate, Expelled, PeerGap, PeerNotice};
 use crate::names::{NameAcquired, NameLost, OwnerChange, OwnerChangesLost};
 use crate::request::Asked;
 use crate::views::ViewChange;
@@ -44,6 +45,18 @@ pub enum Event {
     /// Changes of a watched name's owners were missed for want of room, and the queue has run empty
     /// since. Look the name up with [`find_name`](crate::Endpoint::find_name).
     OwnerChangesLost(OwnerChangesLost),
+    /// Somebody asks to be admitted to a gated group that this endpoint owns.
+    Candidate(Candidate),
+    /// The owner of a gated group has put this endpoint out.
+    Expelled(Expelled),
+    /// This owner of a gated group has missed messages of a member, and the queue has run empty
+    /// since. (Where another one of its followed, that one tells it: [`Message::missed`].)
+    PeerGap(PeerGap),
+    /// What a member sends does not come to this owner any more, because it did not read for the
+    /// stall limit. [`Gate::set_terms`](crate::Gate::set_terms) brings it back.
+    PeerStalled(PeerNotice),
+    /// A candidate or member of this owner's is gone, or has closed the connection.
+    PeerClosed(PeerNotice),
     /// Changes of a watched membership were missed for want of room, and the queue has run empty
     /// since. Fetch the present list with [`members`](crate::Endpoint::members).
     ViewsLost(Gap),
@@ -184,6 +197,14 @@ impl Message {
     #[must_use]
     pub fn sender(&self) -> EndpointId {
         self.message.head().sender
+    }
+
+    /// The peer endpoint through which it came, if this endpoint owns a gated group and the sender
+    /// is its candidate or member: a private message, or with a [`group`](Self::group) what the
+    /// member sent to that.
+    #[must_use]
+    pub fn peer(&self) -> Option<EndpointId> {
+        self.message.head().peer
     }
 
     /// 1, 2, 3 ... for each sender.

@@ -43,6 +43,7 @@ use crate::waits::{Waits, Wake};
 
 mod call;
 mod endpoint;
+mod gated;
 mod names;
 mod relief;
 mod request;
@@ -528,6 +529,11 @@ impl State {
                     Ok(())
                 }
                 Notice::View(view) => self.view_changed(endpoint, view),
+                notice @ (Notice::Candidate { .. }
+                | Notice::Expelled { .. }
+                | Notice::PeerGap { .. }
+                | Notice::PeerStalled { .. }
+                | Notice::PeerClosed { .. }) => self.gated_notice(endpoint, notice),
                 Notice::ViewsLost { group_id, gap } => self.views_lost(endpoint, group_id, gap),
                 Notice::Current { group_id, sequence, messages } => {
                     self.deliver(endpoint, Item::Current { group_id, sequence, messages })

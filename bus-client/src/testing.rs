@@ -351,6 +351,7 @@ pub(crate) fn head(sequence: u64) -> MessageHead {
         descriptors: 0,
         descriptors_lost: false,
         role: Role::Plain,
+        peer: None,
     }
 }
 

@@ -6,6 +6,7 @@
 //!
 //! Locks are taken in this order: waiting room, directory, the 8 locks ascending, a reader's seat.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +14,9 @@ use ahash::RandomState;
 
 use crate::Endpoint;
 use crate::description::Description;
-use crate::directory::{Directory, EndpointRecord};
+use crate::directory::{Directory, EndpointRecord, GroupRecord};
 use crate::filter::{Filter, MemberFilters};
+use crate::gated::{Peer, PeerRecord, Severed, Ticket};
 use crate::group::Group;
 use crate::id::{EndpointId, GroupId, Sequence};
 use crate::intake::{Capacity, Drops, EndpointCore, Intake, Lost};
@@ -26,12 +28,12 @@ use crate::name::GroupName;
 use crate::name_change::NameStep;
 use crate::name_registry::NameInfo;
 use crate::name_route::NameRoute;
-use crate::notice::Eviction;
+use crate::notice::{Eviction, EvictionCause};
 use crate::queue;
 use crate::request::Deadlines;
 use crate::retained::{Retain, Retained};
 use crate::send::{Effects, Route, SendError};
-use crate::sync::{AtomicU64, Mutant, Mutex, Ordering, mutated};
+use crate::sync::{AtomicU64, Mutant, Mutex, MutexGuard, Ordering, mutated};
 use crate::view::{Change, Step};
 use crate::wait::{Changed, Stalled, WaitingRoom};
 
@@ -123,6 +125,36 @@ pub enum JoinError {
     /// The flag belongs to gated groups, whose owner sets it.
     #[error("the flag SEND_TO_PEER is set by the owner of a gated group, and {0} is open")]
     SendToPeer(GroupName),
+    /// The group is gated: ask its owner with [`connect`](Endpoint::connect).
+    #[error("group {0} is gated: its owner decides who is admitted")]
+    Gated(GroupName),
+    /// The group is open; join it.
+    #[error("group {0} is open: it is joined, and nobody admits")]
+    Open(GroupName),
+    /// The owner is not in its group; it hears members with `SEND_TO_PEER`. To be a member as well,
+    /// open another endpoint.
+    #[error("endpoint {1} owns gated group {0}, and its owner is no member")]
+    Owner(GroupName, EndpointId),
+    /// The owner of the gated group is gone, or receives nothing any more: nobody is admitted.
+    #[error("the owner of group {0} is gone, and nobody is admitted any more")]
+    OwnerGone(GroupName),
+    /// The owner's queue has no room, so it cannot be told. Try again later.
+    #[error("the owner of group {0} has no room in its queue to be told of another candidate")]
+    OwnerBusy(GroupName),
+    /// It waits to be admitted already.
+    #[error("endpoint {1} waits to be admitted to group {0} already")]
+    AlreadyCandidate(GroupName, EndpointId),
+    /// The owner has refused.
+    #[error("the owner of group {group} has refused: {reason}")]
+    Refused {
+        /// The group.
+        group: GroupName,
+        /// The owner's words.
+        reason: Box<str>,
+    },
+    /// The candidate has taken its request back.
+    #[error("the request to be admitted to group {0} was withdrawn")]
+    Withdrawn(GroupName),
     /// The endpoint receives nothing any more.
     #[error("endpoint {0} receives nothing any more")]
     ReceiveShut(EndpointId),
@@ -148,6 +180,9 @@ pub enum CreateError {
     /// The name is taken by a living group.
     #[error("group {0} exists already")]
     Exists(GroupName),
+    /// The endpoint receives nothing any more, so it could not be told of candidates.
+    #[error("endpoint {0} receives nothing any more")]
+    ReceiveShut(EndpointId),
     /// The endpoint has been closed.
     #[error("endpoint {0} has been closed")]
     Closed(EndpointId),
@@ -225,6 +260,8 @@ pub struct Joined {
     pub created: bool,
     /// How many members there are now, this one included.
     pub members: u32,
+    /// How it is a member; in a gated group the owner decides that.
+    pub flags: MemberFlags,
 }
 
 /// A group, as a listing shows it.
@@ -241,6 +278,21 @@ pub struct GroupInfo {
     pub creator: Option<EndpointId>,
     /// What it retains for those who join later.
     pub retain: Option<Retain>,
+    /// Its owner, who is the creator, decides who is admitted.
+    pub gated: bool,
+}
+
+impl GroupInfo {
+    fn of(record: &GroupRecord) -> Self {
+        Self {
+            id: record.group.id,
+            name: record.group.name.clone(),
+            members: count(record.group.membership().members().len()),
+            creator: record.creator,
+            retain: record.group.retain(),
+            gated: record.group.is_gated(),
+        }
+    }
 }
 
 /// A member, as a listing shows it.
@@ -365,13 +417,7 @@ impl Bus {
     #[must_use]
     pub fn find_group(&self, name: &GroupName) -> Option<GroupInfo> {
         let directory = self.inner.directory.lock();
-        directory.named(name).map(|record| GroupInfo {
-            id: record.group.id,
-            name: record.group.name.clone(),
-            members: count(record.group.membership().members().len()),
-            creator: record.creator,
-            retain: record.group.retain(),
-        })
+        directory.named(name).map(GroupInfo::of)
     }
 
     /// Lists groups in the order of their names: at most `most`, those after `after`. Does not
@@ -379,14 +425,7 @@ impl Bus {
     #[must_use]
     pub fn groups(&self, after: Option<&GroupName>, most: usize) -> Vec<GroupInfo> {
         let directory = self.inner.directory.lock();
-        let info = |record: &crate::directory::GroupRecord| GroupInfo {
-            id: record.group.id,
-            name: record.group.name.clone(),
-            members: count(record.group.membership().members().len()),
-            creator: record.creator,
-            retain: record.group.retain(),
-        };
-        directory.groups_after(after).take(most).map(info).collect()
+        directory.groups_after(after).take(most).map(GroupInfo::of).collect()
     }
 
     /// Lists members of a group: at most `most`, those whose ids are greater than `after`. Does not
@@ -435,6 +474,27 @@ impl Bus {
             open_requests: counters.requests - counters.answered,
         }
     }
+}
+
+/// What kind of group is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum GroupKind {
+    /// Who wants to is a member; it may retain messages.
+    Open(Option<Retain>),
+    /// Its owner admits members, and so many candidates may wait.
+    Gated { backlog: u16 },
+}
+
+/// How an endpoint becomes a member.
+#[derive(Debug)]
+pub(crate) struct MemberEntry {
+    pub(crate) flags: MemberFlags,
+    pub(crate) filters: Option<Arc<MemberFilters>>,
+    /// It wants what the group retains.
+    pub(crate) state: bool,
+    pub(crate) peer: Option<Arc<Peer>>,
+    /// Who has waited for it.
+    pub(crate) ticket: Option<Arc<Ticket>>,
 }
 
 /// What makes an endpoint leave groups.
@@ -505,6 +565,9 @@ impl BusInner {
     }
 
     fn evict(&self, stalled: &Stalled, group: GroupId) -> Option<Eviction> {
+        if let Some(revoked) = self.revoke(stalled, group) {
+            return Some(revoked);
+        }
         let core = &stalled.core;
         let eviction = {
             let mut directory = self.directory.lock();
@@ -522,6 +585,7 @@ impl BusInner {
                 group,
                 name,
                 sequence: Sequence::from_raw(0),
+                cause: EvictionCause::Stalled,
                 stalled: stalled.time,
                 queued_messages: stalled.queued_messages,
                 back_off,
@@ -552,6 +616,8 @@ impl BusInner {
             drops: Vec::new(),
             created: Vec::new(),
             receive_shut: false,
+            peers: BTreeSet::new(),
+            connections: Vec::new(),
         };
         directory.endpoints.insert(id, record);
         Ok(core)
@@ -589,13 +655,20 @@ impl BusInner {
         &self,
         creator: &EndpointCore,
         name: &GroupName,
-        retain: Option<Retain>,
+        kind: GroupKind,
     ) -> Result<(GroupId, Sequence), CreateError> {
         let mut directory = self.directory.lock();
         if directory.named(name).is_some() {
             return Err(CreateError::Exists(name.clone()));
         }
-        let group = self.add_group(&mut directory, creator.id(), name, retain)?;
+        if matches!(kind, GroupKind::Gated { .. }) {
+            let record = directory.endpoints.get(&creator.id());
+            if record.is_some_and(|record| record.receive_shut) {
+                return Err(CreateError::ReceiveShut(creator.id()));
+            }
+            self.open_queue(creator);
+        }
+        let group = self.add_group(&mut directory, creator.id(), name, kind)?;
         let group = group.ok_or(CreateError::Closed(creator.id()))?;
         Ok((group.id, self.hold_all(creator).draw(creator.seen())))
     }
@@ -606,10 +679,12 @@ impl BusInner {
         directory: &mut Directory,
         creator: EndpointId,
         name: &GroupName,
-        retain: Option<Retain>,
+        kind: GroupKind,
     ) -> Result<Option<Arc<Group>>, LimitExceeded> {
         LimitExceeded::check("groups", directory.group_count(), self.limits.groups)?;
-        if let (Some(retain), Some(record)) = (retain, directory.endpoints.get(&creator)) {
+        if let (GroupKind::Open(Some(retain)), Some(record)) =
+            (kind, directory.endpoints.get(&creator))
+        {
             let others = record.created.iter().filter_map(|id| directory.group(*id));
             retain.check(others.filter_map(|other| other.group.retain()), &self.limits)?;
         }
@@ -620,8 +695,16 @@ impl BusInner {
         let limit = self.limits.groups_created;
         LimitExceeded::check("groups_created", record.created.len(), limit)?;
         record.created.push(id);
-        let group = Group::new(id, name.clone(), self.lock_of(!id.get()));
-        let group = Arc::new(group.retaining(retain, &self.hasher));
+        let group = match kind {
+            GroupKind::Open(retain) => {
+                let group = Group::new(id, name.clone(), self.lock_of(!id.get()), None);
+                group.retaining(retain, &self.hasher)
+            }
+            GroupKind::Gated { backlog } => {
+                Group::new(id, name.clone(), self.lock_of(!id.get()), Some(backlog))
+            }
+        };
+        let group = Arc::new(group);
         directory.add_group(Arc::clone(&group), creator);
         Ok(Some(group))
     }
@@ -641,7 +724,7 @@ impl BusInner {
         if !create {
             return Err(JoinError::NoSuchGroup(name.clone()));
         }
-        let group = self.add_group(directory, creator, name, retain)?;
+        let group = self.add_group(directory, creator, name, GroupKind::Open(retain))?;
         Ok((group.ok_or(JoinError::Closed(creator))?, true))
     }
 
@@ -656,6 +739,34 @@ impl BusInner {
             return Err(JoinError::SendToPeer(name.clone()));
         }
         let mut directory = self.directory.lock();
+        if directory.named(name).is_some_and(|known| known.group.is_gated()) {
+            return Err(JoinError::Gated(name.clone()));
+        }
+        self.may_join(&mut directory, core, name, options.flags, options.state)?;
+        let filters = MemberFilters::new(options.filter, None);
+        if let Some(filters) = &filters {
+            self.check_filter_count(&directory, id)?;
+            // Before a group is made that it could not be in.
+            self.check_instructions(&Membership::empty(), None, Some(filters))?;
+        }
+        let (group, created) =
+            self.find_or_add_group(&mut directory, id, name, options.create, options.retain)?;
+        let (flags, state) = (options.flags, options.state);
+        let entry = MemberEntry { flags, filters, state, peer: None, ticket: None };
+        let joined = self.enter(core, directory, &group, entry)?;
+        Ok(Joined { created, ..joined })
+    }
+
+    /// Whether an endpoint may become a member of a group of this name with these flags.
+    pub(crate) fn may_join(
+        &self,
+        directory: &mut Directory,
+        core: &EndpointCore,
+        name: &GroupName,
+        flags: MemberFlags,
+        state: bool,
+    ) -> Result<(), JoinError> {
+        let id = core.id();
         let record = (directory.endpoints.get_mut(&id)).ok_or(JoinError::Closed(id))?;
         if record.receive_shut {
             return Err(JoinError::ReceiveShut(id));
@@ -677,7 +788,7 @@ impl BusInner {
         let unread = intake.map_or(0, Intake::unread_ends);
         let (states, state_bytes) = intake.map_or((0, 0), Intake::unread_retained);
         drop(shard);
-        if options.state {
+        if state {
             let states = usize::try_from(states).unwrap_or(usize::MAX);
             LimitExceeded::check("memberships (retained state not yet read)", states, memberships)?;
             let (bytes, most) = (state_bytes, self.limits.retained_bytes);
@@ -688,48 +799,65 @@ impl BusInner {
         }
         let held = record.memberships.len() + usize::try_from(unread).unwrap_or(usize::MAX);
         LimitExceeded::check("memberships (ends not yet read)", held, memberships)?;
-        if !options.flags.contains(MemberFlags::DROP_WHEN_FULL)
-            && let Some(left) = directory.back_off(core.credentials.pid, name, self.ticked())
-        {
-            return Err(JoinError::BackOff(name.clone(), left));
-        }
+        self.check_back_off(directory, core, name, flags)
+    }
 
-        let filters = MemberFilters::new(options.filter, None);
-        if let Some(filters) = &filters {
-            self.check_filter_count(&directory, id)?;
-            // Before a group is made that it could not be in.
-            self.check_instructions(&Membership::empty(), None, Some(filters))?;
+    /// Whether an eviction not long ago forbids a membership with these flags (G8).
+    pub(crate) fn check_back_off(
+        &self,
+        directory: &Directory,
+        core: &EndpointCore,
+        name: &GroupName,
+        flags: MemberFlags,
+    ) -> Result<(), JoinError> {
+        if flags.contains(MemberFlags::DROP_WHEN_FULL) {
+            return Ok(());
         }
-        let (group, created) =
-            self.find_or_add_group(&mut directory, id, name, options.create, options.retain)?;
+        match directory.back_off(core.credentials.pid, name, self.ticked()) {
+            Some(left) => Err(JoinError::BackOff(name.clone(), left)),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes an endpoint a member; it has been seen that it may be. Who asked for it with a ticket
+    /// is told.
+    pub(crate) fn enter(
+        &self,
+        core: &EndpointCore,
+        mut directory: MutexGuard<'_, Directory>,
+        group: &Arc<Group>,
+        entry: MemberEntry,
+    ) -> Result<Joined, JoinError> {
+        let id = core.id();
+        let MemberEntry { flags, filters, state, peer, ticket } = entry;
         let before = group.membership();
         LimitExceeded::check("members", before.members().len(), self.limits.members)?;
         self.check_instructions(&before, None, filters.as_deref())?;
 
         self.open_queue(core);
         let record = directory.endpoints.get_mut(&id).ok_or(JoinError::Closed(id))?;
-        let drops = options.flags.contains(MemberFlags::DROP_WHEN_FULL).then(|| {
-            let past =
-                |drops: &&Arc<Drops>| drops.group == group.id && drops.lost == Lost::Messages;
-            let past = record.drops.iter().find(past).cloned();
-            past.unwrap_or_else(|| Arc::new(Drops::new(group.id, Lost::Messages)))
-        });
-        record.memberships.push(Arc::clone(&group));
+        let drops = record.member_drops(group.id, flags);
+        record.memberships.push(Arc::clone(group));
         record.keep_drops(&[], drops.as_ref());
         let retained = || Retained::new(group.id, group.retain()).filtered(filters.as_ref());
-        let mut retained = options.state.then(retained);
-        let member = Member { place: core.place, flags: options.flags, drops, filters };
+        let mut retained = state.then(retained);
+        let member = Member { place: core.place, flags, drops, filters, peer };
         let next = before.with(member);
         let members = count(next.members().len());
         let drops = record.drops.clone();
-        let step = Step::new(&group, &before, next, core, Change::Joined);
+        let step = Step::new(group, &before, next, core, Change::Joined);
         if mutated(Mutant::StateBeforeJoin)
             && let Some(retained) = &mut retained
         {
             group.copy_retained(retained);
         }
-        let sequence = self.publish_join(core, directory, step, drops, retained);
-        Ok(Joined { group: group.id, sequence, created, members })
+        let joined =
+            |sequence| Joined { group: group.id, sequence, created: false, members, flags };
+        let sequence = match ticket {
+            Some(ticket) => self.publish_admission(core, directory, step, drops, &ticket, joined),
+            None => self.publish_join(core, directory, step, drops, retained),
+        };
+        Ok(joined(sequence))
     }
 
     /// Takes an endpoint out of groups, at one place in the order. None if it was not there.
@@ -764,7 +892,9 @@ impl BusInner {
         // What is dropped between here and the locks still finds its place in the list.
         record.keep_drops(&leaving, None);
         let drops = record.drops.clone();
-        let created = if closing { std::mem::take(&mut record.created) } else { Vec::new() };
+        let severed = if one.is_none() { directory.sever(id, closing) } else { Severed::default() };
+        let record = directory.endpoints.get_mut(&id).filter(|_| closing);
+        let created = record.map_or_else(Vec::new, |record| std::mem::take(&mut record.created));
         for group in &created {
             directory.orphan(*group);
         }
@@ -790,6 +920,18 @@ impl BusInner {
             .chain(orphaned.iter().map(|group| step(group, Change::Ended)))
             .collect();
         steps.extend(only_watched.map(|group| Step::unwatch(group, id)));
+        // Their members go on, and send to no peer endpoint any more.
+        let bereft = severed.groups.iter().filter(|group| {
+            !group.membership().members().is_empty() && !mutated(Mutant::GoneOwnerKeepsPeers)
+        });
+        for group in bereft {
+            let next = group.membership().without_peers(|_| true);
+            let watched = watching.iter().any(|watched| watched.id == group.id);
+            let next = if watched { next.forget_watcher(id) } else { next };
+            steps.retain(|step| step.group.id != group.id);
+            steps.push(Step::unseen(group, next));
+        }
+        let mut ended_peers = Vec::with_capacity(severed.peers.len());
         let mut retired = Vec::with_capacity(steps.len());
         let given_up = if one.is_none() { Self::give_names_up(&mut directory, id) } else { vec![] };
         let mut names = given_up;
@@ -835,6 +977,7 @@ impl BusInner {
             counters.answered += requests.len() as u64;
         }
         let intake = if closing { held.remove(core.place) } else { None };
+        ended_peers.extend(severed.places().map(|place| held.remove(place)));
         drop(held);
 
         for step in steps.iter().filter(|step| step.next.ended) {
@@ -851,16 +994,18 @@ impl BusInner {
         if closing {
             directory.endpoints.remove(&id);
         }
-        drop(directory);
-        // The end of a queue may be the last one, and then its messages go with it.
-        drop((retired, retired_owners, old_drops, intake));
-
-        effects.wake(reader);
+        let closed = one.is_none().then_some(id);
         let changed = Changed {
             groups: steps.iter().map(|step| step.group.id).collect(),
             names: names.iter().map(|step| step.name.id).collect(),
-            endpoint: one.is_none().then_some(id),
+            endpoints: closed.into_iter().chain(severed.ids()).collect(),
         };
+        self.finish_severed(&mut directory, severed, sequence, &mut effects);
+        drop(directory);
+        // The end of a queue may be the last one, and then its messages go with it.
+        drop((retired, retired_owners, old_drops, intake, ended_peers));
+
+        effects.wake(reader);
         self.waiting.lock().recheck(self, &changed, &mut effects);
         effects.run();
         if closing {
@@ -890,7 +1035,12 @@ impl BusInner {
             }
             Destination::Endpoint(id) => {
                 let directory = self.directory.lock();
-                let record = directory.endpoints.get(&id).ok_or(SendError::NoSuchEndpoint(id))?;
+                let Some(record) = directory.endpoints.get(&id) else {
+                    // A peer endpoint is there for its candidate, and for nobody else.
+                    let peer = directory.peers.get(&id).filter(|peer| peer.candidate == sender);
+                    let address = peer.map(PeerRecord::address);
+                    return address.map(Route::Peer).ok_or(SendError::NoSuchEndpoint(id));
+                };
                 let core = Arc::clone(&record.core);
                 drop(directory);
                 self.open_queue(&core);
@@ -953,20 +1103,44 @@ impl EndpointRecord {
         }
     }
 
-    /// The membership, or the watch, to which these losses belong has not ended.
+    /// The membership, the watch, or the peer endpoint to which these losses belong has not ended.
     fn is_current(&self, drops: &Drops) -> bool {
         let kept = match drops.lost {
             Lost::Messages => &self.memberships,
             Lost::Views => &self.watching,
             Lost::Owners(name) => return self.watched_names.iter().any(|n| n.id == name),
+            Lost::AtPeer(peer) => return self.peers.contains(&peer),
+            Lost::Peer(..) => return false,
         };
         kept.iter().any(|group| group.id == drops.group)
     }
 
     /// Losses that have outlasted their membership or watch.
     pub(crate) fn past_losses(&self) -> usize {
+        let own = |drops: &&Arc<Drops>| matches!(drops.lost, Lost::Messages | Lost::Views);
         let past = |drops: &&Arc<Drops>| !self.is_current(drops);
-        self.drops.iter().filter(past).count()
+        self.drops.iter().filter(own).filter(past).count()
+    }
+
+    /// What it has yet to be told of peer endpoints that are no more.
+    pub(crate) fn unread_notes(&self) -> usize {
+        let about_peers =
+            |drops: &&Arc<Drops>| matches!(drops.lost, Lost::AtPeer(_) | Lost::Peer(..));
+        let past = |drops: &&Arc<Drops>| drops.is_pending() && !self.is_current(drops);
+        self.drops.iter().filter(about_peers).filter(past).count()
+    }
+
+    /// Where losses of a kind are counted: where they were before, if that is still to be told.
+    pub(crate) fn drops_of(&self, group: GroupId, lost: Lost) -> Arc<Drops> {
+        let known = |drops: &&Arc<Drops>| drops.group == group && drops.lost == lost;
+        let known = self.drops.iter().find(known).cloned();
+        known.unwrap_or_else(|| Arc::new(Drops::new(group, lost)))
+    }
+
+    /// Where the losses of a membership are counted, if its flags let it lose any.
+    pub(crate) fn member_drops(&self, group: GroupId, flags: MemberFlags) -> Option<Arc<Drops>> {
+        let drops = flags.contains(MemberFlags::DROP_WHEN_FULL);
+        drops.then(|| self.drops_of(group, Lost::Messages))
     }
 }
 

@@ -3,12 +3,13 @@
 //!
 //! Sends come here only to resolve a destination that their lane does not know yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::HashMap;
 
+use crate::gated::PeerRecord;
 use crate::group::Group;
 use crate::id::{EndpointId, GroupId};
 use crate::intake::{Drops, EndpointCore};
@@ -20,6 +21,8 @@ pub(crate) struct Directory {
     pub(crate) endpoints: HashMap<EndpointId, EndpointRecord>,
     groups: HashMap<GroupId, GroupRecord>,
     names: BTreeMap<GroupName, GroupId>,
+    /// Peer endpoints by their own ids.
+    pub(crate) peers: HashMap<EndpointId, PeerRecord>,
     last_endpoint: u64,
     last_group: u64,
     back_offs: HashMap<(u32, GroupName), BackOff>,
@@ -56,6 +59,10 @@ pub(crate) struct EndpointRecord {
     /// Groups that it created and that live.
     pub(crate) created: Vec<GroupId>,
     pub(crate) receive_shut: bool,
+    /// Peer endpoints of the gated groups that it owns.
+    pub(crate) peers: BTreeSet<EndpointId>,
+    /// Peer endpoints that it has at owners of gated groups.
+    pub(crate) connections: Vec<EndpointId>,
 }
 
 #[derive(Debug)]
@@ -63,6 +70,8 @@ pub(crate) struct GroupRecord {
     pub(crate) group: Arc<Group>,
     /// None once the creator is gone.
     pub(crate) creator: Option<EndpointId>,
+    /// In a gated group: how many wait for the owner's decision.
+    pub(crate) candidates: u16,
 }
 
 impl Directory {
@@ -79,7 +88,7 @@ impl Directory {
 
     pub(crate) fn add_group(&mut self, group: Arc<Group>, creator: EndpointId) {
         self.names.insert(group.name.clone(), group.id);
-        self.groups.insert(group.id, GroupRecord { group, creator: Some(creator) });
+        self.groups.insert(group.id, GroupRecord { group, creator: Some(creator), candidates: 0 });
     }
 
     pub(crate) fn group_count(&self) -> usize {
@@ -88,6 +97,10 @@ impl Directory {
 
     pub(crate) fn group(&self, id: GroupId) -> Option<&GroupRecord> {
         self.groups.get(&id)
+    }
+
+    pub(crate) fn group_mut(&mut self, id: GroupId) -> Option<&mut GroupRecord> {
+        self.groups.get_mut(&id)
     }
 
     pub(crate) fn named(&self, name: &GroupName) -> Option<&GroupRecord> {

@@ -5,12 +5,15 @@ use std::task::Waker;
 
 use crate::attributes::Attributes;
 use crate::bus::{
-    Bus, CreateError, Departure, JoinError, JoinOptions, Joined, LeaveError, LimitExceeded,
+    Bus, CreateError, Departure, GroupKind, JoinError, JoinOptions, Joined, LeaveError,
+    LimitExceeded,
 };
-use crate::filter::{Filter, FilterChangeError, Whose};
+use crate::filter::{Filter, FilterChangeError};
+use crate::gated::{Candidacy, GateError, Terms};
 use crate::id::{EndpointId, GroupId, NameId, Sequence};
 use crate::intake::{EndpointCore, Opened};
 use crate::lane::{Lane, Watch};
+use crate::membership::MemberFlags;
 use crate::message::{Credentials, Destination};
 use crate::name::GroupName;
 use crate::name_registry::{Claimed, NameWatching, OwnError, OwnOptions};
@@ -63,7 +66,7 @@ impl Endpoint {
     ///
     /// See [`CreateError`].
     pub fn create_group(&self, name: &GroupName) -> Result<(GroupId, Sequence), CreateError> {
-        self.bus.inner.create_group(&self.core, name, None)
+        self.bus.inner.create_group(&self.core, name, GroupKind::Open(None))
     }
 
     /// As [`create_group`](Self::create_group), of a group that retains messages for those who join
@@ -77,7 +80,139 @@ impl Endpoint {
         name: &GroupName,
         retain: Retain,
     ) -> Result<(GroupId, Sequence), CreateError> {
-        self.bus.inner.create_group(&self.core, name, Some(retain))
+        self.bus.inner.create_group(&self.core, name, GroupKind::Open(Some(retain)))
+    }
+
+    /// Creates a gated group, whose owner this endpoint is: it is told of each candidate, and
+    /// decides who is admitted. `backlog` candidates may wait at a time; the limit `backlog` if
+    /// none is given, and at most.
+    ///
+    /// The owner is no member. It hears what members with `SEND_TO_PEER` send, and what candidates
+    /// and members send to it privately.
+    ///
+    /// ```
+    /// use bus_core::{Bus, Credentials, Delivery, Destination, Limits, MemberFlags, Terms};
+    ///
+    /// let bus = Bus::new(Limits::default(), 7)?;
+    /// let me = Credentials { uid: 1000, pid: 1 };
+    /// let (owner, guest) = (bus.open_endpoint(me)?, bus.open_endpoint(me)?);
+    /// let name = "org.example.Club".parse()?;
+    /// owner.create_gated(&name, None)?;
+    ///
+    /// let request = guest.connect(&name, MemberFlags::empty())?;
+    /// let mut reader = owner.receiver().expect("nobody else reads");
+    /// let Delivery::Candidate(candidate) = reader.receive()? else { panic!() };
+    /// assert_eq!(candidate.endpoint, guest.id());
+    ///
+    /// owner.admit(candidate.group, candidate.endpoint, Terms::new(MemberFlags::SEND_TO_PEER))?;
+    /// let club = Destination::Group(request.wait()?.group);
+    /// guest.lane()?.send(club, "hello")?;
+    /// let Delivery::FromPeer { peer, message, .. } = reader.receive()? else { panic!() };
+    /// assert_eq!((peer, &**message.payload()), (candidate.peer, &b"hello"[..]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`CreateError`].
+    pub fn create_gated(
+        &self,
+        name: &GroupName,
+        backlog: Option<u16>,
+    ) -> Result<(GroupId, Sequence), CreateError> {
+        let most = self.bus.limits().backlog;
+        let backlog = backlog.map_or(most, |backlog| backlog.min(most));
+        self.bus.inner.create_group(&self.core, name, GroupKind::Gated { backlog })
+    }
+
+    /// Connects to the owner of a gated group and asks to be admitted. Private messages to the
+    /// owner pass from now on. `wishes` are shown to the owner, who decides.
+    ///
+    /// # Errors
+    ///
+    /// See [`JoinError`]. With the limit `backlog` too many wait; try again later.
+    pub fn connect(&self, name: &GroupName, wishes: MemberFlags) -> Result<Candidacy, JoinError> {
+        self.connect_with(name, wishes, None)
+    }
+
+    /// As [`connect`](Self::connect), with a filter of its own that holds from the admission on.
+    ///
+    /// # Errors
+    ///
+    /// See [`JoinError`].
+    pub fn connect_with(
+        &self,
+        name: &GroupName,
+        wishes: MemberFlags,
+        filter: Option<Filter>,
+    ) -> Result<Candidacy, JoinError> {
+        self.bus.inner.connect(&self.bus, &self.core, name, wishes, filter)
+    }
+
+    /// Admits a candidate to a gated group of this endpoint's: it gets every later message of it
+    /// (G4).
+    ///
+    /// # Errors
+    ///
+    /// See [`GateError`]; nothing has changed then.
+    pub fn admit(
+        &self,
+        group: GroupId,
+        candidate: EndpointId,
+        terms: Terms,
+    ) -> Result<Joined, GateError> {
+        self.bus.inner.admit(&self.core, group, candidate, terms)
+    }
+
+    /// Refuses a candidate, and tells it why. It is disconnected, unless it is in another group of
+    /// this owner's or waits for one.
+    ///
+    /// # Errors
+    ///
+    /// See [`GateError`].
+    pub fn refuse(
+        &self,
+        group: GroupId,
+        candidate: EndpointId,
+        reason: &str,
+    ) -> Result<(), GateError> {
+        self.bus.inner.refuse(&self.core, group, candidate, reason)
+    }
+
+    /// Puts a member out of a gated group of this endpoint's, and tells it why, at a place in the
+    /// order. It stays connected: private messages pass, and it may ask again.
+    ///
+    /// # Errors
+    ///
+    /// See [`GateError`].
+    pub fn expel(
+        &self,
+        group: GroupId,
+        member: EndpointId,
+        reason: &str,
+    ) -> Result<Sequence, GateError> {
+        self.bus.inner.expel(&self.core, group, member, reason)
+    }
+
+    /// Changes how an endpoint is a member of a gated group of this endpoint's, at a place in the
+    /// order (G4). Sends that wait for what does not matter any more go on (G5).
+    ///
+    /// # Errors
+    ///
+    /// See [`GateError`].
+    pub fn set_terms(
+        &self,
+        group: GroupId,
+        member: EndpointId,
+        terms: Terms,
+    ) -> Result<Sequence, GateError> {
+        self.bus.inner.set_terms(&self.core, group, member, terms)
+    }
+
+    /// Closes a peer endpoint, as its owner or as its candidate. Memberships of the candidate in
+    /// the owner's groups end, each at its place in the order. None if it is neither's.
+    pub fn close_peer(&self, peer: EndpointId) -> Option<Sequence> {
+        self.bus.inner.close_peer(&self.core, peer)
     }
 
     /// Becomes a member of an open group: every later message of it arrives (G4).
@@ -111,7 +246,7 @@ impl Endpoint {
         group: GroupId,
         filter: Option<Filter>,
     ) -> Result<Sequence, FilterChangeError> {
-        self.bus.inner.set_filter(&self.core, group, Whose::Own, filter)
+        self.bus.inner.set_filter(&self.core, group, filter)
     }
 
     /// Begins to watch a group's membership: every later change is told at its place in the order

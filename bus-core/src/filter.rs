@@ -36,7 +36,7 @@ mod text;
 mod trie;
 
 pub use change::FilterChangeError;
-pub(crate) use change::Whose;
+
 pub(crate) use index::MemberFilters;
 pub use program::{CONTEXT_WORDS, FilterProgram, SECTION};
 

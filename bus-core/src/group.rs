@@ -18,6 +18,8 @@ pub(crate) struct Group {
     pub(crate) name: GroupName,
     /// The lock that a message takes when the group has no recipients for it.
     pub(crate) home: LockIndex,
+    /// It is gated, and so many candidates may wait.
+    pub(crate) gate: Option<u16>,
     membership: Snapshot<Membership>,
     generation: AtomicU64,
     /// What it retains. Every send to a group that retains holds the home lock, and every join all
@@ -26,9 +28,9 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    pub(crate) fn new(id: GroupId, name: GroupName, home: LockIndex) -> Self {
+    pub(crate) fn new(id: GroupId, name: GroupName, home: LockIndex, gate: Option<u16>) -> Self {
         let membership = Snapshot::new(Arc::new(Membership::empty()));
-        Self { id, name, home, membership, generation: AtomicU64::new(0), store: None }
+        Self { id, name, home, gate, membership, generation: AtomicU64::new(0), store: None }
     }
 
     /// The same, retaining messages.
@@ -53,6 +55,10 @@ impl Group {
     /// Where it retains it; the home lock is held.
     pub(crate) fn store(&self) -> Option<MutexGuard<'_, Store>> {
         self.store.as_ref().map(|(_, store)| store.lock())
+    }
+
+    pub(crate) fn is_gated(&self) -> bool {
+        self.gate.is_some()
     }
 
     /// The membership, or one shortly before it: compare with [`generation`](Self::generation)

@@ -6,6 +6,7 @@
 //! than there is, never more. What that can delay is a waiting send, and the fences in
 //! [`EndpointCore::free`] and [`EndpointCore::register`] rule it out there.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -17,7 +18,7 @@ use crate::limits::Limits;
 use crate::lock_set::IntakePlace;
 use crate::message::{Credentials, Gap, Message};
 use crate::name_change::{NOTICES_PER_CLAIM, NameNotice};
-use crate::notice::Eviction;
+use crate::notice::{Candidate, Eviction, PeerChange};
 use crate::queue::{Consumer, Entry, Producer};
 use crate::request::{Asked, NEVER, Outcome, Requests};
 use crate::retained::Retained;
@@ -48,6 +49,19 @@ impl Capacity {
         }
     }
 
+    /// What a peer endpoint may take of its owner's queue: as the limits say, and half of it at
+    /// most, so that no member fills it alone.
+    pub(crate) fn of_share(limits: &Limits) -> Self {
+        let half = |whole: u64, share: u64| share.min(whole / 2).max(1);
+        Self {
+            messages: half(limits.queue_messages.into(), limits.peer_messages.into()),
+            bytes: half(limits.queue_bytes, limits.peer_bytes),
+            memberships: 0,
+            requests: 0,
+            ..Self::of(limits)
+        }
+    }
+
     /// Places of the ring behind the queue: its capacity, the reserve place, one for the outcome of
     /// each request, those of claims of names, and for each membership one for its end and one for
     /// what its group retained.
@@ -64,6 +78,10 @@ pub(crate) enum Lost {
     Views,
     /// Changes of a name's owners; of no group.
     Owners(NameId),
+    /// Messages of a member that its peer endpoint had no room for.
+    AtPeer(EndpointId),
+    /// Not a loss, but told in the same way: what happened to a peer endpoint.
+    Peer(EndpointId, PeerChange),
 }
 
 /// A membership's losses (G7), or a watch's (G4). Written under its endpoint's lock only, so the atomics order
@@ -133,6 +151,7 @@ pub(crate) struct Intake {
     pushed_retained: u64,
     pushed_retained_bytes: u64,
     pushed_notices: u64,
+    pushed_candidates: u64,
     reserve: Reserve,
     /// Who to wake when something arrives; the reader leaves it here when it goes to sleep.
     reader: Option<Waker>,
@@ -164,6 +183,7 @@ impl Intake {
             pushed_retained: 0,
             pushed_retained_bytes: 0,
             pushed_notices: 0,
+            pushed_candidates: 0,
             reserve: Reserve::default(),
             reader: None,
             drops: Vec::new(),
@@ -223,13 +243,30 @@ impl Intake {
 
     /// Puts a message into the queue. The caller has seen room or the reserve place.
     pub(crate) fn push(&mut self, message: Arc<Message>, missed: Option<Gap>) {
-        let (sequence, bytes) = (message.sequence(), message.charged_bytes());
+        self.charge(message.sequence(), message.charged_bytes());
+        self.push_entry(Entry::Message { message, missed });
+    }
+
+    /// Puts a message into the queue that came through a peer endpoint, whose share is charged as
+    /// well.
+    pub(crate) fn push_from_peer(
+        &mut self,
+        message: Arc<Message>,
+        missed: Option<Gap>,
+        share: Arc<EndpointCore>,
+    ) {
+        self.charge(message.sequence(), message.charged_bytes());
+        self.push_entry(Entry::FromPeer { message, missed, share });
+    }
+
+    /// Takes a place. This is all that happens at a peer endpoint: its messages lie in its owner's
+    /// queue.
+    pub(crate) fn charge(&mut self, sequence: Sequence, bytes: u64) {
         if !self.has_room() {
             let (messages, released_bytes) = self.core.released();
             self.reserve =
                 Reserve { free_at_messages: messages + 1, free_at_bytes: released_bytes + bytes };
         }
-        self.push_entry(Entry::Message { message, missed });
         self.pushed_messages += 1;
         self.pushed_bytes += bytes;
         if !self.has_room() {
@@ -340,6 +377,26 @@ impl Intake {
         self.pushed_ends - self.core.reading.drained_ends.load(Ordering::Acquire)
     }
 
+    /// Tells of a candidate, if there is room that nobody is owed; it takes a place. Gives the
+    /// notice back otherwise.
+    pub(crate) fn push_candidate(
+        &mut self,
+        candidate: Box<Candidate>,
+    ) -> Result<(), Box<Candidate>> {
+        if !self.has_room() || self.core.waiting_sends() != 0 {
+            return Err(candidate);
+        }
+        self.charge(candidate.sequence, 0);
+        self.push_entry(Entry::Candidate(candidate));
+        self.pushed_candidates += 1;
+        Ok(())
+    }
+
+    /// Candidates whose places have not been freed yet.
+    pub(crate) fn unread_candidates(&self) -> u64 {
+        self.pushed_candidates - self.core.reading.freed_candidates.load(Ordering::Acquire)
+    }
+
     /// Counts a message that this member did not get.
     pub(crate) fn drop_message(&mut self, drops: &Drops, sequence: Sequence) {
         drops.record(sequence);
@@ -406,6 +463,8 @@ impl Intake {
 #[derive(Debug)]
 pub(crate) struct EndpointCore {
     pub(crate) place: IntakePlace,
+    /// Who takes its messages: itself, or for a peer endpoint its owner.
+    pub(crate) reader: EndpointId,
     pub(crate) credentials: Credentials,
     pub(crate) capacity: Capacity,
     reading: CachePadded<Reading>,
@@ -440,6 +499,8 @@ struct Reading {
     drained_retained_bytes: AtomicU64,
     /// Notices about names taken off the ring.
     drained_notices: AtomicU64,
+    /// Places freed that notices of candidates took.
+    freed_candidates: AtomicU64,
     /// Highest sequence taken.
     taken: AtomicU64,
 }
@@ -505,6 +566,28 @@ pub(crate) struct ReaderState {
     pub(crate) drained_bytes: u64,
     /// What a group retained, of which a part has been drained.
     pub(crate) retained: Option<Retelling>,
+    /// Drained messages whose places were freed at once: nobody waits for what they ask.
+    pub(crate) passed_over: u64,
+    /// What was drained, takes a place still, and is counted elsewhere as well.
+    pub(crate) charged: VecDeque<Charged>,
+}
+
+impl ReaderState {
+    /// Notes that what was drained last is counted elsewhere as well.
+    pub(crate) fn charge(&mut self, bytes: u64, share: Option<Arc<EndpointCore>>) {
+        let number = self.drained_messages - self.passed_over;
+        self.charged.push_back(Charged { number, bytes, share });
+    }
+}
+
+/// Something in the reader's hands that is to be counted as freed elsewhere as well.
+#[derive(Debug)]
+pub(crate) struct Charged {
+    /// Which of the drained messages it is, of those that were not passed over.
+    pub(crate) number: u64,
+    pub(crate) bytes: u64,
+    /// The share of a peer endpoint that it takes; without one it is the notice of a candidate.
+    pub(crate) share: Option<Arc<EndpointCore>>,
 }
 
 const ONE_SEND: u64 = 1;
@@ -537,6 +620,16 @@ impl Interest {
 
 impl EndpointCore {
     pub(crate) fn new(place: IntakePlace, credentials: Credentials, capacity: Capacity) -> Self {
+        Self::read_by(place.id, place, credentials, capacity)
+    }
+
+    /// A peer endpoint: its messages are taken by `reader`.
+    pub(crate) fn read_by(
+        reader: EndpointId,
+        place: IntakePlace,
+        credentials: Credentials,
+        capacity: Capacity,
+    ) -> Self {
         let zero = || AtomicU64::new(0);
         let reading = Reading {
             released_messages: zero(),
@@ -546,10 +639,12 @@ impl EndpointCore {
             drained_retained: zero(),
             drained_retained_bytes: zero(),
             drained_notices: zero(),
+            freed_candidates: zero(),
             taken: zero(),
         };
         Self {
             place,
+            reader,
             credentials,
             capacity,
             reading: CachePadded::new(reading),
@@ -690,6 +785,12 @@ impl EndpointCore {
     pub(crate) fn drain_notice(&self) {
         let drained = &self.reading.drained_notices;
         drained.store(drained.load(Ordering::Relaxed) + 1, Ordering::Release);
+    }
+
+    /// The reader has freed the place of a candidate's notice.
+    pub(crate) fn free_candidate(&self) {
+        let freed = &self.reading.freed_candidates;
+        freed.store(freed.load(Ordering::Relaxed) + 1, Ordering::Release);
     }
 
     pub(crate) fn taken(&self) -> Sequence {

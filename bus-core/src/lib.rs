@@ -25,6 +25,7 @@
 //! | `bus`, `view` | joins, leaves, evictions, and who is told of them |
 //! | `ownership`, `name_registry`, `name_change` | who owns a well-known name, and who is told |
 //! | `name_route`, `description` | which of its workers gets a message; what a service says of itself |
+//! | `gated` | groups whose owner decides who is admitted, and their peer endpoints |
 //! | `endpoint`, `lane`, `receiver` | the public handles |
 //! | [`wire`], [`framing`] | bytes to frames, of our protocol and of any other |
 #![deny(unsafe_code)]
@@ -36,6 +37,7 @@ mod directory;
 mod endpoint;
 mod filter;
 pub mod framing;
+mod gated;
 mod group;
 mod id;
 mod intake;
@@ -76,6 +78,7 @@ pub use filter::{
     CONTEXT_WORDS as FILTER_CONTEXT_WORDS, Condition, Filter, FilterChangeError, FilterError,
     FilterProgram, MAX_FILTER_CONDITIONS, MAX_PATTERN_BYTES, Pattern, SECTION as FILTER_SECTION,
 };
+pub use gated::{Candidacy, GateError, MAX_REASON_BYTES, Terms};
 pub use id::{EndpointId, GroupId, NameId, Sequence};
 pub use lane::{Lane, Submitted, Watch};
 #[doc(hidden)]
@@ -87,7 +90,7 @@ pub use message::{Credentials, Destination, Draft, Gap, Message, Payload};
 pub use name::{GroupName, MAX_NAME_BYTES, NameError};
 pub use name_change::{Holder, NameEvent, NameNotice, OwnerChange};
 pub use name_registry::{Claimed, LISTED_OWNERS, NameInfo, NameWatching, OwnError, OwnOptions};
-pub use notice::Eviction;
+pub use notice::{Candidate, Eviction, EvictionCause, PeerChange};
 pub use ownership::NameFlags;
 pub use receiver::{CreditError, Delivery, ReceiveError, Receiver};
 pub use request::{Ended, Kind, Outcome, RequestEnd};

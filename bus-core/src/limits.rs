@@ -35,6 +35,14 @@ pub struct Limits {
     pub lane_bytes: u64,
     /// Memberships of one endpoint.
     pub memberships: u16,
+    /// Candidates of one gated group that wait for its owner's decision, unless the owner has asked
+    /// for fewer; and those that one owner has not yet taken note of.
+    pub backlog: u16,
+    /// Messages that a peer endpoint may hold of its owner's queue; half of the queue at most.
+    pub peer_messages: u32,
+    /// Bytes that a peer endpoint may hold of its owner's queue; half of the queue at most. The
+    /// message that crosses this limit is still taken.
+    pub peer_bytes: u64,
     /// Lanes of one endpoint.
     pub lanes: u8,
     /// Writability watches of one endpoint that may be outstanding.
@@ -91,6 +99,9 @@ impl Default for Limits {
             lane_messages: 64,
             lane_bytes: 1 << 20,
             memberships: 64,
+            backlog: 64,
+            peer_messages: 32,
+            peer_bytes: 128 << 10,
             lanes: 16,
             watches: 64,
             members: 10_000,
@@ -146,6 +157,9 @@ impl Limits {
             ("lane_messages", self.lane_messages.into(), 1, 1 << 16),
             ("lane_bytes", self.lane_bytes, 1, 1 << 40),
             ("memberships", self.memberships.into(), 1, 4_096),
+            ("backlog", self.backlog.into(), 1, 4_096),
+            ("peer_messages", self.peer_messages.into(), 1, 1 << 20),
+            ("peer_bytes", self.peer_bytes, 1, 1 << 40),
             ("lanes", self.lanes.into(), 1, 16),
             ("watches", self.watches.into(), 0, 4_096),
             ("members", self.members.into(), 1, 1 << 20),

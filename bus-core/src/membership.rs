@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::filter::MemberFilters;
 use crate::filter::index::FilterIndex;
+use crate::gated::Peer;
 use crate::id::{EndpointId, Generation};
 use crate::intake::Drops;
 use crate::lock_set::{IntakePlace, LOCKS, LockBits};
@@ -39,6 +40,8 @@ pub(crate) struct Member {
     pub(crate) drops: Option<Arc<Drops>>,
     /// What it wants to hear, if not everything.
     pub(crate) filters: Option<Arc<MemberFilters>>,
+    /// With `SEND_TO_PEER`: where its own messages go besides.
+    pub(crate) peer: Option<Arc<Peer>>,
 }
 
 #[derive(Debug)]
@@ -112,17 +115,23 @@ impl Membership {
         Generation(self.generation.0 + 1)
     }
 
-    /// The next generation, with `member` in it.
+    /// The next generation, with `member` in it; instead of what it was before, if it was one.
     pub(crate) fn with(&self, member: Member) -> Self {
-        let at = self.find(member.place.id).unwrap_or_else(|at| at);
+        let (at, rest) = match self.find(member.place.id) {
+            Ok(at) => (at, at + 1),
+            Err(at) => (at, at),
+        };
         let mut members = Vec::with_capacity(self.members.len() + 1);
         members.extend_from_slice(&self.members[..at]);
         let mut filters = self.filters.clone();
+        if let Some(old) = self.members[at..rest].first().and_then(|old| old.filters.as_ref()) {
+            filters.remove(member.place.id, old);
+        }
         if let Some(new) = &member.filters {
             filters.add(member.place.id, new);
         }
         members.push(member);
-        members.extend_from_slice(&self.members[at..]);
+        members.extend_from_slice(&self.members[rest..]);
         Self::new(self.next(), members.into(), Arc::clone(&self.watchers), filters, false)
     }
 
@@ -152,6 +161,17 @@ impl Membership {
         }
         let ended = members.is_empty() && !creator_lives;
         Self::new(self.next(), members.into(), Arc::clone(&self.watchers), filters, ended)
+    }
+
+    /// The next generation, in which the members named by `which` send to no peer endpoint.
+    pub(crate) fn without_peers(&self, which: impl Fn(EndpointId) -> bool) -> Self {
+        let mut members = self.members.clone();
+        for member in members.iter_mut().filter(|member| which(member.place.id)) {
+            member.flags.remove(MemberFlags::SEND_TO_PEER);
+            member.peer = None;
+        }
+        let filters = self.filters.clone();
+        Self::new(self.next(), members, Arc::clone(&self.watchers), filters, self.ended)
     }
 
     pub(crate) fn watchers(&self) -> &[Watcher] {
@@ -198,7 +218,7 @@ mod tests {
     fn member(id: u64) -> Member {
         let place =
             IntakePlace { id: EndpointId::from_raw(id), lock: LockIndex::from_hash(id), slot: 0 };
-        Member { place, flags: MemberFlags::empty(), drops: None, filters: None }
+        Member { place, flags: MemberFlags::empty(), drops: None, filters: None, peer: None }
     }
 
     fn ids(membership: &Membership) -> Vec<u64> {

@@ -3,13 +3,61 @@
 use std::time::Duration;
 
 use crate::id::{EndpointId, GroupId, Sequence};
+use crate::membership::MemberFlags;
 use crate::message::Credentials;
 use crate::name::GroupName;
 
-/// A member that was put out of a group because it was stalled (G8): for the stall limit its queue
-/// had no room while senders waited for it, and it took less than one queue's capacity.
-///
-/// It may join again with `DROP_WHEN_FULL` at once, and without it when its back-off is over.
+/// Why a member was put out of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EvictionCause {
+    /// It was stalled (G8): for the stall limit its queue had no room while senders waited for it,
+    /// and it took less than one queue's capacity. It may join again with `DROP_WHEN_FULL` at once,
+    /// and without it when its back-off is over.
+    Stalled,
+    /// The owner of the gated group has expelled it, for this reason. It may ask to be admitted
+    /// again.
+    Expelled(Box<str>),
+    /// The owner of the gated group has closed the member's peer endpoint.
+    PeerClosed,
+    /// Nobody was put out: the owner of the gated group did not read, and so members of it send to
+    /// their peer endpoints no more. Only [`Bus::tick`](crate::Bus::tick) tells this, for a log.
+    PeerStalled,
+}
+
+/// Somebody asks to be admitted to a gated group; its owner is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Candidate {
+    /// The group.
+    pub group: GroupId,
+    /// Its name.
+    pub name: GroupName,
+    /// Where in the order it asked.
+    pub sequence: Sequence,
+    /// Who asks. To this endpoint go the owner's private messages.
+    pub endpoint: EndpointId,
+    /// Whose endpoint that is.
+    pub credentials: Credentials,
+    /// The peer endpoint through which messages of it arrive.
+    pub peer: EndpointId,
+    /// The flags that it would like to have.
+    pub wishes: MemberFlags,
+}
+
+/// What happens to a peer endpoint, and its owner is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PeerChange {
+    /// It was full for the stall limit while its member waited for it, and the owner read too
+    /// little (G8): the member's messages to the group come here no more. The owner may set the
+    /// flag again.
+    Stalled,
+    /// The candidate or member has closed it, or is gone.
+    Closed,
+}
+
+/// A member that was put out of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Eviction {
@@ -23,6 +71,8 @@ pub struct Eviction {
     pub name: GroupName,
     /// Where in the order the membership ended: nothing of the group after this arrives.
     pub sequence: Sequence,
+    /// Why.
+    pub cause: EvictionCause,
     /// For how long it had held up senders.
     pub stalled: Duration,
     /// Messages in its queue that it had not taken.

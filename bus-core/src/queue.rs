@@ -21,9 +21,10 @@ use std::mem::MaybeUninit;
 use crossbeam_utils::CachePadded;
 
 use crate::Gap;
+use crate::intake::EndpointCore;
 use crate::message::Message;
 use crate::name_change::{NameNotice, OwnerChange};
-use crate::notice::Eviction;
+use crate::notice::{Candidate, Eviction};
 use crate::request::Outcome;
 use crate::retained::Retained;
 use crate::sync::{AtomicU64, Mutant, Ordering, RingArc as Arc, UnsafeCell, mutated};
@@ -36,6 +37,12 @@ pub(crate) enum Entry {
         message: std::sync::Arc<Message>,
         /// What was dropped for this endpoint of the message's group just before it (G7).
         missed: Option<Gap>,
+    },
+    /// A message that came through a peer endpoint, whose share is charged as well.
+    FromPeer {
+        message: std::sync::Arc<Message>,
+        missed: Option<Gap>,
+        share: std::sync::Arc<EndpointCore>,
     },
     /// A change in a group that the endpoint watches.
     View {
@@ -57,6 +64,8 @@ pub(crate) enum Entry {
     Evicted(Box<Eviction>),
     /// The outcome of a request that gets no reply, in the place that the request has kept.
     Outcome(Outcome),
+    /// Somebody asks to be admitted to a gated group of the endpoint's.
+    Candidate(Box<Candidate>),
 }
 
 struct Ring {

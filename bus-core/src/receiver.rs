@@ -6,11 +6,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use crate::bus::Bus;
-use crate::id::{GroupId, NameId, Sequence};
+use crate::id::{EndpointId, GroupId, NameId, Sequence};
 use crate::intake::{EndpointCore, Lost, ReaderState, Retelling};
 use crate::message::{Gap, Message};
 use crate::name_change::{NameNotice, OwnerChange};
-use crate::notice::Eviction;
+use crate::notice::{Candidate, Eviction, PeerChange};
 use crate::queue::Entry;
 use crate::request::{Ended, Outcome};
 use crate::sync::{Mutant, Parker, mutated};
@@ -26,6 +26,40 @@ pub enum Delivery {
         message: Arc<Message>,
         /// What this member missed of the message's group just before it (G7).
         missed: Option<Gap>,
+    },
+    /// A message that came through a peer endpoint: a private one from a candidate or member of a
+    /// gated group that this endpoint owns, or what a member with `SEND_TO_PEER` sent to the group.
+    FromPeer {
+        /// The peer endpoint.
+        peer: EndpointId,
+        /// The message.
+        message: Arc<Message>,
+        /// What was missed of the messages that this member sent to the group just before it.
+        missed: Option<Gap>,
+    },
+    /// Somebody asks to be admitted to a gated group of this endpoint's. It takes a place in the
+    /// queue, and no bytes.
+    Candidate(Box<Candidate>),
+    /// What this owner missed of a member's messages to the group, told once its queue was empty.
+    PeerGap {
+        /// The group.
+        group: GroupId,
+        /// The member's peer endpoint.
+        peer: EndpointId,
+        /// What was missed.
+        gap: Gap,
+    },
+    /// Something happened to a peer endpoint of this owner's, told once its queue was empty.
+    Peer {
+        /// The group that it is about; for the end of a peer endpoint the one to which its
+        /// candidate connected.
+        group: GroupId,
+        /// The peer endpoint.
+        peer: EndpointId,
+        /// What happened.
+        change: PeerChange,
+        /// Where in the order.
+        sequence: Sequence,
     },
     /// A change in a group that this endpoint watches (G4). It takes a place in the queue, and no
     /// bytes.
@@ -171,12 +205,37 @@ impl Receiver {
                     self.state.drained_bytes += message.charged_bytes();
                     self.core.take(message.sequence());
                     if message.is_request() && !self.bus.inner.hand_over(&self.core, &message) {
+                        self.state.passed_over += 1;
                         if self.core.free(1, message.charged_bytes()) {
                             self.bus.inner.serve(&self.core);
                         }
                         continue;
                     }
                     return Some(Delivery::Message { message, missed });
+                }
+                Some(Entry::FromPeer { message, missed, share }) => {
+                    self.state.drained_messages += 1;
+                    self.state.drained_bytes += message.charged_bytes();
+                    self.core.take(message.sequence());
+                    let bytes = message.charged_bytes();
+                    if message.is_request() && !self.bus.inner.hand_over(&self.core, &message) {
+                        self.state.passed_over += 1;
+                        for queue in [&share, &self.core] {
+                            if queue.free(1, bytes) {
+                                self.bus.inner.serve(queue);
+                            }
+                        }
+                        continue;
+                    }
+                    let peer = share.id();
+                    self.state.charge(bytes, Some(share));
+                    return Some(Delivery::FromPeer { peer, message, missed });
+                }
+                Some(Entry::Candidate(candidate)) => {
+                    self.state.drained_messages += 1;
+                    self.core.take(candidate.sequence);
+                    self.state.charge(0, None);
+                    return Some(Delivery::Candidate(candidate));
                 }
                 Some(Entry::View { change, missed }) => {
                     self.state.drained_messages += 1;
@@ -228,6 +287,10 @@ impl Receiver {
             (Lost::Messages, group, gap) => Delivery::Gap { group, gap },
             (Lost::Views, group, gap) => Delivery::ViewsLost { group, gap },
             (Lost::Owners(name), _, gap) => Delivery::OwnersLost { name, gap },
+            (Lost::AtPeer(peer), group, gap) => Delivery::PeerGap { group, peer, gap },
+            (Lost::Peer(peer, change), group, gap) => {
+                Delivery::Peer { group, peer, change, sequence: gap.last }
+            }
         })
     }
 
@@ -252,10 +315,34 @@ impl Receiver {
         if messages > held_messages || bytes > held_bytes {
             return Err(CreditError { messages, bytes, held_messages, held_bytes });
         }
-        if self.core.free(messages, bytes) {
+        self.free(messages, bytes);
+        Ok(())
+    }
+
+    /// Frees places, and what they were of peer endpoints' shares; serves those who wait for them.
+    fn free(&mut self, messages: u64, bytes: u64) {
+        let owed = self.core.free(messages, bytes);
+        if !self.state.charged.is_empty() {
+            self.free_charged();
+        }
+        if owed {
             self.bus.inner.serve(&self.core);
         }
-        Ok(())
+    }
+
+    fn free_charged(&mut self) {
+        // Places are given back in the order in which they were taken.
+        let freed = self.core.freed().0 - self.state.passed_over;
+        let charged = &mut self.state.charged;
+        while let Some(charged) = charged.pop_front_if(|charged| charged.number <= freed) {
+            let Some(share) = charged.share else {
+                self.core.free_candidate();
+                continue;
+            };
+            if share.free(1, charged.bytes) && !mutated(Mutant::ShareServesNobody) {
+                self.bus.inner.serve(&share);
+            }
+        }
     }
 
     /// Whether there may be a gap to drain on its own, now that all places are free. To be asked
@@ -320,8 +407,8 @@ impl Receiver {
         let (messages, bytes) = self.core.freed();
         let (messages, bytes) =
             (self.state.drained_messages - messages, self.state.drained_bytes - bytes);
-        if messages != 0 && self.core.free(messages, bytes) {
-            self.bus.inner.serve(&self.core);
+        if messages != 0 {
+            self.free(messages, bytes);
         }
     }
 

@@ -460,7 +460,7 @@ impl BusInner {
             return;
         }
         let mut effects = crate::send::Effects::default();
-        let changed = Changed { endpoint: Some(caller.id()), ..Changed::default() };
+        let changed = Changed { endpoints: vec![caller.id()], ..Changed::default() };
         self.waiting.lock().recheck(self, &changed, &mut effects);
         effects.run();
     }

@@ -13,6 +13,7 @@ use crate::attributes::Attributes;
 use crate::bus::{BusInner, LimitExceeded};
 use crate::filter::Subject;
 use crate::filter::selection::Selection;
+use crate::gated::Peer;
 use crate::group::Group;
 use crate::id::{EndpointId, Generation, GroupId, NameId, Sequence};
 use crate::intake::{Drops, EndpointCore, Intake};
@@ -49,11 +50,12 @@ pub const NAMED_RECIPIENTS: usize = 16;
 pub struct FullRecipients {
     named: [EndpointId; NAMED_RECIPIENTS],
     count: u32,
+    last: Option<EndpointId>,
 }
 
 impl FullRecipients {
     pub(crate) const fn none() -> Self {
-        Self { named: [EndpointId::from_raw(0); NAMED_RECIPIENTS], count: 0 }
+        Self { named: [EndpointId::from_raw(0); NAMED_RECIPIENTS], count: 0, last: None }
     }
 
     /// One endpoint, which has room that is owed to others.
@@ -64,6 +66,11 @@ impl FullRecipients {
     }
 
     pub(crate) fn add(&mut self, id: EndpointId) {
+        // A peer endpoint may lack room in its owner's queue and in its share of it.
+        if self.last == Some(id) {
+            return;
+        }
+        self.last = Some(id);
         if let Some(place) = self.named.get_mut(self.count as usize) {
             *place = id;
         }
@@ -100,6 +107,9 @@ pub enum SendError {
     /// Nobody owns the name any more. Look it up again, or watch it.
     #[error("nobody owns name {0}")]
     NoSuchName(NameId),
+    /// The group is gated and the sender is outside. Ask its owner to be admitted.
+    #[error("endpoint {1} is not a member of gated group {0}, and only members may send to it")]
+    NotAMember(GroupId, EndpointId),
     /// The endpoint has called `shutdown_receive` (`EPIPE`).
     #[error("endpoint {0} receives nothing any more")]
     ReceiveShut(EndpointId),
@@ -221,6 +231,10 @@ pub(crate) enum Route {
         membership: Arc<Membership>,
         /// Where the sender stands in the membership if it is not a recipient itself.
         skip: Option<usize>,
+        /// The peer endpoint of the sender, if its messages go there too.
+        peer: Option<Arc<Peer>>,
+        /// The group is gated, and the sender is not in it.
+        outside: bool,
         locks: LockBits,
         /// Those who accept the message, if any member has a filter. Until a message has been
         /// chosen for, it is another one's.
@@ -236,27 +250,48 @@ pub(crate) enum Route {
         request: Sequence,
     },
     Name(NameRoute),
+    /// A peer endpoint of the sender.
+    Peer(Arc<Peer>),
 }
 
 /// One recipient of a route.
 struct Recipient<'a> {
+    /// The queue in which the message lies.
     place: IntakePlace,
+    /// By which name it is known to senders.
+    name: EndpointId,
     /// Where its losses are counted, if it drops when full.
     drops: Option<&'a Arc<Drops>>,
+    /// The peer endpoint through which it gets the message.
+    peer: Option<&'a Peer>,
+}
+
+impl<'a> Recipient<'a> {
+    fn direct(place: IntakePlace, drops: Option<&'a Arc<Drops>>) -> Self {
+        Self { place, name: place.id, drops, peer: None }
+    }
+
+    fn peer(peer: &'a Peer, drops: Option<&'a Arc<Drops>>) -> Self {
+        Self { place: peer.owner, name: peer.share.id(), drops, peer: Some(peer) }
+    }
 }
 
 impl Route {
     pub(crate) fn to_group(group: Arc<Group>, sender: EndpointId) -> Self {
         let membership = group.membership();
-        let skip = membership
-            .position(sender)
-            .filter(|at| !membership.members()[*at].flags.contains(MemberFlags::LOOPBACK));
+        let at = membership.position(sender);
+        let outside = group.is_gated() && at.is_none() && !mutated(Mutant::OutsiderSends);
+        let peer = at.and_then(|at| membership.members()[at].peer.clone());
+        let skip = at.filter(|at| !membership.members()[*at].flags.contains(MemberFlags::LOOPBACK));
         let mut locks = membership.locks_without(skip);
+        if let Some(peer) = &peer {
+            locks.insert(peer.owner.lock);
+        }
         if locks.is_empty() && !mutated(Mutant::EmptySetTakesNoLock) {
             locks = LockBits::one(group.home);
         }
         let selection = membership.has_filters().then(Box::default);
-        Self::Group { group, membership, skip, locks, selection }
+        Self::Group { group, membership, skip, peer, outside, locks, selection }
     }
 
     /// Selects who accepts a message, before any lock is taken.
@@ -272,18 +307,23 @@ impl Route {
             Self::Endpoint(place) => Destination::Endpoint(place.id),
             Self::Caller { request, .. } => Destination::Caller(*request),
             Self::Name(route) => Destination::Name(route.name.id),
+            Self::Peer(peer) => Destination::Endpoint(peer.share.id()),
         }
     }
 
     fn locks(&self) -> LockBits {
         let mut locks = match self {
-            Self::Group { group, selection: Some(selection), .. } => {
-                let locks = selection.locks();
+            Self::Group { group, selection: Some(selection), peer, .. } => {
+                let mut locks = selection.locks();
+                if let Some(peer) = peer {
+                    locks.insert(peer.owner.lock);
+                }
                 if locks.is_empty() { LockBits::one(group.home) } else { locks }
             }
             Self::Group { locks, .. } => *locks,
             Self::Endpoint(place) | Self::Caller { place, .. } => LockBits::one(place.lock),
             Self::Name(route) => route.locks(),
+            Self::Peer(peer) => LockBits::one(peer.owner.lock),
         };
         if let Self::Group { group, .. } = self
             && group.retain().is_some()
@@ -308,7 +348,7 @@ impl Route {
             Self::Group { group, membership, .. } => {
                 group.generation() == membership.generation || mutated(Mutant::SkipGenerationCheck)
             }
-            Self::Endpoint(_) | Self::Caller { .. } => true,
+            Self::Endpoint(_) | Self::Caller { .. } | Self::Peer(_) => true,
             Self::Name(route) => route.is_current(),
         }
     }
@@ -336,7 +376,7 @@ impl Route {
         match self {
             Self::Group { membership, .. } => Some(membership.generation),
             Self::Name(route) => Some(route.ownership.generation),
-            Self::Endpoint(_) | Self::Caller { .. } => None,
+            Self::Endpoint(_) | Self::Caller { .. } | Self::Peer(_) => None,
         }
     }
 
@@ -349,7 +389,7 @@ impl Route {
     pub(crate) fn name(&self) -> Option<&NameRoute> {
         match self {
             Self::Name(route) => Some(route),
-            Self::Group { .. } | Self::Endpoint(_) | Self::Caller { .. } => None,
+            Self::Group { .. } | Self::Endpoint(_) | Self::Caller { .. } | Self::Peer(_) => None,
         }
     }
 
@@ -359,60 +399,90 @@ impl Route {
             Self::Group { .. } => None,
             Self::Endpoint(place) | Self::Caller { place, .. } => Some(place.id),
             Self::Name(route) => route.ownership.sole_owner(),
+            Self::Peer(peer) => Some(peer.owner.id),
         }
     }
 
-    fn ended(&self) -> Option<GroupId> {
+    /// Why nobody can send along it, or not this sender.
+    fn refusal(&self, sender: EndpointId) -> Option<SendError> {
         match self {
-            Self::Group { group, membership, .. } if membership.ended => Some(group.id),
+            Self::Group { group, membership, .. } if membership.ended => {
+                Some(SendError::NoSuchGroup(group.id))
+            }
+            Self::Group { group, outside: true, .. } => {
+                Some(SendError::NotAMember(group.id, sender))
+            }
             _ => None,
         }
     }
 
+    /// Whether a message along it goes to a peer endpoint of its sender's.
+    pub(crate) fn has_peer(&self) -> bool {
+        matches!(self, Self::Peer(_) | Self::Group { peer: Some(_), .. })
+    }
+
     fn most_recipients(&self) -> usize {
         match self {
-            Self::Group { membership, .. } => membership.members().len(),
-            Self::Endpoint(_) | Self::Caller { .. } | Self::Name(_) => 1,
+            Self::Group { membership, .. } => membership.members().len() + 1,
+            Self::Endpoint(_) | Self::Caller { .. } | Self::Name(_) | Self::Peer(_) => 1,
         }
     }
 
     fn recipients(&self) -> impl Iterator<Item = Recipient<'_>> {
         let (all, chosen, members, skip, one) = match self {
-            Self::Group { membership, selection: Some(selection), .. } => {
-                (&[][..], selection.positions(), membership.members(), None, None)
-            }
-            Self::Group { membership, skip, .. } => {
-                (membership.members(), &[][..], &[][..], *skip, None)
+            Self::Group { membership, selection, skip, peer, .. } => {
+                let peer = peer.as_deref();
+                let peer = peer.map(|peer| Recipient::peer(peer, peer.drops.as_ref()));
+                match selection {
+                    Some(selection) => {
+                        (&[][..], selection.positions(), membership.members(), None, peer)
+                    }
+                    None => (membership.members(), &[][..], &[][..], *skip, peer),
+                }
             }
             Self::Endpoint(place) | Self::Caller { place, .. } => {
-                let one = Recipient { place: *place, drops: None };
-                (&[][..], &[][..], &[][..], None, Some(one))
+                (&[][..], &[][..], &[][..], None, Some(Recipient::direct(*place, None)))
+            }
+            Self::Peer(peer) => {
+                (&[][..], &[][..], &[][..], None, Some(Recipient::peer(peer, None)))
             }
             Self::Name(route) => {
-                let one = route.recipient().map(|place| Recipient { place, drops: None });
+                let one = route.recipient().map(|place| Recipient::direct(place, None));
                 (&[][..], &[][..], &[][..], None, one)
             }
         };
         let all = all.iter().enumerate().filter(move |(at, _)| Some(*at) != skip);
         let chosen = chosen.iter().map(|at| &members[*at as usize]);
         let group = all.map(|(_, member)| member).chain(chosen);
-        group
-            .map(|member| Recipient { place: member.place, drops: member.drops.as_ref() })
-            .chain(one)
+        group.map(|member| Recipient::direct(member.place, member.drops.as_ref())).chain(one)
+    }
+
+    /// Everything in which a message along this route needs room: the queues of its recipients,
+    /// and a peer endpoint's share of its owner's queue.
+    fn accounts(&self) -> impl Iterator<Item = Recipient<'_>> {
+        let peer = match self {
+            Self::Group { peer: Some(peer), .. } => Some((&**peer, peer.drops.as_ref())),
+            Self::Peer(peer) => Some((&**peer, None)),
+            _ => None,
+        };
+        let share = peer.map(|(peer, drops)| Recipient::direct(peer.share.place, drops));
+        self.recipients().chain(share)
     }
 
     /// Whether a message along this route needs a place in the queue of `id`.
     pub(crate) fn needs(&self, id: EndpointId) -> bool {
         match self {
-            Self::Group { membership, skip, selection, .. } => {
-                membership.position(id).is_some_and(|at| {
+            Self::Group { membership, skip, selection, peer, .. } => {
+                let member = membership.position(id).is_some_and(|at| {
                     let accepts = selection.as_ref().is_none_or(|chosen| chosen.contains(at));
                     accepts && Some(at) != *skip && membership.members()[at].drops.is_none()
-                })
+                });
+                member || peer.as_ref().is_some_and(|peer| peer.drops.is_none() && peer.is_of(id))
             }
             Self::Endpoint(_) | Self::Caller { .. } | Self::Name(_) => {
                 self.sole_recipient() == Some(id)
             }
+            Self::Peer(peer) => peer.is_of(id),
         }
     }
 }
@@ -597,8 +667,8 @@ impl BusInner {
         if !outgoing.route.is_current() {
             return None;
         }
-        if let Some(group) = outgoing.route.ended() {
-            return Some(Err(SendError::NoSuchGroup(group)));
+        if let Some(refusal) = outgoing.route.refusal(outgoing.sender.id()) {
+            return Some(Err(refusal));
         }
         if outgoing.sender.is_closed() && !mutated(Mutant::ClosedSenderCommits) {
             return Some(Err(SendError::Closed));
@@ -633,7 +703,7 @@ impl BusInner {
             let owners = route.find_full(&mut held).into_iter();
             return owners.map(|(owner, queued)| (Arc::clone(&owner.core), queued)).collect();
         }
-        for recipient in route.recipients().filter(|recipient| recipient.drops.is_none()) {
+        for recipient in route.accounts().filter(|recipient| recipient.drops.is_none()) {
             if let Some(intake) = held.intake(recipient.place)
                 && !intake.has_room()
             {
@@ -674,13 +744,13 @@ impl BusInner {
         if outgoing.until.is_some() {
             self.check_request(held, outgoing)?;
         }
-        for recipient in outgoing.route.recipients() {
+        for recipient in outgoing.route.accounts() {
             let id = recipient.place.id;
             let Some(intake) = held.intake(recipient.place) else {
-                return Err(SendError::NoSuchEndpoint(id));
+                return Err(SendError::NoSuchEndpoint(recipient.name));
             };
             if intake.is_receive_shut() && !mutated(Mutant::ShutStillReceives) {
-                return Err(SendError::ReceiveShut(id));
+                return Err(SendError::ReceiveShut(recipient.name));
             }
             if recipient.drops.is_some() {
                 continue;
@@ -700,7 +770,7 @@ impl BusInner {
             if room {
                 owed = true;
             } else {
-                full.add(id);
+                full.add(recipient.name);
             }
             let preference = Preference::of(id, own, room, standing);
             if at.as_ref().is_none_or(|(best, _)| preference < *best) {
@@ -773,6 +843,13 @@ impl BusInner {
                 drop(held);
                 held = self.locks.acquire(LockBits::one(recipient.place.lock));
             }
+            let share_takes = match recipient.peer {
+                Some(peer) if recipient.drops.is_some() => {
+                    let share = held.intake(peer.share.place);
+                    share.is_some_and(|share| takes_dropper(share, standing))
+                }
+                _ => true,
+            };
             let Some(intake) = held.intake(recipient.place) else {
                 continue;
             };
@@ -780,7 +857,7 @@ impl BusInner {
                 continue;
             }
             if let Some(drops) = recipient.drops
-                && !takes_dropper(intake, standing)
+                && !(share_takes && takes_dropper(intake, standing))
             {
                 intake.drop_message(drops, sequence);
                 receipt.dropped += 1;
@@ -798,10 +875,18 @@ impl BusInner {
                 effects.wake(intake.take_reader());
             } else {
                 let missed = Intake::take_gap(recipient.drops);
-                intake.push(Arc::clone(&message), missed);
                 callee = Some(recipient.place);
                 receipt.recipients += 1;
+                let Some(peer) = recipient.peer else {
+                    intake.push(Arc::clone(&message), missed);
+                    effects.wake(intake.take_reader());
+                    continue;
+                };
+                intake.push_from_peer(Arc::clone(&message), missed, Arc::clone(&peer.share));
                 effects.wake(intake.take_reader());
+                if let Some(share) = held.intake(peer.share.place) {
+                    share.charge(sequence, message.charged_bytes());
+                }
             }
         }
         if let Some(counters) = held.counters() {

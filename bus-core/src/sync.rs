@@ -378,6 +378,16 @@ mutants! {
     LookBeforeNone,
     /// A reader that sleeps is not woken by the end of a request that it has taken.
     EndWakesNobody,
+    /// Who is not in a gated group may send to it.
+    OutsiderSends,
+    /// An owner that frees a place of a peer endpoint's share serves only its own queue's line.
+    ShareServesNobody,
+    /// A candidate hears that it was admitted before it is a member.
+    AdmittedTooEarly,
+    /// Members of a gated group go on sending to an owner that is gone.
+    GoneOwnerKeepsPeers,
+    /// A candidate that withdraws after it was admitted is said to be outside.
+    WithdrawForgetsAdmission,
 }
 
 #[cfg(not(bus_loom))]

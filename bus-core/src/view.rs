@@ -134,7 +134,7 @@ impl Step {
         Self::unseen(group, group.membership().without_watcher(id))
     }
 
-    /// A step in which only who watches changes.
+    /// A step in which nobody comes or goes: who watches changes, or what a member asks for.
     pub(crate) fn unseen(group: &Arc<Group>, next: Membership) -> Self {
         Self { group: Arc::clone(group), next: Arc::new(next), told: None, edge: false }
     }
@@ -244,16 +244,35 @@ impl BusInner {
         &self,
         core: &EndpointCore,
         directory: MutexGuard<'_, Directory>,
-        mut step: Step,
+        step: Step,
         drops: Vec<Arc<Drops>>,
         retained: Option<Box<Retained>>,
     ) -> Sequence {
         let mut effects = Effects::default();
+        let sequence =
+            self.publish_then(core, directory, step, drops, retained, &mut effects, |_, _, _| {});
+        effects.run();
+        sequence
+    }
+
+    /// As [`publish_join`](Self::publish_join), and does something more with the directory still
+    /// held; the caller runs the effects.
+    #[expect(clippy::too_many_arguments, reason = "what is published, and what follows")]
+    pub(crate) fn publish_then(
+        &self,
+        core: &EndpointCore,
+        mut directory: MutexGuard<'_, Directory>,
+        mut step: Step,
+        drops: Vec<Arc<Drops>>,
+        retained: Option<Box<Retained>>,
+        effects: &mut Effects,
+        then: impl FnOnce(&mut Directory, Sequence, &mut Effects),
+    ) -> Sequence {
         effects.reserve(step.watchers() + 1);
         let mut held = self.hold_all(core);
         let sequence = held.draw(core.seen());
         let old_drops = held.intake(core.place).map(|intake| intake.replace_drops(drops));
-        let old = step.publish(&mut held, sequence, &mut effects);
+        let old = step.publish(&mut held, sequence, effects);
         if let Some(mut retained) = retained
             && let Some(intake) = held.intake(core.place)
         {
@@ -265,9 +284,9 @@ impl BusInner {
             effects.wake(intake.take_reader());
         }
         drop(held);
+        then(&mut directory, sequence, effects);
         drop(directory);
         drop((old, old_drops));
-        effects.run();
         sequence
     }
 }

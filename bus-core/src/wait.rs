@@ -669,8 +669,10 @@ impl WaitingRoom {
                 continue;
             };
             let destination = outgoing.route.destination();
-            // Two messages of one destination have the same recipients, but for filters.
-            if !seen.insert(destination) && !outgoing.route.is_selective() {
+            // Two messages of one destination have the same recipients, but for filters and the
+            // senders' own peer endpoints.
+            let differs = outgoing.route.is_selective() || outgoing.route.has_peer();
+            if !seen.insert(destination) && !differs {
                 continue;
             }
             for (core, queued_messages) in bus.find_full(outgoing) {
@@ -727,41 +729,49 @@ impl WaitingRoom {
     /// Keeps those that wait for nobody else who is stalled. If all do, keeps one: its end may let
     /// the others go on, and their clocks start again.
     fn spare_cycles(&mut self, full: &mut HashMap<EndpointId, Stalled>, now: Duration) {
+        // What is full at a peer endpoint, its owner does not read.
+        let stuck: HashSet<EndpointId> = full.values().map(|s| s.core.reader).collect();
         let mut waits_for_stalled: HashSet<EndpointId> = HashSet::default();
         for (_, wait) in &self.waits {
             let Some(outgoing) = &wait.outgoing else {
                 continue;
             };
             let sender = outgoing.sender.id();
-            if full.contains_key(&sender)
-                && full.keys().any(|id| *id != sender && outgoing.route.needs(*id))
-            {
+            let others = |s: &Stalled| s.core.reader != sender && outgoing.route.needs(s.core.id());
+            if stuck.contains(&sender) && full.values().any(others) {
                 waits_for_stalled.insert(sender);
             }
         }
-        if waits_for_stalled.len() == full.len() {
-            let oldest = full.values().map(|s| (std::cmp::Reverse(s.time), s.core.id())).min();
+        if waits_for_stalled.len() == stuck.len() {
+            let oldest = full.values().map(|s| (std::cmp::Reverse(s.time), s.core.reader)).min();
             waits_for_stalled.retain(|id| oldest.is_none_or(|(_, oldest)| *id != oldest));
         }
-        for id in waits_for_stalled {
-            if let Some(stalled) = full.remove(&id) {
+        full.retain(|id, stalled| {
+            let spared = waits_for_stalled.contains(&stalled.core.reader);
+            if spared {
                 let freed = stalled.core.freed();
-                self.stalls.insert(id, Progress { freed, since: now });
+                self.stalls.insert(*id, Progress { freed, since: now });
             }
-        }
+            !spared
+        });
     }
 
     /// Direct sends to a stalled endpoint end with an error: there is no group to put it out of.
     fn give_up_unicasts(&mut self, id: EndpointId, effects: &mut Effects) {
-        let keys: Vec<WaitKey> = (self.waits.iter())
-            .filter(|(_, wait)| {
-                let route = wait.outgoing.as_ref().map(|outgoing| &outgoing.route);
-                route.is_some_and(|route| route.sole_recipient() == Some(id) && route.is_current())
-            })
-            .map(|(at, _)| WaitKey(at))
+        // Sent to it, to a peer endpoint of it, to a name of it, or as a reply.
+        let to_it = |wait: &Wait| {
+            let route = &wait.outgoing.as_ref()?.route;
+            let direct = route.sole_recipient() == Some(id) && route.is_current();
+            match route.destination() {
+                Destination::Endpoint(to) => route.needs(id).then_some(to),
+                _ => direct.then_some(id),
+            }
+        };
+        let keys: Vec<(WaitKey, EndpointId)> = (self.waits.iter())
+            .filter_map(|(at, wait)| Some((WaitKey(at), to_it(wait)?)))
             .collect();
-        for key in keys {
-            self.decide(key, Err(SendError::RecipientStalled(id)), effects);
+        for (key, to) in keys {
+            self.decide(key, Err(SendError::RecipientStalled(to)), effects);
         }
     }
 
@@ -828,7 +838,7 @@ impl Turn<'_> {
 pub(crate) struct Changed {
     pub(crate) groups: Vec<GroupId>,
     pub(crate) names: Vec<NameId>,
-    pub(crate) endpoint: Option<EndpointId>,
+    pub(crate) endpoints: Vec<EndpointId>,
 }
 
 impl Changed {
@@ -840,10 +850,10 @@ impl Changed {
             Destination::Group(group) => self.groups.contains(&group),
             Destination::Name(name) => self.names.contains(&name),
             Destination::Endpoint(_) | Destination::Caller(_) => {
-                self.endpoint.is_some_and(|id| outgoing.route.needs(id))
+                self.endpoints.iter().any(|id| outgoing.route.needs(*id))
             }
         };
-        destination
-            || self.endpoint.is_some_and(|id| wait.at.is_at(id) || outgoing.sender.id() == id)
+        let sender = outgoing.sender.id();
+        destination || self.endpoints.iter().any(|id| wait.at.is_at(*id) || sender == *id)
     }
 }

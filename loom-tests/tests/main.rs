@@ -5,6 +5,7 @@
 mod cancel;
 mod drop_when_full;
 mod filters;
+mod gated;
 mod given;
 mod isolation;
 mod membership;

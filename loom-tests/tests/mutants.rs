@@ -26,6 +26,7 @@
 //! | requests | reply, cancellation, deadline, close of either side; a look while the next one comes | `requests::*` | `OutcomeTwice`, `AskedNotedLate`, `LookBeforeNone`, `EndWakesNobody` |
 //! | G5 wakers | each way to be woken, with a waker that asks the bus | `wakers::*`, `cancel::g5_a_cancelled_sends_waker_*` | |
 //! | G4, G5 names | a message against a change of owner; waiting sends; workers that make room at once | `names::*` | `SkipOwnershipCheck`, `OwnerChangeServesNobody`, `WaitAtOneWorker` |
+//! | gated groups | admission, withdrawal, expulsion and the owner's end against members | `gated::*` | `OutsiderSends`, `ShareServesNobody`, `AdmittedTooEarly`, `GoneOwnerKeepsPeers`, `WithdrawForgetsAdmission` |
 //! | the queue | a ring that wraps; a reader that goes to sleep; two that want to read | `queue::*`, `reader::*`, `waiting::g5_a_message_*` | `TailRelaxed`, `HeadRelaxed`, `SleepWithoutLook`, `SeatTakenTwice`, `QueueMadeTwice` |
 
 use std::collections::BTreeSet;
@@ -113,6 +114,14 @@ const CAUGHT: &[(&str, &str)] = &[
     ("AskedNotedLate", "requests::who_takes_a_request_that_is_cancelled_is_told_so"),
     ("LookBeforeNone", "requests::a_deadline_that_is_set_while_the_bus_looks_is_not_lost"),
     ("EndWakesNobody", "requests::the_end_of_a_request_wakes_its_reader"),
+    ("OutsiderSends", "gated::g4_an_expelled_member_sends_nothing_more"),
+    (
+        "ShareServesNobody",
+        "gated::g5_a_place_freed_in_a_share_while_a_send_goes_to_wait_is_not_lost",
+    ),
+    ("AdmittedTooEarly", "gated::g4_a_candidate_that_hears_of_its_admission_is_a_member"),
+    ("GoneOwnerKeepsPeers", "gated::g9_an_owner_that_goes_stops_nobody"),
+    ("WithdrawForgetsAdmission", "gated::g4_a_withdrawal_against_an_admission_has_one_outcome"),
 ];
 
 /// A model that fails does so at once; this is for one that does not.

@@ -146,6 +146,7 @@ impl Session {
         let mut port = self.ports.remove(&handle).ok_or_else(|| Box::new(no_such_port(handle)))?;
         port.cancel_sends(output, context);
         port.cancel_watches(output);
+        port.cancel_joins(output);
         self.readable.retain(|readable| *readable != handle);
         self.holding.retain(|holding| *holding != handle);
         Ok(Response::Closed)

@@ -1,8 +1,8 @@
 //! What the bus refused, in the words of the wire.
 
 use bus_core::{
-    CreateError, FilterChangeError, JoinError, LeaveError, LimitExceeded, OwnError, SendError,
-    WatchError,
+    CreateError, FilterChangeError, GateError, JoinError, LeaveError, LimitExceeded, OwnError,
+    SendError, WatchError,
     wire::{Failure, FailureCode},
 };
 
@@ -27,6 +27,7 @@ pub(super) fn of_send(error: &SendError) -> Failure {
         SendError::TooManyDescriptors { limit, .. } => {
             failure(FailureCode::LimitExceeded).with_limit("descriptors", (*limit).into())
         }
+        SendError::NotAMember(..) => failure(FailureCode::NotAMember),
         SendError::RecipientStalled(_) => failure(FailureCode::RecipientStalled),
         SendError::Cancelled => failure(FailureCode::Cancelled),
         SendError::NoSuchRequest(_) => failure(FailureCode::NoSuchRequest),
@@ -49,7 +50,9 @@ pub(super) fn of_create(error: &CreateError) -> Failure {
     let failure = |code| Failure::new(code, error.to_string());
     match error {
         CreateError::Exists(_) => failure(FailureCode::GroupExists),
-        CreateError::Closed(_) => failure(FailureCode::EndpointClosed),
+        CreateError::Closed(_) | CreateError::ReceiveShut(_) => {
+            failure(FailureCode::EndpointClosed)
+        }
         CreateError::Limit(error) => of_limit(error),
         _ => failure(FailureCode::BadRequest),
     }
@@ -64,6 +67,25 @@ pub(super) fn of_join(error: &JoinError) -> Failure {
         JoinError::ReceiveShut(_) | JoinError::Closed(_) => failure(FailureCode::EndpointClosed),
         JoinError::BackOff(_, left) => failure(FailureCode::BackOff).with_retry_after(*left),
         JoinError::Limit(error) => of_limit(error),
+        JoinError::OwnerGone(_) => failure(FailureCode::OwnerGone),
+        JoinError::OwnerBusy(_) => failure(FailureCode::LimitExceeded),
+        JoinError::AlreadyCandidate(..) => failure(FailureCode::AlreadyCandidate),
+        JoinError::Refused { reason, .. } => {
+            Failure::new(FailureCode::RefusedByOwner, reason.clone())
+        }
+        JoinError::Withdrawn(_) => failure(FailureCode::Cancelled),
+        _ => failure(FailureCode::BadRequest),
+    }
+}
+
+pub(super) fn of_gate(error: &GateError) -> Failure {
+    let failure = |code| Failure::new(code, error.to_string());
+    match error {
+        GateError::NotTheOwner(..) => failure(FailureCode::NotTheOwner),
+        GateError::NoCandidate(..) => failure(FailureCode::NoCandidate),
+        GateError::NotAMember(..) => failure(FailureCode::NotAMember),
+        GateError::NoPeer(_) => failure(FailureCode::NoSuchEndpoint),
+        GateError::Join(error) => of_join(error),
         _ => failure(FailureCode::BadRequest),
     }
 }

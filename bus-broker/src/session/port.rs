@@ -13,6 +13,7 @@ use bus_core::{
     },
 };
 
+use super::gated::Candidacies;
 use super::{failure, lane_queue::WindowExceeded, refuse, say, sending::SendingLane};
 use crate::{
     connection::Context,
@@ -22,12 +23,13 @@ use crate::{
 
 /// An endpoint of a connection.
 ///
-/// Fields are dropped in their order: sends and watches end before the endpoint closes.
+/// Fields are dropped in their order: sends, watches and requests end before the endpoint closes.
 #[derive(Debug)]
 pub(super) struct Port {
     handle: Handle,
     lanes: [Option<Box<SendingLane>>; MAX_LANES as usize],
     watches: BTreeMap<Serial, Watch>,
+    pub(super) candidacies: Candidacies,
     receiver: Receiver,
     waker: Waker,
     /// It does not sleep.
@@ -45,6 +47,7 @@ impl Port {
             handle,
             lanes: Default::default(),
             watches: BTreeMap::new(),
+            candidacies: Candidacies::default(),
             receiver,
             waker,
             awake: false,
@@ -52,6 +55,10 @@ impl Port {
             receive_shut: false,
             endpoint,
         }
+    }
+
+    pub(super) fn handle(&self) -> Handle {
+        self.handle
     }
 
     pub(super) fn endpoint(&self) -> &Endpoint {

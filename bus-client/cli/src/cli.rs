@@ -68,6 +68,7 @@ pub(crate) enum Verb {
     #[command(visible_alias = "pub")]
     Send(Send),
     /// Create a group, and keep it until this ends
+    #[command(after_long_help = OWNER_FORMS)]
     Create(Create),
     /// List the groups
     Groups(Listing),
@@ -76,6 +77,9 @@ pub(crate) enum Verb {
     /// Show who is in a group, and every change of that
     #[command(after_long_help = WATCH_FORMS)]
     Watch(Watch),
+    /// Own a gated group, and admit who asks for it
+    #[command(after_long_help = OWNER_FORMS)]
+    Admit(Admit),
     /// Show the broker's counters
     Stats(Listing),
     /// Show the broker's version, incarnation and limits
@@ -187,7 +191,13 @@ pub(crate) struct Create {
     /// How many bytes of these at most; 1 MiB without it
     #[arg(long, value_name = "N", requires = "retain")]
     pub(crate) retain_bytes: Option<u64>,
-    /// Print a JSON object
+    /// Nobody is a member whom this owner has not admitted; decisions are read from standard input
+    #[arg(long, conflicts_with = "retain")]
+    pub(crate) gated: bool,
+    /// So many candidates may wait at a time
+    #[arg(long, value_name = "N", requires = "gated", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) backlog: Option<u16>,
+    /// Print a JSON object, or with --gated an object a line
     #[arg(long, short)]
     pub(crate) json: bool,
 }
@@ -267,6 +277,66 @@ pub(crate) struct Watch {
     /// Fail if the group does not exist, rather than create it
     #[arg(long)]
     pub(crate) no_create: bool,
+    /// Print a JSON object a line
+    #[arg(long, short)]
+    pub(crate) json: bool,
+}
+
+const OWNER_FORMS: &str = "\
+Who joins a gated group waits until its owner has decided: `listen GROUP` is enough. The owner reads \
+decisions from standard input, one a line:
+  admit ENDPOINT [FLAG...]   flags: loopback, send-to-peer, drop-when-full, drop-at-peer
+  refuse ENDPOINT [REASON]
+  expel ENDPOINT [REASON]
+  terms ENDPOINT [FLAG...]   changes how a member is one
+  close PEER                 ends the connection, and the memberships that came with it
+  tell ENDPOINT TEXT         a private message
+
+With --json a line is an object with a \"type\":
+  created    group, endpoint: the owner's
+  candidate  group, sequence, endpoint, uid, pid, peer, flags: what it would like
+  admitted, terms  endpoint, sequence, flags
+  refused    endpoint, reason
+  expelled   endpoint, sequence, reason
+  closed     peer, sequence
+  told       endpoint, sequence
+  error      decision, error
+  message    as in `listen --json`, and peer: what a member with send-to-peer sent to the group,
+             or without group a private message
+  peer-gap   peer, group, missed, first, last: messages that the owner had no room for
+  peer-stalled, peer-closed  peer, sequence
+  end        reason";
+
+/// Options of `admit`.
+#[derive(Debug, Args)]
+pub(crate) struct Admit {
+    /// The gated group; it is created
+    #[arg(value_name = "GROUP")]
+    pub(crate) group: String,
+    /// Admit this user's programs only; may be given several times
+    #[arg(long, value_name = "UID")]
+    pub(crate) uid: Vec<u32>,
+    /// What to tell those who are refused
+    #[arg(long, value_name = "REASON", default_value = "not admitted")]
+    pub(crate) refusal: String,
+    /// Members receive their own messages
+    #[arg(long)]
+    pub(crate) loopback: bool,
+    /// Print what members send
+    #[arg(long)]
+    pub(crate) send_to_peer: bool,
+    /// Members miss messages rather than make senders wait
+    #[arg(long)]
+    pub(crate) drop_when_full: bool,
+    /// Miss what members send rather than make them wait
+    #[arg(long, requires = "send_to_peer")]
+    pub(crate) drop_at_peer: bool,
+    /// End after this many were admitted; the members go on
+    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// So many candidates may wait at a time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) backlog: Option<u16>,
     /// Print a JSON object a line
     #[arg(long, short)]
     pub(crate) json: bool,

@@ -87,14 +87,15 @@ impl From<WatchError> for Failure {
     }
 }
 
-/// How a group that was not created ends the program.
-pub(crate) fn of_create(error: CreateError) -> Failure {
-    let exit = match &error {
-        CreateError::BadName(_) => Exit::Usage,
-        CreateError::BrokerGone(_) => Exit::Gone,
-        _ => Exit::Error,
-    };
-    Failure::new(exit, error)
+impl From<CreateError> for Failure {
+    fn from(error: CreateError) -> Self {
+        let exit = match &error {
+            CreateError::BadName(_) => Exit::Usage,
+            CreateError::BrokerGone(_) => Exit::Gone,
+            _ => Exit::Error,
+        };
+        Self::new(exit, error)
+    }
 }
 
 impl From<LeaveError> for Failure {

@@ -4,10 +4,11 @@ use bus_client::{Bus, Retain};
 use serde_json::json;
 
 use crate::{
-    cli, connect,
+    cli,
     exit::{Exit, Failure},
     idle::{Idle, Woken},
     output::Output,
+    owner,
     signals::Notice,
 };
 
@@ -18,6 +19,9 @@ pub(crate) fn run(
     notice: &Notice,
     output: &mut Output,
 ) -> Result<Exit, Failure> {
+    if options.gated {
+        return owner::create(options, bus, notice, output);
+    }
     let group = options.group.as_str();
     match options.retain {
         Some(retain) => {
@@ -25,8 +29,7 @@ pub(crate) fn run(
             bus.create_retaining(group, Retain { bytes, ..retain })
         }
         None => bus.create(group),
-    }
-    .map_err(connect::of_create)?;
+    }?;
     if options.json {
         output.json(&json!({"type": "created", "group": group}))?;
     } else {

@@ -9,8 +9,8 @@ use std::{
 };
 
 use bus_client::{
-    Bus, ContentType, Event, Evicted, Gap, GroupId, GroupName, JoinOptions, LeaveError, Member,
-    Message, Outgoing, SendError,
+    Bus, ContentType, Event, Gap, GroupId, GroupName, JoinOptions, LeaveError, Member, Message,
+    Outgoing, SendError, Sequence,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -110,7 +110,7 @@ impl Listener<'_> {
                     group: group.clone(),
                     sequence: joined.sequence.get(),
                     endpoint: Some(self.bus.endpoint_id().get()),
-                    flags: self.flags(),
+                    flags: self.flags(&member),
                     members: Some(joined.members.into()),
                     created: joined.created,
                     filter: filter::text(&self.options.filter),
@@ -125,7 +125,11 @@ impl Listener<'_> {
         Ok(())
     }
 
-    fn flags(&self) -> Vec<String> {
+    /// How we are a member; in a gated group its owner has decided that.
+    fn flags(&self, member: &Member) -> Vec<String> {
+        if let Some(admission) = &member.joined().admission {
+            return admission.terms.names().into_iter().map(str::to_owned).collect();
+        }
         let flags =
             [(self.options.loopback, "loopback"), (self.options.drop_when_full, "drop-when-full")];
         flags.into_iter().filter(|(set, _)| *set).map(|(_, name)| name.to_owned()).collect()
@@ -228,26 +232,39 @@ impl Listener<'_> {
                 }
                 self.through = self.through.max(Some(gap.last.get()));
             }
-            Event::Evicted(evicted) => self.print_evicted(evicted)?,
+            Event::Evicted(evicted) => {
+                let group = group_name(evicted.group.as_ref(), evicted.group_id);
+                let reason = format!("stalled for {:?}", evicted.stalled);
+                self.print_evicted(group, evicted.group_id, evicted.sequence, reason)?;
+            }
+            Event::Expelled(expelled) => {
+                let group = group_name(expelled.group.as_ref(), expelled.group_id);
+                let reason = format!("expelled: {}", expelled.reason);
+                self.print_evicted(group, expelled.group_id, expelled.sequence, reason)?;
+            }
             _ => {}
         }
         Ok(false)
     }
 
-    fn print_evicted(&mut self, evicted: &Evicted) -> Result<(), Failure> {
-        let group = group_name(evicted.group.as_ref(), evicted.group_id);
-        let reason = format!("stalled for {:?}", evicted.stalled);
-        self.members.retain(|member| member.joined().group_id != evicted.group_id);
+    fn print_evicted(
+        &mut self,
+        group: String,
+        group_id: GroupId,
+        sequence: Sequence,
+        reason: String,
+    ) -> Result<(), Failure> {
+        self.members.retain(|member| member.joined().group_id != group_id);
         if self.options.json {
             self.output.json(&TraceLine::Evicted(Ended {
                 group,
-                sequence: Some(evicted.sequence.get()),
+                sequence: Some(sequence.get()),
                 reason: Some(reason),
             }))?;
         } else {
             self.output.note(&format!("evicted from {group}: {reason}"));
         }
-        self.through = self.through.max(Some(evicted.sequence.get()));
+        self.through = self.through.max(Some(sequence.get()));
         Ok(())
     }
 
@@ -337,7 +354,7 @@ fn is_from(event: &Event, bus: &Bus) -> bool {
     matches!(event, Event::Message(m) if m.group().is_none() && m.sender() == bus.endpoint_id())
 }
 
-fn message_line(message: &Message) -> MessageLine {
+pub(crate) fn message_line(message: &Message) -> MessageLine {
     MessageLine {
         sequence: message.sequence().get(),
         group: message.group().map(str::to_owned),
@@ -386,7 +403,7 @@ fn typed(message: &Message) -> Option<serde_json::Value> {
     }
 }
 
-fn shown(message: &Message) -> std::borrow::Cow<'_, str> {
+pub(crate) fn shown(message: &Message) -> std::borrow::Cow<'_, str> {
     match typed(message) {
         Some(value) => value.to_string().into(),
         None => payload::line(message.payload()),
@@ -401,7 +418,7 @@ fn group_name(name: Option<&GroupName>, id: GroupId) -> String {
     }
 }
 
-fn missed(gap: &Gap) -> Missed {
+pub(crate) fn missed(gap: &Gap) -> Missed {
     Missed { missed: gap.count, first: gap.first.get(), last: gap.last.get() }
 }
 

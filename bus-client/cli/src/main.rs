@@ -19,6 +19,7 @@ mod input;
 mod listen;
 mod listing;
 mod output;
+mod owner;
 mod pages;
 mod payload;
 mod ping;
@@ -80,6 +81,7 @@ fn dispatch(cli: &Cli, signals: Signals, output: &mut Output) -> Result<ExitCode
         Verb::Groups(options) => listing::groups(options, &connect()?, output)?,
         Verb::Members(options) => listing::members(options, &connect()?, output)?,
         Verb::Watch(options) => watch::run(options, &connect()?, &notice, output)?,
+        Verb::Admit(options) => owner::admit(options, &connect()?, &notice, output)?,
         Verb::Stats(options) => listing::stats(options, &connect()?, output)?,
         Verb::Status(options) => listing::status(options, &connect()?, output)?,
         Verb::Ping(options) => ping::run(options, cli, output)?,

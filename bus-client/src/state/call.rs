@@ -32,6 +32,8 @@ pub(crate) enum Purpose {
         asker: Serial,
     },
     Create(Arc<GroupTarget>),
+    /// Creates a gated group.
+    Own(Arc<GroupTarget>),
     Join {
         group: Arc<GroupTarget>,
         flags: MemberFlags,
@@ -137,6 +139,18 @@ impl State {
             (Purpose::Create(group), Response::Created { group_id, .. }) => {
                 self.resolved(&group, *group_id);
             }
+            (Purpose::Own(group), Response::Created { group_id, .. }) => {
+                self.owns(key, &group, *group_id);
+            }
+            (
+                Purpose::Join { group, flags: wishes },
+                Response::Admitted { group_id, flags, .. },
+            ) => {
+                self.admitted(key, &group, *group_id, wishes, *flags);
+                if abandoned {
+                    self.leave_group(key, *group_id);
+                }
+            }
             (Purpose::Join { group, .. }, Response::Joined { group_id, .. }) => {
                 self.joined(key, &group, *group_id);
                 if abandoned {
@@ -189,7 +203,7 @@ impl State {
                     }
                     Purpose::Close => self.closed(key),
                     Purpose::WatchGroup(name) => self.watch_group_failed(key, &name, &failure),
-                    Purpose::Plain | Purpose::Create(_) | Purpose::Leave(_) => {}
+                    Purpose::Plain | Purpose::Create(_) | Purpose::Own(_) | Purpose::Leave(_) => {}
                 }
                 self.answer_call(serial, Err(CallError::Failed(failure)));
             }
@@ -296,21 +310,40 @@ impl State {
 
     /// Nobody wants to be a member any more: leaves as soon as the join is answered.
     pub(crate) fn abandon_join(&mut self, serial: Serial) {
-        let key = match self.pending.get(serial) {
-            Some(Entry::Call(call)) => call.endpoint,
+        let (key, group) = match self.pending.get(serial) {
+            Some(Entry::Call(CallEntry {
+                endpoint, purpose: Purpose::Join { group, .. }, ..
+            })) => (*endpoint, Some(group.name().clone())),
+            Some(Entry::Call(call)) => (call.endpoint, None),
             _ => return,
         };
         match self.take_response(serial) {
-            Some(Ok(Response::Joined { group_id, .. })) => self.leave_group(key, group_id),
+            Some(Ok(Response::Joined { group_id, .. } | Response::Admitted { group_id, .. })) => {
+                self.leave_group(key, group_id);
+            }
             Some(_) => {}
-            None => self.abandon(serial),
+            None => {
+                self.abandon(serial);
+                // The owner of a gated group may take its time, or never decide.
+                if let Some(group) = group {
+                    self.withdraw(key, group);
+                }
+            }
         }
         self.flush(Urgency::Soon);
+    }
+
+    /// Nobody waits for the outcome of a request to be admitted that no join has asked for.
+    pub(crate) fn abandon_candidacy(&mut self, key: usize, group: GroupName) {
+        if self.endpoints.get(key).is_some_and(|endpoint| !endpoint.closing) {
+            self.withdraw(key, group);
+            self.flush(Urgency::Soon);
+        }
     }
 }
 
 /// Whether a membership of these flags makes the sender's own room count.
-fn needs_own_room(flags: MemberFlags) -> bool {
+pub(super) fn needs_own_room(flags: MemberFlags) -> bool {
     flags.contains(MemberFlags::LOOPBACK) && !flags.contains(MemberFlags::DROP_WHEN_FULL)
 }
 

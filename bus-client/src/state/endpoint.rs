@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::task::Waker;
 
-use bus_core::wire::{ClientFrame, LaneNumber, MAX_LANES, Request, Role, Serial};
+use bus_core::wire::{ClientFrame, LaneNumber, MAX_LANES, Notice, Request, Role, Serial};
 use bus_core::{EndpointId, GroupId, GroupName, Sequence};
 
 use super::call::{CallError, Purpose};
@@ -72,6 +72,10 @@ impl EndpointState {
                 | Item::Evicted { group_id, .. }
                 | Item::Current { group_id, .. },
             ) => self.groups.contains_key(group_id),
+            Some(Item::Gated(notice)) => match &**notice {
+                Notice::Expelled { group_id, .. } => self.groups.contains_key(group_id),
+                _ => true,
+            },
             Some(Item::View(_) | Item::ViewsLost { .. }) => true,
             Some(Item::Name(_) | Item::Owner(_) | Item::OwnersLost { .. }) => true,
         }
@@ -124,6 +128,7 @@ impl EndpointState {
                 let group = self.name_of(group_id);
                 Event::Current(Current { group, group_id, sequence, messages })
             }
+            Item::Gated(notice) => self.gated_event(*notice),
             Item::View(notice) => Event::View((*notice).into()),
             Item::ViewsLost { group_id, gap } => {
                 Event::ViewsLost(named(gap, group_id, self.views.name_of(group_id)))
@@ -294,6 +299,6 @@ impl State {
     }
 }
 
-fn named(gap: bus_core::Gap, group_id: GroupId, group: Option<GroupName>) -> Gap {
+pub(super) fn named(gap: bus_core::Gap, group_id: GroupId, group: Option<GroupName>) -> Gap {
     Gap { group, group_id, count: gap.count, first: gap.first, last: gap.last }
 }

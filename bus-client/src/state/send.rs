@@ -131,6 +131,9 @@ impl SendEntry {
             }
             (FailureCode::NoSuchEndpoint, Target::Endpoint(id)) => SendError::NoSuchEndpoint(*id),
             (FailureCode::EndpointClosed, Target::Endpoint(id)) => SendError::ReceiverShut(*id),
+            (FailureCode::NotAMember, Target::Group(group)) => {
+                SendError::NotAMember(group.name().clone())
+            }
             (FailureCode::WouldBlock, _) => {
                 SendError::WouldBlock { full: failure.full.clone(), full_count: failure.full_count }
             }

@@ -381,6 +381,10 @@ fn a_join_as_a_future_joins_and_leaves_again_if_it_is_dropped() {
             drop(joining);
         } else {
             drop(joining);
+            // The group may be gated, and then its owner may never decide.
+            let (asked, withdrawal, request) = broker.call();
+            assert_eq!(request, Request::Withdraw { group: "g".parse().unwrap() });
+            broker.done((asked, withdrawal), Response::Withdrawn);
             broker.done((handle, serial), joined);
             bus.dispatch_timeout(PATIENCE).unwrap();
         }

@@ -17,16 +17,6 @@ use crate::wait::Changed;
 
 use super::{Filter, MemberFilters};
 
-/// Whose filter of a membership is meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Whose {
-    /// The member's own.
-    Own,
-    /// The one that the owner of a gated group sets on the member's behalf.
-    #[expect(dead_code, reason = "gated groups set it")]
-    Owners,
-}
-
 /// Why a filter was not changed. The old one holds.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -40,12 +30,12 @@ pub enum FilterChangeError {
 }
 
 impl BusInner {
-    /// Sets, changes or removes a filter of `core`'s membership, and says where in the order.
+    /// Sets, changes or removes the own filter of `core`'s membership, and says where in the order.
+    /// The one that the owner of a gated group has set on its behalf stays.
     pub(crate) fn set_filter(
         &self,
         core: &EndpointCore,
         group: GroupId,
-        whose: Whose,
         filter: Option<Filter>,
     ) -> Result<Sequence, FilterChangeError> {
         let id = core.id();
@@ -59,15 +49,10 @@ impl BusInner {
         let at = before.position(id).ok_or(FilterChangeError::NotAMember(group.id, id))?;
         let old = before.members()[at].filters.as_deref();
         let (own, owners) = old.map_or((None, None), |old| (old.own.clone(), old.owners.clone()));
-        let filters = match whose {
-            Whose::Own => {
-                if own.is_none() && filter.is_some() {
-                    self.check_filter_count(&directory, id)?;
-                }
-                MemberFilters::new(filter, owners)
-            }
-            Whose::Owners => MemberFilters::new(own, filter),
-        };
+        if own.is_none() && filter.is_some() {
+            self.check_filter_count(&directory, id)?;
+        }
+        let filters = MemberFilters::new(filter, owners);
         self.check_instructions(&before, old, filters.as_deref())?;
         let step = Step::unseen(group, before.with_filters(at, filters));
         let changed = Changed { groups: vec![group.id], ..Changed::default() };

@@ -139,6 +139,8 @@ pub struct MessageHead {
     pub descriptors: u8,
     /// The message had descriptors, and they could not be delivered here.
     pub descriptors_lost: bool,
+    /// The peer endpoint through which it came, if this endpoint owns a gated group and it did.
+    pub peer: Option<EndpointId>,
     /// Whether it asks for a reply or is one. Then it was sent to this endpoint, and has no group.
     pub role: Role,
 }
@@ -350,6 +352,15 @@ fn check_message(header: &Header, frame: &[u8]) -> Result<Layout, WireError> {
         decode_gap(name, gap)?;
         attributes_at += GAP_BYTES;
     }
+    if header.flags & PEER != 0 {
+        frame.get(attributes_at..attributes_at + PEER_BYTES).ok_or(WireError::Length {
+            frame: "MESSAGE through a peer endpoint",
+            given: header.length,
+            least: attributes_at + PEER_BYTES,
+            most: MAX_FRAME_BYTES,
+        })?;
+        attributes_at += PEER_BYTES;
+    }
     let block = body::attributes(name, &frame[attributes_at..], u16_at(frame, BLOCK_AT))?;
     Ok(Layout { length: header.length, attributes_at, payload_at: attributes_at + block })
 }
@@ -372,7 +383,17 @@ pub(super) fn checked_head(frame: &[u8]) -> MessageHead {
         descriptors: frame[6],
         descriptors_lost: descriptors_lost_of(frame),
         role: role_in(frame),
+        peer: peer_of(frame),
     }
+}
+
+/// The peer endpoint through which a checked MESSAGE came.
+#[inline]
+pub(super) fn peer_of(frame: &[u8]) -> Option<EndpointId> {
+    let flags = frame[FLAGS_OFFSET];
+    let gap = if flags & MISSED == 0 { 0 } else { GAP_BYTES };
+    let at = HEADER_BYTES + MESSAGE.fixed + gap;
+    (flags & PEER != 0).then(|| EndpointId::from_raw(u64_at(frame, at)))
 }
 
 /// What a MESSAGE that was checked is to its receiver.
@@ -465,21 +486,28 @@ pub fn encode_message_head(
 /// How long the frame of such a message is.
 #[must_use]
 pub fn message_bytes(head: &MessageHead, attributes: &Attributes, payload_bytes: usize) -> usize {
-    let gap = if head.missed.is_some() { GAP_BYTES } else { 0 };
-    HEADER_BYTES + MESSAGE.fixed + gap + attributes.encoded().len() + payload_bytes
+    HEADER_BYTES + MESSAGE.fixed + extra_bytes(head) + attributes.encoded().len() + payload_bytes
 }
 
-/// Header, fixed part and gap, and how many bytes of the array they are.
+/// Bytes of what stands between the fixed part and the attributes.
+fn extra_bytes(head: &MessageHead) -> usize {
+    let gap = if head.missed.is_some() { GAP_BYTES } else { 0 };
+    let peer = if head.peer.is_some() { PEER_BYTES } else { 0 };
+    gap + peer
+}
+
+/// Header, fixed part, gap and peer endpoint, and how many bytes of the array they are.
 fn message_head(
     head: &MessageHead,
     attributes: &Attributes,
     payload_bytes: usize,
 ) -> Result<([u8; MESSAGE_HEAD_BYTES], usize), EncodeError> {
-    let extra = if head.missed.is_some() { GAP_BYTES } else { 0 };
+    let extra = extra_bytes(head);
     let (block, body) = body::tail_lengths(&MESSAGE, extra, attributes, payload_bytes)?;
     let missed = if head.missed.is_some() { MISSED } else { 0 };
     let unicast = if head.group.is_none() { UNICAST } else { 0 };
     let name = head.name.map_or(0, NameId::get);
+    let through_peer = if head.peer.is_some() { PEER } else { 0 };
     let (role, group) = match head.role {
         Role::Plain => (0, head.group.map_or(name, GroupId::get)),
         Role::Request { first: None } => (REQUEST, name),
@@ -490,7 +518,7 @@ fn message_head(
     let retained = if head.retained { RETAINED } else { 0 };
     let mut place = [0; MESSAGE_HEAD_BYTES];
     Outline::new(&MESSAGE)
-        .flags(missed | unicast | retained | role)
+        .flags(missed | unicast | retained | role | through_peer)
         .descriptors(body::checked_descriptors(&MESSAGE, head.descriptors)?)
         .endpoint(head.endpoint)
         .write(&mut place, body);
@@ -509,7 +537,11 @@ fn message_head(
         place[88..96].copy_from_slice(&gap.first.get().to_le_bytes());
         place[96..104].copy_from_slice(&gap.last.get().to_le_bytes());
     }
-    Ok((place, HEADER_BYTES + MESSAGE.fixed + extra))
+    let used = HEADER_BYTES + MESSAGE.fixed + extra;
+    if let Some(peer) = head.peer {
+        place[used - PEER_BYTES..used].copy_from_slice(&peer.get().to_le_bytes());
+    }
+    Ok((place, used))
 }
 
 /// Whether the field of the group holds a request's sequence.
@@ -589,14 +621,18 @@ const REQUEST: u8 = 8;
 const REPLY: u8 = 16;
 const REPEATED: u8 = 32;
 const REFUSAL: u8 = 128;
+/// Flag of MESSAGE: it came through a peer endpoint, whose id follows the fixed part and the gap.
+const PEER: u8 = 64;
+/// The peer endpoint's id.
+const PEER_BYTES: usize = 8;
 /// Count, first and last sequence.
 const GAP_BYTES: usize = 24;
 /// Where a MESSAGE has its group, the length of its attributes, and "descriptors lost".
 const GROUP_AT: usize = HEADER_BYTES + 8;
 const BLOCK_AT: usize = HEADER_BYTES + 56;
 const LOST_AT: usize = HEADER_BYTES + 58;
-/// All of a MESSAGE before its attributes, with a gap.
-const MESSAGE_HEAD_BYTES: usize = HEADER_BYTES + MESSAGE.fixed + GAP_BYTES;
+/// All of a MESSAGE before its attributes, with a gap and a peer endpoint.
+const MESSAGE_HEAD_BYTES: usize = HEADER_BYTES + MESSAGE.fixed + GAP_BYTES + PEER_BYTES;
 /// The longest DONE.
 const MAX_DONE_BODY: usize = 1 << 20;
 /// The longest NOTICE.
@@ -626,7 +662,7 @@ const REFUSED: Shape = Shape {
     ..Shape::plain(kind::REFUSED, "REFUSED")
 };
 const MESSAGE: Shape = Shape {
-    flags: MISSED | UNICAST | RETAINED | REQUEST | REPLY | REPEATED | REFUSAL,
+    flags: MISSED | UNICAST | RETAINED | REQUEST | REPLY | REPEATED | PEER | REFUSAL,
     descriptors: true,
     endpoint: true,
     fixed: 64,

@@ -133,6 +133,16 @@ codes! {
         NoSuchRequest = "no-such-request",
         /// The request's deadline came before the request could be delivered.
         TimedOut = "timed-out",
+        /// The owner of the gated group does not admit the endpoint; the text is its reason.
+        RefusedByOwner = "refused-by-owner",
+        /// The owner of the gated group is gone, and nobody is admitted any more.
+        OwnerGone = "owner-gone",
+        /// The endpoint does not own the gated group.
+        NotTheOwner = "not-the-owner",
+        /// The endpoint does not wait to be admitted (any more).
+        NoCandidate = "no-candidate",
+        /// The endpoint waits to be admitted already.
+        AlreadyCandidate = "already-candidate",
     }
 }
 

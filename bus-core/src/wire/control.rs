@@ -155,7 +155,92 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         retain: Option<Retain>,
     },
-    /// Joins a group. Answered by [`Response::Joined`].
+    /// Makes a gated group, whose owner the endpoint is. Answered by [`Response::Created`].
+    CreateGated {
+        /// Its name.
+        group: GroupName,
+        /// How many candidates may wait; the limit `backlog` if missing, and at most.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        backlog: Option<u16>,
+    },
+    /// Connects to the owner of a gated group and asks to be admitted; a [`Join`](Self::Join) of
+    /// the group then waits for the decision. Answered by [`Response::Connected`].
+    Connect {
+        /// Its name.
+        group: GroupName,
+        /// How the endpoint would like to be a member; the owner decides.
+        #[serde(default, with = "flag_names", skip_serializing_if = "MemberFlags::is_empty")]
+        flags: MemberFlags,
+        /// What it wants to hear, if not everything.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        filter: Option<Filter>,
+    },
+    /// Takes back the request to be admitted; a [`Join`](Self::Join) that waits fails with
+    /// `cancelled`. Answered by [`Response::Withdrawn`].
+    Withdraw {
+        /// The group's name.
+        group: GroupName,
+    },
+    /// The owner admits a candidate. Answered by [`Response::Changed`].
+    Admit {
+        /// The gated group.
+        group_id: GroupId,
+        /// The candidate.
+        endpoint: EndpointId,
+        /// How it is a member from now on.
+        #[serde(default, with = "flag_names", skip_serializing_if = "MemberFlags::is_empty")]
+        flags: MemberFlags,
+        /// Its peer endpoint misses its messages to the group rather than make it wait.
+        #[serde(default, skip_serializing_if = "is_false")]
+        drop_at_peer: bool,
+        /// What the member is to hear, if not everything; it is not told.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        filter: Option<Filter>,
+    },
+    /// The owner refuses a candidate. Answered by [`Response::Refused`].
+    Refuse {
+        /// The gated group.
+        group_id: GroupId,
+        /// The candidate.
+        endpoint: EndpointId,
+        /// Why, for the candidate.
+        #[serde(default)]
+        text: String,
+    },
+    /// The owner puts a member out. Answered by [`Response::Changed`].
+    Expel {
+        /// The gated group.
+        group_id: GroupId,
+        /// The member.
+        endpoint: EndpointId,
+        /// Why, for the member.
+        #[serde(default)]
+        text: String,
+    },
+    /// The owner changes how an endpoint is a member. Answered by [`Response::Changed`].
+    SetTerms {
+        /// The gated group.
+        group_id: GroupId,
+        /// The member.
+        endpoint: EndpointId,
+        /// How it is a member from now on.
+        #[serde(default, with = "flag_names", skip_serializing_if = "MemberFlags::is_empty")]
+        flags: MemberFlags,
+        /// Its peer endpoint misses its messages to the group rather than make it wait.
+        #[serde(default, skip_serializing_if = "is_false")]
+        drop_at_peer: bool,
+        /// What the member is to hear, if not everything; it is not told.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        filter: Option<Filter>,
+    },
+    /// The owner or the candidate ends the connection between them, and the candidate's memberships
+    /// in the owner's groups. Answered by [`Response::Changed`].
+    ClosePeer {
+        /// The peer endpoint.
+        peer: EndpointId,
+    },
+    /// Joins a group. Answered by [`Response::Joined`], or for a gated group by
+    /// [`Response::Admitted`] once its owner has decided.
     Join {
         /// Its name.
         group: GroupName,
@@ -295,6 +380,14 @@ impl Request {
         "close-endpoint",
         "shutdown-receive",
         "create",
+        "create-gated",
+        "connect",
+        "withdraw",
+        "admit",
+        "refuse",
+        "expel",
+        "set-terms",
+        "close-peer",
         "join",
         "set-filter",
         "leave",
@@ -396,6 +489,43 @@ pub enum Response {
         /// Its place in the order: every later message of the group is selected by the new filter.
         sequence: Sequence,
     },
+    /// To [`Request::Connect`].
+    Connected {
+        /// The group.
+        group_id: GroupId,
+        /// Where in the order the owner is told.
+        sequence: Sequence,
+        /// The group's owner, whose private messages have it as their sender.
+        owner: EndpointId,
+        /// Where to send private messages for the owner.
+        peer: EndpointId,
+    },
+    /// To [`Request::Join`] of a gated group, once its owner has admitted the endpoint.
+    Admitted {
+        /// The group.
+        group_id: GroupId,
+        /// Its place in the order: every later message of the group comes (G4).
+        sequence: Sequence,
+        /// Members, this one counted.
+        members: u32,
+        /// How the endpoint is a member, as the owner decided.
+        #[serde(default, with = "known_flag_names", skip_serializing_if = "MemberFlags::is_empty")]
+        flags: MemberFlags,
+        /// The group's owner.
+        owner: EndpointId,
+        /// Where to send private messages for the owner.
+        peer: EndpointId,
+    },
+    /// To what an owner changes: [`Request::Admit`], [`Request::Expel`], [`Request::SetTerms`],
+    /// [`Request::ClosePeer`].
+    Changed {
+        /// Its place in the order.
+        sequence: Sequence,
+    },
+    /// To [`Request::Refuse`].
+    Refused,
+    /// To [`Request::Withdraw`].
+    Withdrawn,
     /// To [`Request::Leave`].
     Left {
         /// Its place in the order: nothing later of the group comes (G4).
@@ -713,6 +843,62 @@ pub enum Notice {
         /// What is missing.
         gap: Gap,
     },
+    /// The owner of a gated group has put the endpoint out: nothing of the group comes after this.
+    Expelled {
+        /// The group.
+        group_id: GroupId,
+        /// Where in the order the membership ended.
+        sequence: Sequence,
+        /// The owner's words.
+        text: String,
+    },
+    /// Somebody asks to be admitted to a gated group that the endpoint owns. It takes a place in the
+    /// queue.
+    Candidate {
+        /// The group.
+        group_id: GroupId,
+        /// Its name.
+        group: GroupName,
+        /// Where in the order it asked.
+        sequence: Sequence,
+        /// The candidate.
+        candidate: EndpointId,
+        /// User id of its process, from its `connect()`.
+        uid: u32,
+        /// Process id, from its `connect()`.
+        pid: u32,
+        /// The peer endpoint through which its messages come.
+        peer: EndpointId,
+        /// How it would like to be a member.
+        flags: MemberFlags,
+    },
+    /// Messages of a member to a gated group were dropped at its peer endpoint, and none of its
+    /// came after them to say so (G7).
+    PeerGap {
+        /// The group.
+        group_id: GroupId,
+        /// The peer endpoint.
+        peer: EndpointId,
+        /// What is missing.
+        gap: Gap,
+    },
+    /// What a member sends to a gated group does not go to its peer endpoint any more, because that
+    /// was full for the stall limit (G8).
+    PeerStalled {
+        /// The group.
+        group_id: GroupId,
+        /// The peer endpoint.
+        peer: EndpointId,
+        /// Where in the order that was.
+        sequence: Sequence,
+    },
+    /// The candidate or member at the other side of a peer endpoint is gone, or has closed it.
+    PeerClosed {
+        /// The peer endpoint.
+        peer: EndpointId,
+        /// Where in the order that was.
+        sequence: Sequence,
+    },
     /// A kind of a later version. Pass over it.
     Unknown {
         /// The text under `type`.
@@ -766,6 +952,39 @@ enum NoticeForm {
         sequence: Sequence,
         messages: u32,
     },
+    Expelled {
+        group_id: GroupId,
+        sequence: Sequence,
+        #[serde(default)]
+        text: String,
+    },
+    Candidate {
+        group_id: GroupId,
+        group: GroupName,
+        sequence: Sequence,
+        candidate: EndpointId,
+        uid: u32,
+        pid: u32,
+        peer: EndpointId,
+        #[serde(default, with = "known_flag_names", skip_serializing_if = "MemberFlags::is_empty")]
+        flags: MemberFlags,
+    },
+    PeerGap {
+        group_id: GroupId,
+        peer: EndpointId,
+        count: u64,
+        first: Sequence,
+        last: Sequence,
+    },
+    PeerStalled {
+        group_id: GroupId,
+        peer: EndpointId,
+        sequence: Sequence,
+    },
+    PeerClosed {
+        peer: EndpointId,
+        sequence: Sequence,
+    },
 }
 
 impl Notice {
@@ -773,16 +992,9 @@ impl Notice {
     #[must_use]
     pub fn is_charged(&self) -> bool {
         match self {
-            Self::View(_) | Self::Owner(_) => true,
+            Self::View(_) | Self::Owner(_) | Self::Candidate { .. } => true,
             Self::Unknown { charged, .. } => *charged,
-            Self::Gap { .. }
-            | Self::Evicted { .. }
-            | Self::ViewsLost { .. }
-            | Self::Current { .. }
-            | Self::Claim(_)
-            | Self::OwnersLost { .. }
-            | Self::Outcome { .. }
-            | Self::RequestEnded { .. } => false,
+            _ => false,
         }
     }
 
@@ -810,11 +1022,43 @@ impl Notice {
                 Self::Outcome { request, sequence, why }
             }
             NoticeForm::RequestEnded { request, why } => Self::RequestEnded { request, why },
+            NoticeForm::Expelled { group_id, sequence, text } => {
+                Self::Expelled { group_id, sequence, text }
+            }
+            NoticeForm::Candidate {
+                group_id,
+                group,
+                sequence,
+                candidate,
+                uid,
+                pid,
+                peer,
+                flags,
+            } => Self::Candidate { group_id, group, sequence, candidate, uid, pid, peer, flags },
+            NoticeForm::PeerGap { group_id, peer, count, first, last } => {
+                Self::PeerGap { group_id, peer, gap: Gap { count, first, last } }
+            }
+            NoticeForm::PeerStalled { group_id, peer, sequence } => {
+                Self::PeerStalled { group_id, peer, sequence }
+            }
+            NoticeForm::PeerClosed { peer, sequence } => Self::PeerClosed { peer, sequence },
         }
     }
 
-    const KINDS: &'static [&'static str] =
-        &["gap", "evicted", "view", "views-lost", "current", "outcome", "request-ended"];
+    const KINDS: &'static [&'static str] = &[
+        "gap",
+        "evicted",
+        "view",
+        "views-lost",
+        "current",
+        "outcome",
+        "request-ended",
+        "expelled",
+        "candidate",
+        "peer-gap",
+        "peer-stalled",
+        "peer-closed",
+    ];
 
     /// The notice, if the header's flag is that of its type.
     fn checked(self, charged: bool) -> Result<Self, ControlError> {
@@ -886,6 +1130,36 @@ impl Notice {
                 let name_id = *name_id;
                 let form = names::Form::OwnerChangesLost { name_id, count, first, last };
                 return cbor::encode(out, &form);
+            }
+            Self::Expelled { group_id, sequence, text } => NoticeForm::Expelled {
+                group_id: *group_id,
+                sequence: *sequence,
+                text: clip(text, MAX_TEXT_BYTES).to_owned(),
+            },
+            Self::Candidate { group_id, group, sequence, candidate, uid, pid, peer, flags } => {
+                NoticeForm::Candidate {
+                    group_id: *group_id,
+                    group: group.clone(),
+                    sequence: *sequence,
+                    candidate: *candidate,
+                    uid: *uid,
+                    pid: *pid,
+                    peer: *peer,
+                    flags: *flags,
+                }
+            }
+            Self::PeerGap { group_id, peer, gap } => NoticeForm::PeerGap {
+                group_id: *group_id,
+                peer: *peer,
+                count: gap.count,
+                first: gap.first,
+                last: gap.last,
+            },
+            Self::PeerStalled { group_id, peer, sequence } => {
+                NoticeForm::PeerStalled { group_id: *group_id, peer: *peer, sequence: *sequence }
+            }
+            Self::PeerClosed { peer, sequence } => {
+                NoticeForm::PeerClosed { peer: *peer, sequence: *sequence }
             }
             Self::Unknown { body, .. } => return out.extend_from_slice(body),
         };

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod filters;
+mod gated;
 mod given;
 
 mod g1_all_or_nothing;

@@ -74,6 +74,7 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
     let group = || "org.example.Chat".parse().unwrap();
     let group_id = GroupId::from_raw(9);
     let name_id = NameId::from_raw(5);
+    let endpoint = EndpointId::from_raw(5);
     vec![
         ("hello", ClientFrame::Hello(Hello::new())),
         (
@@ -119,6 +120,39 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
         ),
         ("set filter", call(Request::SetFilter { group_id, filter: Some(filter()) })),
         ("set no filter", call(Request::SetFilter { group_id, filter: None })),
+        ("create gated", call(Request::CreateGated { group: group(), backlog: None })),
+        (
+            "create gated with everything",
+            call(Request::CreateGated { group: group(), backlog: Some(3) }),
+        ),
+        (
+            "connect",
+            call(Request::Connect { group: group(), flags: MemberFlags::all(), filter: None }),
+        ),
+        ("withdraw", call(Request::Withdraw { group: group() })),
+        (
+            "admit",
+            call(Request::Admit {
+                group_id,
+                endpoint,
+                flags: MemberFlags::all(),
+                drop_at_peer: true,
+                filter: Some(filter()),
+            }),
+        ),
+        ("refuse", call(Request::Refuse { group_id, endpoint, text: "full house".into() })),
+        ("expel", call(Request::Expel { group_id, endpoint, text: String::new() })),
+        (
+            "set terms",
+            call(Request::SetTerms {
+                group_id,
+                endpoint,
+                flags: MemberFlags::empty(),
+                drop_at_peer: false,
+                filter: None,
+            }),
+        ),
+        ("close peer", call(Request::ClosePeer { peer: endpoint })),
         ("leave", call(Request::Leave { group_id })),
         (
             "watch-group",
@@ -290,6 +324,7 @@ pub(super) fn message(missed: Option<Gap>, attributes: Attributes, payload: &[u8
             descriptors: 0,
             descriptors_lost: false,
             role: Role::Plain,
+            peer: None,
         },
         attributes,
         payload: Bytes::copy_from_slice(payload),
@@ -380,6 +415,8 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
         })),
     };
     let incarnation = Incarnation::from_bytes(*b"0123456789abcdef");
+    let peer = EndpointId::from_raw(5);
+    let notice = |notice| BrokerFrame::Notice { endpoint: Handle::FIRST, notice };
     vec![
         (
             "welcome",
@@ -411,6 +448,24 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
         ("created", done(Response::Created { group_id, sequence })),
         ("joined", done(Response::Joined { group_id, sequence, created: true, members: 1 })),
         ("filter set", done(Response::FilterSet { sequence })),
+        (
+            "connected",
+            done(Response::Connected { group_id, sequence, owner: EndpointId::from_raw(3), peer }),
+        ),
+        (
+            "admitted",
+            done(Response::Admitted {
+                group_id,
+                sequence,
+                members: 2,
+                flags: MemberFlags::all(),
+                owner: EndpointId::from_raw(3),
+                peer,
+            }),
+        ),
+        ("changed", done(Response::Changed { sequence })),
+        ("refused a candidate", done(Response::Refused)),
+        ("withdrawn", done(Response::Withdrawn)),
         ("left", done(Response::Left { sequence })),
         ("watching", done(Response::Watching { group_id, sequence, members: 2 })),
         ("request ended", done(Response::RequestEnded { ended: true })),
@@ -531,6 +586,7 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
                     descriptors: 0,
                     descriptors_lost: true,
                     role: Role::Plain,
+                    peer: Some(EndpointId::from_raw(5)),
                 },
                 attributes: Attributes::EMPTY,
                 payload: Bytes::from_static(b"psst"),
@@ -575,6 +631,23 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
                 },
             },
         ),
+        ("expelled", notice(Notice::Expelled { group_id, sequence, text: "manners".into() })),
+        (
+            "candidate",
+            notice(Notice::Candidate {
+                group_id,
+                group: "org.example.Club".parse().unwrap(),
+                sequence,
+                candidate: EndpointId::from_raw(4),
+                uid: 1000,
+                pid: 4242,
+                peer,
+                flags: MemberFlags::LOOPBACK,
+            }),
+        ),
+        ("peer gap", notice(Notice::PeerGap { group_id, peer, gap: gap() })),
+        ("peer stalled", notice(Notice::PeerStalled { group_id, peer, sequence })),
+        ("peer closed", notice(Notice::PeerClosed { peer, sequence })),
         (
             "view",
             BrokerFrame::Notice {

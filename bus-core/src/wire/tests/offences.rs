@@ -61,7 +61,7 @@ fn headers_that_break_a_rule_are_named() {
         ("message", 4, &[0x10], WireError::UnknownKind { kind: 0x10 }),
         ("message", 0, &[79, 0], length("MESSAGE", 79, 80, MAX_FRAME_BYTES)),
         ("receipt", 0, &[47], length("RECEIPT", 47, 48, 48)),
-        ("message", 5, &[64], WireError::UnknownFlags { frame: "MESSAGE", given: 64, known: 0xbf }),
+        ("receipt", 5, &[4], WireError::UnknownFlags { frame: "RECEIPT", given: 4, known: 0 }),
         ("message", 7, &[1], WireError::Lane { frame: "MESSAGE", given: 1, most: 0 }),
         ("message", 12, &[1], not_zero("MESSAGE", "serial", 1)),
         ("receipt", 12, &[0], WireError::NoSerial { frame: "RECEIPT" }),

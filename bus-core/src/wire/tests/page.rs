@@ -150,6 +150,20 @@ fn client_examples() -> Vec<(&'static str, ClientFrame)> {
                 b"hello",
             ),
         ),
+        (
+            "client CALL admit",
+            ClientFrame::Call {
+                endpoint,
+                serial: corpus::serial(5),
+                request: Request::Admit {
+                    group_id: GroupId::from_raw(7),
+                    endpoint: EndpointId::from_raw(21),
+                    flags: MemberFlags::SEND_TO_PEER,
+                    drop_at_peer: false,
+                    filter: None,
+                },
+            },
+        ),
         ("client SEND", send(group, SendFlags::empty(), 0, Attributes::EMPTY, b"hello")),
         ("client SEND with attributes", send(group, SendFlags::NONBLOCK, 0, attributes, b"{}")),
         (
@@ -229,6 +243,7 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
                 descriptors: 0,
                 descriptors_lost: false,
                 role: Role::Plain,
+                peer: None,
             },
             attributes: Attributes::EMPTY,
             payload: Bytes::from_static(payload),
@@ -344,6 +359,32 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
             }
             frame
         }),
+        (
+            "broker MESSAGE through a peer endpoint",
+            match message(Some(group_id), None, None, b"hello") {
+                BrokerFrame::Message(mut message) => {
+                    message.head.peer = Some(EndpointId::from_raw(22));
+                    BrokerFrame::Message(message)
+                }
+                other => other,
+            },
+        ),
+        (
+            "broker NOTICE candidate",
+            BrokerFrame::Notice {
+                endpoint,
+                notice: Notice::Candidate {
+                    group_id,
+                    group: "club".parse().unwrap(),
+                    sequence: Sequence::from_raw(1100),
+                    candidate: EndpointId::from_raw(21),
+                    uid: 1000,
+                    pid: 4242,
+                    peer: EndpointId::from_raw(22),
+                    flags: MemberFlags::LOOPBACK,
+                },
+            },
+        ),
         (
             "broker NOTICE gap",
             BrokerFrame::Notice { endpoint, notice: Notice::Gap { group_id, gap } },

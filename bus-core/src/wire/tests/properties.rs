@@ -151,6 +151,22 @@ fn request() -> impl Strategy<Value = Request> {
         (group_id(), option::of(filter()))
             .prop_map(|(group_id, filter)| Request::SetFilter { group_id, filter }),
         name().prop_map(|group| Request::Create { group, retain: None }),
+        (name(), option::of(any::<u16>()))
+            .prop_map(|(group, backlog)| Request::CreateGated { group, backlog }),
+        (name(), flags(), option::of(filter()))
+            .prop_map(|(group, flags, filter)| Request::Connect { group, flags, filter }),
+        (group_id(), endpoint_id(), flags(), any::<bool>(), option::of(filter())).prop_map(
+            |(group_id, endpoint, flags, drop_at_peer, filter)| Request::Admit {
+                group_id,
+                endpoint,
+                flags,
+                drop_at_peer,
+                filter
+            }
+        ),
+        (group_id(), endpoint_id(), ".{0,60}").prop_map(|(group_id, endpoint, text)| {
+            Request::Refuse { group_id, endpoint, text }
+        }),
         group_id().prop_map(|group_id| Request::Leave { group_id }),
         (name(), any::<(bool, bool)>()).prop_map(|(group, (anybody, create))| {
             let interest = if anybody { Interest::Anybody } else { Interest::Members };
@@ -320,9 +336,17 @@ fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
         option::of(gap()),
         0..=16_u8,
         any::<bool>(),
+        option::of(endpoint_id()),
     )
         .prop_map(
-            |((endpoint, sequence, (group, name), sender), numbers, missed, descriptors, lost)| {
+            |(
+                (endpoint, sequence, (group, name), sender),
+                numbers,
+                missed,
+                descriptors,
+                lost,
+                peer,
+            )| {
                 let (sender_serial, commit_time, deadline, uid, pid) = numbers;
                 let (request, first) = (sequence, Some(sequence));
                 let role = match (group, numbers.0 % 5) {
@@ -347,6 +371,7 @@ fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
                     descriptors,
                     descriptors_lost: lost,
                     role,
+                    peer,
                 }
             },
         );
