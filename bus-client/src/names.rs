@@ -13,7 +13,8 @@ use serde::Serialize;
 use crate::bus::{Endpoint, Lane};
 use crate::error::{OwnError, QueryError, SendError};
 use crate::group::{Route, sending};
-use crate::message::Outgoing;
+use crate::message::{Message, Outgoing};
+use crate::request::{CallError, CallFuture, PendingCall};
 use crate::send::{PendingSend, SendFuture};
 use crate::state::{Form, NameTarget, Purpose, Target};
 use crate::watch::Writable;
@@ -168,6 +169,35 @@ pub struct Name {
 sending!(Name);
 
 impl Name {
+    /// Asks whoever owns the name, and waits for the reply; see
+    /// [`RemoteEndpoint::call`](crate::RemoteEndpoint::call). Of several workers one is asked.
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`].
+    pub fn call(&self, message: impl Into<Outgoing>) -> Result<Message, CallError> {
+        self.route.call(message.into())
+    }
+
+    /// Asks, and waits only until the request has left; see
+    /// [`RemoteEndpoint::start_call`](crate::RemoteEndpoint::start_call).
+    ///
+    /// # Errors
+    ///
+    /// What is found before it leaves; the rest is the outcome of the pending call.
+    pub fn start_call(&self, message: impl Into<Outgoing>) -> Result<PendingCall, CallError> {
+        self.route.start_call(message.into())
+    }
+
+    /// Asks, as a future; see [`RemoteEndpoint::call_async`](crate::RemoteEndpoint::call_async).
+    pub fn call_async(&self, message: impl Into<Outgoing>) -> CallFuture {
+        self.route.call_async(message.into())
+    }
+
+    pub(crate) fn target(&self) -> Target {
+        Target::Name(Arc::clone(&self.target))
+    }
+
     /// The name as text.
     #[must_use]
     pub fn name(&self) -> &GroupName {

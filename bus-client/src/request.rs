@@ -14,6 +14,7 @@ use crate::drive::Drive;
 use crate::error::{BrokerGone, SendError};
 use crate::group::Route;
 use crate::message::{Message, Outgoing};
+use crate::names::Name;
 use crate::send::{PendingSend, SendFuture};
 use crate::state::{Answer, AskedState, CancelReason, Form, Interest, Sender, State, Target};
 use crate::waits::Wake;
@@ -436,12 +437,20 @@ impl Message {
     }
 }
 
-/// Whom to ask: an endpoint by its id.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Whom to ask: an endpoint by its id, or whoever owns a name.
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Callee {
     /// One endpoint.
     Endpoint(EndpointId),
+    /// The owner of a name; of several workers, one.
+    Name(Name),
+}
+
+impl From<&Name> for Callee {
+    fn from(name: &Name) -> Self {
+        Self::Name(name.clone())
+    }
 }
 
 impl From<EndpointId> for Callee {
@@ -496,6 +505,7 @@ impl Endpoint {
     fn route_to(&self, callee: Callee) -> Route {
         let target = match callee {
             Callee::Endpoint(id) => Target::Endpoint(id),
+            Callee::Name(name) => name.target(),
         };
         Route::new(self.clone(), target)
     }

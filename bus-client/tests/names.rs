@@ -5,8 +5,8 @@ use std::thread;
 use std::time::Duration;
 
 use bus_client::{
-    Bus, Description, EmbeddedBroker, Event, Limits, Message, NameOptions, Operation, OwnError,
-    QueryError, SendError,
+    Bus, CallError, Description, EmbeddedBroker, Event, Limits, Message, NameOptions, Operation,
+    OwnError, QueryError, SendError,
 };
 
 /// Longer than anything here takes on a machine that is busy with other things.
@@ -193,6 +193,42 @@ fn g8_changes_that_nobody_receives_are_bounded() {
         }
     }
     assert_eq!((told, lost), (4, 96));
+}
+
+#[test]
+fn a_request_to_a_name_is_answered_by_its_owner() {
+    let broker = broker();
+    let (clock, user) = (broker.connect().unwrap(), broker.connect().unwrap());
+    let _name = clock.own_name(CLOCK).unwrap();
+    thread::scope(|scope| {
+        let service = scope.spawn(|| {
+            for _ in 0..2 {
+                let asked = message(&clock);
+                assert_eq!(asked.name(), Some(CLOCK));
+                asked.reply("five to twelve").unwrap();
+            }
+        });
+        let name = user.name(CLOCK).unwrap();
+        assert_eq!(name.call("time?").unwrap().text(), Some("five to twelve"));
+        assert_eq!(user.call(&name, "time?").unwrap().text(), Some("five to twelve"));
+        service.join().unwrap();
+    });
+}
+
+#[test]
+fn g9_a_request_to_a_name_whose_owner_dies_has_an_outcome() {
+    let broker = broker();
+    let (clock, user) = (broker.connect().unwrap(), broker.connect().unwrap());
+    let name = clock.own_name(CLOCK).unwrap();
+    let pending = user.name(CLOCK).unwrap().start_call("time?").unwrap();
+    assert_eq!(message(&clock).text(), Some("time?"));
+    drop(name);
+    clock.close();
+    assert!(matches!(pending.wait(), Err(CallError::Gone)));
+    assert!(matches!(
+        user.name(CLOCK).unwrap().call("time?"),
+        Err(CallError::Send(SendError::NoSuchName(_)))
+    ));
 }
 
 #[test]

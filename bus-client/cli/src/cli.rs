@@ -64,7 +64,7 @@ pub(crate) enum Verb {
     /// Join groups and print a line for each message
     #[command(visible_alias = "sub", after_long_help = LISTEN_FORMS)]
     Listen(Listen),
-    /// Send to a group
+    /// Send to a group, an endpoint or a name
     #[command(visible_alias = "pub")]
     Send(Send),
     /// Create a group, and keep it until this ends
@@ -74,7 +74,12 @@ pub(crate) enum Verb {
     Groups(Listing),
     /// List the members of a group
     Members(Members),
-    /// Show who is in a group, and every change of that
+    /// List the well-known names, or describe one
+    Names(Names),
+    /// Own a name, or wait for it, and print what is sent to it
+    #[command(after_long_help = OWN_FORMS)]
+    Own(Own),
+    /// Show who is in a group or owns a name, and every change of that
     #[command(after_long_help = WATCH_FORMS)]
     Watch(Watch),
     /// Own a gated group, and admit who asks for it
@@ -141,7 +146,71 @@ With --json a line is an object with a \"type\":
               members: their number after it; ended, where the group has; after a loss: missed,
               first, last
   views-lost  group, missed, first, last: changes that were missed; a new view follows
-  end         reason";
+  end         reason
+
+With --name and --json:
+  owners              name, sequence, owners: endpoint, uid and pid of each, of many some
+  owner-changed       name, sequence, old and new: endpoint, uid, pid, or null; owners: their number
+                      after it; after a loss: missed
+  owner-changes-lost  missed
+  end                 reason";
+
+const OWN_FORMS: &str = "\
+Without --json a line is the payload of a message, as `listen` shows it; what becomes of the name is \
+told on standard error. When another endpoint takes the name over, the status is 4.
+
+--describe reads a JSON object: summary, and operations, an array of objects with name, request, \
+reply (types in serde's terms) and doc. `names --describe` shows it.
+
+With --json a line is an object with a \"type\":
+  claimed   name, sequence, endpoint, position: 0 for the owner, else how many are before it
+  acquired  name, sequence: it waited for the name, and owns it from here on
+  lost      name, sequence, by: endpoint, waits: whether it waits to own it again
+  message   name, and what `listen --json` tells of a message
+  end       reason";
+
+/// Options of `names`.
+#[derive(Debug, Args)]
+pub(crate) struct Names {
+    /// Show what the service of this name says of itself
+    #[arg(long, short, value_name = "NAME")]
+    pub(crate) describe: Option<String>,
+    /// Print a JSON object a line
+    #[arg(long, short)]
+    pub(crate) json: bool,
+}
+
+/// Options of `own`.
+#[derive(Debug, Args)]
+pub(crate) struct Own {
+    /// The name
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Wait for the name if somebody else owns it
+    #[arg(long, short)]
+    pub(crate) wait: bool,
+    /// Own it together with others that say the same; each message is given to one of them
+    #[arg(long, short)]
+    pub(crate) shared: bool,
+    /// Let another endpoint take it over
+    #[arg(long)]
+    pub(crate) allow_replacement: bool,
+    /// Take it over from an owner that lets it go
+    #[arg(long)]
+    pub(crate) replace: bool,
+    /// Say what the service does: a JSON file
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub(crate) describe: Option<PathBuf>,
+    /// End after this many messages
+    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// End with status 3 when no message has come for this long
+    #[arg(long, short, value_name = "T", value_parser = duration::parse)]
+    pub(crate) timeout: Option<Duration>,
+    /// Print a JSON object a line
+    #[arg(long, short)]
+    pub(crate) json: bool,
+}
 
 /// Options of `listen`.
 #[derive(Debug, Args)]
@@ -205,12 +274,15 @@ pub(crate) struct Create {
 /// Options of `send`.
 #[derive(Debug, Args)]
 pub(crate) struct Send {
-    /// The group; it must exist, unless --wait-members waits for it
-    #[arg(value_name = "GROUP")]
-    pub(crate) group: String,
+    /// The group; it must exist, unless --wait-members waits for it. Not with --to
+    #[arg(value_name = "GROUP", required_unless_present = "to")]
+    group: Option<OsString>,
     /// The message. Without it, all of standard input is one message
     #[arg(value_name = "TEXT", conflicts_with_all = ["lines", "file"])]
-    pub(crate) text: Option<OsString>,
+    text: Option<OsString>,
+    /// Send to an endpoint, by its number, or to who owns a well-known name
+    #[arg(long, value_name = "ENDPOINT|NAME", conflicts_with = "wait_members")]
+    pub(crate) to: Option<String>,
     /// Make each line of the input a message of its own, without its newline, empty ones too
     #[arg(long, short)]
     pub(crate) lines: bool,
@@ -240,6 +312,29 @@ pub(crate) struct Send {
     pub(crate) json: bool,
 }
 
+impl Send {
+    /// The group, without --to.
+    pub(crate) fn group(&self) -> Option<&OsString> {
+        self.group.as_ref().filter(|_| self.to.is_none())
+    }
+
+    /// The message: with --to it stands first, where the group stands without.
+    pub(crate) fn text(&self) -> Option<&OsString> {
+        if self.to.is_some() { self.group.as_ref() } else { self.text.as_ref() }
+    }
+
+    /// What no rule of the parser says.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        match (&self.to, &self.group, &self.text) {
+            (Some(_), Some(_), Some(_)) => Err("with --to there is no GROUP, only TEXT"),
+            (Some(_), Some(_), None) if self.lines || self.file.is_some() => {
+                Err("TEXT cannot be used with --lines or --file")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Options of the verbs that only show something.
 #[derive(Debug, Args)]
 pub(crate) struct Listing {
@@ -265,6 +360,9 @@ pub(crate) struct Watch {
     /// The group; it is created if it does not exist
     #[arg(value_name = "GROUP")]
     pub(crate) group: String,
+    /// It is a well-known name: show who owns it
+    #[arg(long, conflicts_with_all = ["edges", "no_create"])]
+    pub(crate) name: bool,
     /// Only tell when somebody comes into an empty group, and when the last one has gone
     #[arg(long)]
     pub(crate) edges: bool,
@@ -480,8 +578,23 @@ mod tests {
         let Verb::Send(send) = parse("pub g hello -t 1.5").expect("parses").verb else {
             panic!("pub is send");
         };
-        assert_eq!(send.text, Some("hello".into()));
+        assert_eq!(send.group(), Some(&"g".into()));
+        assert_eq!(send.text(), Some(&"hello".into()));
         assert_eq!(send.timeout, Some(Duration::from_millis(1_500)));
+    }
+
+    #[test]
+    fn with_a_destination_the_message_comes_first() {
+        let Verb::Send(send) = parse("send --to 7 hello").expect("parses").verb else {
+            panic!("send");
+        };
+        assert_eq!((send.group(), send.text()), (None, Some(&"hello".into())));
+        assert_eq!(send.check(), Ok(()));
+        for line in ["send --to a.b g hello", "send --to a.b hello --lines"] {
+            let Verb::Send(send) = parse(line).expect(line).verb else { panic!("send") };
+            assert!(send.check().is_err(), "{line}");
+        }
+        assert!(parse("send --to a.b --wait-members 1 x").is_err());
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Connecting, and how the library's errors become exit statuses.
 
 use bus_client::{
-    BrokerGone, Builder, Bus, ConnectError, CreateError, JoinError, LeaveError, QueryError,
-    ReceiveError, SendError, WatchError,
+    BrokerGone, Builder, Bus, ConnectError, CreateError, JoinError, LeaveError, OwnError,
+    QueryError, ReceiveError, SendError, WatchError,
 };
 
 use crate::{
@@ -102,6 +102,17 @@ impl From<LeaveError> for Failure {
     fn from(error: LeaveError) -> Self {
         let exit = match &error {
             LeaveError::BrokerGone(_) => Exit::Gone,
+            _ => Exit::Error,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<OwnError> for Failure {
+    fn from(error: OwnError) -> Self {
+        let exit = match &error {
+            OwnError::BadName(_) => Exit::Usage,
+            OwnError::BrokerGone(_) => Exit::Gone,
             _ => Exit::Error,
         };
         Self::new(exit, error)

@@ -93,7 +93,7 @@ fn member_row(member: &MemberInfo) -> [String; 10] {
     ]
 }
 
-fn lines<T: Serialize>(values: &[T], output: &mut Output) -> Result<Exit, Failure> {
+pub(crate) fn lines<T: Serialize>(values: &[T], output: &mut Output) -> Result<Exit, Failure> {
     for value in values {
         output.json(value)?;
     }
@@ -133,7 +133,7 @@ fn flatten(path: &str, value: &Value, rows: &mut Vec<(String, String)>) {
     }
 }
 
-fn table<const N: usize>(
+pub(crate) fn table<const N: usize>(
     header: [&str; N],
     rows: impl Iterator<Item = [String; N]>,
     output: &mut Output,

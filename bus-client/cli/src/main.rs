@@ -11,6 +11,7 @@ mod cli;
 mod connect;
 mod create;
 mod demo;
+mod destination;
 mod duration;
 mod exit;
 mod filter;
@@ -18,7 +19,9 @@ mod idle;
 mod input;
 mod listen;
 mod listing;
+mod names;
 mod output;
+mod own;
 mod owner;
 mod pages;
 mod payload;
@@ -30,6 +33,7 @@ mod signals;
 mod trace;
 mod verify;
 mod watch;
+mod watch_name;
 
 use std::process::ExitCode;
 
@@ -80,6 +84,11 @@ fn dispatch(cli: &Cli, signals: Signals, output: &mut Output) -> Result<ExitCode
         Verb::Create(options) => create::run(options, &connect()?, &notice, output)?,
         Verb::Groups(options) => listing::groups(options, &connect()?, output)?,
         Verb::Members(options) => listing::members(options, &connect()?, output)?,
+        Verb::Names(options) => names::run(options, &connect()?, output)?,
+        Verb::Own(options) => own::run(options, &connect()?, &notice, output)?,
+        Verb::Watch(options) if options.name => {
+            watch_name::run(options, &connect()?, &notice, output)?
+        }
         Verb::Watch(options) => watch::run(options, &connect()?, &notice, output)?,
         Verb::Admit(options) => owner::admit(options, &connect()?, &notice, output)?,
         Verb::Stats(options) => listing::stats(options, &connect()?, output)?,

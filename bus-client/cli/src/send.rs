@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bus_client::{Bus, Group, Outgoing, PendingSend, Receipt, SendError};
+use bus_client::{Bus, Outgoing, PendingSend, Receipt, SendError};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
@@ -23,6 +23,7 @@ use rustix::{
 
 use crate::{
     cli,
+    destination::Destination,
     exit::{Exit, Failure},
     input::{Input, NoLine},
     output::Output,
@@ -32,24 +33,31 @@ use crate::{
 
 /// Sends what the command line asks for.
 pub(crate) fn run(options: &cli::Send, bus: &Bus, output: &mut Output) -> Result<Exit, Failure> {
-    let group = bus.group(&options.group).map_err(|error| Failure::new(Exit::Usage, error))?;
+    options.check().map_err(|error| Failure::new(Exit::Usage, error))?;
+    let group = options.group().map(|group| group.to_string_lossy().into_owned());
+    let destination = match (&options.to, &group) {
+        (Some(to), _) => Destination::parse(bus, to),
+        (None, group) => Destination::group(bus, group.as_deref().unwrap_or_default()),
+    };
+    let destination = destination.map_err(|error| Failure::new(Exit::Usage, error))?;
     let mut sender = Sender {
         options,
         bus,
         descriptor: bus.as_fd(),
         group,
+        destination,
         output,
         payload_limit: usize::try_from(bus.limits().payload_bytes).expect("32 bits fit"),
     };
     // Opened first, so that a mistyped path is told before anybody is waited for.
-    let input = match &options.text {
+    let input = match options.text() {
         Some(_) => None,
         None => Some(open(options)?),
     };
     if let Some(count) = options.wait_members {
         sender.wait_members(count)?;
     }
-    match (&options.text, input) {
+    match (options.text(), input) {
         (Some(text), _) => sender.send_one(text.as_bytes())?,
         (None, Some(input)) if options.lines => sender.send_lines(input)?,
         (None, Some(input)) => {
@@ -91,7 +99,8 @@ struct Sender<'a> {
     options: &'a cli::Send,
     bus: &'a Bus,
     descriptor: BorrowedFd<'a>,
-    group: Group,
+    group: Option<String>,
+    destination: Destination,
     output: &'a mut Output,
     payload_limit: usize,
 }
@@ -102,16 +111,16 @@ impl Sender<'_> {
     /// The broker tells nobody when a group comes to be, so this asks again and again, at
     /// intervals that double up to a bound.
     fn wait_members(&self, count: u64) -> Result<(), Failure> {
+        let group = self.group.as_deref().unwrap_or_default();
         let started = Instant::now();
         let mut interval = Duration::from_millis(1);
         loop {
-            let members = self.bus.find_group(&self.options.group)?.map(|g| g.members);
+            let members = self.bus.find_group(group)?.map(|g| g.members);
             if members.is_some_and(|n| u64::from(n) >= count) {
                 return Ok(());
             }
             let left = self.options.timeout.map(|t| t.saturating_sub(started.elapsed()));
             if left.is_some_and(|left| left.is_zero()) {
-                let group = &self.options.group;
                 let found = members.map_or("does not exist".to_owned(), |n| format!("has {n}"));
                 return Err(Failure::new(
                     Exit::NotSent,
@@ -126,9 +135,9 @@ impl Sender<'_> {
     fn send_one(&mut self, payload: &[u8]) -> Result<(), Failure> {
         let message = self.message(payload);
         let receipt = match (self.options.nonblock, self.options.timeout) {
-            (true, _) => self.group.try_send(message)?,
-            (false, Some(timeout)) => self.group.send_deadline(message, timeout)?,
-            (false, None) => self.group.send(message)?,
+            (true, _) => self.destination.try_send(message)?,
+            (false, Some(timeout)) => self.destination.send_deadline(message, timeout)?,
+            (false, None) => self.destination.send(message)?,
         };
         self.print(&receipt)
     }
@@ -194,7 +203,7 @@ impl Sender<'_> {
             recipients: receipt.recipients.into(),
             after: receipt.after.get(),
             dropped: receipt.dropped.into(),
-            group: Some(self.options.group.clone()),
+            group: self.group.clone(),
         })
     }
 }
@@ -260,7 +269,7 @@ impl Pipeline {
                 }
             };
             let bytes = u64::try_from(line.len()).expect("a length fits");
-            match sender.group.start_send(sender.message(line)) {
+            match sender.destination.start_send(sender.message(line)) {
                 Ok(pending) => {
                     self.pending.push_back((pending, bytes));
                     self.bytes += bytes;
