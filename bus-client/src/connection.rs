@@ -139,7 +139,7 @@ impl Connection {
             state.starts_reading(key);
         }
         let id = state.waits().enter();
-        // Where messages keep coming, credit is returned by the eighth (see `inbox`). Only the
+        // Where messages keep coming, credit is returned by the quarter (see `inbox`). Only the
         // leader may put it off, because only it knows that it will come back.
         let mut busy = blocked.is_none();
         let wished = loop {

@@ -13,9 +13,9 @@
 //!   that crosses it and the one that has a place kept for it, or the broker has broken the
 //!   protocol.
 //!
-//! Returning credit costs a frame, and the broker a wake-up, so it is gathered: up to an eighth of
+//! Returning credit costs a frame, and the broker a wake-up, so it is gathered: up to a quarter of
 //! the capacity, and within one tick of a coarse clock. So an application that
-//! reads in a row returns places by the eighth, and one that takes its time returns each at once.
+//! reads in a row returns places by the quarter, and one that takes its time returns each at once.
 //! Whoever is about to sleep for longer returns all ([`return_all`](Inbox::return_all)).
 
 use std::collections::VecDeque;
@@ -276,11 +276,11 @@ impl Inbox {
 
     /// What is to be returned after a [`take`](Self::take): nothing, or all that is owed.
     pub(crate) fn return_some(&mut self, now: Tick) -> Option<Amount> {
-        let eighth = Amount {
-            messages: self.capacity.messages.div_ceil(8),
-            bytes: self.capacity.bytes.div_ceil(8),
+        let quarter = Amount {
+            messages: self.capacity.messages.div_ceil(4),
+            bytes: self.capacity.bytes.div_ceil(4),
         };
-        let due = !self.owed.below(eighth) || self.returned != Some(now);
+        let due = !self.owed.below(quarter) || self.returned != Some(now);
         if due { self.return_all(now) } else { None }
     }
 
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn an_application_that_reads_in_a_row_returns_places_by_the_eighth() {
+    fn an_application_that_reads_in_a_row_returns_places_by_the_quarter() {
         let mut inbox = inbox(64, 0);
         inbox.returned = Some(at(0));
         for sequence in 1..=64 {
@@ -424,7 +424,7 @@ mod tests {
         while inbox.take().is_some() {
             returned.extend(inbox.return_some(at(0)).map(|credit| credit.messages));
         }
-        assert_eq!(returned, [8; 8]);
+        assert_eq!(returned, [16; 4]);
     }
 
     #[test]

@@ -20,7 +20,8 @@ pub(crate) struct Inflow {
     /// A large frame is read where it will stay: `unread` has its full length then, and this much
     /// of it has come.
     large: Option<usize>,
-    scratch: Box<[u8]>,
+    /// Where a read puts its bytes; it grows with what comes, so that an idle connection is small.
+    scratch: Vec<u8>,
     descriptors: Vec<OwnedFd>,
 }
 
@@ -56,7 +57,7 @@ impl Inflow {
         Self {
             unread: BytesMut::new(),
             large: None,
-            scratch: vec![0; READ_BYTES].into(),
+            scratch: vec![0; FIRST_READ_BYTES],
             descriptors: Vec::new(),
         }
     }
@@ -80,7 +81,12 @@ impl Inflow {
                     self.large = None;
                 }
             }
-            None => self.unread.extend_from_slice(&self.scratch[..read.bytes]),
+            None => {
+                self.unread.extend_from_slice(&self.scratch[..read.bytes]);
+                if read.bytes == room && room < READ_BYTES {
+                    self.scratch.resize(2 * room, 0);
+                }
+            }
         }
         Ok(match read {
             read if read.bytes == 0 => Filled::End,
@@ -149,5 +155,7 @@ impl Inflow {
     }
 }
 
+/// What is read at once from a connection that has not had more to read.
+const FIRST_READ_BYTES: usize = 4 << 10;
 /// The most that is read at once, large frames apart.
 const READ_BYTES: usize = 64 << 10;

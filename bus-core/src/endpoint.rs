@@ -47,6 +47,13 @@ impl Endpoint {
         self.core.id()
     }
 
+    /// Which of the bus's [`LOCKS`](crate::LOCKS) locks covers its queue. Sends to recipients
+    /// behind different locks do not wait for each other.
+    #[must_use]
+    pub fn lock(&self) -> usize {
+        self.core.place.lock.at()
+    }
+
     /// Whose it is.
     #[must_use]
     pub fn credentials(&self) -> Credentials {
