@@ -166,6 +166,7 @@ pub use gated::{Admission, Candidacy, Candidate, Expelled, Gate, PeerGap, PeerNo
 pub use group::{Group, JoinOptions, Member, RemoteEndpoint};
 pub use info::{GroupInfo, Joined, MemberInfo, Members, RoundTrip, Stats, Status};
 pub use message::{Current, Event, Evicted, Gap, Message, Outgoing};
+pub use mux::{Worker, Workers};
 pub use names::{
     Name, NameAcquired, NameInfo, NameLost, NameOptions, NameWatch, OwnedName, Owner, OwnerChange,
     OwnerChangesLost,

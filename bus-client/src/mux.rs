@@ -36,7 +36,8 @@
 //! What one readiness of one stream brings (one read, of up to 64 KiB) goes to the handle that has
 //! asked for the longest time; that one gets nothing more until it has taken it all and asks again,
 //! and the next readiness goes to the next handle. So messages that come together are worked on
-//! together, and a handle whose thread is busy is passed over. Messages of one stream reach one handle
+//! together, and a handle whose thread is busy is passed over. ([`Steering::Reader`] lets the thread that
+//! reads keep what it has read.) Messages of one stream reach one handle
 //! in their order; between handles there is none.
 //!
 //! Streams are read only while a handle asks. Otherwise what comes stays in the sockets, and their
@@ -92,10 +93,13 @@ mod outgoing;
 mod readiness;
 mod shared;
 mod stream;
+mod workers;
 
 pub use handle::{Handle, Received};
 pub use stream::{Detached, Stream, StreamCounters, StreamError};
+pub use workers::{Worker, Workers};
 
+use hub::Work;
 use shared::Shared;
 
 /// Streams to one destination, and the handles that share them. Cheap to clone.
@@ -117,19 +121,35 @@ pub enum Flavour {
     SeqPacket,
 }
 
+/// Which of the handles that ask gets what one readiness has brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Steering {
+    /// The one that has asked for the longest time, as in the kernel: the load is spread evenly, and
+    /// each batch may have to wake another thread.
+    #[default]
+    Rotate,
+    /// That of the thread that has read it, if it asks: a thread that is awake stays so and wakes
+    /// nobody, and the others get what it cannot manage. For short work.
+    Reader,
+}
+
 /// Settings of a multiplexor.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Options {
     /// What its handles are like.
     pub flavour: Flavour,
+    /// Who gets what comes.
+    pub steering: Steering,
     /// Bytes of the longest message that may be sent, and of what one call may send together.
     pub send_bytes: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { flavour: Flavour::default(), send_bytes: 16 << 20 }
+        let (flavour, steering) = (Flavour::default(), Steering::default());
+        Self { flavour, steering, send_bytes: 16 << 20 }
     }
 }
 
@@ -219,7 +239,7 @@ impl Multiplexor {
     /// Does what is ready now for all handles: reads, writes, time-outs. Never blocks. For a main
     /// loop that has no handle.
     pub fn dispatch(&self) {
-        self.shared.dispatch();
+        self.shared.dispatch(None);
     }
 
     /// Ends all waiting, now and later: receivers get what is there, and then

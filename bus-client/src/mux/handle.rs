@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::hub::{Reason, Seat, Shelf, Slept};
+use super::hub::{Patience, Reason, Seat, Shelf, Slept, Work, is_over};
 use super::outgoing::{Fate, Parcel, Ticket};
-use super::shared::{Shared, Wrote, is_over};
+use super::shared::{Shared, Wrote};
 use super::stream::StreamCore;
 use super::{Flavour, HandleError, MAX_HANDLES, Message, ReceiveError, SendError};
 
@@ -63,33 +63,11 @@ struct Batch {
     ends: Vec<usize>,
 }
 
-/// How long a call may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Patience {
-    None,
-    Until(Instant),
-    Endless,
-}
-
 /// What came of an offer to the streams.
 enum Offered {
     Gone,
     Begun(Arc<Ticket>),
     NoRoom,
-}
-
-impl Patience {
-    fn within(timeout: Duration) -> Self {
-        // What no clock can count is for ever.
-        Instant::now().checked_add(timeout).map_or(Self::Endless, Self::Until)
-    }
-
-    fn deadline(self) -> Option<Instant> {
-        match self {
-            Self::Until(at) => Some(at),
-            _ => None,
-        }
-    }
 }
 
 impl Handle {
@@ -309,7 +287,7 @@ impl Handle {
     /// readable, before it is polled again; the calls that send and receive do it as well.
     pub fn dispatch(&self) {
         self.shelf.set_room(false);
-        self.shared.dispatch();
+        self.shared.dispatch(None);
     }
 
     fn receive_until(&self, patience: Patience) -> Result<Message, ReceiveError> {
@@ -359,53 +337,13 @@ impl Handle {
         }
     }
 
-    /// Takes, and if there is nothing asks, looks at the streams, and waits.
     fn take_until<T>(
         &self,
         patience: Patience,
-        mut take: impl FnMut() -> Option<T>,
+        take: impl FnMut() -> Option<T>,
     ) -> Result<T, ReceiveError> {
-        if let Some(taken) = take() {
-            return Ok(taken);
-        }
-        let hub = &self.shared.hub;
-        let mut slept = false;
-        let result = loop {
-            if hub.ask(self.seat) && patience == Patience::None {
-                self.shared.dispatch();
-            }
-            if let Some(taken) = take() {
-                break Ok(taken);
-            }
-            if hub.is_closed() {
-                break Err(ReceiveError::Closed);
-            }
-            if patience == Patience::None {
-                break Err(ReceiveError::WouldBlock);
-            }
-            slept = true;
-            let reason = Reason::Receive(self.seat);
-            let ready = || !self.shelf.is_empty();
-            let sleep = |watch, left| self.shared.sleep(watch, left);
-            match hub.sleep(reason, patience.deadline(), ready, sleep) {
-                Slept::Led => self.shared.dispatch(),
-                Slept::Followed => {}
-                Slept::TimedOut => match take() {
-                    Some(taken) => break Ok(taken),
-                    None => break Err(ReceiveError::TimedOut),
-                },
-            }
-            if let Some(taken) = take() {
-                break Ok(taken);
-            }
-            if is_over(patience.deadline()) {
-                break Err(ReceiveError::TimedOut);
-            }
-        };
-        if slept {
-            hub.hand_on();
-        }
-        result
+        let shared = &self.shared;
+        shared.hub.take_until(&**shared, self.seat, &self.shelf, patience, take)
     }
 
     fn send_until(&self, message: &[u8], patience: Patience) -> Result<(), SendError> {
@@ -541,7 +479,7 @@ impl Handle {
         let sleep = |watch, left| self.shared.sleep(watch, left);
         let slept = hub.sleep(Reason::Send, deadline, ready, sleep);
         if slept == Slept::Led {
-            self.shared.dispatch();
+            self.shared.dispatch(None);
         }
         slept
     }

@@ -25,6 +25,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use slab::Slab;
 
 use super::readiness::{Bell, Pollable};
+use super::{ReceiveError, Steering};
 
 /// A handle's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,12 +62,44 @@ pub(super) struct Watch {
     pub(super) input: bool,
 }
 
+/// What whoever waits does for all.
+pub(super) trait Work {
+    /// Does what is ready now; never blocks. `reader` is the handle on whose behalf, if any.
+    fn dispatch(&self, reader: Option<Seat>);
+
+    /// Sleeps on descriptors, as the leader.
+    fn sleep(&self, watch: Watch, left: Option<Duration>);
+}
+
+/// How long a call may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    None,
+    Until(Instant),
+    Endless,
+}
+
+impl Patience {
+    pub(super) fn within(timeout: Duration) -> Self {
+        // What no clock can count is for ever.
+        Instant::now().checked_add(timeout).map_or(Self::Endless, Self::Until)
+    }
+
+    pub(super) fn deadline(self) -> Option<Instant> {
+        match self {
+            Self::Until(at) => Some(at),
+            _ => None,
+        }
+    }
+}
+
 /// Handles, what is held for them, and their sleepers.
 #[derive(Debug)]
 pub(super) struct Hub<T> {
     state: Mutex<State<T>>,
     /// Wakes the leader.
     pub(super) bell: Bell,
+    steering: Steering,
     /// How often there was room.
     rooms: AtomicU64,
 }
@@ -98,6 +131,8 @@ struct State<T> {
     idle: Vec<Arc<Condvar>>,
     followers: VecDeque<(Waiter, Reason)>,
     leader: Option<Leader>,
+    /// A follower that was told to lead, and has not come to it yet.
+    told: Option<Waiter>,
     closed: bool,
     moved: u64,
 }
@@ -126,7 +161,7 @@ pub(super) struct Numbers {
 }
 
 impl<T> Hub<T> {
-    pub(super) fn new(bell: Bell) -> Self {
+    pub(super) fn new(bell: Bell, steering: Steering) -> Self {
         let state = State {
             seats: Slab::new(),
             rotation: VecDeque::new(),
@@ -135,10 +170,11 @@ impl<T> Hub<T> {
             idle: Vec::new(),
             followers: VecDeque::new(),
             leader: None,
+            told: None,
             closed: false,
             moved: 0,
         };
-        Self { state: Mutex::new(state), bell, rooms: AtomicU64::new(0) }
+        Self { state: Mutex::new(state), bell, steering, rooms: AtomicU64::new(0) }
     }
 
     /// Makes a place for a handle, which asks from now on; `None` if there are `most` already.
@@ -179,7 +215,7 @@ impl<T> Hub<T> {
         state.rotation.push_back(seat);
         if !state.held.is_empty() {
             let held = std::mem::take(&mut state.held);
-            self.deliver_in(state, held.into_iter());
+            self.deliver_in(state, held.into_iter(), None);
             return false;
         }
         if let Some(leader) = &mut state.leader
@@ -191,21 +227,75 @@ impl<T> Hub<T> {
         true
     }
 
+    /// Takes, and if there is nothing asks, looks at what is ready, and waits.
+    pub(super) fn take_until<R>(
+        &self,
+        work: &impl Work,
+        seat: Seat,
+        shelf: &Shelf<T>,
+        patience: Patience,
+        mut take: impl FnMut() -> Option<R>,
+    ) -> Result<R, ReceiveError> {
+        if let Some(taken) = take() {
+            return Ok(taken);
+        }
+        let mut slept = false;
+        let result = loop {
+            if self.ask(seat) && patience == Patience::None {
+                work.dispatch(Some(seat));
+            }
+            if let Some(taken) = take() {
+                break Ok(taken);
+            }
+            if self.is_closed() {
+                break Err(ReceiveError::Closed);
+            }
+            if patience == Patience::None {
+                break Err(ReceiveError::WouldBlock);
+            }
+            slept = true;
+            let (reason, deadline) = (Reason::Receive(seat), patience.deadline());
+            let sleep = |watch, left| work.sleep(watch, left);
+            let slept = self.sleep(reason, deadline, || !shelf.is_empty(), sleep);
+            if slept == Slept::Led {
+                work.dispatch(Some(seat));
+            }
+            if let Some(taken) = take() {
+                break Ok(taken);
+            }
+            if slept == Slept::TimedOut || is_over(deadline) {
+                break Err(ReceiveError::TimedOut);
+            }
+        };
+        if slept {
+            self.hand_on();
+        }
+        result
+    }
+
     /// Whether streams may be read: somebody asks. Of what is read then, nothing has to be held,
     /// or no more than what other threads read at the same time.
     pub(super) fn may_read(&self) -> bool {
         self.lock().may_read()
     }
 
-    /// Gives all that one readiness brought to the handle whose turn it is.
-    pub(super) fn deliver(&self, batch: &mut Vec<T>) {
+    /// Gives all that one readiness brought to one handle: the one whose turn it is, or that of the
+    /// thread that has read it.
+    pub(super) fn deliver(&self, batch: &mut Vec<T>, reader: Option<Seat>) {
         if !batch.is_empty() {
-            self.deliver_in(&mut self.lock(), batch.drain(..));
+            let reader = reader.filter(|_| self.steering == Steering::Reader);
+            self.deliver_in(&mut self.lock(), batch.drain(..), reader);
         }
     }
 
-    fn deliver_in(&self, state: &mut State<T>, batch: impl Iterator<Item = T>) {
-        match state.rotation.pop_front() {
+    fn deliver_in(
+        &self,
+        state: &mut State<T>,
+        batch: impl Iterator<Item = T>,
+        reader: Option<Seat>,
+    ) {
+        let reader = state.rotation.iter().position(|seat| Some(*seat) == reader);
+        match state.rotation.remove(reader.unwrap_or(0)) {
             None => state.held.extend(batch),
             Some(seat) => {
                 let place = &mut state.seats[seat.0];
@@ -228,7 +318,7 @@ impl<T> Hub<T> {
         if !moved.is_empty() {
             state.moved += moved.len() as u64;
             if state.held.is_empty() {
-                self.deliver_in(&mut state, moved.into_iter());
+                self.deliver_in(&mut state, moved.into_iter(), None);
             } else {
                 state.held.extend(moved);
             }
@@ -265,7 +355,7 @@ impl<T> Hub<T> {
         if left == Some(Duration::ZERO) {
             return Slept::TimedOut;
         }
-        if state.leader.is_none() {
+        if state.leader.is_none() && !state.gives_way(reason, self.steering) {
             let watch = Watch { input: state.may_read() };
             state.leader = Some(Leader { reason, input: watch.input, rung: false });
             drop(state);
@@ -286,6 +376,7 @@ impl<T> Hub<T> {
             Some(at) => condvar.wait_until(&mut state, at).timed_out(),
         };
         state.followers.retain(|(follower, _)| *follower != waiter);
+        state.told = state.told.filter(|told| *told != waiter);
         state.waiters.remove(waiter.0);
         if state.idle.len() < IDLE_KEPT {
             state.idle.push(condvar);
@@ -296,14 +387,17 @@ impl<T> Hub<T> {
     /// To be called by whoever has slept and does not sleep again: somebody else has to lead.
     pub(super) fn hand_on(&self) {
         let state = &mut *self.lock();
-        if state.leader.is_some() {
+        if state.leader.is_some() || state.told.is_some() {
             return;
         }
-        // Rather one who receives: what is ready is most likely for it.
-        let at =
-            state.followers.iter().position(|(_, reason)| matches!(reason, Reason::Receive(_)));
-        let at = at.unwrap_or(0);
+        // Rather the one whose turn it is: it can take what it reads. Else one who receives.
+        let first = state.rotation.front().map(|seat| Reason::Receive(*seat));
+        let followers = &state.followers;
+        let at = followers.iter().position(|(_, reason)| Some(*reason) == first);
+        let receives = |(_, reason): &(Waiter, Reason)| matches!(reason, Reason::Receive(_));
+        let at = at.or_else(|| followers.iter().position(receives)).unwrap_or(0);
         if let Some((follower, _)) = state.followers.remove(at) {
+            state.told = Some(follower);
             state.waiters[follower.0].notify_one();
         }
     }
@@ -360,6 +454,14 @@ impl<T> Hub<T> {
 impl<T> State<T> {
     fn may_read(&self) -> bool {
         !self.rotation.is_empty() && self.held.is_empty() && !self.closed
+    }
+
+    /// Whether a thread lets one lead that was told to and is about to: it would read what is for
+    /// that one, and wake it for that.
+    fn gives_way(&self, reason: Reason, steering: Steering) -> bool {
+        self.told.is_some()
+            && steering == Steering::Rotate
+            && self.rotation.front().is_none_or(|seat| Reason::Receive(*seat) != reason)
     }
 
     fn wake(&mut self, bell: &Bell, whom: impl Fn(Reason) -> bool) {
@@ -450,6 +552,11 @@ impl<T> Shelf<T> {
     }
 }
 
+/// Whether a deadline is over.
+pub(super) fn is_over(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|at| at <= Instant::now())
+}
+
 /// Condition variables that are kept for the next who waits.
 const IDLE_KEPT: usize = 16;
 
@@ -468,7 +575,7 @@ mod tests {
 
     fn given(handles: usize) -> Given {
         let readiness = Readiness::new().unwrap();
-        let hub = Hub::new(Bell::new().unwrap());
+        let hub = Hub::new(Bell::new().unwrap(), Steering::Rotate);
         let seats =
             (0..handles).map(|_| hub.open(readiness.pollable().unwrap(), 99).unwrap()).collect();
         Given { hub, readiness, seats }
@@ -476,7 +583,7 @@ mod tests {
 
     impl Given {
         fn deliver(&self, batch: &[u32]) {
-            self.hub.deliver(&mut batch.to_vec());
+            self.hub.deliver(&mut batch.to_vec(), None);
         }
 
         fn take(&self, at: usize) -> Vec<u32> {

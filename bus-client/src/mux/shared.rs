@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bus_core::framing::Framer;
 use parking_lot::{Mutex, RwLock};
@@ -20,7 +20,7 @@ use rustix::net::sockopt::{self, Timeout};
 use rustix::pipe::PipeFlags;
 use slab::Slab;
 
-use super::hub::Hub;
+use super::hub::{Hub, Seat, Watch, Work};
 use super::incoming::Incoming;
 use super::outgoing::{Cut, Outgoing, Parcel, Ticket, write_parcel};
 use super::readiness::{Bell, Readiness};
@@ -71,7 +71,7 @@ impl Shared {
     pub(super) fn new(options: Options) -> io::Result<Self> {
         Ok(Self {
             options,
-            hub: Hub::new(Bell::new()?),
+            hub: Hub::new(Bell::new()?, options.steering),
             readiness: Readiness::new()?,
             streams: RwLock::default(),
             strays: Mutex::default(),
@@ -161,7 +161,7 @@ impl Shared {
         if let Some(left) = incoming.time_left() {
             self.readiness.ring_within(left);
         }
-        self.hub.deliver(&mut batch);
+        self.hub.deliver(&mut batch, None);
         drop(incoming);
         if let Err(error) = cut {
             self.break_stream(stream, error.into());
@@ -198,7 +198,7 @@ impl Shared {
     }
 
     /// Reads the streams that have something, as long as somebody asks for messages.
-    pub(super) fn take_in(&self) {
+    pub(super) fn take_in(&self, reader: Option<Seat>) {
         if !self.hub.may_read() {
             return;
         }
@@ -219,7 +219,7 @@ impl Shared {
             if !self.hub.may_read() {
                 break;
             }
-            self.read(&stream, &mut batch);
+            self.read(&stream, &mut batch, reader);
         }
     }
 
@@ -239,7 +239,7 @@ impl Shared {
     }
 
     /// One readiness of one stream: what it brings goes to one handle.
-    fn read(&self, stream: &Arc<StreamCore>, batch: &mut Vec<Message>) {
+    fn read(&self, stream: &Arc<StreamCore>, batch: &mut Vec<Message>, reader: Option<Seat>) {
         // Whoever reads it now delivers it.
         let Some(mut incoming) = stream.incoming.try_lock() else { return };
         if !stream.is_alive() {
@@ -256,7 +256,7 @@ impl Shared {
             self.readiness.ring_within(left);
         }
         // With the half's lock still held: what is read next must not be delivered before.
-        self.hub.deliver(batch);
+        self.hub.deliver(batch, reader);
         drop(incoming);
         if let Err(error) = read {
             self.break_stream(stream, error);
@@ -465,20 +465,15 @@ impl Shared {
             streams_together: all,
         }
     }
-
-    /// Does what is ready, for all; never blocks.
-    pub(super) fn dispatch(&self) {
-        self.take_out();
-        self.take_in();
-    }
-
-    /// A leader's sleep.
-    pub(super) fn sleep(&self, watch: super::hub::Watch, left: Option<std::time::Duration>) {
-        self.readiness.sleep(&self.hub.bell, watch, left);
-    }
 }
 
-/// Whether a deadline is over.
-pub(super) fn is_over(deadline: Option<Instant>) -> bool {
-    deadline.is_some_and(|at| at <= Instant::now())
+impl Work for Shared {
+    fn dispatch(&self, reader: Option<Seat>) {
+        self.take_out();
+        self.take_in(reader);
+    }
+
+    fn sleep(&self, watch: Watch, left: Option<Duration>) {
+        self.readiness.sleep(&self.hub.bell, watch, left);
+    }
 }
