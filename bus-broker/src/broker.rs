@@ -422,7 +422,7 @@ fn open_ingress(config: &IngressConfig, bus: &Bus) -> Result<IngressListener, Bi
     })?;
     let identity = config.identity.as_str();
     let address = listener.address().map(|address| address.to_string());
-    tracing::info!(identity, address, group = %config.group, "ingress");
+    tracing::info!(identity, address, feeds = %config.feeds, "ingress");
     Ok(listener)
 }
 

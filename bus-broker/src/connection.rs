@@ -186,7 +186,7 @@ impl Connection {
     /// writes to an ingress may write and go. Epoll tells of the closed end for as long as it
     /// watches, so it is not to until the connection is read again.
     pub(crate) fn outlives_its_peer(&mut self) -> bool {
-        let outlives = self.input_paused && self.protocol.is_one_way();
+        let outlives = self.input_paused && self.protocol.hears_out();
         self.is_watched &= !outlives;
         outlives
     }
@@ -221,7 +221,8 @@ impl Connection {
     ) -> Result<(), End> {
         if self.is_reading_one_frame() {
             let received = self.socket.receive_rest(&mut self.unread);
-            shared.counters.bytes_read.add(bytes_of(received)?);
+            let Some(count) = self.unless_over(bytes_of(received))? else { return Ok(()) };
+            shared.counters.bytes_read.add(count);
             if self.unread.len() < self.needs {
                 return Ok(());
             }
@@ -230,7 +231,7 @@ impl Connection {
             return self.interpret(&mut frames, shared, inbox, workspace);
         }
         let received = self.socket.receive(&mut workspace.landing, &mut self.arrived);
-        let count = bytes_of(received)?;
+        let Some(count) = self.unless_over(bytes_of(received))? else { return Ok(()) };
         if count == 0 {
             return Ok(());
         }
@@ -243,6 +244,19 @@ impl Connection {
         let result = self.interpret(&mut frames, shared, inbox, workspace);
         workspace.frames = frames;
         result
+    }
+
+    /// What was read; `None` if the other end will write no more and is to get something yet.
+    fn unless_over(&mut self, received: Result<usize, End>) -> Result<Option<usize>, End> {
+        match received {
+            Err(End::Gone) if self.protocol.end_input() => {
+                // What it began to say will never be whole.
+                (self.unread, self.needs) = (Vec::new(), 0);
+                self.input_paused = true;
+                Ok(None)
+            }
+            received => received.map(Some),
+        }
     }
 
     /// A part of it has something to do.
@@ -284,6 +298,7 @@ impl Connection {
         self.output.lend(&mut workspace.spare);
         if !self.ending {
             self.protocol.fill(&mut self.output);
+            self.protocol.failure()?;
         }
         if self.output.is_urgent() {
             let before = self.output.len();
@@ -302,6 +317,9 @@ impl Connection {
         {
             self.input_paused = false;
             self.resume_reading(shared, inbox, workspace)?;
+        }
+        if self.protocol.is_done() && self.output.is_empty() && !self.ending {
+            return Err(End::Gone);
         }
         Ok(if self.output_blocked {
             Flushed::Idle
@@ -336,7 +354,8 @@ impl Connection {
         self.output.lend(&mut workspace.spare);
         let mut context = Context { shared, inbox, waiting_sends: &mut workspace.waiting_sends };
         self.protocol.close(end, &mut self.output, &mut context);
-        if end.goodbye().is_none() {
+        // Replies of an ingress that came before its end are as good as any.
+        if end.goodbye().is_none() && !matches!(end, End::Ingress(_)) {
             self.output = Output::default();
         }
         self.unread = Vec::new();

@@ -1,8 +1,10 @@
-//! Ingress: a socket for programs that know nothing of Unisono, whose messages feed a group.
+//! Ingress: a socket for programs that know nothing of Unisono, whose messages feed a group or a
+//! name.
 //!
 //! Each connection is a stream of messages in the program's own format, cut by the listener's
-//! framer; each message, header and all, is sent to the listener's group in the order of its
-//! stream. Nothing is answered.
+//! framer. Each message, header and all, is sent to the listener's group in the order of its
+//! stream, and nothing is answered; or it is a request to the listener's name, and the payloads of
+//! the replies go back on the stream, as they are and in the order of the requests.
 //!
 //! Invariants:
 //! - Such a message never passes for one of a user's: its credentials are
@@ -26,8 +28,8 @@ use bus_core::framing::{
     BpfFramer, Endianness, Framer, LengthPrefix, LengthPrefixError, LoadError, Unisono, Width,
 };
 use bus_core::{
-    Attributes, AttributesError, Bus, CreateError, Credentials, Destination, Endpoint, GroupName,
-    LimitExceeded,
+    Attributes, AttributesError, Bus, CreateError, Credentials, Destination, Endpoint, GroupId,
+    GroupName, LimitExceeded, OwnError,
 };
 use serde::Deserialize;
 
@@ -42,7 +44,7 @@ mod stream;
 /// A socket for programs that know nothing of Unisono: `[[ingress]]` in a configuration.
 ///
 /// ```
-/// use bus_broker::Config;
+/// use bus_broker::{Config, IngressTarget};
 ///
 /// let text = r#"
 /// [[ingress]]
@@ -53,11 +55,12 @@ mod stream;
 /// timeout = "10s"
 /// "#;
 /// let config = Config::from_toml(text, "bus.toml".as_ref())?;
-/// assert_eq!(config.ingress[0].group.as_str(), "org.example.Readings");
+/// assert!(matches!(&config.ingress[0].feeds, IngressTarget::Group(name)
+///     if name.as_str() == "org.example.Readings"));
 /// # Ok::<(), bus_broker::ConfigError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Form")]
 #[non_exhaustive]
 pub struct IngressConfig {
     /// Where programs connect.
@@ -65,21 +68,69 @@ pub struct IngressConfig {
     /// Who its messages are said to come from, in their field `ingress`. A name, so that receivers
     /// can compare it; it proves nothing of the program at the other end.
     pub identity: GroupName,
-    /// The group that is fed. It is made when the broker starts.
-    pub group: GroupName,
+    /// What is fed: `group = "NAME"` or `name = "NAME"`.
+    pub feeds: IngressTarget,
     /// Where messages end.
     pub framing: Framing,
     /// Bytes of the longest message; by default what the socket's `SO_RCVBUF` says, and never more
     /// than the bus's payloads may have. A longer one ends its stream.
-    #[serde(default)]
     pub maximum: Option<NonZeroU32>,
     /// How long a message may take from its first byte to its last; a later one ends its stream.
     /// 0 for ever.
-    #[serde(default = "default_timeout", with = "bus_core::duration_text")]
     pub timeout: Duration,
     /// Streams at a time; further ones are closed at once.
-    #[serde(default = "default_connections")]
     pub connections: NonZeroU32,
+}
+
+/// What an ingress feeds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum IngressTarget {
+    /// A group, which is made when the broker starts. Nothing is answered.
+    Group(GroupName),
+    /// Whoever owns a name is asked, once for each message; the replies go back in the order of the
+    /// requests. A request that gets none ends its stream.
+    Name(GroupName),
+}
+
+/// An ingress as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Form {
+    listen: IngressAddress,
+    identity: GroupName,
+    group: Option<GroupName>,
+    name: Option<GroupName>,
+    framing: Framing,
+    #[serde(default)]
+    maximum: Option<NonZeroU32>,
+    #[serde(default = "default_timeout", with = "bus_core::duration_text")]
+    timeout: Duration,
+    #[serde(default = "default_connections")]
+    connections: NonZeroU32,
+}
+
+impl TryFrom<Form> for IngressConfig {
+    type Error = &'static str;
+
+    fn try_from(form: Form) -> Result<Self, Self::Error> {
+        let feeds = match (form.group, form.name) {
+            (Some(group), None) => IngressTarget::Group(group),
+            (None, Some(name)) => IngressTarget::Name(name),
+            _ => return Err("an ingress feeds either a group or a name"),
+        };
+        let Form { listen, identity, framing, maximum, timeout, connections, .. } = form;
+        Ok(Self { listen, identity, feeds, framing, maximum, timeout, connections })
+    }
+}
+
+impl fmt::Display for IngressTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Group(name) => write!(f, "group {name}"),
+            Self::Name(name) => write!(f, "name {name}"),
+        }
+    }
 }
 
 /// Where an ingress listens: `unix:PATH`, or `tcp:ADDRESS:PORT` with an address of this machine's
@@ -189,6 +240,9 @@ pub enum IngressError {
     /// The group cannot be made.
     #[error(transparent)]
     Group(#[from] CreateError),
+    /// The name cannot be watched.
+    #[error(transparent)]
+    Name(#[from] OwnError),
     /// The socket cannot be made.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -207,7 +261,7 @@ pub(crate) struct Ingress {
     timeout: Option<Duration>,
     attributes: Attributes,
     destination: Destination,
-    /// It created the group, which lives while this does.
+    /// It created the group or watches the name, which lives while this does.
     _creator: Endpoint,
     most: u32,
     streams: AtomicU32,
@@ -229,14 +283,10 @@ impl Ingress {
         }
         let attributes = Attributes::builder().field(FIELD, config.identity.as_str()).build()?;
         let creator = bus.open_endpoint(Credentials::UNAUTHENTICATED)?;
-        let group = match creator.create_group(&config.group) {
-            Ok((group, _)) => group,
-            // Another ingress feeds it too.
-            Err(CreateError::Exists(name)) => match bus.find_group(&name) {
-                Some(info) => info.id,
-                None => return Err(CreateError::Exists(name).into()),
-            },
-            Err(error) => return Err(error.into()),
+        let destination = match &config.feeds {
+            IngressTarget::Group(group) => Destination::Group(find_or_create(&creator, group)?),
+            // A name that is watched lives, whether or not somebody owns it.
+            IngressTarget::Name(name) => Destination::Name(creator.watch_name(name)?.name),
         };
         Ok(Arc::new(Self {
             identity: config.identity.clone(),
@@ -245,7 +295,7 @@ impl Ingress {
             payload_bytes: limit,
             timeout: (!config.timeout.is_zero()).then_some(config.timeout),
             attributes,
-            destination: Destination::Group(group),
+            destination,
             _creator: creator,
             most: config.connections.get(),
             streams: AtomicU32::new(0),
@@ -333,6 +383,18 @@ impl fmt::Display for IngressAddress {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Tcp(address) => write!(f, "tcp:{address}"),
         }
+    }
+}
+
+fn find_or_create(creator: &Endpoint, group: &GroupName) -> Result<GroupId, CreateError> {
+    match creator.create_group(group) {
+        Ok((group, _)) => Ok(group),
+        // Another ingress feeds it too.
+        Err(CreateError::Exists(name)) => match creator.bus().find_group(&name) {
+            Some(info) => Ok(info.id),
+            None => Err(CreateError::Exists(name)),
+        },
+        Err(error) => Err(error),
     }
 }
 

@@ -19,7 +19,7 @@
 //! | `transport`, `output` | bytes and descriptors in and out; what waits to be written |
 //! | `protocol` | which conversation: the first bytes decide |
 //! | `session` | Unisono's own: frames, calls; `session/port` an endpoint, `session/sending` and `session/lane_queue` a lane |
-//! | `ingress`, `ingress/` | programs that know nothing of Unisono: framed streams that feed a group |
+//! | `ingress`, `ingress/` | programs that know nothing of Unisono: framed streams that feed a group or a name |
 //! | `logging` | the program's logs |
 //!
 //! **Invariant:** a connection belongs to one thread, and nobody else touches it. What the bus or
@@ -55,6 +55,7 @@ pub use broker::{BindError, Broker, BrokerHandle, ConnectError, RunError};
 pub use config::{Config, ConfigError, EmptyAddress, Listen, LogConfig, LogFormat, Place};
 pub use ingress::{
     ByteOrder, Framing, IngressAddress, IngressAddressError, IngressConfig, IngressError,
+    IngressTarget,
 };
 pub use listener::ListenError;
 pub use logging::{LogFilterError, log_to_stderr};

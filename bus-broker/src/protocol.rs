@@ -84,15 +84,16 @@ impl Protocol {
         match self {
             Self::Undecided { .. } => {}
             Self::Unisono(session) => session.ready(part, output, context),
-            Self::Ingress(stream) => stream.ready(context),
+            Self::Ingress(stream) => stream.ready(part, context),
         }
     }
 
     /// Moves messages from queues to `output` while it has room for them.
     pub(crate) fn fill(&mut self, output: &mut Output) {
         match self {
-            Self::Undecided { .. } | Self::Ingress(_) => {}
+            Self::Undecided { .. } => {}
             Self::Unisono(session) => session.fill(output),
+            Self::Ingress(stream) => stream.fill(output),
         }
     }
 
@@ -107,8 +108,9 @@ impl Protocol {
     /// Whether `fill` would find messages now.
     pub(crate) fn has_more(&self) -> bool {
         match self {
-            Self::Undecided { .. } | Self::Ingress(_) => false,
+            Self::Undecided { .. } => false,
             Self::Unisono(session) => session.has_more(),
+            Self::Ingress(stream) => stream.has_more(),
         }
     }
 
@@ -121,8 +123,32 @@ impl Protocol {
     }
 
     /// Whether its peer may write, go, and still be heard.
-    pub(crate) fn is_one_way(&self) -> bool {
+    pub(crate) fn hears_out(&self) -> bool {
         matches!(self, Self::Ingress(_))
+    }
+
+    /// Nothing more comes in. True if something is to go out yet.
+    pub(crate) fn end_input(&mut self) -> bool {
+        match self {
+            Self::Undecided { .. } | Self::Unisono(_) => false,
+            Self::Ingress(stream) => stream.end_input(),
+        }
+    }
+
+    /// Whether nothing comes in any more, and nothing is to go out.
+    pub(crate) fn is_done(&self) -> bool {
+        match self {
+            Self::Undecided { .. } | Self::Unisono(_) => false,
+            Self::Ingress(stream) => stream.is_done(),
+        }
+    }
+
+    /// Why the conversation ends, if something that came from the bus has ended it.
+    pub(crate) fn failure(&mut self) -> Result<(), End> {
+        match self {
+            Self::Undecided { .. } | Self::Unisono(_) => Ok(()),
+            Self::Ingress(stream) => stream.failure(),
+        }
     }
 
     /// When a message that is under way is late.

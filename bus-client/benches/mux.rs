@@ -218,7 +218,10 @@ fn main() -> Outcome<()> {
     // `cargo test --benches` asks for a look only.
     if std::env::args().any(|argument| argument == "--test") {
         let load = Load { threads: 2, bytes: 64, window: 2, rounds: 5 };
-        (multiplexed(load, Steering::Rotate)?, behind_mutexes(load)?);
+        for steering in [Steering::Rotate, Steering::Reader] {
+            multiplexed(load, steering)?;
+        }
+        behind_mutexes(load)?;
         return Ok(());
     }
     compare()?;

@@ -336,3 +336,166 @@ fn a_program_that_may_not_run_is_refused_at_the_start_with_its_reason() {
     let error = bus_broker::Broker::bind(&config).unwrap_err().to_string();
     assert!(error.contains("ingress tcp:127.0.0.1:0") && error.contains("map.bpf.o"), "{error}");
 }
+
+const NAME: &str = "org.example.Clock";
+
+/// A broker with one ingress whose messages are requests to [`NAME`].
+fn broker_of_name(limits: &str, framing: &str) -> Broker {
+    Broker::with(&format!(
+        "[limits]\n{limits}\n[[ingress]]\nlisten = \"tcp:127.0.0.1:0\"\nidentity = \"{IDENTITY}\"\n\
+         name = \"{NAME}\"\n{framing}\n"
+    ))
+}
+
+/// The name's owner, on a connection of its own.
+fn owner(broker: &Broker) -> (Bus, bus_client::OwnedName) {
+    let bus = Bus::builder().address(broker.socket().to_str().unwrap()).connect().unwrap();
+    let name = bus.own_name(NAME).unwrap();
+    (bus, name)
+}
+
+/// The next request, whatever else is told meanwhile.
+#[track_caller]
+fn next_request(bus: &Bus) -> Message {
+    loop {
+        match bus.receive_deadline(DEADLINE).unwrap() {
+            Some(Event::Message(message)) => {
+                assert!(message.is_request());
+                return message;
+            }
+            Some(_) => {}
+            None => panic!("no request"),
+        }
+    }
+}
+
+fn read_framed(mut stream: impl Read) -> Vec<u8> {
+    let mut head = [0; 4];
+    stream.read_exact(&mut head).unwrap();
+    let mut body = vec![0; u32::from_be_bytes(head) as usize];
+    stream.read_exact(&mut body).unwrap();
+    body
+}
+
+#[test]
+fn a_thrift_call_through_an_ingress_gets_the_reply_of_the_names_owner() {
+    use thrift::protocol::{TBinaryInputProtocol, TInputProtocol};
+    use thrift::transport::{TFramedReadTransport, TIoChannel};
+
+    let broker = broker_of_name("", THRIFT);
+    let (bus, _name) = owner(&broker);
+    let service = std::thread::spawn(move || {
+        for _ in 0..3 {
+            let request = next_request(&bus);
+            assert_eq!(request.credentials(), Credentials::UNAUTHENTICATED);
+            assert_eq!(request.field("ingress"), Some(IDENTITY));
+            let (text, number) = thrift_call(request.payload());
+            // The reply is written by the registry's code as well, frame and all.
+            let mut bytes = Vec::new();
+            let mut out = TBinaryOutputProtocol::new(TFramedWriteTransport::new(&mut bytes), true);
+            let reply = TMessageIdentifier::new("record", TMessageType::Reply, number);
+            out.write_message_begin(&reply).unwrap();
+            out.write_string(&format!("{text}, seen")).unwrap();
+            out.write_message_end().unwrap();
+            out.flush().unwrap();
+            drop(out);
+            request.reply(bus_client::Outgoing::bytes(bytes)).unwrap();
+        }
+        bus
+    });
+    let mut channel = TTcpChannel::new();
+    channel.open(address(&broker)).unwrap();
+    let (input, output) = channel.split().unwrap();
+    let mut input = TBinaryInputProtocol::new(TFramedReadTransport::new(input), true);
+    let mut output = TBinaryOutputProtocol::new(TFramedWriteTransport::new(output), true);
+    for number in 1..=3 {
+        let call = TMessageIdentifier::new("record", TMessageType::Call, number);
+        output.write_message_begin(&call).unwrap();
+        output.write_struct_begin(&TStructIdentifier::new("record_args")).unwrap();
+        output.write_field_begin(&TFieldIdentifier::new("text", TType::String, 1)).unwrap();
+        output.write_string(&format!("reading {number}")).unwrap();
+        output.write_field_end().unwrap();
+        output.write_field_stop().unwrap();
+        output.write_struct_end().unwrap();
+        output.write_message_end().unwrap();
+        output.flush().unwrap();
+        let reply = input.read_message_begin().unwrap();
+        assert_eq!((reply.message_type, reply.sequence_number), (TMessageType::Reply, number));
+        assert_eq!(input.read_string().unwrap(), format!("reading {number}, seen"));
+        input.read_message_end().unwrap();
+    }
+    service.join().unwrap();
+}
+
+#[test]
+fn replies_return_in_the_order_of_the_requests_whichever_is_answered_first() {
+    let broker = broker_of_name("", THRIFT);
+    let (bus, _name) = owner(&broker);
+    let mut program = program(&broker);
+    let requests: Vec<_> = (0..8_u8).map(|n| framed(&[n])).collect();
+    program.write_all(&requests.concat()).unwrap();
+    let asked: Vec<_> = requests.iter().map(|_| next_request(&bus)).collect();
+    for request in asked.iter().rev() {
+        let size = usize::from(request.payload()[4]) * 3000;
+        let reply = framed(&vec![request.payload()[4]; size]);
+        request.reply(bus_client::Outgoing::bytes(reply)).unwrap();
+    }
+    for n in 0..8_u8 {
+        assert!(read_framed(&program) == vec![n; usize::from(n) * 3000], "reply {n}");
+    }
+}
+
+#[test]
+fn a_program_that_writes_no_more_still_gets_its_replies() {
+    let broker = broker_of_name("", THRIFT);
+    let (bus, _name) = owner(&broker);
+    let mut program = program(&broker);
+    program.write_all(&[framed(b"one"), framed(b"two")].concat()).unwrap();
+    program.shutdown(Shutdown::Write).unwrap();
+    for request in [next_request(&bus), next_request(&bus)] {
+        let reply = request.payload().to_vec();
+        request.reply(bus_client::Outgoing::bytes(reply)).unwrap();
+    }
+    assert_eq!((read_framed(&program), read_framed(&program)), (b"one".to_vec(), b"two".to_vec()));
+    until_ended(&program);
+}
+
+#[test]
+fn g8_requests_of_a_stream_that_are_unanswered_are_bounded() {
+    let broker = broker_of_name("", THRIFT);
+    let (bus, _name) = owner(&broker);
+    let mut program = program(&broker);
+    let requests: Vec<_> = (0..40_u8).map(|n| framed(&[n])).collect();
+    program.write_all(&requests.concat()).unwrap();
+    let mut asked: Vec<_> = (0..16).map(|_| next_request(&bus)).collect();
+    let none = bus.receive_deadline(Duration::from_millis(100)).unwrap();
+    assert!(none.is_none(), "the seventeenth waits: {none:?}");
+    for n in 0..40_u8 {
+        let request = asked.remove(0);
+        assert_eq!(request.payload()[4], n);
+        request.reply(bus_client::Outgoing::bytes(framed(&[n]))).unwrap();
+        assert_eq!(read_framed(&program), [n]);
+        if n < 24 {
+            asked.push(next_request(&bus));
+        }
+    }
+}
+
+#[test]
+fn a_request_without_a_reply_ends_its_stream_and_those_before_are_answered() {
+    let broker = broker_of_name("", THRIFT);
+    // Nobody owns the name.
+    let mut early = program(&broker);
+    early.write_all(&framed(b"anybody?")).unwrap();
+    until_ended(&early);
+    let (bus, name) = owner(&broker);
+    let mut program = program(&broker);
+    program.write_all(&[framed(b"one"), framed(b"two")].concat()).unwrap();
+    let (one, two) = (next_request(&bus), next_request(&bus));
+    one.reply(bus_client::Outgoing::bytes(framed(b"1"))).unwrap();
+    assert_eq!(read_framed(&program), b"1");
+    // The owner goes and leaves the second unanswered.
+    drop((one, two, name, bus));
+    until_ended(&program);
+    broker.until_logged(&["a request got no reply"]);
+}

@@ -1,9 +1,15 @@
-//! One stream of an ingress: bytes in, messages to a group, one at a time.
+//! One stream of an ingress: bytes in, messages to a group or requests to a name, replies out.
 //!
-//! Invariant: while a message waits for room in the group, nothing more is taken off the stream,
-//! and that time does not count for the message that comes next. So the order of the stream is the
-//! order in the group, and its program is held back by nothing but its own socket.
+//! Invariant: while a message waits for room, or as many requests as may be are unanswered, nothing
+//! more is taken off the stream, and that time does not count for the message that comes next. So
+//! the order of the stream is the order on the bus, and its program is held back by nothing but its
+//! own socket.
+//!
+//! Replies go out in the order of their requests, whichever is answered first: the program counts
+//! on that, because its messages are not numbered for anybody here. Therefore a request that gets
+//! no reply ends the stream: there is nothing that could stand in its place.
 
+use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::task::Waker;
@@ -11,12 +17,16 @@ use std::time::{Duration, Instant};
 
 use bus_core::framing::{Assembly, Unread};
 use bus_core::wire::{COPY_BYTES, Handle, LaneNumber};
-use bus_core::{Credentials, Draft, Endpoint, Lane, Submitted};
+use bus_core::{
+    Credentials, Delivery, Destination, Draft, Endpoint, Kind, Lane, Message, Receipt, Receiver,
+    Sequence, Submitted,
+};
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::{Ingress, IngressPlace};
 use crate::connection::{Context, End};
 use crate::inbox::{Part, Signal, Token};
+use crate::output::Output;
 use crate::protocol::Progress;
 use crate::transport::Arrived;
 
@@ -26,10 +36,14 @@ pub(crate) struct IngressStream {
     token: Token,
     line: Option<Line>,
     assembly: Assembly,
-    /// Since when a message waits in the bus.
+    /// Since when nothing is taken off the stream.
     waits_since: Option<Instant>,
     /// Time that messages have waited, all together: it does not count for those behind them.
     waited: Duration,
+    /// A message waits for room in the bus.
+    is_submitted: bool,
+    /// The program will send nothing more.
+    input_over: bool,
     failed: Option<End>,
     ingress: Arc<Ingress>,
     _place: IngressPlace,
@@ -42,7 +56,19 @@ pub(crate) struct IngressStream {
 struct Line {
     lane: Lane,
     waker: Waker,
+    replies: Option<Replies>,
     _endpoint: Endpoint,
+}
+
+/// Requests that are not answered to the program, in their order, and their replies as they come.
+#[derive(Debug)]
+struct Replies {
+    open: VecDeque<(Sequence, Option<Arc<Message>>)>,
+    most: usize,
+    receiver: Receiver,
+    waker: Waker,
+    /// It does not sleep.
+    awake: bool,
 }
 
 impl IngressStream {
@@ -61,6 +87,8 @@ impl IngressStream {
             assembly: Assembly::new(maximum, ingress.timeout),
             waits_since: None,
             waited: Duration::ZERO,
+            is_submitted: false,
+            input_over: false,
             failed: None,
             ingress,
             _place: place,
@@ -76,12 +104,11 @@ impl IngressStream {
     ) -> Result<Progress, End> {
         // Nobody here has a use for descriptors; they are closed.
         *arrived = Arrived::default();
-        if let Some(end) = self.failed.take() {
-            return Err(end);
-        }
+        self.failure()?;
         let began = Instant::now();
         for count in 1_u32.. {
-            if self.waits_since.is_some() {
+            if self.is_held() {
+                self.waits_since.get_or_insert(began);
                 return Ok(Progress::Waits);
             }
             if count.is_multiple_of(MESSAGES_A_LOOK) && began.elapsed() > TURN {
@@ -101,36 +128,92 @@ impl IngressStream {
     }
 
     fn send(&mut self, message: Bytes, context: &mut Context<'_>) -> Result<(), End> {
-        let draft = Draft { attributes: self.ingress.attributes.clone(), ..Draft::from(message) };
+        let mut draft =
+            Draft { attributes: self.ingress.attributes.clone(), ..Draft::from(message) };
+        if self.ingress.asks() {
+            draft.kind = Kind::Request { repeatable: false };
+        }
         let line = match &mut self.line {
             Some(line) => line,
             None => {
-                let line = Line::open(self.token, context)?;
+                let line = Line::open(self.token, &self.ingress, context)?;
                 self.line.insert(line)
             }
         };
-        let submitted = line.lane.submit(self.ingress.destination, draft, line.waker.clone());
-        match submitted.map_err(failed)? {
-            Submitted::Committed(_) => {}
+        let to = self.ingress.destination;
+        match line.lane.submit(to, draft, line.waker.clone()).map_err(failed)? {
+            Submitted::Committed(receipt) => line.asked(&receipt),
             Submitted::Waiting => {
-                self.waits_since = Some(Instant::now());
+                self.is_submitted = true;
                 *context.waiting_sends += 1;
             }
         }
         Ok(())
     }
 
-    /// The message that waited has its outcome.
-    pub(crate) fn ready(&mut self, context: &mut Context<'_>) {
+    /// The message that waited has its outcome, or a reply has come.
+    pub(crate) fn ready(&mut self, part: Part, context: &mut Context<'_>) {
+        // Also before a reply is looked at: it cannot be there before its request is known here.
+        self.take_outcome(context);
+        if let Part::Queue(_) = part
+            && let Some(replies) = self.replies()
+        {
+            replies.awake = true;
+        }
+    }
+
+    fn take_outcome(&mut self, context: &mut Context<'_>) {
         let outcome = self.line.as_mut().and_then(|line| line.lane.poll_outcome());
         let Some(outcome) = outcome else { return };
-        self.stop_waiting(context);
-        self.failed = outcome.err().map(failed);
+        self.is_submitted = false;
+        *context.waiting_sends -= 1;
+        match outcome {
+            Ok(receipt) => {
+                if let Some(line) = &mut self.line {
+                    line.asked(&receipt);
+                }
+            }
+            Err(error) => self.failed = Some(failed(error)),
+        }
+        self.stop_waiting();
+    }
+
+    /// Puts the replies whose turn it is into `output`, while it has room.
+    pub(crate) fn fill(&mut self, output: &mut Output) {
+        let Some(replies) = self.replies() else { return };
+        if let Err(end) = replies.fill(output) {
+            self.failed = Some(end);
+        }
+        self.stop_waiting();
+    }
+
+    /// Whether `fill` would find replies now.
+    pub(crate) fn has_more(&self) -> bool {
+        let replies = self.line.as_ref().and_then(|line| line.replies.as_ref());
+        replies.is_some_and(|replies| replies.awake)
+    }
+
+    /// The program has closed its end, or at least will not write any more. True if there is
+    /// something to wait for yet.
+    pub(crate) fn end_input(&mut self) -> bool {
+        self.input_over = true;
+        !self.is_done()
+    }
+
+    /// Why the stream ends, if what came from the bus has ended it.
+    pub(crate) fn failure(&mut self) -> Result<(), End> {
+        self.failed.take().map_or(Ok(()), Err)
+    }
+
+    /// Whether nothing comes in any more, and nothing is to go out.
+    pub(crate) fn is_done(&self) -> bool {
+        let replies = self.line.as_ref().and_then(|line| line.replies.as_ref());
+        self.input_over && replies.is_none_or(|replies| replies.open.is_empty())
     }
 
     /// Whether it would take anything off the stream now.
     pub(crate) fn takes_input(&self) -> bool {
-        self.waits_since.is_none()
+        !(self.is_held() || self.input_over)
     }
 
     /// When the message under way is late; `None` if none is, or if the stream is not read.
@@ -143,23 +226,35 @@ impl IngressStream {
 
     /// Ends the stream if the message under way is late.
     pub(crate) fn expire(&mut self) -> Result<(), End> {
-        let now = self.counted(Instant::now());
         if self.waits_since.is_some() {
             return Ok(());
         }
+        let now = self.counted(Instant::now());
         self.assembly.expire(now).map_err(failed)
     }
 
     pub(crate) fn close(&mut self, context: &mut Context<'_>) {
-        self.stop_waiting(context);
+        if std::mem::take(&mut self.is_submitted) {
+            *context.waiting_sends -= 1;
+        }
         self.line = None;
     }
 
-    fn stop_waiting(&mut self, context: &mut Context<'_>) {
-        if let Some(since) = self.waits_since.take() {
+    fn is_held(&self) -> bool {
+        let replies = self.line.as_ref().and_then(|line| line.replies.as_ref());
+        self.is_submitted || replies.is_some_and(|replies| replies.open.len() >= replies.most)
+    }
+
+    fn stop_waiting(&mut self) {
+        if !self.is_held()
+            && let Some(since) = self.waits_since.take()
+        {
             self.waited += since.elapsed();
-            *context.waiting_sends -= 1;
         }
+    }
+
+    fn replies(&mut self) -> Option<&mut Replies> {
+        self.line.as_mut()?.replies.as_mut()
     }
 
     fn counted(&self, now: Instant) -> Instant {
@@ -168,13 +263,87 @@ impl IngressStream {
 }
 
 impl Line {
-    fn open(token: Token, context: &Context<'_>) -> Result<Self, End> {
+    fn open(token: Token, ingress: &Ingress, context: &Context<'_>) -> Result<Self, End> {
         let bus = &context.shared.bus;
         let endpoint = bus.open_endpoint(Credentials::UNAUTHENTICATED).map_err(failed)?;
         let lane = endpoint.lane().map_err(failed)?;
-        let part = Part::Lane(Handle::FIRST, LaneNumber::FIRST);
-        let waker = Signal::waker(context.inbox, token, part);
-        Ok(Self { lane, waker, _endpoint: endpoint })
+        let waker = |part| Signal::waker(context.inbox, token, part);
+        let replies = ingress.asks().then(|| Replies {
+            open: VecDeque::new(),
+            most: usize::from(bus.limits().requests).min(MOST_REQUESTS),
+            receiver: endpoint.receiver().expect("nobody else knows this endpoint"),
+            waker: waker(Part::Queue(Handle::FIRST)),
+            awake: true,
+        });
+        let waker = waker(Part::Lane(Handle::FIRST, LaneNumber::FIRST));
+        Ok(Self { lane, waker, replies, _endpoint: endpoint })
+    }
+
+    /// A message has taken its place; if it was a request, its reply is owed.
+    fn asked(&mut self, receipt: &Receipt) {
+        if let Some(replies) = &mut self.replies {
+            replies.open.push_back((receipt.sequence, None));
+        }
+    }
+}
+
+impl Replies {
+    fn fill(&mut self, output: &mut Output) -> Result<(), End> {
+        while self.awake && output.has_room_for_messages() {
+            match self.receiver.drain() {
+                Some(delivery) => self.take(delivery)?,
+                None if self.receiver.sleep(self.waker.clone()) => self.awake = false,
+                None => {}
+            }
+            self.say(output)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, delivery: Delivery) -> Result<(), End> {
+        match delivery {
+            Delivery::Message { message, .. } => {
+                let answers = message.answers();
+                match self.open.iter_mut().find(|(request, _)| Some(*request) == answers) {
+                    Some((_, reply)) => *reply = Some(message),
+                    // Somebody has sent to this endpoint of his own accord: it has no use for that.
+                    None => self.release(&message)?,
+                }
+            }
+            Delivery::Outcome(outcome) => {
+                let why = outcome.why;
+                return Err(End::Ingress(format!("a request got no reply: {why:?}")));
+            }
+            // It is in no group and watches nothing.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, output: &mut Output) -> Result<(), End> {
+        while let Some((_, Some(reply))) = self.open.front() {
+            let reply = Arc::clone(reply);
+            self.open.pop_front();
+            let payload = reply.payload();
+            if payload.len() > SHARE_BYTES {
+                output.push_shared(payload.as_bytes().clone());
+            } else {
+                output.frames().extend_from_slice(payload);
+            }
+            self.release(&reply)?;
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, message: &Message) -> Result<(), End> {
+        self.receiver.release(1, message.charged_bytes()).map_err(failed)
+    }
+}
+
+impl Ingress {
+    /// Whether its messages are requests.
+    fn asks(&self) -> bool {
+        !matches!(self.destination, Destination::Group(_))
     }
 }
 
@@ -192,6 +361,10 @@ fn take(unread: &mut BytesMut, length: usize) -> Bytes {
     message
 }
 
+/// Requests of one stream that may be unanswered.
+const MOST_REQUESTS: usize = 16;
+/// Payloads above this go to the socket from where they lie.
+const SHARE_BYTES: usize = 4 << 10;
 /// How long one stream's messages are sent before others have their turn.
 const TURN: Duration = Duration::from_millis(1);
 /// How often the clock is looked at meanwhile.
