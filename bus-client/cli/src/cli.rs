@@ -67,6 +67,12 @@ pub(crate) enum Verb {
     /// Send to a group, an endpoint or a name
     #[command(visible_alias = "pub")]
     Send(Send),
+    /// Ask an endpoint, or who owns a name, and print the reply
+    #[command(visible_alias = "request")]
+    Call(Call),
+    /// Answer requests with the output of a command
+    #[command(visible_alias = "reply", after_long_help = SERVE_FORMS)]
+    Serve(Serve),
     /// Create a group, and keep it until this ends
     #[command(after_long_help = OWNER_FORMS)]
     Create(Create),
@@ -332,6 +338,78 @@ impl Send {
             }
             _ => Ok(()),
         }
+    }
+}
+
+const SERVE_FORMS: &str = "\
+Each request's payload is the command's standard input, and its output is the reply. When it fails, \
+the caller gets a refusal with what it printed. The environment says what is asked: \
+UNISONO_OPERATION, UNISONO_SENDER, UNISONO_REQUEST. A command whose caller does not wait any more is \
+killed.
+
+With --json a line is an object with a \"type\":
+  serving  endpoint: where to call; and name, if one is owned
+  request  sequence, sender, operation, outcome (replied, refused, ended), and why";
+
+/// Options of `call`.
+#[derive(Debug, Args)]
+pub(crate) struct Call {
+    /// Whom to ask: the number of an endpoint, or a well-known name
+    #[arg(value_name = "ENDPOINT|NAME")]
+    pub(crate) target: String,
+    /// The operation that is asked for
+    #[arg(value_name = "OPERATION")]
+    pub(crate) operation: String,
+    /// What is asked. Without it, standard input, unless that is a terminal
+    #[arg(value_name = "PAYLOAD")]
+    pub(crate) payload: Option<OsString>,
+    /// Fail with status 3 when there is no reply for this long; the bus's default is 25s
+    #[arg(long, short, value_name = "T", value_parser = duration::parse)]
+    pub(crate) timeout: Option<Duration>,
+    /// It does no harm twice: another worker may be asked when the first one dies
+    #[arg(long)]
+    pub(crate) repeatable: bool,
+    /// A key
+    #[arg(long, short, value_name = "KEY")]
+    pub(crate) key: Option<OsString>,
+    /// A field; may be given up to 16 times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = field)]
+    pub(crate) field: Vec<(String, String)>,
+    /// Print the reply as a JSON object
+    #[arg(long, short)]
+    pub(crate) json: bool,
+}
+
+/// Options of `serve`.
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// A well-known name to own meanwhile; without one, callers need the endpoint's number
+    #[arg(value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Own the name together with other workers; each request is given to one of them
+    #[arg(long, short, requires = "name")]
+    pub(crate) shared: bool,
+    /// Answer only requests for this operation, and refuse others
+    #[arg(long, short, value_name = "NAME")]
+    pub(crate) operation: Option<String>,
+    /// How many commands may run at a time
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = jobs)]
+    pub(crate) jobs: usize,
+    /// End after this many requests
+    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// Print a JSON object a line
+    #[arg(long, short)]
+    pub(crate) json: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
+    pub(crate) command: Vec<OsString>,
+}
+
+fn jobs(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(jobs @ 1..=1024) => Ok(jobs),
+        _ => Err("a number from 1 to 1024".to_owned()),
     }
 }
 

@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod bench;
+mod call;
 mod cli;
 mod connect;
 mod create;
@@ -29,6 +30,7 @@ mod ping;
 mod progress;
 mod run;
 mod send;
+mod serve;
 mod signals;
 mod trace;
 mod verify;
@@ -81,6 +83,8 @@ fn dispatch(cli: &Cli, signals: Signals, output: &mut Output) -> Result<ExitCode
     let done = match &cli.verb {
         Verb::Listen(options) => listen::run(options, &connect()?, &notice, output)?,
         Verb::Send(options) => send::run(options, &connect()?, output)?,
+        Verb::Call(options) => call::run(options, &connect()?, output)?,
+        Verb::Serve(options) => serve::run(options, &connect()?, output)?,
         Verb::Create(options) => create::run(options, &connect()?, &notice, output)?,
         Verb::Groups(options) => listing::groups(options, &connect()?, output)?,
         Verb::Members(options) => listing::members(options, &connect()?, output)?,

@@ -1,5 +1,6 @@
 //! The command line end to end: the very program, over real sockets, with a broker in this process.
 
+mod call;
 mod demo;
 mod harness;
 mod listen;
