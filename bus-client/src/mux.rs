@@ -72,8 +72,9 @@
 //!
 //! Handles and the multiplexor can be used from any thread. The library starts none: of the threads
 //! that wait in any call one watches all streams and does the work for all, and who polls
-//! descriptors does it in [`Handle::dispatch`] or any other call. A message goes on the wire, and a
-//! time-out is noticed, only while somebody waits, polls or calls.
+//! descriptors does it in [`Handle::dispatch`] or any other call. What a socket did not take at once
+//! goes on the wire, and a time-out is noticed, only while somebody waits, polls or calls; and that a
+//! stream has ended is noticed when it is read, so while a handle asks, or when it is written.
 
 use std::fmt;
 use std::io;
