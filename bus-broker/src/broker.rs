@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bus_core::wire::Incarnation;
 use bus_core::{Bus, LimitError};
@@ -123,6 +123,8 @@ pub(crate) struct Shared {
     pub(crate) bus: Bus,
     pub(crate) incarnation: Incarnation,
     pub(crate) started: Instant,
+    /// How long a connection may take to say HELLO.
+    pub(crate) greeting: Duration,
     pub(crate) address: Option<PathBuf>,
     pub(crate) counters: Counters,
     inboxes: Vec<Arc<Inbox>>,
@@ -212,6 +214,7 @@ impl Broker {
             bus: Bus::new(config.limits.clone(), seed)?,
             incarnation: Incarnation::from_bytes(incarnation),
             started: Instant::now(),
+            greeting: config.greeting,
             address: listeners.first().map(|listener| listener.address().to_owned()),
             counters: Counters::default(),
             inboxes: inboxes.clone(),

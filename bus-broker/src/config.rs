@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
     str::FromStr,
     thread,
+    time::Duration,
 };
 
 use bus_core::{LimitError, Limits};
@@ -29,7 +30,7 @@ use crate::ingress::IngressConfig;
 /// assert!(error.to_string().starts_with("bus.toml:2:1: "));
 /// # Ok::<(), bus_broker::ConfigError>(())
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Config {
@@ -40,6 +41,10 @@ pub struct Config {
     pub threads: Option<NonZeroUsize>,
     /// Every bound of the bus, told to each client in its greeting.
     pub limits: Limits,
+    /// How long a connection may take to say HELLO, so that one that says nothing does not keep a
+    /// place that others need.
+    #[serde(with = "bus_core::duration_text")]
+    pub greeting: Duration,
     /// Sockets for programs that know nothing of Unisono.
     pub ingress: Vec<IngressConfig>,
     /// What the program `bus-broker` logs, and how. A broker inside another program logs through
@@ -80,6 +85,19 @@ pub enum LogFormat {
     Text,
     /// A line with one JSON object.
     Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: Listen::default(),
+            threads: None,
+            limits: Limits::default(),
+            greeting: Duration::from_secs(10),
+            ingress: Vec::new(),
+            log: LogConfig::default(),
+        }
+    }
 }
 
 impl Default for LogConfig {

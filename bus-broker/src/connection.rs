@@ -101,6 +101,9 @@ pub(crate) enum End {
     /// The broker has no place for it.
     #[error("{}", .0.text)]
     NoPlace(Goodbye),
+    /// The greeting did not come in time.
+    #[error("the greeting did not come in time")]
+    TooSlow,
     /// The broker ends.
     #[error("the broker ends")]
     Shutdown,
@@ -137,12 +140,12 @@ impl Workspace {
 }
 
 impl Connection {
-    pub(crate) fn new(newcomer: Newcomer, token: Token) -> Self {
+    pub(crate) fn new(newcomer: Newcomer, token: Token, greeting_until: Instant) -> Self {
         let Newcomer { socket, origin, number, place } = newcomer;
         let (span, protocol) = match origin {
             Origin::Client(PeerCredentials { uid, pid }) => (
                 tracing::info_span!("connection", number, uid, pid),
-                Protocol::new(token, Credentials { uid, pid }),
+                Protocol::new(token, Credentials { uid, pid }, greeting_until),
             ),
             Origin::Ingress(place) => {
                 let span = tracing::info_span!("ingress", number, identity = place.identity());
@@ -432,6 +435,7 @@ impl Connection {
                 tracing::warn!(reason = %end, "ended: the peer broke the protocol");
             }
             End::NoPlace(_) => tracing::warn!(reason = %end, "refused"),
+            End::TooSlow => tracing::warn!(reason = %end, "closed"),
             End::Socket(_) => tracing::debug!(reason = %end, "closed"),
         }
     }
@@ -449,6 +453,7 @@ impl End {
         match self {
             Self::Fault(goodbye) | Self::NoPlace(goodbye) => Some(goodbye.clone()),
             Self::Shutdown => Some(Goodbye::new(GoodbyeCode::Shutdown, "the broker ends")),
+            Self::TooSlow => Some(Goodbye::new(GoodbyeCode::TooSlow, self.to_string())),
             Self::Gone
             | Self::Left(_)
             | Self::UnknownProtocol

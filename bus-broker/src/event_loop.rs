@@ -296,7 +296,15 @@ impl IoThread {
             index: u32::try_from(entry.key()).expect("connections are limited to 2^20"),
             generation: self.generation,
         };
-        let connection = entry.insert(Connection::new(newcomer, token));
+        // Of what no clock can count, far enough away.
+        let now = Instant::now();
+        let greeting_until =
+            now.checked_add(self.shared.greeting).unwrap_or(now + LONGEST_GREETING);
+        let connection = entry.insert(Connection::new(newcomer, token, greeting_until));
+        if let Some(at) = connection.deadline() {
+            connection.is_timed = true;
+            self.timed.insert((at, token.as_u64()));
+        }
         let data = EventData::new_u64(token.as_u64());
         let flags = connection.new_interest().unwrap_or(EventFlags::IN);
         if let Err(error) = epoll::add(&self.epoll, &*connection, data, flags) {
@@ -450,6 +458,8 @@ const BELL: u64 = u64::MAX;
 const LISTENERS: u64 = u64::MAX - 1;
 /// Events taken at once.
 const EVENTS_A_TURN: usize = 256;
+/// The longest that a greeting may take.
+const LONGEST_GREETING: Duration = Duration::from_secs(24 * 3600);
 /// No time at all.
 const NO_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// Connections to be written to from which it pays to look for more input first.

@@ -22,7 +22,7 @@ use bus_core::{Credentials, wire};
 #[derive(Debug)]
 pub(crate) enum Protocol {
     /// The first bytes have not come.
-    Undecided { token: Token, credentials: Credentials },
+    Undecided { token: Token, credentials: Credentials, until: Instant },
     /// Unisono's own.
     Unisono(Box<Session>),
     /// Any other: what it says is carried, and not understood.
@@ -44,8 +44,9 @@ pub(crate) enum Progress {
 }
 
 impl Protocol {
-    pub(crate) fn new(token: Token, credentials: Credentials) -> Self {
-        Self::Undecided { token, credentials }
+    /// A connection that has to say by `until` what it speaks, and who it is.
+    pub(crate) fn new(token: Token, credentials: Credentials, until: Instant) -> Self {
+        Self::Undecided { token, credentials, until }
     }
 
     /// A stream that came in through an ingress, which knows what it carries.
@@ -61,7 +62,7 @@ impl Protocol {
         output: &mut Output,
         context: &mut Context<'_>,
     ) -> Result<Progress, End> {
-        if let Self::Undecided { token, credentials } = *self {
+        if let Self::Undecided { token, credentials, until } = *self {
             let known = unread.len().min(wire::MAGIC.len());
             if unread[..known] != wire::MAGIC[..known] {
                 return Err(End::UnknownProtocol);
@@ -70,7 +71,7 @@ impl Protocol {
                 return Ok(Progress::Needs(wire::MAGIC.len()));
             }
             let _ = unread.split_to(known);
-            *self = Self::Unisono(Box::new(Session::new(token, credentials)));
+            *self = Self::Unisono(Box::new(Session::new(token, credentials, until)));
         }
         match self {
             Self::Undecided { .. } => unreachable!("decided above"),
@@ -151,10 +152,11 @@ impl Protocol {
         }
     }
 
-    /// When a message that is under way is late.
+    /// When a greeting, or a message that is under way, is late.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self {
-            Self::Undecided { .. } | Self::Unisono(_) => None,
+            Self::Undecided { until, .. } => Some(*until),
+            Self::Unisono(session) => session.greeting_until(),
             Self::Ingress(stream) => stream.deadline(),
         }
     }
@@ -162,7 +164,10 @@ impl Protocol {
     /// Ends the conversation if it is.
     pub(crate) fn expire(&mut self) -> Result<(), End> {
         match self {
-            Self::Undecided { .. } | Self::Unisono(_) => Ok(()),
+            Self::Undecided { .. } | Self::Unisono(_) => match self.deadline() {
+                Some(until) if until <= Instant::now() => Err(End::TooSlow),
+                _ => Ok(()),
+            },
             Self::Ingress(stream) => stream.expire(),
         }
     }

@@ -45,7 +45,8 @@ mod sending;
 pub(crate) struct Session {
     token: Token,
     credentials: Credentials,
-    greeted: bool,
+    /// Until when it has to greet, if it has not.
+    greeting_until: Option<Instant>,
     /// In boxes of their own: a node of the tree has room for 11, and most connections have one.
     ports: BTreeMap<Handle, Box<Port>>,
     /// Ports whose queues may have messages; the others sleep.
@@ -57,16 +58,21 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(token: Token, credentials: Credentials) -> Self {
+    pub(crate) fn new(token: Token, credentials: Credentials, greeting_until: Instant) -> Self {
         Self {
             token,
             credentials,
-            greeted: false,
+            greeting_until: Some(greeting_until),
             ports: BTreeMap::new(),
             readable: VecDeque::new(),
             holding: VecDeque::new(),
             descriptors_out: false,
         }
+    }
+
+    /// Until when it has to greet, if it has not.
+    pub(crate) fn greeting_until(&self) -> Option<Instant> {
+        self.greeting_until
     }
 
     /// Takes all whole frames off `unread` and acts on them.
@@ -174,7 +180,7 @@ impl Session {
         output: &mut Output,
         context: &mut Context<'_>,
     ) -> Result<(), End> {
-        if !self.greeted {
+        if self.greeting_until.is_some() {
             return match frame {
                 ClientFrame::Hello(hello) => self.greet(&hello, output, context),
                 ClientFrame::Goodbye(goodbye) => Err(End::Left(goodbye)),
@@ -264,7 +270,7 @@ impl Session {
         let endpoint = self.open_port(Handle::FIRST, context).map_err(|failure| {
             End::NoPlace(Goodbye::new(GoodbyeCode::LimitExceeded, failure.text))
         })?;
-        self.greeted = true;
+        self.greeting_until = None;
         let welcome = Welcome {
             version,
             features: Vec::new(),

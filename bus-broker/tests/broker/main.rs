@@ -33,9 +33,13 @@ impl Fixture {
 
     fn with(limits: Limits, threads: usize) -> Self {
         let mut config = Config::default();
-        config.listen = Listen::Nowhere;
         config.limits = limits;
         config.threads = threads.try_into().ok();
+        Self::of(config)
+    }
+
+    fn of(mut config: Config) -> Self {
+        config.listen = Listen::Nowhere;
         let broker = Broker::bind(&config).unwrap();
         Self { handle: broker.handle(), running: Some(std::thread::spawn(|| broker.run())) }
     }
@@ -804,4 +808,19 @@ fn a_passed_socket_is_served() {
     handle.shutdown();
     running.join().unwrap().unwrap();
     assert_eq!(client.goodbye().unwrap().code, GoodbyeCode::Shutdown);
+}
+
+#[test]
+fn a_greeting_that_does_not_come_in_time_ends_that_connection() {
+    let mut config = Config::default();
+    config.greeting = Duration::from_millis(500);
+    let fixture = Fixture::of(config);
+    let mut greeted = fixture.client();
+    // One says nothing at all, and one begins and does not go on.
+    let mut silent = RawClient::silent(fixture.stream());
+    let mut slow = RawClient::silent(fixture.stream());
+    slow.write(b"UNISONO\n");
+    assert!(silent.try_hear().is_none(), "nobody knows what it speaks");
+    assert_eq!(slow.goodbye().unwrap().code, GoodbyeCode::TooSlow);
+    greeted.ping();
 }
