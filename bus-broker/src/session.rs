@@ -20,8 +20,8 @@ use bus_core::wire::{
     SendId, Serial, VERSION, ViewNotice, Welcome, encode_message, encode_message_head,
 };
 use bus_core::{
-    Credentials, Delivery, Destination, Draft, EndpointId, Eviction, EvictionCause, Gap, Kind,
-    Message, PeerChange,
+    Addressee, Credentials, Delivery, Destination, Draft, EndpointId, Eviction, EvictionCause, Gap,
+    Kind, Message, Monitored, PeerChange,
 };
 use bytes::{Buf, BytesMut};
 
@@ -392,6 +392,15 @@ impl Session {
                     self.descriptors_out |= has_descriptors;
                     deliver(handle, message, How::Queued { missed, peer }, output);
                 }
+                Some(Delivery::Monitored { seen: Monitored::Message { message, to }, missed }) => {
+                    let (group, to) = match to {
+                        Addressee::Group(_, name) => (Some(name), None),
+                        Addressee::Endpoint(id) => (None, Some(id)),
+                    };
+                    let notice = Notice::Monitored { group, to };
+                    say(BrokerFrame::Notice { endpoint: handle, notice }, output);
+                    deliver(handle, &message, How::Monitored { missed }, output);
+                }
                 Some(Delivery::Retained { message }) => {
                     deliver(handle, &message, How::Retained, output);
                 }
@@ -432,6 +441,11 @@ enum How {
     },
     /// As a part of what its group retained, beside the queue's places.
     Retained,
+    /// As a monitor's copy.
+    Monitored {
+        /// What was missed just before it.
+        missed: Option<Gap>,
+    },
 }
 
 fn deliver(handle: Handle, message: &Arc<Message>, how: How, output: &mut Output) {
@@ -439,8 +453,10 @@ fn deliver(handle: Handle, message: &Arc<Message>, how: How, output: &mut Output
         .expect("the bus takes no message with more than 16 descriptors");
     let (missed, peer) = match how {
         How::Queued { missed, peer } => (missed, peer),
+        How::Monitored { missed } => (missed, None),
         How::Retained => (None, None),
     };
+    let is_copy = matches!(how, How::Monitored { .. });
     let head = MessageHead {
         endpoint: handle,
         sequence: message.sequence(),
@@ -449,7 +465,7 @@ fn deliver(handle: Handle, message: &Arc<Message>, how: How, output: &mut Output
             _ => None,
         },
         name: match message.destination() {
-            Destination::Name(name) => Some(name),
+            Destination::Name(name) if !is_copy => Some(name),
             _ => None,
         },
         sender: message.sender(),
@@ -461,7 +477,7 @@ fn deliver(handle: Handle, message: &Arc<Message>, how: How, output: &mut Output
         retained: matches!(how, How::Retained),
         descriptors,
         descriptors_lost: false,
-        role: role_of(message),
+        role: if is_copy { Role::Plain } else { role_of(message) },
         peer,
     };
     let (attributes, payload) = (message.attributes(), message.payload());
@@ -515,6 +531,10 @@ fn notice_of(delivery: Delivery) -> Option<Notice> {
         Delivery::View { change, missed } => {
             Some(Notice::View(Box::new(ViewNotice::new(&change, missed))))
         }
+        Delivery::Monitored { seen: Monitored::View(change), missed } => {
+            Some(Notice::MonitoredView(Box::new(ViewNotice::new(&change, missed))))
+        }
+        Delivery::MonitorGap { gap } => Some(Notice::MonitorGap { gap }),
         Delivery::Current { group, sequence, messages } => {
             Some(Notice::Current { group_id: group, sequence, messages })
         }

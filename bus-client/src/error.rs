@@ -762,6 +762,22 @@ impl From<CallError> for OpenError {
 }
 
 impl WatchError {
+    /// Of something that is about no group.
+    pub(crate) fn from_any_call(error: CallError) -> Self {
+        let failure = match error {
+            CallError::Gone(gone) => return gone.into(),
+            CallError::Failed(failure) => *failure,
+        };
+        match failure.code {
+            FailureCode::LimitExceeded => Self::LimitExceeded(failure.text),
+            FailureCode::PermissionDenied => Self::PermissionDenied(failure.text),
+            _ => {
+                let (code, text) = other(failure);
+                Self::Refused { code, text }
+            }
+        }
+    }
+
     /// Of a watch on a group's membership.
     pub(crate) fn from_group_call(error: CallError, group: &GroupName) -> Self {
         let failure = match error {

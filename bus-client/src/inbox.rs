@@ -26,6 +26,7 @@ use bus_core::wire::{ClaimChanged, MessageView, OwnerChanged, ViewNotice};
 use bus_core::{Gap, GroupId, MAX_ATTRIBUTES_BYTES, MAX_RETAINED_MESSAGES, NameId, Sequence};
 
 use crate::clock::Tick;
+use crate::monitor::Addressee;
 
 /// An amount of messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,6 +76,14 @@ pub(crate) enum Item {
         back_off: Duration,
     },
     View(Box<ViewNotice>),
+    Monitored {
+        message: MessageView,
+        to: Addressee,
+    },
+    MonitoredView(Box<ViewNotice>),
+    MonitorGap {
+        gap: Gap,
+    },
     ViewsLost {
         group_id: GroupId,
         gap: Gap,
@@ -100,11 +109,13 @@ impl Item {
         match self {
             Self::Message { message, .. } if message.retained() => None,
             Self::Message { message, .. } => Some(message.charged_bytes()),
-            Self::View(_) | Self::Owner(_) => Some(0),
             Self::Gated(notice) => notice.is_charged().then_some(0),
+            Self::Monitored { message, .. } => Some(message.charged_bytes()),
+            Self::View(_) | Self::MonitoredView(_) | Self::Owner(_) => Some(0),
             Self::Gap { .. }
             | Self::Evicted { .. }
             | Self::ViewsLost { .. }
+            | Self::MonitorGap { .. }
             | Self::Current { .. }
             | Self::Name(_)
             | Self::OwnersLost { .. } => None,

@@ -105,7 +105,7 @@
 //! | `state` | all that threads share, and what each frame does to it |
 //! | `connection` | the lock around it, the greeting, and sleeping |
 //! | `drive`, `reactor` | who does the I/O while a future waits |
-//! | `bus`, `group`, `gated`, `send`, `request`, `watch`, `views`, `names`, `builder`, `embedded` | the public handles |
+//! | `bus`, `group`, `gated`, `send`, `request`, `watch`, `views`, `names`, `monitor`, `builder`, `embedded` | the public handles |
 //! | [`mux`] | framed messages over byte streams of any protocol, shared by threads; needs no broker |
 //!
 //! **Invariant:** nothing blocks, waits or calls out under the connection's lock.
@@ -134,6 +134,7 @@ mod inflow;
 mod info;
 mod lane;
 mod message;
+mod monitor;
 pub mod mux;
 mod names;
 mod outbox;
@@ -166,6 +167,7 @@ pub use gated::{Admission, Candidacy, Candidate, Expelled, Gate, PeerGap, PeerNo
 pub use group::{Group, JoinOptions, Member, RemoteEndpoint};
 pub use info::{GroupInfo, Joined, MemberInfo, Members, RoundTrip, Stats, Status};
 pub use message::{Current, Event, Evicted, Gap, Message, Outgoing};
+pub use monitor::{Addressee, Monitored};
 pub use mux::{Worker, Workers};
 pub use names::{
     Name, NameAcquired, NameInfo, NameLost, NameOptions, NameWatch, OwnedName, Owner, OwnerChange,

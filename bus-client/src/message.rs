@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{DecodeError, EncodeError, MessageError};
 use crate::gated::{Candidate, Expelled, PeerGap, PeerNotice};
+use crate::monitor::Monitored;
 use crate::names::{NameAcquired, NameLost, OwnerChange, OwnerChangesLost};
 use crate::request::Asked;
 use crate::views::ViewChange;
@@ -57,6 +58,13 @@ pub enum Event {
     PeerStalled(PeerNotice),
     /// A candidate or member of this owner's is gone, or has closed the connection.
     PeerClosed(PeerNotice),
+    /// A copy of a message, for a [monitor](crate::Endpoint::monitor).
+    Monitored(Box<Monitored>),
+    /// A change of some group's membership, for a monitor.
+    MonitoredView(ViewChange),
+    /// What a monitor has missed for want of room, and the queue has run empty since. (Where
+    /// something else followed, that tells it.)
+    MonitorGap(Gap),
     /// Changes of a watched membership were missed for want of room, and the queue has run empty
     /// since. Fetch the present list with [`members`](crate::Endpoint::members).
     ViewsLost(Gap),

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use bus_core::wire::{
-    BrokerFrame, ClientFrame, Goodbye, GoodbyeCode, Handle, Notice, Role, Serial,
+    BrokerFrame, ClientFrame, Goodbye, GoodbyeCode, Handle, MessageView, Notice, Role, Serial,
 };
 use bus_core::{EndpointId, GroupName, Limits};
 use rustix::io::Errno;
@@ -36,6 +36,7 @@ use crate::error::{BrokerGone, GoneReason, SendError};
 use crate::inbox::{Amount, Item};
 use crate::inflow::{Arrival, Filled, Frame, Inflow};
 use crate::lane::LaneState;
+use crate::monitor::Addressee;
 use crate::outbox::{Outbox, Written};
 use crate::pending::Pending;
 use crate::transport::{Output, Transport};
@@ -491,6 +492,9 @@ impl State {
             self.outbox.put(&ClientFrame::DescriptorsTaken);
         }
         let endpoint = message.endpoint();
+        if let Some(to) = self.monitored_next(endpoint, &message) {
+            return self.deliver(endpoint, Item::Monitored { message, to });
+        }
         let key = endpoint.get() as usize;
         let descriptors_lost = arrival.descriptors_lost || message.descriptors_lost();
         let descriptors = arrival.descriptors;
@@ -535,6 +539,14 @@ impl State {
                 | Notice::PeerStalled { .. }
                 | Notice::PeerClosed { .. }) => self.gated_notice(endpoint, notice),
                 Notice::ViewsLost { group_id, gap } => self.views_lost(endpoint, group_id, gap),
+                Notice::Monitored { group, to } => {
+                    if let Some(state) = self.endpoints.get_mut(endpoint.get() as usize) {
+                        state.monitored_next = Some((group, to));
+                    }
+                    Ok(())
+                }
+                Notice::MonitoredView(view) => self.deliver(endpoint, Item::MonitoredView(view)),
+                Notice::MonitorGap { gap } => self.deliver(endpoint, Item::MonitorGap { gap }),
                 Notice::Current { group_id, sequence, messages } => {
                     self.deliver(endpoint, Item::Current { group_id, sequence, messages })
                 }
@@ -585,6 +597,16 @@ impl State {
             }
             BrokerFrame::Welcome(_) => Err("a second WELCOME".to_owned()),
         }
+    }
+
+    /// Where a message went, if it is a monitor's copy: the notice before it has said so.
+    fn monitored_next(&mut self, handle: Handle, message: &MessageView) -> Option<Addressee> {
+        let endpoint = self.endpoints.get_mut(handle.get() as usize)?;
+        let (group, to) = endpoint.monitored_next.take()?;
+        Some(match (to, message.group()) {
+            (Some(to), _) => Addressee::Endpoint(to),
+            (None, id) => Addressee::Group { id, name: group },
+        })
     }
 
     fn deliver(&mut self, handle: Handle, item: Item) -> Result<(), String> {

@@ -24,6 +24,7 @@ use crate::limits::Limits;
 use crate::lock_set::{Held, IntakePlace, LockBits, LockIndex, LockSet};
 use crate::membership::{Member, MemberFlags, Membership};
 use crate::message::{Credentials, Destination};
+use crate::monitor::Monitors;
 use crate::name::GroupName;
 use crate::name_change::NameStep;
 use crate::name_registry::NameInfo;
@@ -71,6 +72,7 @@ pub(crate) struct BusInner {
     pub(crate) waiting: Mutex<WaitingRoom>,
     pub(crate) directory: Mutex<Directory>,
     pub(crate) locks: LockSet,
+    pub(crate) monitors: Monitors,
     pub(crate) deadlines: Deadlines,
     /// What the last tick was told, in nanoseconds since the Unix epoch; it becomes `now` once it
     /// counts in `running`. So a deadline that is made of both comes late in a race, never early.
@@ -367,6 +369,7 @@ impl Bus {
             waiting: Mutex::new(WaitingRoom::default()),
             directory: Mutex::new(Directory::default()),
             locks: LockSet::new(),
+            monitors: Monitors::default(),
             deadlines: Deadlines::default(),
             told: AtomicU64::new(0),
             now: AtomicU64::new(0),
@@ -613,6 +616,7 @@ impl BusInner {
             watching: Vec::new(),
             names: Vec::new(),
             watched_names: Vec::new(),
+            monitoring: false,
             drops: Vec::new(),
             created: Vec::new(),
             receive_shut: false,
@@ -884,6 +888,7 @@ impl BusInner {
         };
         let watching =
             if one.is_none() { std::mem::take(&mut record.watching) } else { Vec::new() };
+        let was_monitor = one.is_none() && std::mem::take(&mut record.monitoring);
         let change = match departure {
             Departure::Leave(_) | Departure::ShutReceive => Change::Left,
             Departure::Evict(_) => Change::Evicted,
@@ -938,16 +943,23 @@ impl BusInner {
         let mut retired_owners = Vec::with_capacity(names.len());
 
         let mut effects = Effects::default();
-        effects.reserve(steps.iter().map(Step::watchers).sum());
-        effects.reserve(names.iter().map(NameStep::wakes).sum());
+        let monitors = self.monitors.list();
+        let copies = monitors.as_ref().map_or(0, |list| list.len() * steps.len());
+        let wakes: usize = names.iter().map(NameStep::wakes).sum();
+        effects.reserve(steps.iter().map(Step::watchers).sum::<usize>() + wakes + copies);
+        let fewer_monitors = was_monitor.then(|| self.monitors.without(id));
         let mut held = self.hold_all(core);
         let sequence = held.draw(core.seen());
         for step in &mut steps {
             retired.push(step.publish(&mut held, sequence, &mut effects));
+            if let (Some(monitors), Some(seen)) = (&monitors, step.seen()) {
+                monitors.tell(&mut held, &seen, &mut effects);
+            }
         }
         for step in &mut names {
             retired_owners.push(step.publish(&mut held, sequence, &mut effects));
         }
+        let old_monitors = fewer_monitors.map(|next| self.monitors.publish(&held, next));
         let mut reader = None;
         let mut old_drops = None;
         let mut requests = Vec::new();
@@ -1003,7 +1015,7 @@ impl BusInner {
         self.finish_severed(&mut directory, severed, sequence, &mut effects);
         drop(directory);
         // The end of a queue may be the last one, and then its messages go with it.
-        drop((retired, retired_owners, old_drops, intake, ended_peers));
+        drop((retired, retired_owners, old_drops, intake, ended_peers, old_monitors));
 
         effects.wake(reader);
         self.waiting.lock().recheck(self, &changed, &mut effects);
@@ -1111,6 +1123,7 @@ impl EndpointRecord {
             Lost::Owners(name) => return self.watched_names.iter().any(|n| n.id == name),
             Lost::AtPeer(peer) => return self.peers.contains(&peer),
             Lost::Peer(..) => return false,
+            Lost::Monitored => return self.monitoring,
         };
         kept.iter().any(|group| group.id == drops.group)
     }

@@ -54,6 +54,8 @@ pub(crate) struct EndpointRecord {
     pub(crate) names: Vec<Arc<Name>>,
     /// Names whose owners it watches.
     pub(crate) watched_names: Vec<Arc<Name>>,
+    /// It is a monitor.
+    pub(crate) monitoring: bool,
     /// The same list that its intake has.
     pub(crate) drops: Vec<Arc<Drops>>,
     /// Groups that it created and that live.

@@ -15,6 +15,7 @@ use crate::intake::{EndpointCore, Opened};
 use crate::lane::{Lane, Watch};
 use crate::membership::MemberFlags;
 use crate::message::{Credentials, Destination};
+use crate::monitor::MonitorError;
 use crate::name::GroupName;
 use crate::name_registry::{Claimed, NameWatching, OwnError, OwnOptions};
 use crate::receiver::Receiver;
@@ -318,6 +319,24 @@ impl Endpoint {
     /// Ends a watch on a name's owners. None if there is none.
     pub fn unwatch_name(&self, name: NameId) -> Option<Sequence> {
         self.bus.inner.unwatch_name(&self.core, name)
+    }
+
+    /// Becomes a monitor: gets a copy of every message, and of every change of a membership, from
+    /// here on; of one group only if one is named. Nobody waits for it: what it has no room for it
+    /// misses, and is told. Again, it changes what is wanted.
+    ///
+    /// Whether the endpoint may see all of that is for the caller to know.
+    ///
+    /// # Errors
+    ///
+    /// See [`MonitorError`].
+    pub fn monitor(&self, group: Option<GroupName>) -> Result<Sequence, MonitorError> {
+        self.bus.inner.monitor(&self.core, group)
+    }
+
+    /// Ends that, and says where in the order. None if it is no monitor.
+    pub fn unmonitor(&self) -> Option<Sequence> {
+        self.bus.inner.unmonitor(&self.core)
     }
 
     /// Leaves all groups, gives up all names and receives nothing more; it may still send (G9). What is sent to it

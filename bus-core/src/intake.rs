@@ -17,6 +17,7 @@ use crate::id::{EndpointId, GroupId, NameId, Sequence};
 use crate::limits::Limits;
 use crate::lock_set::IntakePlace;
 use crate::message::{Credentials, Gap, Message};
+use crate::monitor::Monitored;
 use crate::name_change::{NOTICES_PER_CLAIM, NameNotice};
 use crate::notice::{Candidate, Eviction, PeerChange};
 use crate::queue::{Consumer, Entry, Producer};
@@ -82,6 +83,8 @@ pub(crate) enum Lost {
     AtPeer(EndpointId),
     /// Not a loss, but told in the same way: what happened to a peer endpoint.
     Peer(EndpointId, PeerChange),
+    /// Of all that a monitor sees.
+    Monitored,
 }
 
 /// A membership's losses (G7), or a watch's (G4). Written under its endpoint's lock only, so the atomics order
@@ -349,6 +352,22 @@ impl Intake {
     /// Notices about names that the reader has not drained yet: their places are still taken.
     pub(crate) fn unread_notices(&self) -> u64 {
         self.pushed_notices - self.core.reading.drained_notices.load(Ordering::Acquire)
+    }
+
+    /// Tells a monitor, if there is room that nobody is owed. Gives the sleeping reader's waker.
+    pub(crate) fn push_monitored(&mut self, seen: &Monitored, lost: &Arc<Drops>) -> Option<Waker> {
+        if !self.has_room() || self.core.waiting_sends() != 0 {
+            self.drop_message(lost, seen.sequence());
+            return self.take_reader_of_gap();
+        }
+        let missed = lost.take();
+        self.push_entry(Entry::Monitored { seen: seen.clone(), missed });
+        self.pushed_messages += 1;
+        self.pushed_bytes += seen.charged_bytes();
+        if !self.has_room() {
+            self.full_since = seen.sequence();
+        }
+        self.take_reader()
     }
 
     /// Tells of the end of a membership, in the place that it had reserved.

@@ -22,6 +22,7 @@
 //! | `send` | from the cached membership to the commit point to the wake-ups |
 //! | `wait` | sends that wait, and how far they can be overtaken |
 //! | `request` | exactly one outcome for each request |
+//! | `monitor` | who gets a copy of everything |
 //! | `bus`, `view` | joins, leaves, evictions, and who is told of them |
 //! | `ownership`, `name_registry`, `name_change` | who owns a well-known name, and who is told |
 //! | `name_route`, `description` | which of its workers gets a message; what a service says of itself |
@@ -48,6 +49,7 @@ mod membership;
 mod message;
 #[cfg(bus_loom)]
 pub mod modelled;
+mod monitor;
 mod name;
 mod name_change;
 mod name_registry;
@@ -87,6 +89,7 @@ pub use limits::{LimitError, Limits};
 pub use lock_set::LOCKS;
 pub use membership::MemberFlags;
 pub use message::{Credentials, Destination, Draft, Gap, Message, Payload};
+pub use monitor::{Addressee, MonitorError, Monitored};
 pub use name::{GroupName, MAX_NAME_BYTES, NameError};
 pub use name_change::{Holder, NameEvent, NameNotice, OwnerChange};
 pub use name_registry::{Claimed, LISTED_OWNERS, NameInfo, NameWatching, OwnError, OwnOptions};

@@ -47,6 +47,8 @@ pub struct Limits {
     pub lanes: u8,
     /// Writability watches of one endpoint that may be outstanding.
     pub watches: u16,
+    /// Monitors of one bus.
+    pub monitors: u16,
     /// Members of one group.
     pub members: u32,
     /// Filters that one endpoint has in all its memberships.
@@ -104,6 +106,7 @@ impl Default for Limits {
             peer_bytes: 128 << 10,
             lanes: 16,
             watches: 64,
+            monitors: 8,
             members: 10_000,
             filters: 64,
             filter_instructions: 16_384,
@@ -162,6 +165,7 @@ impl Limits {
             ("peer_bytes", self.peer_bytes, 1, 1 << 40),
             ("lanes", self.lanes.into(), 1, 16),
             ("watches", self.watches.into(), 0, 4_096),
+            ("monitors", self.monitors.into(), 0, 64),
             ("members", self.members.into(), 1, 1 << 20),
             ("filters", self.filters.into(), 0, 4_096),
             ("filter_instructions", self.filter_instructions.into(), 0, 1 << 24),

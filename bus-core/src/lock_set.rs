@@ -76,6 +76,10 @@ impl LockBits {
         self.0.set(lock.at(), true);
     }
 
+    pub(crate) fn insert_all(&mut self, others: Self) {
+        self.0 |= others.0;
+    }
+
     pub(crate) fn is_empty(self) -> bool {
         self.0.not_any()
     }

@@ -176,6 +176,22 @@ impl Message {
         self.requested.as_ref()
     }
 
+    /// The same without its descriptors, for those who are not given them. None if it has none.
+    pub(crate) fn without_descriptors(&self) -> Option<Self> {
+        let Draft { attributes, payload, deadline, descriptors, kind } = &self.draft;
+        if descriptors.is_empty() {
+            return None;
+        }
+        let draft = Draft {
+            attributes: attributes.clone(),
+            payload: payload.clone(),
+            deadline: *deadline,
+            descriptors: Vec::new(),
+            kind: *kind,
+        };
+        Some(Self::new(self.sender, self.credentials, self.destination, draft))
+    }
+
     pub(crate) fn stamp(&mut self, stamp: Stamp) {
         self.stamp = stamp;
     }

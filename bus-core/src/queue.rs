@@ -23,6 +23,7 @@ use crossbeam_utils::CachePadded;
 use crate::Gap;
 use crate::intake::EndpointCore;
 use crate::message::Message;
+use crate::monitor::Monitored;
 use crate::name_change::{NameNotice, OwnerChange};
 use crate::notice::{Candidate, Eviction};
 use crate::request::Outcome;
@@ -48,6 +49,12 @@ pub(crate) enum Entry {
     View {
         change: std::sync::Arc<ViewChange>,
         /// Changes that it missed just before this one.
+        missed: Option<Gap>,
+    },
+    /// What a monitor sees.
+    Monitored {
+        seen: Monitored,
+        /// What it missed just before.
         missed: Option<Gap>,
     },
     /// What a group retained, at the place of a join, beside the queue's capacity.

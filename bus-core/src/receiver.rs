@@ -9,6 +9,7 @@ use crate::bus::Bus;
 use crate::id::{EndpointId, GroupId, NameId, Sequence};
 use crate::intake::{EndpointCore, Lost, ReaderState, Retelling};
 use crate::message::{Gap, Message};
+use crate::monitor::Monitored;
 use crate::name_change::{NameNotice, OwnerChange};
 use crate::notice::{Candidate, Eviction, PeerChange};
 use crate::queue::Entry;
@@ -112,6 +113,19 @@ pub enum Delivery {
     /// What became of this endpoint's claim of a name: from here on it owns it, or does not. It
     /// takes no place of a message.
     Name(Box<NameNotice>),
+    /// A copy of what happened on the bus, for a monitor. It takes a place in the queue, and of a
+    /// message the bytes.
+    Monitored {
+        /// What happened.
+        seen: Monitored,
+        /// What this monitor missed just before it.
+        missed: Option<Gap>,
+    },
+    /// What a monitor missed, told once its queue was empty.
+    MonitorGap {
+        /// What was missed.
+        gap: Gap,
+    },
     /// The endpoint was put out of a group: nothing of it comes after this (G8).
     Evicted(Box<Eviction>),
     /// A request of this endpoint gets no reply, and why. It takes neither a place nor bytes from
@@ -247,6 +261,12 @@ impl Receiver {
                     self.core.take(eviction.sequence);
                     return Some(Delivery::Evicted(eviction));
                 }
+                Some(Entry::Monitored { seen, missed }) => {
+                    self.state.drained_messages += 1;
+                    self.state.drained_bytes += seen.charged_bytes();
+                    self.core.take(seen.sequence());
+                    return Some(Delivery::Monitored { seen, missed });
+                }
                 Some(Entry::Retained(retained)) => {
                     // Its place is that of the join, so what is sent from here on follows that.
                     self.core.take(retained.sequence);
@@ -291,6 +311,7 @@ impl Receiver {
             (Lost::Peer(peer, change), group, gap) => {
                 Delivery::Peer { group, peer, change, sequence: gap.last }
             }
+            (Lost::Monitored, _, gap) => Delivery::MonitorGap { gap },
         })
     }
 

@@ -20,6 +20,7 @@ use crate::intake::{Drops, EndpointCore, Intake};
 use crate::lock_set::{Held, IntakePlace, LockBits};
 use crate::membership::{MemberFlags, Membership};
 use crate::message::{Destination, Message, Stamp};
+use crate::monitor::{Addressee, MonitorList, Monitored};
 use crate::name_route::NameRoute;
 use crate::request::{self, Open};
 
@@ -332,6 +333,18 @@ impl Route {
             locks.insert(group.home);
         }
         locks
+    }
+
+    /// Where it leads, as monitors are told.
+    fn addressee(&self) -> Addressee {
+        match self {
+            Self::Group { group, .. } => Addressee::Group(group.id, group.name.clone()),
+            _ => {
+                let one = self.recipients().next();
+                let nobody = EndpointId::from_raw(0);
+                Addressee::Endpoint(one.map_or(nobody, |recipient| recipient.place.id))
+            }
+        }
     }
 
     /// The group, if it retains what is sent to it.
@@ -659,12 +672,22 @@ impl BusInner {
         standing: Standing<'_>,
         effects: &mut Effects,
     ) -> Option<Result<Attempt, SendError>> {
-        effects.reserve(outgoing.route.most_recipients());
+        let monitors = self.monitors.list();
+        let mut locks = outgoing.locks();
+        let mut copy = None;
+        let mut copies = 0;
+        if let Some(monitors) = &monitors {
+            locks.insert_all(monitors.locks());
+            copies = monitors.len();
+            let message = outgoing.message.as_deref();
+            copy = message.and_then(Message::without_descriptors).map(Arc::new);
+        }
+        effects.reserve(outgoing.route.most_recipients() + copies);
         if outgoing.route.retaining().is_some() {
             effects.displaced.reserve(DISPLACED);
         }
-        let mut held = self.locks.acquire(outgoing.locks());
-        if !outgoing.route.is_current() {
+        let mut held = self.locks.acquire(locks);
+        if !outgoing.route.is_current() || !self.monitors.are(monitors.as_deref()) {
             return None;
         }
         if let Some(refusal) = outgoing.route.refusal(outgoing.sender.id()) {
@@ -682,7 +705,8 @@ impl BusInner {
             Ok(Some(refusal)) => Ok(refusal),
             Ok(None) if outgoing.message.is_none() => Ok(Attempt::Writable),
             Ok(None) => {
-                let receipt = self.commit(held, outgoing, standing, effects);
+                let monitors = monitors.as_deref().map(|list| (list, copy));
+                let receipt = self.commit(held, outgoing, standing, monitors, effects);
                 if outgoing.until.is_some() || matches!(outgoing.route, Route::Caller { .. }) {
                     self.after_commit(outgoing, &receipt);
                 }
@@ -820,17 +844,15 @@ impl BusInner {
         mut held: Held<'a>,
         outgoing: &mut Outgoing,
         standing: Standing<'_>,
+        monitors: Option<(&MonitorList, Option<Arc<Message>>)>,
         effects: &mut Effects,
     ) -> Receipt {
         let after = outgoing.sender.taken();
         let sequence = held.draw(outgoing.sender.seen());
         let sender_serial = outgoing.sender.record_sent(sequence);
         let mut message = outgoing.message.take().expect("a message was checked for");
-        Arc::get_mut(&mut message).expect("nobody has a message before its commit").stamp(Stamp {
-            sequence,
-            sender_serial,
-            commit_time: self.now(),
-        });
+        let stamp = Stamp { sequence, sender_serial, commit_time: self.now() };
+        Arc::get_mut(&mut message).expect("nobody has a message before its commit").stamp(stamp);
         if let Some(group) = outgoing.route.retaining()
             && let Some(mut store) = group.store()
         {
@@ -888,6 +910,19 @@ impl BusInner {
                     share.charge(sequence, message.charged_bytes());
                 }
             }
+        }
+        if let Some((list, copy)) = monitors {
+            let copy = match copy {
+                Some(mut copy) => {
+                    Arc::get_mut(&mut copy)
+                        .expect("nobody has a copy before the commit")
+                        .stamp(stamp);
+                    copy
+                }
+                None => Arc::clone(&message),
+            };
+            let seen = Monitored::Message { message: copy, to: outgoing.route.addressee() };
+            list.tell(&mut held, &seen, effects);
         }
         if let Some(counters) = held.counters() {
             counters.messages += 1;

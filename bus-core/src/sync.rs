@@ -286,6 +286,8 @@ mutants! {
     DeliverToSome,
     /// Locks are released between the pushes to two recipients.
     ReleaseBetweenPushes,
+    /// A send commits without looking again who monitors the bus.
+    MonitorsNotCompared,
     /// A send to a group that retains does not take the group's own lock.
     RetainWithoutHome,
     /// What a group retains is copied for a joiner before the locks of the join are held.

@@ -17,6 +17,7 @@ use crate::intake::{Drops, EndpointCore, Lost};
 use crate::lock_set::{Held, IntakePlace};
 use crate::membership::Membership;
 use crate::message::Credentials;
+use crate::monitor::Monitored;
 use crate::name::GroupName;
 use crate::retained::Retained;
 use crate::send::Effects;
@@ -113,18 +114,16 @@ impl Step {
         change: Change,
     ) -> Self {
         let (old, new) = (before.members().len(), next.members().len());
-        let told = (!next.watchers().is_empty()).then(|| {
-            Arc::new(ViewChange {
-                group: group.id,
-                name: group.name.clone(),
-                sequence: Sequence::from_raw(0),
-                endpoint: who.id(),
-                credentials: who.credentials,
-                change,
-                members: u32::try_from(new).unwrap_or(u32::MAX),
-                ended: next.ended,
-            })
-        });
+        let told = Some(Arc::new(ViewChange {
+            group: group.id,
+            name: group.name.clone(),
+            sequence: Sequence::from_raw(0),
+            endpoint: who.id(),
+            credentials: who.credentials,
+            change,
+            members: u32::try_from(new).unwrap_or(u32::MAX),
+            ended: next.ended,
+        }));
         let edge = (old == 0) != (new == 0) || next.ended;
         Self { group: Arc::clone(group), next: Arc::new(next), told, edge }
     }
@@ -159,6 +158,11 @@ impl Step {
             }
         }
         before
+    }
+
+    /// What monitors are told of it, once it is published.
+    pub(crate) fn seen(&self) -> Option<Monitored> {
+        self.told.as_ref().map(|told| Monitored::View(Arc::clone(told)))
     }
 
     /// How many watchers there are to wake.
@@ -268,11 +272,16 @@ impl BusInner {
         effects: &mut Effects,
         then: impl FnOnce(&mut Directory, Sequence, &mut Effects),
     ) -> Sequence {
-        effects.reserve(step.watchers() + 1);
+        let monitors = self.monitors.list();
+        let copies = monitors.as_ref().map_or(0, |list| list.len());
+        effects.reserve(step.watchers() + copies + 1);
         let mut held = self.hold_all(core);
         let sequence = held.draw(core.seen());
         let old_drops = held.intake(core.place).map(|intake| intake.replace_drops(drops));
         let old = step.publish(&mut held, sequence, effects);
+        if let (Some(monitors), Some(seen)) = (&monitors, step.seen()) {
+            monitors.tell(&mut held, &seen, effects);
+        }
         if let Some(mut retained) = retained
             && let Some(intake) = held.intake(core.place)
         {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use bus_core_modelled::{
     Bus, Credentials, Delivery, Destination, Endpoint, Gap, GroupId, JoinOptions, Lane, Limits,
-    MemberFlags, Receipt, Receiver, Sequence, Submitted,
+    MemberFlags, Monitored, Receipt, Receiver, Sequence, Submitted,
 };
 
 /// Runs a model of two threads under every interleaving with at most three preemptions, and under
@@ -125,6 +125,14 @@ pub(crate) fn taken(delivery: Delivery) -> Taken {
         Delivery::View { change, missed } => {
             Taken { text: format!("{:?}", change.change), sequence: change.sequence, missed }
         }
+        Delivery::Monitored { seen, missed } => match seen {
+            Monitored::Message { message, .. } => Taken {
+                text: format!("saw {}", String::from_utf8_lossy(message.payload())),
+                sequence: message.sequence(),
+                missed,
+            },
+            other => panic!("an unknown sight {other:?}"),
+        },
         Delivery::Retained { message } => Taken {
             text: format!("retained {}", String::from_utf8_lossy(message.payload())),
             sequence: message.sequence(),

@@ -9,6 +9,7 @@ mod gated;
 mod given;
 mod isolation;
 mod membership;
+mod monitor;
 mod mutants;
 mod names;
 mod order;

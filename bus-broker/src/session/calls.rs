@@ -63,6 +63,19 @@ impl Session {
                 let sequence = left.map_err(|e| failure::of_leave(&e))?;
                 Ok(Response::Left { sequence })
             }
+            Request::Monitor { group } => {
+                self.may_monitor()?;
+                let monitoring = self.port(handle)?.endpoint().monitor(group.clone());
+                let sequence = monitoring.map_err(|e| failure::of_monitor(&e))?;
+                Ok(Response::Monitoring { sequence })
+            }
+            Request::Unmonitor => {
+                let ended = self.port(handle)?.endpoint().unmonitor();
+                let sequence = ended.ok_or_else(|| {
+                    Failure::new(FailureCode::NotWatching, "the endpoint is no monitor")
+                })?;
+                Ok(Response::Unmonitored { sequence })
+            }
             Request::WatchGroup { group, interest, create } => {
                 let watching = self.port(handle)?.endpoint().watch_group(group, *interest, *create);
                 let watching = watching.map_err(|e| failure::of_join(&e))?;
@@ -116,6 +129,16 @@ impl Session {
                 "this broker does not know the operation",
             ))),
         }
+    }
+
+    /// A monitor sees everything, so it has to be the user whose bus this is.
+    fn may_monitor(&self) -> Result<(), Box<Failure>> {
+        let own = rustix::process::getuid().as_raw();
+        if self.credentials.uid == own || self.credentials.uid == 0 {
+            return Ok(());
+        }
+        let text = "only the user that the broker runs as may monitor the bus";
+        Err(Box::new(Failure::new(FailureCode::PermissionDenied, text)))
     }
 
     fn open_endpoint(

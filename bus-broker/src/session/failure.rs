@@ -1,8 +1,8 @@
 //! What the bus refused, in the words of the wire.
 
 use bus_core::{
-    CreateError, FilterChangeError, GateError, JoinError, LeaveError, LimitExceeded, OwnError,
-    SendError, WatchError,
+    CreateError, FilterChangeError, GateError, JoinError, LeaveError, LimitExceeded, MonitorError,
+    OwnError, SendError, WatchError,
     wire::{Failure, FailureCode},
 };
 
@@ -107,6 +107,13 @@ pub(super) fn of_own(error: &OwnError) -> Failure {
         OwnError::ReceiveShut(_) | OwnError::Closed(_) => failure(FailureCode::EndpointClosed),
         OwnError::Limit(error) => of_limit(error),
         _ => failure(FailureCode::BadRequest),
+    }
+}
+
+pub(super) fn of_monitor(error: &MonitorError) -> Failure {
+    match error {
+        MonitorError::Limit(error) => of_limit(error),
+        _ => Failure::new(FailureCode::EndpointClosed, error.to_string()),
     }
 }
 

@@ -85,6 +85,9 @@ pub(crate) enum Verb {
     /// Own a name, or wait for it, and print what is sent to it
     #[command(after_long_help = OWN_FORMS)]
     Own(Own),
+    /// Show everything that happens on the bus; nobody waits for this
+    #[command(after_long_help = MONITOR_FORMS)]
+    Monitor(Monitor),
     /// Show who is in a group or owns a name, and every change of that
     #[command(after_long_help = WATCH_FORMS)]
     Watch(Watch),
@@ -140,6 +143,18 @@ With --json a line is an object with a \"type\":
   evicted  group, sequence, reason
   left     group, sequence: everything up to that place has been printed
   end      reason, and through: the trace is complete up to that sequence";
+
+const MONITOR_FORMS: &str = "\
+A monitor sees every message, those to single endpoints too, and every join and leave, in their order. \
+It never slows the bus: what it does not read in time it misses, and says so. It gets no descriptors.
+
+With --json a line is an object with a \"type\":
+  monitoring  sequence: everything later is shown
+  message     as listen has it, with uid and pid of the sender; to, instead of group, where it went
+              to one endpoint; after a loss: missed, first, last
+  change      group, sequence, change, endpoint, uid, pid, members; after a loss as above
+  gap         missed, first, last: a loss that nothing has followed yet
+  end         reason";
 
 const WATCH_FORMS: &str = "\
 The list comes first, then the changes after it, each at its place in the order: a message that \
@@ -427,6 +442,23 @@ pub(crate) struct Members {
     /// The group
     #[arg(value_name = "GROUP")]
     pub(crate) group: String,
+    /// Print a JSON object a line
+    #[arg(long, short)]
+    pub(crate) json: bool,
+}
+
+/// Options of `monitor`.
+#[derive(Debug, Args)]
+pub(crate) struct Monitor {
+    /// Only what is sent to this group, and who comes and goes there
+    #[arg(long, short, value_name = "GROUP")]
+    pub(crate) group: Option<String>,
+    /// End after this many messages and changes
+    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// End with status 3 when nothing has happened for this long
+    #[arg(long, short, value_name = "T", value_parser = duration::parse)]
+    pub(crate) timeout: Option<Duration>,
     /// Print a JSON object a line
     #[arg(long, short)]
     pub(crate) json: bool,

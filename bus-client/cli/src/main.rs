@@ -20,6 +20,7 @@ mod idle;
 mod input;
 mod listen;
 mod listing;
+mod monitor;
 mod names;
 mod output;
 mod own;
@@ -93,6 +94,7 @@ fn dispatch(cli: &Cli, signals: Signals, output: &mut Output) -> Result<ExitCode
         Verb::Watch(options) if options.name => {
             watch_name::run(options, &connect()?, &notice, output)?
         }
+        Verb::Monitor(options) => monitor::run(options, &connect()?, &notice, output)?,
         Verb::Watch(options) => watch::run(options, &connect()?, &notice, output)?,
         Verb::Admit(options) => owner::admit(options, &connect()?, &notice, output)?,
         Verb::Stats(options) => listing::stats(options, &connect()?, output)?,

@@ -20,6 +20,7 @@ use crate::clock::Tick;
 use crate::inbox::{Amount, Inbox, Item};
 use crate::lane::LaneState;
 use crate::message::{Current, Event, Evicted, Gap, Message};
+use crate::monitor::{self, Monitored};
 use crate::names::{OwnerChangesLost, event_of};
 use crate::waits::Wake;
 
@@ -44,6 +45,8 @@ pub(super) struct EndpointState {
     pub(super) views: Views,
     pub(super) requests: Requests,
     pub(super) claims: Claims,
+    /// Where the next message went, which is a monitor's copy.
+    pub(super) monitored_next: Option<(Option<GroupName>, Option<EndpointId>)>,
     pub(super) closing: bool,
     /// A main loop polls for this endpoint.
     pub(super) polled: bool,
@@ -76,8 +79,14 @@ impl EndpointState {
                 Notice::Expelled { group_id, .. } => self.groups.contains_key(group_id),
                 _ => true,
             },
-            Some(Item::View(_) | Item::ViewsLost { .. }) => true,
             Some(Item::Name(_) | Item::Owner(_) | Item::OwnersLost { .. }) => true,
+            Some(
+                Item::View(_)
+                | Item::ViewsLost { .. }
+                | Item::Monitored { .. }
+                | Item::MonitoredView(_)
+                | Item::MonitorGap { .. },
+            ) => true,
         }
     }
 
@@ -129,6 +138,13 @@ impl EndpointState {
                 Event::Current(Current { group, group_id, sequence, messages })
             }
             Item::Gated(notice) => self.gated_event(*notice),
+            Item::Monitored { message, to } => {
+                let missed = message.missed().map(|gap| Box::new(monitor::gap(gap)));
+                let message = Message::new(message, to.group().cloned(), missed, Vec::new(), false);
+                Event::Monitored(Box::new(Monitored { to, message }))
+            }
+            Item::MonitoredView(notice) => Event::MonitoredView((*notice).into()),
+            Item::MonitorGap { gap } => Event::MonitorGap(monitor::gap(gap)),
             Item::View(notice) => Event::View((*notice).into()),
             Item::ViewsLost { group_id, gap } => {
                 Event::ViewsLost(named(gap, group_id, self.views.name_of(group_id)))
@@ -170,6 +186,7 @@ impl State {
             views: Views::default(),
             requests: Requests::default(),
             claims: Claims::default(),
+            monitored_next: None,
             closing: false,
             polled: false,
         };

@@ -273,6 +273,15 @@ pub enum Request {
         /// Its id.
         group_id: GroupId,
     },
+    /// Makes the endpoint a monitor of everything, or of one group. Answered by
+    /// [`Response::Monitoring`].
+    Monitor {
+        /// The group's name, if only one is wanted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<GroupName>,
+    },
+    /// Ends that. Answered by [`Response::Unmonitored`].
+    Unmonitor,
     /// Begins to watch a group's membership, or changes what is told of it (G4). Answered by
     /// [`Response::Watching`].
     WatchGroup {
@@ -391,6 +400,8 @@ impl Request {
         "join",
         "set-filter",
         "leave",
+        "monitor",
+        "unmonitor",
         "watch-group",
         "unwatch-group",
         "find-group",
@@ -529,6 +540,16 @@ pub enum Response {
     /// To [`Request::Leave`].
     Left {
         /// Its place in the order: nothing later of the group comes (G4).
+        sequence: Sequence,
+    },
+    /// To [`Request::Monitor`].
+    Monitoring {
+        /// Its place in the order: everything later is told.
+        sequence: Sequence,
+    },
+    /// To [`Request::Unmonitor`].
+    Unmonitored {
+        /// Its place in the order: nothing later is told.
         sequence: Sequence,
     },
     /// To [`Request::WatchGroup`].
@@ -899,6 +920,20 @@ pub enum Notice {
         /// Where in the order that was.
         sequence: Sequence,
     },
+    /// The next MESSAGE for this endpoint is a copy of one that went elsewhere.
+    Monitored {
+        /// The group that it went to.
+        group: Option<GroupName>,
+        /// The endpoint that it went to, if it went to one.
+        to: Option<EndpointId>,
+    },
+    /// The membership of some group has changed, as a monitor is told. It takes a place.
+    MonitoredView(Box<ViewNotice>),
+    /// A monitor has missed something, and nothing came after it to say so.
+    MonitorGap {
+        /// What is missing.
+        gap: Gap,
+    },
     /// A kind of a later version. Pass over it.
     Unknown {
         /// The text under `type`.
@@ -930,6 +965,18 @@ enum NoticeForm {
         queued_messages: u64,
         #[serde(default, rename = "back_off_ms", with = "milliseconds")]
         back_off: Duration,
+    },
+    Monitored {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<GroupName>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<EndpointId>,
+    },
+    MonitoredView(Box<ViewNotice>),
+    MonitorGap {
+        count: u64,
+        first: Sequence,
+        last: Sequence,
     },
     View(Box<ViewNotice>),
     ViewsLost {
@@ -992,7 +1039,9 @@ impl Notice {
     #[must_use]
     pub fn is_charged(&self) -> bool {
         match self {
-            Self::View(_) | Self::Owner(_) | Self::Candidate { .. } => true,
+            Self::View(_) | Self::MonitoredView(_) | Self::Owner(_) | Self::Candidate { .. } => {
+                true
+            }
             Self::Unknown { charged, .. } => *charged,
             _ => false,
         }
@@ -1012,6 +1061,11 @@ impl Notice {
                 back_off,
             } => Self::Evicted { group_id, sequence, reason, stalled, queued_messages, back_off },
             NoticeForm::View(view) => Self::View(view),
+            NoticeForm::Monitored { group, to } => Self::Monitored { group, to },
+            NoticeForm::MonitoredView(view) => Self::MonitoredView(view),
+            NoticeForm::MonitorGap { count, first, last } => {
+                Self::MonitorGap { gap: Gap { count, first, last } }
+            }
             NoticeForm::Current { group_id, sequence, messages } => {
                 Self::Current { group_id, sequence, messages }
             }
@@ -1058,6 +1112,9 @@ impl Notice {
         "peer-gap",
         "peer-stalled",
         "peer-closed",
+        "monitored",
+        "monitored-view",
+        "monitor-gap",
     ];
 
     /// The notice, if the header's flag is that of its type.
@@ -1106,6 +1163,13 @@ impl Notice {
                 }
             }
             Self::View(view) => NoticeForm::View(view.clone()),
+            Self::Monitored { group, to } => {
+                NoticeForm::Monitored { group: group.clone(), to: *to }
+            }
+            Self::MonitoredView(view) => NoticeForm::MonitoredView(view.clone()),
+            Self::MonitorGap { gap } => {
+                NoticeForm::MonitorGap { count: gap.count, first: gap.first, last: gap.last }
+            }
             Self::Current { group_id, sequence, messages } => NoticeForm::Current {
                 group_id: *group_id,
                 sequence: *sequence,

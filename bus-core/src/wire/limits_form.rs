@@ -55,6 +55,7 @@ form! {
     peer_bytes: u64,
     lanes: u8,
     watches: u16,
+    monitors: u16,
     members: u32,
     filters: u16,
     filter_instructions: u32,

@@ -166,6 +166,9 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
             "watch-group with everything",
             call(Request::WatchGroup { group: group(), interest: Interest::Anybody, create: true }),
         ),
+        ("monitor", call(Request::Monitor { group: None })),
+        ("monitor a group", call(Request::Monitor { group: Some(group()) })),
+        ("unmonitor", call(Request::Unmonitor)),
         ("unwatch-group", call(Request::UnwatchGroup { group_id })),
         ("find", call(Request::FindGroup { group: group() })),
         ("groups", call(Request::Groups { after: None, max: 10 })),
@@ -468,6 +471,8 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
         ("withdrawn", done(Response::Withdrawn)),
         ("left", done(Response::Left { sequence })),
         ("watching", done(Response::Watching { group_id, sequence, members: 2 })),
+        ("monitoring", done(Response::Monitoring { sequence })),
+        ("unmonitored", done(Response::Unmonitored { sequence })),
         ("request ended", done(Response::RequestEnded { ended: true })),
         ("group", done(Response::Group(group(None)))),
         (
@@ -665,6 +670,37 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
                     ended: true,
                     ..view(Some(gap()))
                 })),
+            },
+        ),
+        (
+            "monitored",
+            BrokerFrame::Notice {
+                endpoint: Handle::FIRST,
+                notice: Notice::Monitored {
+                    group: Some("org.example.Chat".parse().unwrap()),
+                    to: None,
+                },
+            },
+        ),
+        (
+            "monitored at an endpoint",
+            BrokerFrame::Notice {
+                endpoint: Handle::FIRST,
+                notice: Notice::Monitored { group: None, to: Some(EndpointId::from_raw(4)) },
+            },
+        ),
+        (
+            "monitored view",
+            BrokerFrame::Notice {
+                endpoint: Handle::FIRST,
+                notice: Notice::MonitoredView(Box::new(view(None))),
+            },
+        ),
+        (
+            "monitor gap",
+            BrokerFrame::Notice {
+                endpoint: Handle::FIRST,
+                notice: Notice::MonitorGap { gap: gap() },
             },
         ),
         (

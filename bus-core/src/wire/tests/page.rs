@@ -446,6 +446,16 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
             },
         ),
         (
+            "broker NOTICE monitored",
+            BrokerFrame::Notice {
+                endpoint,
+                notice: Notice::Monitored {
+                    group: Some("org.example.Chat".parse().unwrap()),
+                    to: None,
+                },
+            },
+        ),
+        (
             "broker NOTICE current",
             BrokerFrame::Notice {
                 endpoint,
