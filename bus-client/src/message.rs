@@ -448,7 +448,8 @@ impl Outgoing {
     }
 
     /// For a call: it does no harm twice, so it may be given to another worker of a service when
-    /// the first one dies without having answered.
+    /// the first one dies without having answered. Brokers of this version do not yet: the outcome
+    /// is [`CallError::Gone`](crate::CallError::Gone).
     #[must_use]
     pub fn repeatable(mut self) -> Self {
         self.repeatable = true;

@@ -61,6 +61,8 @@ pub enum Kind {
     /// It asks for a reply and has exactly one outcome.
     Request {
         /// It may be given to another endpoint when the first one dies without having answered.
+        /// This version carries the word and gives nothing again: the outcome is
+        /// [`RequestEnd::Gone`].
         repeatable: bool,
     },
     /// An answer that says no, in the terms of the application. For a reply only.
