@@ -448,8 +448,9 @@ impl Outgoing {
     }
 
     /// For a call: it does no harm twice, so it may be given to another worker of a service when
-    /// the first one dies without having answered. Brokers of this version do not yet: the outcome
-    /// is [`CallError::Gone`](crate::CallError::Gone).
+    /// the first one dies without having answered. Only of a request that was sent to a
+    /// name, without descriptors, and short if it was received already; else the outcome is
+    /// [`CallError::Gone`](crate::CallError::Gone).
     #[must_use]
     pub fn repeatable(mut self) -> Self {
         self.repeatable = true;

@@ -7,7 +7,7 @@
 //! Locks are taken in this order: waiting room, directory, the 8 locks ascending, a reader's seat.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ahash::RandomState;
@@ -67,6 +67,8 @@ pub struct Bus {
 
 #[derive(Debug)]
 pub(crate) struct BusInner {
+    /// For wakers that outlast the call which made them.
+    pub(crate) this: Weak<Self>,
     pub(crate) limits: Limits,
     hasher: RandomState,
     pub(crate) waiting: Mutex<WaitingRoom>,
@@ -363,7 +365,8 @@ impl Bus {
     pub fn new(limits: Limits, seed: u64) -> Result<Self, crate::LimitError> {
         limits.check()?;
         let hasher = RandomState::with_seeds(seed, 0, 0, 0);
-        let inner = BusInner {
+        let inner = |this: &Weak<BusInner>| BusInner {
+            this: this.clone(),
             limits,
             hasher,
             waiting: Mutex::new(WaitingRoom::default()),
@@ -376,7 +379,7 @@ impl Bus {
             running: AtomicU64::new(0),
             looked: AtomicU64::new(0),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new_cyclic(inner) })
     }
 
     /// The bounds that this bus keeps.

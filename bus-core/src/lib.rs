@@ -25,6 +25,7 @@
 //! | `monitor` | who gets a copy of everything |
 //! | `bus`, `view` | joins, leaves, evictions, and who is told of them |
 //! | `ownership`, `name_registry`, `name_change` | who owns a well-known name, and who is told |
+//! | `repeat` | a repeatable request, given again when who was asked died |
 //! | `name_route`, `description` | which of its workers gets a message; what a service says of itself |
 //! | `gated` | groups whose owner decides who is admitted, and their peer endpoints |
 //! | `endpoint`, `lane`, `receiver` | the public handles |
@@ -58,6 +59,7 @@ mod notice;
 mod ownership;
 mod queue;
 mod receiver;
+mod repeat;
 mod request;
 mod retained;
 mod send;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attributes::Attributes;
 use crate::id::{EndpointId, GroupId, NameId, Sequence};
+use crate::lock_set::IntakePlace;
 use crate::request::{Kind, Requested};
 
 /// Who an endpoint belongs to, as the kernel said when it connected.
@@ -170,6 +171,24 @@ impl Message {
     pub(crate) fn request(mut self, requested: Requested) -> Self {
         self.requested = Some(requested);
         self
+    }
+
+    pub(crate) fn is_repeatable(&self) -> bool {
+        self.draft.kind == Kind::Request { repeatable: true }
+    }
+
+    /// The same request, for another endpoint. It has no descriptors.
+    pub(crate) fn again(&self, caller: IntakePlace, first: Sequence) -> Self {
+        let Draft { attributes, payload, deadline, kind, .. } = &self.draft;
+        let draft = Draft {
+            attributes: attributes.clone(),
+            payload: payload.clone(),
+            deadline: *deadline,
+            kind: *kind,
+            ..Draft::default()
+        };
+        let again = Self::new(self.sender, self.credentials, self.destination, draft);
+        again.request(Requested { caller, first: Some(first) })
     }
 
     pub(crate) fn requested(&self) -> Option<&Requested> {

@@ -61,7 +61,8 @@ pub enum Kind {
     /// It asks for a reply and has exactly one outcome.
     Request {
         /// It may be given to another endpoint when the first one dies without having answered.
-        /// This version carries the word and gives nothing again: the outcome is
+        /// Only one that was sent to a name, without descriptors, and of at most
+        /// `limits.reply_bytes` if it was taken already; else the outcome is
         /// [`RequestEnd::Gone`].
         repeatable: bool,
     },
@@ -173,6 +174,13 @@ impl Requests {
         self.open.push(open);
     }
 
+    /// A request was given to another endpoint.
+    pub(crate) fn given_again(&mut self, id: Sequence, asked_as: Sequence, callee: IntakePlace) {
+        if let Some(at) = self.at(id) {
+            (self.open[at].asked_as, self.open[at].callee) = (asked_as, callee);
+        }
+    }
+
     /// Takes a request out: whoever does so owes its outcome.
     pub(crate) fn take(&mut self, id: Sequence) -> Option<Open> {
         let at = self.at(id)?;
@@ -200,10 +208,12 @@ impl Requests {
 }
 
 /// A request that an endpoint has taken and not yet answered.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct AskedFor {
     pub(crate) caller: IntakePlace,
     pub(crate) id: Sequence,
+    /// Kept if it can be given again; see `repeat.rs`.
+    message: Option<Arc<Message>>,
 }
 
 /// What an endpoint was asked, and what it is to be told of it. Taken after all other locks.
@@ -215,7 +225,7 @@ pub(crate) struct Asked {
 
 impl Asked {
     pub(crate) fn find(&self, request: Sequence) -> Option<AskedFor> {
-        self.requests.get(&request).copied()
+        self.requests.get(&request).cloned()
     }
 
     pub(crate) fn remove(&mut self, request: Sequence) -> Option<AskedFor> {
@@ -380,14 +390,15 @@ impl BusInner {
 
     /// A reader has taken a request off its queue. False if it is not to have it: nobody waits for
     /// the reply any more, or it could not give one.
-    pub(crate) fn hand_over(&self, core: &EndpointCore, message: &Message) -> bool {
+    pub(crate) fn hand_over(&self, core: &EndpointCore, message: &Arc<Message>) -> bool {
         let Some(requested) = message.requested() else {
             return true;
         };
         let request = message.sequence();
         let (caller, id) = (requested.caller, requested.first.unwrap_or(request));
         let note = || {
-            core.asked().requests.insert(request, AskedFor { caller, id });
+            let message = self.is_kept(message).then(|| Arc::clone(message));
+            core.asked().requests.insert(request, AskedFor { caller, id, message });
         };
         if !mutated(Mutant::AskedNotedLate) {
             note();
@@ -402,7 +413,7 @@ impl BusInner {
         }
         core.asked().forget(request);
         if waited_for {
-            self.end_request(caller, id, RequestEnd::Gone);
+            self.give_again(caller, id, Some(message));
         }
         false
     }
@@ -547,7 +558,7 @@ impl BusInner {
         self.abandon_requests(open);
         let asked = std::mem::take(&mut core.asked().requests);
         for asked in asked.into_values() {
-            self.end_request(asked.caller, asked.id, RequestEnd::Gone);
+            self.give_again(asked.caller, asked.id, asked.message.as_ref());
         }
     }
 
@@ -566,7 +577,7 @@ impl BusInner {
                 && let Some(requested) = message.requested()
             {
                 let id = requested.first.unwrap_or(message.sequence());
-                self.end_request(requested.caller, id, RequestEnd::Gone);
+                self.give_again(requested.caller, id, Some(&message));
             }
         }
     }

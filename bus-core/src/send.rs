@@ -816,7 +816,15 @@ impl BusInner {
         if own.is_receive_shut() {
             return Err(SendError::ReceiveShut(own.id()));
         }
-        request::check_limit(own, self.limits.requests).map_err(SendError::RequestLimit)?;
+        match outgoing.message.as_ref().and_then(|message| message.repeats()) {
+            Some(first) if own.requests.find(first).is_none() => {
+                return Err(SendError::NoSuchRequest(first));
+            }
+            Some(_) => {}
+            None => {
+                request::check_limit(own, self.limits.requests).map_err(SendError::RequestLimit)?
+            }
+        }
         let running = self.running().as_nanos();
         if outgoing.until.is_some_and(|until| u128::from(until) <= running) {
             return Err(SendError::DeadlinePassed);
@@ -860,6 +868,7 @@ impl BusInner {
         }
         let mut receipt = Receipt { sequence, sender_serial, after, recipients: 0, dropped: 0 };
         let mut callee = None;
+        let first = message.repeats();
         for recipient in outgoing.route.recipients() {
             if mutated(Mutant::ReleaseBetweenPushes) {
                 drop(held);
@@ -928,13 +937,18 @@ impl BusInner {
             counters.messages += 1;
             counters.deliveries += u64::from(receipt.recipients);
             counters.dropped += u64::from(receipt.dropped);
-            counters.requests += u64::from(outgoing.until.is_some());
+            counters.requests += u64::from(outgoing.until.is_some() && first.is_none());
             counters.answered += u64::from(matches!(outgoing.route, Route::Caller { .. }));
         }
         if let (Some(until), Some(callee)) = (outgoing.until, callee)
             && let Some(own) = held.intake(outgoing.sender.place)
         {
-            own.requests.insert(Open { id: sequence, asked_as: sequence, callee, until });
+            match first {
+                Some(first) => own.requests.given_again(first, sequence, callee),
+                None => {
+                    own.requests.insert(Open { id: sequence, asked_as: sequence, callee, until });
+                }
+            }
         }
         drop(held);
         receipt

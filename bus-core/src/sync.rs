@@ -366,6 +366,8 @@ mutants! {
     SkipOwnershipCheck,
     /// Sends that wait for a name are not looked at when its owners change.
     OwnerChangeServesNobody,
+    /// A request that waits to be given again can be decided before it is known where it waits.
+    AgainWithoutKey,
     /// A send to a shared name waits at one of its workers only.
     WaitAtOneWorker,
     /// A cancelled send stays where it was.

@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
-use bus_core_modelled::{Destination, Endpoint, NameFlags, NameId, OwnOptions, SendError};
+use bus_core_modelled::{
+    Delivery, Destination, Draft, Endpoint, Kind, Limits, NameFlags, NameId, OwnOptions,
+    RequestEnd, SendError,
+};
 use loom::thread;
 
 use crate::given::{
-    Alarm, bus, endpoints, explore, explore_many, lane, queued, reader, sent, texts, waits,
+    Alarm, bus, bus_with, endpoints, explore, explore_many, lane, queued, reader, sent, texts,
+    waits,
 };
 
 fn own(endpoint: &Endpoint, flags: NameFlags) -> bus_core_modelled::Claimed {
@@ -166,4 +170,36 @@ fn g5_a_place_freed_at_any_worker_while_a_send_goes_to_wait_is_not_lost() {
             assert_eq!(texts(&queued(&full)), ["fills"]);
         });
     }
+}
+
+/// Given a repeatable request whose worker dies, when the only other worker, which is full, dies at
+/// the same time, then the caller gets exactly one outcome.
+#[test]
+fn g9_a_request_given_again_while_the_last_worker_dies_has_one_outcome() {
+    explore(|| {
+        let limits = Limits { queue_messages: 1, requests: 2, ..Limits::default() };
+        let bus = bus_with(limits);
+        let [alice, bob, carol] = endpoints(&bus);
+        let name = own(&alice, NameFlags::SHARED).name;
+        own(&bob, NameFlags::SHARED);
+        let mut carols = lane(&carol);
+        let kind = Kind::Request { repeatable: true };
+        let request = carols.try_send(to(name), Draft { kind, ..Draft::from("request") });
+        let request = request.expect("room").sequence;
+        sent(&mut carols, Destination::Endpoint(bob.id()), "fills");
+        let mut alices = reader(&alice);
+        assert!(matches!(alices.try_receive(), Ok(Delivery::Message { .. })));
+        let dying = thread::spawn(move || drop(bob));
+        drop(alice);
+        drop(alices);
+        dying.join().unwrap();
+        let mut carols = reader(&carol);
+        match carols.try_receive() {
+            Ok(Delivery::Outcome(outcome)) => {
+                assert_eq!((outcome.request, outcome.why), (request, RequestEnd::Gone));
+            }
+            other => panic!("{other:?} where an outcome was expected"),
+        }
+        assert!(carols.try_receive().is_err(), "one outcome");
+    });
 }

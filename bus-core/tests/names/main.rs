@@ -6,5 +6,6 @@
 mod changes;
 mod given;
 mod model;
+mod requests;
 mod rules;
 mod workers;
