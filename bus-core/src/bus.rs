@@ -750,9 +750,11 @@ impl BusInner {
             return Err(JoinError::Gated(name.clone()));
         }
         self.may_join(&mut directory, core, name, options.flags, options.state)?;
+        if let Some(filter) = &options.filter {
+            self.check_filter_bytes(&directory, id, filter, 0)?;
+        }
         let filters = MemberFilters::new(options.filter, None);
         if let Some(filters) = &filters {
-            self.check_filter_count(&directory, id)?;
             // Before a group is made that it could not be in.
             self.check_instructions(&Membership::empty(), None, Some(filters))?;
         }

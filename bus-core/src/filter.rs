@@ -184,6 +184,16 @@ impl Filter {
         self.0.iter().any(|all| all.iter().all(|condition| condition.holds(subject)))
     }
 
+    /// What it is charged for: what it compares and its programs, and something for each condition.
+    pub(crate) fn bytes(&self) -> u64 {
+        let conditions = self.0.iter().flatten().map(|condition| match condition {
+            Condition::Key(pattern) | Condition::Operation(pattern) => pattern.bytes().len(),
+            Condition::Field { name, value } => name.len() + value.bytes().len(),
+            Condition::Program(program) => program.code().len(),
+        });
+        conditions.map(|bytes| bytes as u64 + CONDITION_BYTES).sum()
+    }
+
     /// Instructions of all its programs: what one run takes at most.
     pub(crate) fn instructions(&self) -> usize {
         let programs = self.0.iter().flatten().filter_map(|condition| match condition {
@@ -318,6 +328,8 @@ fn check_length(
 
 /// Conditions of one filter, of all its alternatives together.
 pub const MAX_FILTER_CONDITIONS: usize = 64;
+/// What a condition is charged for beside what it compares.
+const CONDITION_BYTES: u64 = 64;
 /// The longest value that a condition compares. It bounds how deep a group's terms lie.
 pub const MAX_PATTERN_BYTES: usize = 255;
 

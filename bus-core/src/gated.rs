@@ -560,8 +560,9 @@ impl BusInner {
         let before = group.membership();
         let members = before.members().len();
         LimitExceeded::check("members", members, self.limits.members).map_err(JoinError::from)?;
-        if own.is_some() {
-            self.check_filter_count(&directory, candidate).map_err(JoinError::from)?;
+        if let Some(own) = &own {
+            let checked = self.check_filter_bytes(&directory, candidate, own, 0);
+            checked.map_err(JoinError::from)?;
         }
         let filters = MemberFilters::new(own, terms.filter.clone());
         let checked = self.check_instructions(&before, None, filters.as_deref());

@@ -51,8 +51,9 @@ pub struct Limits {
     pub monitors: u16,
     /// Members of one group.
     pub members: u32,
-    /// Filters that one endpoint has in all its memberships.
-    pub filters: u16,
+    /// Bytes of the filters that one endpoint has in all its memberships: what they compare, 8 for
+    /// each instruction of a program, and 64 for each condition.
+    pub filter_bytes: u32,
     /// Instructions of all programs that filter for the members of one group. A send to the group
     /// may run them all.
     pub filter_instructions: u32,
@@ -108,7 +109,7 @@ impl Default for Limits {
             watches: 64,
             monitors: 8,
             members: 10_000,
-            filters: 64,
+            filter_bytes: 65_536,
             filter_instructions: 16_384,
             groups: 65_536,
             groups_created: 1_024,
@@ -167,7 +168,7 @@ impl Limits {
             ("watches", self.watches.into(), 0, 4_096),
             ("monitors", self.monitors.into(), 0, 64),
             ("members", self.members.into(), 1, 1 << 20),
-            ("filters", self.filters.into(), 0, 4_096),
+            ("filter_bytes", self.filter_bytes.into(), 0, 1 << 24),
             ("filter_instructions", self.filter_instructions.into(), 0, 1 << 24),
             ("groups", self.groups.into(), 1, 1 << 24),
             ("groups_created", self.groups_created.into(), 1, 1 << 20),

@@ -14,9 +14,9 @@ use std::task::{Wake, Waker};
 use std::time::Duration;
 
 use bus_core::{
-    Bus, Credentials, Delivery, Destination, Endpoint, EndpointId, Gap, GroupId, GroupName,
-    JoinOptions, Lane, Limits, MemberFlags, NAMED_RECIPIENTS, Receipt, Receiver, SendError,
-    Sequence, Submitted, Watch, WatchError,
+    Attributes, Bus, Credentials, Delivery, Destination, Draft, Endpoint, EndpointId, Filter, Gap,
+    GroupId, GroupName, JoinOptions, Lane, Limits, MemberFlags, NAMED_RECIPIENTS, Receipt,
+    Receiver, SendError, Sequence, Submitted, Watch, WatchError,
 };
 use proptest::prelude::*;
 
@@ -36,16 +36,17 @@ enum Target {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Submit(usize, usize, Target, usize),
-    TrySend(usize, usize, Target, usize),
+    Submit(usize, usize, Target, Shape),
+    TrySend(usize, usize, Target, Shape),
     Cancel(usize, usize),
-    Join(usize, usize, u8),
+    Join(usize, usize, u8, Wanted),
+    SetFilter(usize, usize, Wanted),
     Leave(usize, usize),
     /// Takes so many off the ring, and leaves their places taken.
     Drain(usize, usize),
     /// Frees the places of so many.
     Release(usize, usize),
-    Watch(usize, Target),
+    Watch(usize, Target, Shape),
     Unwatch(usize),
     Shutdown(usize),
     /// Closes an endpoint and opens another one in its stead.
@@ -53,23 +54,80 @@ enum Op {
     Tick(u64),
 }
 
+/// What a message is like: its length beyond 4 bytes, and its key.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    pad: usize,
+    key: Option<&'static str>,
+}
+
+impl Shape {
+    fn attributes(self) -> Attributes {
+        let key = self.key.map(|key| Attributes::builder().key(key).build().unwrap());
+        key.unwrap_or_default()
+    }
+
+    fn bytes(self) -> u64 {
+        (4 + self.pad + self.attributes().encoded().len()) as u64
+    }
+}
+
+/// What a member's filter accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// There is none.
+    All,
+    Key(&'static str),
+    AnyKey,
+}
+
+impl Wanted {
+    fn filter(self) -> Option<Filter> {
+        match self {
+            Self::All => None,
+            Self::Key(key) => Some(format!("key={key}").parse().unwrap()),
+            Self::AnyKey => Some("key^=".parse().unwrap()),
+        }
+    }
+
+    fn accepts(self, key: Option<&str>) -> bool {
+        match self {
+            Self::All => true,
+            Self::Key(wanted) => key == Some(wanted),
+            Self::AnyKey => key.is_some(),
+        }
+    }
+}
+
+fn shape() -> impl Strategy<Value = Shape> {
+    let key = prop::sample::select(vec![None, None, Some("a"), Some("b")]);
+    (0..6_usize, key).prop_map(|(pad, key)| Shape { pad, key })
+}
+
+fn wanted() -> impl Strategy<Value = Wanted> {
+    use Wanted::{All, AnyKey, Key};
+    prop::sample::select(vec![All, All, All, Key("a"), Key("b"), Key("nothing"), AnyKey])
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let target = prop_oneof![
         3 => (0..GROUPS).prop_map(Target::Group),
         1 => (0..ENDPOINTS).prop_map(Target::Endpoint),
     ];
-    let (e, l, g, pad) = (0..ENDPOINTS, 0..LANES, 0..GROUPS, 0..6_usize);
+    let (e, l, g) = (0..ENDPOINTS, 0..LANES, 0..GROUPS);
     prop_oneof![
-        12 => (e.clone(), l.clone(), target.clone(), pad.clone())
-            .prop_map(|(e, l, t, pad)| Op::Submit(e, l, t, pad)),
-        4 => (e.clone(), l.clone(), target.clone(), pad)
-            .prop_map(|(e, l, t, pad)| Op::TrySend(e, l, t, pad)),
+        12 => (e.clone(), l.clone(), target.clone(), shape())
+            .prop_map(|(e, l, t, shape)| Op::Submit(e, l, t, shape)),
+        4 => (e.clone(), l.clone(), target.clone(), shape())
+            .prop_map(|(e, l, t, shape)| Op::TrySend(e, l, t, shape)),
         2 => (e.clone(), l).prop_map(|(e, l)| Op::Cancel(e, l)),
-        6 => (e.clone(), g.clone(), 0..4_u8).prop_map(|(e, g, f)| Op::Join(e, g, f)),
+        6 => (e.clone(), g.clone(), 0..4_u8, wanted())
+            .prop_map(|(e, g, f, wanted)| Op::Join(e, g, f, wanted)),
+        3 => (e.clone(), g.clone(), wanted()).prop_map(|(e, g, w)| Op::SetFilter(e, g, w)),
         2 => (e.clone(), g).prop_map(|(e, g)| Op::Leave(e, g)),
         9 => (e.clone(), 1..4_usize).prop_map(|(e, n)| Op::Drain(e, n)),
         9 => (e.clone(), 1..4_usize).prop_map(|(e, n)| Op::Release(e, n)),
-        2 => (e.clone(), target).prop_map(|(e, t)| Op::Watch(e, t)),
+        2 => (e.clone(), target, shape()).prop_map(|(e, t, shape)| Op::Watch(e, t, shape)),
         1 => e.clone().prop_map(Op::Unwatch),
         1 => e.clone().prop_map(Op::Shutdown),
         1 => e.prop_map(Op::Replace),
@@ -90,7 +148,7 @@ struct Entry {
 #[derive(Clone, Debug)]
 struct Waiting {
     number: u32,
-    bytes: u64,
+    shape: Shape,
     to: Destination,
 }
 
@@ -100,7 +158,7 @@ struct Party {
     reader: Receiver,
     lanes: Vec<Lane>,
     waits: Vec<Option<(Waiting, Arc<Wakes>)>>,
-    watch: Option<(Watch, Destination, Arc<Wakes>)>,
+    watch: Option<(Watch, Destination, Shape, Arc<Wakes>)>,
 
     queued: VecDeque<Entry>,
     /// Bytes of messages that were drained and whose places are still taken.
@@ -119,7 +177,7 @@ struct Party {
 struct Group {
     id: GroupId,
     creator: Option<EndpointId>,
-    members: BTreeMap<EndpointId, MemberFlags>,
+    members: BTreeMap<EndpointId, (MemberFlags, Wanted)>,
 }
 
 #[derive(Default)]
@@ -269,14 +327,20 @@ impl World {
     }
 
     /// All recipients of a send, with whether they drop when full.
-    fn recipients(&self, sender: EndpointId, to: Destination) -> Vec<(EndpointId, bool)> {
+    fn recipients(
+        &self,
+        sender: EndpointId,
+        to: Destination,
+        shape: Shape,
+    ) -> Vec<(EndpointId, bool)> {
         match to {
             Destination::Endpoint(id) => vec![(id, false)],
             Destination::Name(_) => unreachable!("names have a model of their own"),
             Destination::Group(id) => {
                 let members = self.group(id).map(|group| &group.members);
-                let heard = |(id, flags): (&EndpointId, &MemberFlags)| {
-                    (*id != sender || flags.contains(MemberFlags::LOOPBACK))
+                let heard = |(id, (flags, wanted)): (&EndpointId, &(MemberFlags, Wanted))| {
+                    let heard = *id != sender || flags.contains(MemberFlags::LOOPBACK);
+                    (heard && wanted.accepts(shape.key))
                         .then_some((*id, flags.contains(MemberFlags::DROP_WHEN_FULL)))
                 };
                 members.into_iter().flatten().filter_map(heard).collect()
@@ -285,7 +349,7 @@ impl World {
         }
     }
 
-    fn judge(&self, sender: EndpointId, to: Destination) -> Verdict {
+    fn judge(&self, sender: EndpointId, to: Destination, shape: Shape) -> Verdict {
         match to {
             Destination::Group(id) if self.group(id).is_none() => {
                 return Verdict::Gone(SendError::NoSuchGroup(id));
@@ -300,7 +364,7 @@ impl World {
             Destination::Group(_) => {}
             other => panic!("nothing is sent to {other:?}"),
         }
-        let lacks = self.recipients(sender, to).into_iter();
+        let lacks = self.recipients(sender, to, shape).into_iter();
         let full = |id: &EndpointId| {
             let mut parties = self.parties.iter();
             !parties.any(|party| party.id() == *id && party.has_room())
@@ -313,7 +377,7 @@ impl World {
     fn commit(&mut self, sender: usize, wait: &Waiting, receipt: &Receipt) {
         let sender_id = self.parties[sender].id();
         let (mut recipients, mut dropped) = (0, 0);
-        for (id, drops) in self.recipients(sender_id, wait.to) {
+        for (id, drops) in self.recipients(sender_id, wait.to, wait.shape) {
             let party = self.party(id).expect("a recipient is open");
             if drops && !party.has_room() {
                 let Destination::Group(group) = wait.to else { panic!("only a membership drops") };
@@ -327,7 +391,7 @@ impl World {
             };
             party.push(Entry {
                 number: wait.number,
-                bytes: wait.bytes,
+                bytes: wait.shape.bytes(),
                 sequence: receipt.sequence,
                 missed,
             });
@@ -343,18 +407,19 @@ impl World {
         self.dropped += u64::from(dropped);
     }
 
-    fn send(&mut self, at: usize, lane: usize, target: Target, pad: usize, waits: bool) {
+    fn send(&mut self, at: usize, lane: usize, target: Target, shape: Shape, waits: bool) {
         let Some(to) = self.destination(target) else {
             return;
         };
         self.numbers += 1;
-        let wait = Waiting { number: self.numbers, bytes: 4 + pad as u64, to };
+        let wait = Waiting { number: self.numbers, shape, to };
         let id = self.parties[at].id();
-        let verdict = self.judge(id, to);
+        let verdict = self.judge(id, to, shape);
         let party = &mut self.parties[at];
         let busy = party.waits[lane].is_some();
         let wakes = Arc::new(Wakes::default());
-        let draft = payload(wait.number, pad);
+        let attributes = shape.attributes();
+        let draft = Draft { attributes, ..Draft::from(payload(wait.number, shape.pad)) };
         let sent = if waits {
             party.lanes[lane].submit(to, draft, Waker::from(Arc::clone(&wakes)))
         } else {
@@ -386,7 +451,7 @@ impl World {
         }
     }
 
-    fn join(&mut self, at: usize, group: usize, flags: u8) {
+    fn join(&mut self, at: usize, group: usize, flags: u8, wanted: Wanted) {
         let flags = match flags {
             0 | 1 => MemberFlags::empty(),
             2 => MemberFlags::DROP_WHEN_FULL,
@@ -394,7 +459,7 @@ impl World {
         };
         let party = &mut self.parties[at];
         let id = party.id();
-        let options = JoinOptions::create().with(flags);
+        let options = JoinOptions { filter: wanted.filter(), ..JoinOptions::create().with(flags) };
         let joined = party.endpoint.join(&name(group), options);
         let member = self.groups[group].as_ref().is_some_and(|g| g.members.contains_key(&id));
         if party.shut || member {
@@ -410,9 +475,27 @@ impl World {
             members: BTreeMap::new(),
         });
         assert_eq!(known.id, joined.group);
-        known.members.insert(id, flags);
+        known.members.insert(id, (flags, wanted));
         assert_eq!(joined.members as usize, known.members.len());
         self.last_ids[group] = Some(joined.group);
+    }
+
+    fn set_filter(&mut self, at: usize, group: usize, wanted: Wanted) {
+        let Some(group_id) = self.last_ids[group] else {
+            return;
+        };
+        let party = &self.parties[at];
+        let id = party.id();
+        let set = party.endpoint.set_filter(group_id, wanted.filter());
+        let member = self.groups[group].as_mut().and_then(|g| g.members.get_mut(&id));
+        match (set, member) {
+            (Ok(set), Some(member)) => {
+                assert!(set > party.last_pushed);
+                member.1 = wanted;
+            }
+            (Err(_), None) => {}
+            (set, member) => panic!("{set:?} of {member:?}"),
+        }
     }
 
     fn leave(&mut self, at: usize, group: usize) {
@@ -481,20 +564,21 @@ impl World {
         assert!(party.reader.release(held + 1, 0).is_err());
     }
 
-    fn watch(&mut self, at: usize, target: Target) {
+    fn watch(&mut self, at: usize, target: Target, shape: Shape) {
         let Some(to) = self.destination(target) else {
             return;
         };
-        let verdict = self.judge(self.parties[at].id(), to);
+        let verdict = self.judge(self.parties[at].id(), to, shape);
         let party = &mut self.parties[at];
         let wakes = Arc::new(Wakes::default());
-        let watch = party.endpoint.watch_writable(to, Waker::from(Arc::clone(&wakes)));
+        let waker = Waker::from(Arc::clone(&wakes));
+        let watch = party.endpoint.watch_writable_for(to, shape.attributes(), waker);
         match verdict {
             Verdict::Gone(why) => assert_eq!(watch.unwrap_err(), WatchError::Destination(why)),
             Verdict::Lacks(full) => {
                 let watch = watch.unwrap();
                 assert_eq!(watch.is_none(), full.is_empty(), "{full:?}");
-                party.watch = watch.map(|watch| (watch, to, wakes)).or(party.watch.take());
+                party.watch = watch.map(|watch| (watch, to, shape, wakes)).or(party.watch.take());
             }
         }
     }
@@ -510,7 +594,7 @@ impl World {
             assert_eq!(lane.poll_outcome(), Some(Err(SendError::Closed)));
             assert_eq!(wakes.count(), 1);
         }
-        if let Some((mut watch, _, _)) = watch {
+        if let Some((mut watch, ..)) = watch {
             // It may have been decided before.
             assert!(watch.outcome().is_none_or(|outcome| outcome.is_err()));
         }
@@ -523,8 +607,8 @@ impl World {
 
     fn apply(&mut self, op: &Op) {
         match *op {
-            Op::Submit(at, lane, to, pad) => self.send(at, lane, to, pad, true),
-            Op::TrySend(at, lane, to, pad) => self.send(at, lane, to, pad, false),
+            Op::Submit(at, lane, to, shape) => self.send(at, lane, to, shape, true),
+            Op::TrySend(at, lane, to, shape) => self.send(at, lane, to, shape, false),
             Op::Cancel(at, lane) => {
                 let party = &mut self.parties[at];
                 let cancelled = party.lanes[lane].cancel();
@@ -532,11 +616,12 @@ impl World {
                 let expected = party.waits[lane].take().map(|_| Err(SendError::Cancelled));
                 assert_eq!(cancelled, expected);
             }
-            Op::Join(at, group, flags) => self.join(at, group, flags),
+            Op::Join(at, group, flags, wanted) => self.join(at, group, flags, wanted),
+            Op::SetFilter(at, group, wanted) => self.set_filter(at, group, wanted),
             Op::Leave(at, group) => self.leave(at, group),
             Op::Drain(at, most) => self.drain(at, most),
             Op::Release(at, most) => self.release(at, most),
-            Op::Watch(at, to) => self.watch(at, to),
+            Op::Watch(at, to, shape) => self.watch(at, to, shape),
             Op::Unwatch(at) => self.parties[at].watch = None,
             Op::Shutdown(at) => {
                 let party = &mut self.parties[at];
@@ -557,7 +642,7 @@ impl World {
     /// Takes in what the step has decided for those who wait.
     fn settle(&mut self) {
         let mut committed: Vec<(Receipt, usize, Waiting)> = Vec::new();
-        let mut refused: Vec<(SendError, EndpointId, Destination)> = Vec::new();
+        let mut refused: Vec<(SendError, EndpointId, Waiting)> = Vec::new();
         for (at, party) in self.parties.iter_mut().enumerate() {
             let id = party.id();
             for (lane, wait) in party.lanes.iter_mut().zip(&mut party.waits) {
@@ -572,7 +657,7 @@ impl World {
                     }
                     Some(Err(error)) => {
                         let (wait, _) = wait.take().expect("it waited");
-                        refused.push((error, id, wait.to));
+                        refused.push((error, id, wait));
                     }
                 }
             }
@@ -581,8 +666,8 @@ impl World {
         for (receipt, at, wait) in &committed {
             self.commit(*at, wait, receipt);
         }
-        for (error, sender, to) in refused {
-            match self.judge(sender, to) {
+        for (error, sender, wait) in refused {
+            match self.judge(sender, wait.to, wait.shape) {
                 Verdict::Gone(why) => assert_eq!(error, why),
                 Verdict::Lacks(_) => {
                     assert_eq!(error, SendError::OwnQueueFull, "its destination is there");
@@ -612,21 +697,21 @@ impl World {
     fn check(&mut self) {
         for party in &self.parties {
             for (wait, _) in party.waits.iter().flatten() {
-                match self.judge(party.id(), wait.to) {
+                match self.judge(party.id(), wait.to, wait.shape) {
                     Verdict::Lacks(full) if !full.is_empty() && full != [party.id()] => {}
                     other => panic!("{wait:?} waits, and yet {other:?}"),
                 }
             }
         }
         for at in 0..self.parties.len() {
-            let Some((mut watch, to, wakes)) = self.parties[at].watch.take() else {
+            let Some((mut watch, to, shape, wakes)) = self.parties[at].watch.take() else {
                 continue;
             };
             let outcome = watch.outcome();
             assert_eq!(wakes.count(), usize::from(outcome.is_some()));
-            match (outcome, self.judge(self.parties[at].id(), to)) {
+            match (outcome, self.judge(self.parties[at].id(), to, shape)) {
                 (None, Verdict::Lacks(full)) if !full.is_empty() => {
-                    self.parties[at].watch = Some((watch, to, wakes));
+                    self.parties[at].watch = Some((watch, to, shape, wakes));
                 }
                 (None, other) => panic!("nobody was woken for {to:?}, and yet {other:?}"),
                 // Somebody else may have been faster within the step.
@@ -650,7 +735,7 @@ impl World {
             let view = self.bus.members(group.id, None, usize::MAX).unwrap();
             assert_eq!(view.members.len(), group.members.len());
             for member in view.members {
-                assert_eq!(group.members[&member.endpoint], member.flags);
+                assert_eq!(group.members[&member.endpoint].0, member.flags);
                 let mut parties = self.parties.iter();
                 let party = parties.find(|party| party.id() == member.endpoint).unwrap();
                 let depth = (member.queued_messages, member.queued_bytes);

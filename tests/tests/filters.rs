@@ -234,7 +234,8 @@ fn g6_a_watch_is_about_a_key() {
 /// G8: hostile filters are refused, and neither harm the connection nor stay behind.
 #[test]
 fn g8_filters_are_bounded_and_a_bad_one_is_refused() {
-    let broker = Broker::with_limits("filters = 2\nfilter_instructions = 6\nqueue_messages = 4");
+    let broker =
+        Broker::with_limits("filter_bytes = 160\nfilter_instructions = 6\nqueue_messages = 4");
     let mut client = broker.raw();
     let program = || {
         Filter::new([vec![Condition::Program(FilterProgram::load(&FIRST_BYTE).unwrap())]]).unwrap()
@@ -244,7 +245,7 @@ fn g8_filters_are_bounded_and_a_bad_one_is_refused() {
     let failure = join_with(&mut client, "three", filter("key=a")).unwrap_err();
     assert_eq!(
         (failure.code, failure.limit.as_deref()),
-        (FailureCode::LimitExceeded, Some("filters"))
+        (FailureCode::LimitExceeded, Some("filter_bytes"))
     );
 
     let mut other = broker.raw();

@@ -49,8 +49,9 @@ impl BusInner {
         let at = before.position(id).ok_or(FilterChangeError::NotAMember(group.id, id))?;
         let old = before.members()[at].filters.as_deref();
         let (own, owners) = old.map_or((None, None), |old| (old.own.clone(), old.owners.clone()));
-        if own.is_none() && filter.is_some() {
-            self.check_filter_count(&directory, id)?;
+        if let Some(filter) = &filter {
+            let instead = own.as_ref().map_or(0, Filter::bytes);
+            self.check_filter_bytes(&directory, id, filter, instead)?;
         }
         let filters = MemberFilters::new(filter, owners);
         self.check_instructions(&before, old, filters.as_deref())?;
@@ -66,22 +67,29 @@ impl BusInner {
         Ok(sequence)
     }
 
-    /// Whether an endpoint may have one more filter of its own.
-    pub(crate) fn check_filter_count(
+    /// Whether an endpoint may have one more filter of its own, instead of one of so many bytes.
+    pub(crate) fn check_filter_bytes(
         &self,
         directory: &Directory,
         id: EndpointId,
+        filter: &Filter,
+        instead: u64,
     ) -> Result<(), LimitExceeded> {
         let Some(record) = directory.endpoints.get(&id) else {
             return Ok(());
         };
-        let has_own = |membership: &Membership| {
-            let member = membership.position(id).map(|at| &membership.members()[at]);
-            let filters = member.and_then(|member| member.filters.as_ref());
-            filters.is_some_and(|filters| filters.own.is_some())
+        let bytes = |membership: &Membership| {
+            let at = membership.position(id)?;
+            let own = membership.members()[at].filters.as_ref()?.own.as_ref();
+            own.map(Filter::bytes)
         };
-        let held = record.memberships.iter().filter(|group| has_own(&group.membership())).count();
-        LimitExceeded::check("filters", held, self.limits.filters)
+        let groups = record.memberships.iter();
+        let held: u64 = groups.filter_map(|group| bytes(&group.membership())).sum();
+        let value = self.limits.filter_bytes.into();
+        if held - instead + filter.bytes() > value {
+            return Err(LimitExceeded { limit: "filter_bytes", value });
+        }
+        Ok(())
     }
 
     /// Whether a group may have these filters of a member instead of the old ones: programs are run

@@ -57,7 +57,7 @@ form! {
     watches: u16,
     monitors: u16,
     members: u32,
-    filters: u16,
+    filter_bytes: u32,
     filter_instructions: u32,
     groups: u32,
     groups_created: u32,

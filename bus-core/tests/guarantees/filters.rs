@@ -190,7 +190,8 @@ fn g7_what_a_filter_rejects_is_no_loss() {
 
 #[test]
 fn g8_filters_of_an_endpoint_are_bounded() {
-    let bus = bus_with(Limits { filters: 2, ..Limits::default() });
+    // Two conditions of one byte each.
+    let bus = bus_with(Limits { filter_bytes: 2 * 65, ..Limits::default() });
     let member = Party::on(&bus);
     let first = join(&member, "one", "key=a");
     join(&member, "two", "key=a");
@@ -200,7 +201,7 @@ fn g8_filters_of_an_endpoint_are_bounded() {
         Err(FilterChangeError::Limit(error)) => limit(&error),
         other => panic!("{other:?}"),
     };
-    assert_eq!((error.limit, error.value), ("filters", 2));
+    assert_eq!((error.limit, error.value), ("filter_bytes", 130));
     let options = JoinOptions::create().filtered(filter("key=a"));
     let refused = member.endpoint.join(&"four".parse().unwrap(), options);
     assert_eq!(refused, Err(JoinError::Limit(error)));
