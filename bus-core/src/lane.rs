@@ -369,7 +369,7 @@ impl Watch {
         }
         let mut watch = Self { bus: bus.clone(), core: Arc::clone(core), key: None };
         let route = bus.inner.route(to, core.id())?;
-        let outgoing = Outgoing::asking(Arc::clone(core), route, about);
+        let outgoing = Outgoing::asking(Arc::clone(core), route, Box::new(about));
         let mut effects = Effects::default();
         let key = bus.inner.waiting.lock().watch(&bus.inner, outgoing, waker, &mut effects);
         effects.run();

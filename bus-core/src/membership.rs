@@ -250,6 +250,66 @@ mod tests {
     }
 
     #[test]
+    fn filters_narrow_the_locks_to_those_who_accept() {
+        use crate::Attributes;
+        use crate::filter::Subject;
+        use crate::filter::selection::Selection;
+
+        let wants = |id, text: &str| {
+            let own = text.parse().expect("a good filter");
+            Member { filters: MemberFilters::new(Some(own), None), ..member(id) }
+        };
+        // 1, 2 and 9 have locks 1, 2 and 1.
+        let membership = Membership::empty().with(wants(1, "key^=a."));
+        let membership = membership.with(wants(2, "key^=b.")).with(wants(9, "key=a.x"));
+        let mut selection = Selection::default();
+        let mut chosen = |membership: &Membership, skip, key: &str| {
+            let attributes = Attributes::builder().key(key).build().expect("a short key");
+            let subject = Subject { attributes: &attributes, payload: Some(&[]) };
+            selection.choose(membership, skip, subject);
+            (selection.positions().to_vec(), selection.locks())
+        };
+        let lock = |at| LockBits::one(LockIndex::from_hash(at));
+        assert_eq!(chosen(&membership, None, "a.x"), (vec![0, 2], lock(1)));
+        assert_eq!(chosen(&membership, Some(0), "a.x"), (vec![2], lock(1)));
+        assert_eq!(chosen(&membership, None, "b.x"), (vec![1], lock(2)), "a disjoint set of locks");
+        assert_eq!(chosen(&membership, None, "c"), (vec![], LockBits::NONE));
+
+        let all = membership.with(member(3));
+        let (positions, locks) = chosen(&all, None, "b.x");
+        let mut both = lock(2);
+        both.insert(LockIndex::from_hash(3));
+        assert_eq!((positions, locks), (vec![1, 2], both), "who has no filter is always there");
+
+        let gone = all.without(EndpointId::from_raw(2), true);
+        assert_eq!(chosen(&gone, None, "b.x"), (vec![1], lock(3)));
+        let at = gone.position(EndpointId::from_raw(9)).expect("it is a member");
+        let changed = gone.with_filters(at, None);
+        assert_eq!(chosen(&changed, None, "b.x").0, [1, 2]);
+        let unfiltered = changed.with_filters(0, None);
+        assert!(!unfiltered.has_filters() && unfiltered.unfiltered().is_empty());
+    }
+
+    #[test]
+    fn both_filters_of_a_member_must_accept() {
+        use crate::Attributes;
+        use crate::filter::Subject;
+        use crate::filter::selection::Selection;
+
+        let filter = |text: &str| Some(text.parse().expect("a good filter"));
+        let filters = MemberFilters::new(filter("key^=a."), filter("field.n=1"));
+        let membership = Membership::empty().with(Member { filters, ..member(1) });
+        for (key, n, accepted) in [("a.x", "1", 1), ("a.x", "2", 0), ("b.x", "1", 0)] {
+            let attributes = Attributes::builder().key(key).field("n", n).build();
+            let attributes = attributes.expect("short attributes");
+            let subject = Subject { attributes: &attributes, payload: Some(&[]) };
+            let mut selection = Selection::default();
+            selection.choose(&membership, None, subject);
+            assert_eq!(selection.positions().len(), accepted, "{key}, {n}");
+        }
+    }
+
+    #[test]
     fn ends_with_its_last_member_unless_the_creator_lives() {
         let membership = Membership::empty().with(member(1));
         assert!(!membership.without(EndpointId::from_raw(1), true).ended);

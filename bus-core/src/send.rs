@@ -6,6 +6,7 @@
 //! Under the locks nothing allocates, calls user code or a waker, or enters the kernel: the
 //! message and the list of wakers are made before, wakers are called after.
 
+use std::slice;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -18,7 +19,7 @@ use crate::group::Group;
 use crate::id::{EndpointId, Generation, GroupId, NameId, Sequence};
 use crate::intake::{Drops, EndpointCore, Intake};
 use crate::lock_set::{Held, IntakePlace, LockBits};
-use crate::membership::{MemberFlags, Membership};
+use crate::membership::{Member, MemberFlags, Membership};
 use crate::message::{Destination, Message, Stamp};
 use crate::monitor::{Addressee, MonitorList, Monitored};
 use crate::name_route::NameRoute;
@@ -296,6 +297,7 @@ impl Route {
     }
 
     /// Selects who accepts a message, before any lock is taken.
+    #[inline(never)]
     fn choose(&mut self, subject: Subject<'_>) {
         if let Self::Group { membership, skip, selection: Some(selection), .. } = self {
             selection.choose(membership, *skip, subject);
@@ -441,33 +443,32 @@ impl Route {
         }
     }
 
-    fn recipients(&self) -> impl Iterator<Item = Recipient<'_>> {
-        let (all, chosen, members, skip, one) = match self {
+    #[inline]
+    fn recipients(&self) -> Recipients<'_> {
+        match self {
             Self::Group { membership, selection, skip, peer, .. } => {
                 let peer = peer.as_deref();
                 let peer = peer.map(|peer| Recipient::peer(peer, peer.drops.as_ref()));
-                match selection {
-                    Some(selection) => {
-                        (&[][..], selection.positions(), membership.members(), None, peer)
-                    }
-                    None => (membership.members(), &[][..], &[][..], *skip, peer),
+                let members = membership.members();
+                if let Some(selection) = selection {
+                    let positions = selection.positions().iter();
+                    return Recipients::Chosen { members, positions, peer };
                 }
+                let (before, after) = match *skip {
+                    Some(at) => (&members[..at], &members[at + 1..]),
+                    None => (members, &[][..]),
+                };
+                Recipients::All { before: before.iter(), after: after.iter(), peer }
             }
             Self::Endpoint(place) | Self::Caller { place, .. } => {
-                (&[][..], &[][..], &[][..], None, Some(Recipient::direct(*place, None)))
+                Recipients::One(Some(Recipient::direct(*place, None)))
             }
-            Self::Peer(peer) => {
-                (&[][..], &[][..], &[][..], None, Some(Recipient::peer(peer, None)))
-            }
+            Self::Peer(peer) => Recipients::One(Some(Recipient::peer(peer, None))),
             Self::Name(route) => {
-                let one = route.recipient().map(|place| Recipient::direct(place, None));
-                (&[][..], &[][..], &[][..], None, one)
+                let one = route.recipient();
+                Recipients::One(one.map(|place| Recipient::direct(place, None)))
             }
-        };
-        let all = all.iter().enumerate().filter(move |(at, _)| Some(*at) != skip);
-        let chosen = chosen.iter().map(|at| &members[*at as usize]);
-        let group = all.map(|(_, member)| member).chain(chosen);
-        group.map(|member| Recipient::direct(member.place, member.drops.as_ref())).chain(one)
+        }
     }
 
     /// Everything in which a message along this route needs room: the queues of its recipients,
@@ -500,6 +501,43 @@ impl Route {
     }
 }
 
+/// The recipients of a route: a group's members ascending, and the sender's peer endpoint behind
+/// them.
+enum Recipients<'a> {
+    /// A group's members but for one.
+    All {
+        before: slice::Iter<'a, Member>,
+        after: slice::Iter<'a, Member>,
+        peer: Option<Recipient<'a>>,
+    },
+    /// Those who accept.
+    Chosen {
+        members: &'a [Member],
+        positions: slice::Iter<'a, u32>,
+        peer: Option<Recipient<'a>>,
+    },
+    One(Option<Recipient<'a>>),
+}
+
+impl<'a> Iterator for Recipients<'a> {
+    type Item = Recipient<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Recipient<'a>> {
+        let (member, peer) = match self {
+            Self::All { before, after, peer } => (before.next().or_else(|| after.next()), peer),
+            Self::Chosen { members, positions, peer } => {
+                (positions.next().map(|at| &members[*at as usize]), peer)
+            }
+            Self::One(one) => return one.take(),
+        };
+        match member {
+            Some(member) => Some(Recipient::direct(member.place, member.drops.as_ref())),
+            None => peer.take(),
+        }
+    }
+}
+
 /// A send that has not been committed.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
@@ -515,21 +553,22 @@ pub(crate) struct Outgoing {
 
 impl Outgoing {
     /// A message on its way.
-    pub(crate) fn new(sender: Arc<EndpointCore>, route: Route, message: Arc<Message>) -> Self {
-        Self { sender, route, message: Some(message), asked: None, until: None }.chosen()
+    #[inline]
+    pub(crate) fn new(sender: Arc<EndpointCore>, mut route: Route, message: Arc<Message>) -> Self {
+        if route.is_selective() {
+            route.choose(subject(Some(&message), None));
+        }
+        Self { sender, route, message: Some(message), asked: None, until: None }
     }
 
     /// The question whether a message of these attributes would find room.
-    pub(crate) fn asking(sender: Arc<EndpointCore>, route: Route, about: Attributes) -> Self {
-        Self { sender, route, message: None, asked: Some(Box::new(about)), until: None }.chosen()
-    }
-
-    fn chosen(mut self) -> Self {
-        if self.route.is_selective() {
-            let (message, asked) = (self.message.as_deref(), self.asked.as_deref());
-            self.route.choose(subject(message, asked));
-        }
-        self
+    pub(crate) fn asking(
+        sender: Arc<EndpointCore>,
+        mut route: Route,
+        about: Box<Attributes>,
+    ) -> Self {
+        route.choose(subject(None, Some(&about)));
+        Self { sender, route, message: None, asked: Some(about), until: None }
     }
 
     /// The locks that its commit needs: a request's entry is made under its caller's.
