@@ -260,7 +260,7 @@ pub(crate) struct Listen {
     /// First print what the groups retain; it does not count for --count
     #[arg(long)]
     pub(crate) with_state: bool,
-    /// Have a group that is created by this retain its last messages: last[:N] or keys[:N]
+    /// Have a group that is created by this retain its last messages: last, last:N, keys or keys:N
     #[arg(long, value_name = "WHAT", value_parser = retain, conflicts_with = "no_create")]
     pub(crate) retain: Option<Retain>,
     /// Print a JSON object a line
@@ -274,8 +274,8 @@ pub(crate) struct Create {
     /// The group; it must not exist
     #[arg(value_name = "GROUP")]
     pub(crate) group: String,
-    /// Retain the last N messages (last[:N], 1 without N) or the last one of each of N keys
-    /// (keys[:N], 256 without N), for those who join with their state
+    /// Retain the last N messages (last:N; last is one) or the last one of each of N keys
+    /// (keys:N; keys is 256), for those who join with their state
     #[arg(long, value_name = "WHAT", value_parser = retain)]
     pub(crate) retain: Option<Retain>,
     /// How many bytes of these at most; 1 MiB without it
