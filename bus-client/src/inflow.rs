@@ -22,6 +22,8 @@ pub(crate) struct Inflow {
     large: Option<usize>,
     /// Where a read puts its bytes; it grows with what comes, so that an idle connection is small.
     scratch: Vec<u8>,
+    /// How much of it the next read may fill.
+    ask: usize,
     descriptors: Vec<OwnedFd>,
 }
 
@@ -58,6 +60,7 @@ impl Inflow {
             unread: BytesMut::new(),
             large: None,
             scratch: vec![0; FIRST_READ_BYTES],
+            ask: FIRST_READ_BYTES,
             descriptors: Vec::new(),
         }
     }
@@ -66,7 +69,7 @@ impl Inflow {
     pub(crate) fn fill(&mut self, transport: &Transport) -> Result<Filled, Errno> {
         let place = match self.large {
             Some(filled) => &mut self.unread[filled..],
-            None => &mut self.scratch[..],
+            None => &mut self.scratch[..self.ask],
         };
         let room = place.len();
         let read = match transport.read(place, &mut self.descriptors) {
@@ -79,12 +82,17 @@ impl Inflow {
                 *filled += read.bytes;
                 if *filled == self.unread.len() {
                     self.large = None;
+                    // Another may follow: its beginning is enough to read it into its place too.
+                    self.ask = FIRST_READ_BYTES;
                 }
             }
             None => {
                 self.unread.extend_from_slice(&self.scratch[..read.bytes]);
                 if read.bytes == room && room < READ_BYTES {
-                    self.scratch.resize(2 * room, 0);
+                    self.ask = 2 * room;
+                    if self.scratch.len() < self.ask {
+                        self.scratch.resize(self.ask, 0);
+                    }
                 }
             }
         }
@@ -145,7 +153,7 @@ impl Inflow {
     fn prepare(&mut self) -> Result<(), String> {
         let needed = BrokerFrame::bytes_needed(&self.unread).map_err(|e| e.to_string())?;
         let have = self.unread.len();
-        if needed > have + READ_BYTES {
+        if needed > have + PLACE_BYTES {
             let mut own = BytesMut::zeroed(needed);
             own[..have].copy_from_slice(&self.unread);
             self.unread = own;
@@ -157,5 +165,8 @@ impl Inflow {
 
 /// What is read at once from a connection that has not had more to read.
 const FIRST_READ_BYTES: usize = 4 << 10;
+/// A frame of which more than this is missing is read right into its place: below that, what is
+/// copied once more costs less than a read of its own.
+const PLACE_BYTES: usize = 16 << 10;
 /// The most that is read at once, large frames apart.
 const READ_BYTES: usize = 64 << 10;
