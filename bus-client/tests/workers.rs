@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -35,7 +36,9 @@ fn each_message_is_taken_once_by_whichever_worker_is_free() {
     // Of two connections one is a member of each: of the same group, both would get all.
     let joined: Vec<_> = ["jobs.one", "jobs.two"].map(|name| workers.join(name).unwrap()).into();
     let sender = broker.connect().unwrap();
+    let count = AtomicUsize::new(0);
     thread::scope(|scope| {
+        let count = &count;
         let threads: Vec<_> = each
             .into_iter()
             .map(|worker| {
@@ -44,7 +47,10 @@ fn each_message_is_taken_once_by_whichever_worker_is_free() {
                     loop {
                         match next(&worker).as_str() {
                             "end" => return taken,
-                            job => taken.push(job.to_owned()),
+                            job => {
+                                taken.push(job.to_owned());
+                                count.fetch_add(1, Ordering::Relaxed);
+                            }
                         }
                     }
                 })
@@ -53,6 +59,11 @@ fn each_message_is_taken_once_by_whichever_worker_is_free() {
         for n in 0..COUNT {
             let group = ["jobs.one", "jobs.two"][n % 2];
             sender.group(group).unwrap().send(n.to_string()).unwrap();
+        }
+        // Between two connections there is no order, so an end would overtake the other's jobs. A
+        // worker that waits in vain ends with a panic.
+        while count.load(Ordering::Relaxed) < COUNT && !threads.iter().any(|t| t.is_finished()) {
+            thread::yield_now();
         }
         let ends = threads.len();
         // One at a time, so that no worker sits on another's.
