@@ -1,8 +1,9 @@
 //! Which protocol a connection speaks.
 //!
-//! What comes in through an ingress is cut into messages by its framer. Elsewhere the first bytes decide: Unisono's clients begin with 8 of their own that begin no other protocol
-//! which could come here (D-Bus begins with a NUL). Whatever a connection speaks, it is the same to
-//! the event loop: bytes and descriptors come in, parts become ready, and output is to be filled.
+//! What comes in through an ingress is cut into messages by its framer. Elsewhere the first bytes
+//! decide: Unisono's clients begin with 8 of their own that begin no other protocol which could come
+//! here (D-Bus begins with a NUL). Whatever a connection speaks, it is the same to the event loop:
+//! bytes and descriptors come in, parts become ready, and output is to be filled.
 
 use std::time::Instant;
 
