@@ -140,9 +140,9 @@ pub enum WireError {
         /// Which kind of frame.
         frame: &'static str,
         /// All flags given.
-        given: u8,
+        given: u16,
         /// All flags known.
-        known: u8,
+        known: u16,
     },
     /// More descriptors than the kind may bring.
     #[error("{frame} with {given} descriptors, and it brings at most {most}")]

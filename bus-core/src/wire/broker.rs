@@ -340,7 +340,8 @@ fn check_message(header: &Header, frame: &[u8]) -> Result<Layout, WireError> {
             given: lost.into(),
         });
     }
-    body::zero(name, "reserved", u32_at(frame, LOST_AT + 2))?;
+    MESSAGE.all_flags(header.flags, frame[FURTHER_AT])?;
+    body::zero(name, "reserved", u32_at(frame, FURTHER_AT) >> 8)?;
     let mut attributes_at = HEADER_BYTES + MESSAGE.fixed;
     if header.flags & MISSED != 0 {
         let gap = frame.get(attributes_at..attributes_at + GAP_BYTES).ok_or(WireError::Length {
@@ -631,6 +632,8 @@ const GAP_BYTES: usize = 24;
 const GROUP_AT: usize = HEADER_BYTES + 8;
 const BLOCK_AT: usize = HEADER_BYTES + 56;
 const LOST_AT: usize = HEADER_BYTES + 58;
+/// Where it has its flags beyond the header's eight.
+const FURTHER_AT: usize = HEADER_BYTES + 60;
 /// All of a MESSAGE before its attributes, with a gap and a peer endpoint.
 const MESSAGE_HEAD_BYTES: usize = HEADER_BYTES + MESSAGE.fixed + GAP_BYTES + PEER_BYTES;
 /// The longest DONE.

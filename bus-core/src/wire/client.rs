@@ -125,7 +125,7 @@ pub struct SendHead {
 bitflags::bitflags! {
     /// How a message is sent.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub struct SendFlags: u8 {
+    pub struct SendFlags: u16 {
         /// Refuse with `would-block` rather than wait for room.
         const NONBLOCK = 1;
         /// Not refused because an earlier one of its lane was (G3).
@@ -325,13 +325,14 @@ impl ClientFrame {
     fn decode_send(header: &Header, unread: &mut BytesMut) -> Result<Option<Self>, WireError> {
         let name = header.shape.name;
         let (fixed, tail) = unread[HEADER_BYTES..header.length].split_at(SEND.fixed);
-        body::zero(name, "reserved", u16_at(fixed, 18).into())?;
+        let flags = SEND.all_flags(header.flags, fixed[18])?;
+        body::zero(name, "reserved", fixed[19].into())?;
         let block = body::attributes(name, tail, u16_at(fixed, 16))?;
         check_flags(header)?;
         let head = SendHead {
             id: header.send_id(),
             destination: destination(header, u64_at(fixed, 0)),
-            flags: SendFlags::from_bits_truncate(header.flags),
+            flags: SendFlags::from_bits_truncate(flags),
             deadline: u64_at(fixed, 8),
             descriptors: header.descriptors,
         };
@@ -387,13 +388,15 @@ fn send_head(
     let (block, body) = body::tail_lengths(&SEND, 0, attributes, payload_bytes)?;
     let (flag, id) = destination_bits(head.destination);
     let mut place = [0; HEADER_BYTES + SEND.fixed];
+    let [flags, further] = head.flags.bits().to_le_bytes();
     outline(&SEND, head.id)
-        .flags(head.flags.bits() | flag)
+        .flags(flags | flag)
         .descriptors(body::checked_descriptors(&SEND, head.descriptors)?)
         .write(&mut place, body);
     place[16..24].copy_from_slice(&id.to_le_bytes());
     place[24..32].copy_from_slice(&head.deadline.to_le_bytes());
     place[32..34].copy_from_slice(&block.to_le_bytes());
+    place[34] = further;
     Ok(place)
 }
 
@@ -424,14 +427,24 @@ fn destination(header: &Header, id: u64) -> Destination {
 /// One destination, and nothing but what can be said of it.
 fn check_flags(header: &Header) -> Result<(), WireError> {
     let is = |flag: u8| header.flags & flag != 0;
-    let (request, reply) = (is(SendFlags::REQUEST.bits()), is(REPLY));
-    let either = is(SendFlags::REPEATABLE.bits());
+    let (request, reply) = (is(lower(SendFlags::REQUEST)), is(REPLY));
+    let either = is(lower(SendFlags::REPEATABLE));
     let destinations = [reply, is(TO_ENDPOINT), is(TO_NAME)].into_iter().filter(|is| *is);
     if destinations.count() > 1 || (reply && request) || (either && !request && !reply) {
         let (frame, given) = (header.shape.name, header.flags.into());
         return Err(WireError::Value { frame, field: "combination of flags", given });
     }
     Ok(())
+}
+
+/// The flags that stand in the header.
+const fn lower(flags: SendFlags) -> u8 {
+    flags.bits().to_le_bytes()[0]
+}
+
+/// The flags that stand in the body.
+const fn further(flags: SendFlags) -> u8 {
+    flags.bits().to_le_bytes()[1]
 }
 
 fn destination_bits(destination: Destination) -> (u8, u64) {
@@ -485,7 +498,8 @@ const HELLO: Shape = Shape { most: both::MAX_SMALL_BODY, ..Shape::plain(kind::HE
 const CALL: Shape =
     Shape { endpoint: true, serial: true, most: MAX_CALL_BODY, ..Shape::plain(kind::CALL, "CALL") };
 const SEND: Shape = Shape {
-    flags: SendFlags::all().bits() | TO_ENDPOINT | TO_NAME | REPLY,
+    flags: lower(SendFlags::all()) | TO_ENDPOINT | TO_NAME | REPLY,
+    further: further(SendFlags::all()),
     descriptors: true,
     endpoint: true,
     lane: true,

@@ -124,6 +124,8 @@ pub(super) struct Shape {
     pub(super) name: &'static str,
     /// All flags that the kind knows.
     pub(super) flags: u8,
+    /// Those beyond the header's eight, which SEND and MESSAGE have in their body.
+    pub(super) further: u8,
     /// Whether descriptors may come with it.
     pub(super) descriptors: bool,
     pub(super) endpoint: bool,
@@ -142,6 +144,7 @@ impl Shape {
             kind,
             name,
             flags: 0,
+            further: 0,
             descriptors: false,
             endpoint: false,
             lane: false,
@@ -149,6 +152,18 @@ impl Shape {
             fixed: 0,
             most: 0,
         }
+    }
+
+    /// The flags of a kind that has further ones: the header's are the lower half.
+    #[inline(always)]
+    pub(super) fn all_flags(&self, lower: u8, further: u8) -> Result<u16, WireError> {
+        let all = u16::from_le_bytes([lower, further]);
+        if further & !self.further == 0 { Ok(all) } else { Err(self.unknown_flags(all)) }
+    }
+
+    fn unknown_flags(&self, given: u16) -> WireError {
+        let known = u16::from_le_bytes([self.flags, self.further]);
+        WireError::UnknownFlags { frame: self.name, given, known }
     }
 
     /// The same with a body of one length.
@@ -201,11 +216,7 @@ impl Header {
     fn check(&self) -> Result<(), WireError> {
         let Shape { name, .. } = *self.shape;
         if self.flags & !self.shape.flags != 0 {
-            return Err(WireError::UnknownFlags {
-                frame: name,
-                given: self.flags,
-                known: self.shape.flags,
-            });
+            return Err(self.shape.unknown_flags(self.flags.into()));
         }
         let most = if self.shape.descriptors { MAX_DESCRIPTORS } else { 0 };
         if self.descriptors > most {

@@ -86,7 +86,8 @@ fn bodies_that_break_a_rule_are_named() {
             &[12],
             WireError::Value { frame: "SEND", field: "combination of flags", given: 12 },
         ),
-        ("send", 34, &[1, 0], WireError::NotZero { frame: "SEND", field: "reserved", given: 1 }),
+        ("send", 34, &[128], WireError::UnknownFlags { frame: "SEND", given: 0x8000, known: 0xff }),
+        ("send", 35, &[1], WireError::NotZero { frame: "SEND", field: "reserved", given: 1 }),
         ("send", 32, &[6, 0], WireError::AttributesCut { frame: "SEND", given: 6, left: 5 }),
         (
             "send",
@@ -113,7 +114,13 @@ fn bodies_that_break_a_rule_are_named() {
         ("request", 5, &[2 | 32], flags("MESSAGE", 2 | 32)),
         ("request", 5, &[2 | 8 | 128], flags("MESSAGE", 2 | 8 | 128)),
         ("message", 74, &[2, 0], value("descriptors lost", 2)),
-        ("message", 76, &[1], WireError::NotZero { frame: "MESSAGE", field: "reserved", given: 1 }),
+        (
+            "message",
+            76,
+            &[128],
+            WireError::UnknownFlags { frame: "MESSAGE", given: 0x8000, known: 0xff },
+        ),
+        ("message", 77, &[1], WireError::NotZero { frame: "MESSAGE", field: "reserved", given: 1 }),
         (
             "message",
             5,

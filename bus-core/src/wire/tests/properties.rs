@@ -192,7 +192,7 @@ fn client_frame() -> impl Strategy<Value = ClientFrame> {
                     head: SendHead {
                         id,
                         destination,
-                        flags: SendFlags::from_bits(flags).unwrap(),
+                        flags: SendFlags::from_bits(flags.into()).unwrap(),
                         deadline,
                         descriptors,
                     },
