@@ -1,0 +1,126 @@
+//! Memory that this process makes for others.
+//!
+//! Invariant: its size is fixed before anybody else can see it, so no access can fault. Until
+//! [`seal`](Segment::seal), who is given the file may map it for writing; afterwards nobody can who
+//! has not done so, whatever rights its descriptor has: the seal protects, not the way it was opened.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+
+use crate::Mapping;
+
+/// Memory that this process writes and others map.
+#[derive(Debug)]
+pub struct Segment {
+    file: OwnedFd,
+    mapping: Mapping,
+}
+
+impl Segment {
+    /// Makes memory of `length` bytes, all 0, that others may map for reading only.
+    ///
+    /// # Errors
+    ///
+    /// The system's: no descriptor, no memory.
+    pub fn for_readers(name: &str, length: usize) -> io::Result<Self> {
+        let segment = Self::for_a_writer(name, length)?;
+        segment.seal()?;
+        Ok(segment)
+    }
+
+    /// Makes memory of `length` bytes, all 0, that one other process is about to map for writing.
+    /// [`seal`](Self::seal) it before anybody else is given it.
+    ///
+    /// # Errors
+    ///
+    /// The system's: no descriptor, no memory.
+    pub fn for_a_writer(name: &str, length: usize) -> io::Result<Self> {
+        let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        ftruncate(&file, length as u64)?;
+        fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK)?;
+        let mapping = Mapping::read_write(file.as_fd(), length)?;
+        Ok(Self { file, mapping })
+    }
+
+    /// From now on nobody can map it for writing any more; mappings that exist stay.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn seal(&self) -> io::Result<()> {
+        fcntl_add_seals(&self.file, SealFlags::FUTURE_WRITE | SealFlags::SEAL)?;
+        Ok(())
+    }
+
+    /// This process's own mapping.
+    #[must_use]
+    pub fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
+    /// Its length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.mapping.len()
+    }
+
+    /// Whether it has no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.mapping.is_empty()
+    }
+}
+
+impl AsFd for Segment {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check_read_only;
+
+    #[test]
+    fn readers_see_what_is_written_and_cannot_write() {
+        let segment = Segment::for_readers("test", 8192).unwrap();
+        check_read_only(segment.as_fd(), 8192).unwrap();
+        let reader = Mapping::read_only(segment.as_fd(), 8192).unwrap();
+        segment.mapping().copy_in(4090, b"across a page");
+        let mut bytes = [0; 13];
+        reader.copy_out(4090, &mut bytes);
+        assert_eq!(&bytes, b"across a page");
+        assert!(Mapping::read_write(segment.as_fd(), 8192).is_err(), "sealed");
+        assert!(rustix::io::pwrite(&segment, b"x", 0).is_err(), "sealed");
+        assert!(ftruncate(&segment, 0).is_err(), "sealed");
+    }
+
+    #[test]
+    fn a_writer_that_mapped_in_time_keeps_writing_and_is_the_last() {
+        let segment = Segment::for_a_writer("test", 4096).unwrap();
+        let writer = Mapping::read_write(segment.as_fd(), 4096).unwrap();
+        segment.seal().unwrap();
+        check_read_only(segment.as_fd(), 4096).unwrap();
+        writer.copy_in(0, b"lent");
+        let other = Segment::for_readers("copy", 4096).unwrap();
+        other.mapping().copy_from(8, segment.mapping(), 0, 4);
+        let mut bytes = [0; 4];
+        other.mapping().copy_out(8, &mut bytes);
+        assert_eq!(&bytes, b"lent");
+        assert!(Mapping::read_write(segment.as_fd(), 4096).is_err(), "too late");
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&segment.as_fd()));
+        let again = std::fs::File::options().read(true).write(true).open(path).unwrap();
+        assert!(Mapping::read_write(again.as_fd(), 4096).is_err(), "opening it anew does not help");
+    }
+
+    #[test]
+    fn words_are_shared() {
+        let segment = Segment::for_readers("test", 4096).unwrap();
+        let reader = Mapping::read_only(segment.as_fd(), 4096).unwrap();
+        segment.mapping().word(16).store(7, std::sync::atomic::Ordering::Release);
+        assert_eq!(reader.word(16).load(std::sync::atomic::Ordering::Acquire), 7);
+    }
+}
