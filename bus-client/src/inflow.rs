@@ -7,11 +7,17 @@
 
 use std::os::fd::OwnedFd;
 
+use std::io::IoSliceMut;
+
 use bus_core::wire::{BrokerFrame, MAX_DESCRIPTORS, MessageView};
 use bytes::BytesMut;
 use rustix::io::Errno;
 
 use crate::transport::Transport;
+
+mod kept;
+
+use kept::Kept;
 
 /// The reading side of a connection.
 #[derive(Debug)]
@@ -20,10 +26,15 @@ pub(crate) struct Inflow {
     /// A large frame is read where it will stay: `unread` has its full length then, and this much
     /// of it has come.
     large: Option<usize>,
+    /// `unread` is the memory of one large frame, and nothing else.
+    is_one_frame: bool,
+    kept: Kept,
     /// Where a read puts its bytes; it grows with what comes, so that an idle connection is small.
     scratch: Vec<u8>,
     /// How much of it the next read may fill.
     ask: usize,
+    /// How much at its beginning came behind a large frame, and is not in `unread` yet.
+    behind: usize,
     descriptors: Vec<OwnedFd>,
 }
 
@@ -59,40 +70,41 @@ impl Inflow {
         Self {
             unread: BytesMut::new(),
             large: None,
+            is_one_frame: false,
+            kept: Kept::default(),
             scratch: vec![0; FIRST_READ_BYTES],
             ask: FIRST_READ_BYTES,
+            behind: 0,
             descriptors: Vec::new(),
         }
     }
 
     /// Reads once.
     pub(crate) fn fill(&mut self, transport: &Transport) -> Result<Filled, Errno> {
-        let place = match self.large {
-            Some(filled) => &mut self.unread[filled..],
-            None => &mut self.scratch[..self.ask],
-        };
-        let room = place.len();
-        let read = match transport.read(place, &mut self.descriptors) {
+        self.go_on();
+        let filled = self.large.unwrap_or(self.unread.len());
+        let rest = &mut self.unread[filled..];
+        let missing = rest.len();
+        // What follows a large frame comes with the same call: so the read that brings the rest of
+        // it also tells whether there is more, and the next frame's length.
+        let mut slices = [IoSliceMut::new(rest), IoSliceMut::new(&mut self.scratch[..self.ask])];
+        let slices = if missing == 0 { &mut slices[1..] } else { &mut slices[..] };
+        let room = missing + self.ask;
+        let read = match transport.read(slices, &mut self.descriptors) {
             Ok(read) => read,
             Err(Errno::AGAIN) => return Ok(Filled::Drained),
             Err(error) => return Err(error),
         };
-        match &mut self.large {
-            Some(filled) => {
-                *filled += read.bytes;
-                if *filled == self.unread.len() {
-                    self.large = None;
-                    // Another may follow: its beginning is enough to read it into its place too.
-                    self.ask = FIRST_READ_BYTES;
-                }
-            }
-            None => {
-                self.unread.extend_from_slice(&self.scratch[..read.bytes]);
-                if read.bytes == room && room < READ_BYTES {
-                    self.ask = 2 * room;
-                    if self.scratch.len() < self.ask {
-                        self.scratch.resize(self.ask, 0);
-                    }
+        if self.large.is_some() {
+            let came = read.bytes.min(missing);
+            self.large = (came < missing).then_some(filled + came);
+            self.behind = read.bytes - came;
+        } else {
+            self.unread.extend_from_slice(&self.scratch[..read.bytes]);
+            if read.bytes == room && room < READ_BYTES {
+                self.ask = 2 * room;
+                if self.scratch.len() < self.ask {
+                    self.scratch.resize(self.ask, 0);
                 }
             }
         }
@@ -119,6 +131,9 @@ impl Inflow {
                 self.descriptors.len()
             ));
         }
+        if self.unread.is_empty() {
+            self.go_on();
+        }
         let frame = if MessageView::is_next(&self.unread) {
             MessageView::decode(&mut self.unread).map(|view| view.map(Frame::Message))
         } else {
@@ -128,6 +143,13 @@ impl Inflow {
             self.prepare()?;
             return Ok(None);
         };
+        if std::mem::take(&mut self.is_one_frame) && self.unread.is_empty() {
+            // Nothing of ours may hold on to its memory, or it could not be used again.
+            self.unread = BytesMut::new();
+            if let Frame::Message(message) = &frame {
+                self.kept.keep(message.frame());
+            }
+        }
         let mut arrival = Arrival { frame, descriptors: Vec::new(), descriptors_lost: false };
         if let Frame::Message(message) = &arrival.frame
             && message.descriptors() > 0
@@ -149,14 +171,21 @@ impl Inflow {
         Ok(Some(arrival))
     }
 
+    /// Goes on to what came behind a large frame.
+    fn go_on(&mut self) {
+        self.unread.extend_from_slice(&self.scratch[..self.behind]);
+        self.behind = 0;
+    }
+
     /// Gives a large frame memory of its own length, so that it is read into its place.
     fn prepare(&mut self) -> Result<(), String> {
         let needed = BrokerFrame::bytes_needed(&self.unread).map_err(|e| e.to_string())?;
         let have = self.unread.len();
         if needed > have + PLACE_BYTES {
-            let mut own = BytesMut::zeroed(needed);
-            own[..have].copy_from_slice(&self.unread);
-            self.unread = own;
+            self.unread = self.kept.memory(needed, &self.unread);
+            self.is_one_frame = true;
+            // Another may follow: its beginning is enough to read it into its place too.
+            self.ask = FIRST_READ_BYTES;
             self.large = Some(have);
         }
         Ok(())
@@ -170,3 +199,90 @@ const FIRST_READ_BYTES: usize = 4 << 10;
 const PLACE_BYTES: usize = 16 << 10;
 /// The most that is read at once, large frames apart.
 const READ_BYTES: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use bus_core::wire::{MessageHead, Role, encode_message};
+    use bus_core::{Attributes, Credentials, EndpointId, GroupId, Sequence};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message(sequence: u64, length: usize) -> BytesMut {
+        let head = MessageHead {
+            endpoint: bus_core::wire::Handle::FIRST,
+            sequence: Sequence::from_raw(sequence),
+            group: Some(GroupId::from_raw(1)),
+            name: None,
+            sender: EndpointId::from_raw(2),
+            sender_serial: sequence,
+            commit_time: 0,
+            deadline: 0,
+            credentials: Credentials { uid: 0, pid: 0 },
+            missed: None,
+            retained: false,
+            descriptors: 0,
+            descriptors_lost: false,
+            role: Role::Plain,
+            peer: None,
+        };
+        let mut frame = BytesMut::new();
+        let payload = vec![u8::try_from(sequence % 251).unwrap(); length];
+        encode_message(&mut frame, &head, &Attributes::EMPTY, &payload).unwrap();
+        frame
+    }
+
+    fn length() -> impl Strategy<Value = usize> {
+        prop_oneof![0..200usize, 3_000..6_000usize, 15_000..18_000usize, 60_000..140_000usize]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever the lengths, however the stream is cut, whoever keeps what for how long.
+        #[test]
+        fn frames_come_whole_and_in_their_order(
+            frames in prop::collection::vec((length(), any::<bool>()), 1..24),
+            cuts in prop::collection::vec(1..90_000usize, 1..8),
+        ) {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            theirs.set_nonblocking(true).unwrap();
+            let transport = Transport::new(ours.into()).unwrap();
+            let mut stream = Vec::new();
+            for (sequence, (length, _)) in (1..).zip(&frames) {
+                stream.extend_from_slice(&message(sequence, *length));
+            }
+            let mut inflow = Inflow::new();
+            let mut kept = Vec::new();
+            let (mut written, mut came) = (0, 0);
+            for cut in cuts.iter().cycle() {
+                if came == frames.len() {
+                    break;
+                }
+                let end = stream.len().min(written + cut);
+                written += theirs.write(&stream[written..end]).unwrap_or(0);
+                inflow.fill(&transport).unwrap();
+                while let Some(arrival) = inflow.next().unwrap() {
+                    let Frame::Message(message) = arrival.frame else {
+                        panic!("only messages were written")
+                    };
+                    let (length, keeps) = frames[came];
+                    came += 1;
+                    prop_assert_eq!(message.sequence().get(), came as u64);
+                    prop_assert_eq!(message.payload().len(), length);
+                    if keeps {
+                        kept.push(message);
+                    }
+                }
+            }
+            for message in kept {
+                let byte = u8::try_from(message.sequence().get() % 251).unwrap();
+                prop_assert!(message.payload().iter().all(|b| *b == byte), "used again too early");
+            }
+        }
+    }
+}

@@ -73,23 +73,18 @@ impl Transport {
         Ok(Self { socket, bell, epoll })
     }
 
-    /// Reads what is there. Descriptors are appended to `descriptors`; those for which this
+    /// Reads what is there, into one slice after the other. Descriptors are appended to `descriptors`; those for which this
     /// process has no room are lost.
     pub(crate) fn read(
         &self,
-        into: &mut [u8],
+        into: &mut [IoSliceMut<'_>],
         descriptors: &mut Vec<OwnedFd>,
     ) -> Result<Read, Errno> {
         let mut space =
             [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS as usize))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = retry_on_intr(|| {
-            recvmsg(
-                &self.socket,
-                &mut [IoSliceMut::new(into)],
-                &mut control,
-                RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC,
-            )
+            recvmsg(&self.socket, into, &mut control, RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC)
         })?;
         let mut read = Read { bytes: received.bytes, descriptors: false };
         for message in control.drain() {

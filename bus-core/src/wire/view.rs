@@ -126,6 +126,13 @@ impl MessageView {
         self.frame.slice(self.payload_at as usize..)
     }
 
+    /// The memory of the whole frame. Whoever has it when the message is gone may read the next one
+    /// into it ([`Bytes::try_into_mut`]).
+    #[must_use]
+    pub fn frame(&self) -> Bytes {
+        self.frame.clone()
+    }
+
     /// The attributes, without a copy.
     #[must_use]
     pub fn attributes(&self) -> Attributes {
