@@ -407,13 +407,12 @@ impl Endpoint {
             .connection
             .wait(Interest::Inbox(self.inner.key), None, None, |state| {
                 while events.len() < end
-                    && let Some(event) = state.take_event(self.inner.key, None)
+                    && let Some(event) = self.take_event(state, None)
                 {
                     events.push(event);
                 }
-                let gone = || state.gone().map(|gone| ReceiveError::BrokerGone(gone.clone()));
                 match events.len() - before {
-                    0 => gone().map(Err),
+                    0 => gone(state).map(Err),
                     taken => Some(Ok(taken)),
                 }
             })
@@ -428,18 +427,20 @@ impl Endpoint {
     }
 
     fn take(&self, state: &mut State, task: Option<&Waker>) -> Option<Result<Event, ReceiveError>> {
-        if let Some(mut event) = state.take_event(self.inner.key, task) {
-            if let Event::Message(message) = &mut event
-                && message.is_request()
-            {
-                let request = message.sequence();
-                let asked = state.asked_state(self.inner.key, request);
-                message.set_asked(Asked::new(self.clone(), request, asked));
-            }
-            return Some(Ok(event));
+        self.take_event(state, task).map(Ok).or_else(|| gone(state).map(Err))
+    }
+
+    /// The next event that has come. A request knows from where it is answered.
+    fn take_event(&self, state: &mut State, task: Option<&Waker>) -> Option<Event> {
+        let mut event = state.take_event(self.inner.key, task)?;
+        if let Event::Message(message) = &mut event
+            && message.is_request()
+        {
+            let request = message.sequence();
+            let asked = state.asked_state(self.inner.key, request);
+            message.set_asked(Asked::new(self.clone(), request, asked));
         }
-        let gone = state.gone()?;
-        Some(Err(ReceiveError::BrokerGone(gone.clone())))
+        Some(event)
     }
 
     /// The next event, as a future. Dropping it loses no event.
@@ -654,6 +655,10 @@ impl Endpoint {
         self.inner.connection.lock().cork();
         Cork { connection: Arc::clone(&self.inner.connection) }
     }
+}
+
+fn gone(state: &State) -> Option<ReceiveError> {
+    state.gone().map(|gone| ReceiveError::BrokerGone(gone.clone()))
 }
 
 fn alive(state: &State) -> Result<(), BrokerGone> {

@@ -19,13 +19,14 @@
 //! Whoever is about to sleep for longer returns all ([`return_all`](Inbox::return_all)).
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+
 use std::time::Duration;
 
 use bus_core::wire::{ClaimChanged, MessageView, OwnerChanged, ViewNotice};
 use bus_core::{Gap, GroupId, MAX_ATTRIBUTES_BYTES, MAX_RETAINED_MESSAGES, NameId, Sequence};
 
 use crate::clock::Tick;
+use crate::inflow::Attached;
 use crate::monitor::Addressee;
 
 /// An amount of messages.
@@ -61,8 +62,7 @@ impl Amount {
 pub(crate) enum Item {
     Message {
         message: MessageView,
-        descriptors: Vec<OwnedFd>,
-        descriptors_lost: bool,
+        attached: Option<Box<Attached>>,
     },
     Gap {
         group_id: GroupId,
@@ -343,11 +343,7 @@ mod tests {
         };
         let mut frame = BytesMut::new();
         encode_message(&mut frame, &head, &Attributes::EMPTY, &vec![0; bytes]).unwrap();
-        Item::Message {
-            message: MessageView::decode(&mut frame).unwrap().unwrap(),
-            descriptors: Vec::new(),
-            descriptors_lost: false,
-        }
+        Item::Message { message: MessageView::decode(&mut frame).unwrap().unwrap(), attached: None }
     }
 
     fn gap() -> Item {

@@ -56,13 +56,19 @@ pub(crate) enum Frame {
     Other(BrokerFrame),
 }
 
-/// A frame, and the descriptors that came with it.
+/// A frame, and what came with it.
 #[derive(Debug)]
 pub(crate) struct Arrival {
     pub(crate) frame: Frame,
+    pub(crate) attached: Option<Box<Attached>>,
+}
+
+/// The descriptors of a message. Few messages have any, so they stay out of its way.
+#[derive(Debug, Default)]
+pub(crate) struct Attached {
     pub(crate) descriptors: Vec<OwnedFd>,
-    /// This process had no room for the descriptors.
-    pub(crate) descriptors_lost: bool,
+    /// Somebody had no room for them: this process, or the broker.
+    pub(crate) lost: bool,
 }
 
 impl Inflow {
@@ -150,23 +156,28 @@ impl Inflow {
                 self.kept.keep(message.frame());
             }
         }
-        let mut arrival = Arrival { frame, descriptors: Vec::new(), descriptors_lost: false };
+        let mut arrival = Arrival { frame, attached: None };
         if let Frame::Message(message) = &arrival.frame
-            && message.descriptors() > 0
+            && (message.descriptors() > 0 || message.descriptors_lost())
         {
             let announced = usize::from(message.descriptors());
-            arrival.descriptors = std::mem::take(&mut self.descriptors);
-            if arrival.descriptors.len() > announced {
+            let mut attached =
+                Attached { descriptors: Vec::new(), lost: message.descriptors_lost() };
+            if announced > 0 {
+                attached.descriptors = std::mem::take(&mut self.descriptors);
+            }
+            if attached.descriptors.len() > announced {
                 return Err(format!(
                     "MESSAGE announces {announced} descriptors, and {} came",
-                    arrival.descriptors.len()
+                    attached.descriptors.len()
                 ));
             }
-            if arrival.descriptors.len() < announced {
+            if attached.descriptors.len() < announced {
                 // Some are of no use to the application: it could not tell which.
-                arrival.descriptors.clear();
-                arrival.descriptors_lost = true;
+                attached.descriptors.clear();
+                attached.lost = true;
             }
+            arrival.attached = Some(Box::new(attached));
         }
         Ok(Some(arrival))
     }

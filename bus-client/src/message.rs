@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{DecodeError, EncodeError, MessageError};
 use crate::gated::{Candidate, Expelled, PeerGap, PeerNotice};
+use crate::inflow::Attached;
 use crate::monitor::Monitored;
 use crate::names::{NameAcquired, NameLost, OwnerChange, OwnerChangesLost};
 use crate::request::Asked;
@@ -139,10 +140,15 @@ pub struct Current {
 pub struct Message {
     message: MessageView,
     group: Option<GroupName>,
-    name: Option<GroupName>,
     missed: Option<Box<Gap>>,
-    descriptors: Vec<OwnedFd>,
-    descriptors_lost: bool,
+    attached: Option<Box<Attached>>,
+    of_name: Option<Box<OfName>>,
+}
+
+/// What only messages to names have, and requests: most have none of it, and are moved about less.
+#[derive(Debug, Default)]
+struct OfName {
+    name: Option<GroupName>,
     /// Where the reply goes from, if it is a request.
     asked: Option<Asked>,
 }
@@ -152,19 +158,18 @@ impl Message {
         message: MessageView,
         group: Option<GroupName>,
         missed: Option<Box<Gap>>,
-        descriptors: Vec<OwnedFd>,
-        descriptors_lost: bool,
+        attached: Option<Box<Attached>>,
     ) -> Self {
-        Self { message, group, name: None, missed, descriptors, descriptors_lost, asked: None }
+        Self { message, group, missed, attached, of_name: None }
     }
 
     /// Says from where it is answered.
     pub(crate) fn set_asked(&mut self, asked: Asked) {
-        self.asked = Some(asked);
+        self.of_name.get_or_insert_default().asked = Some(asked);
     }
 
     pub(crate) fn asked(&self) -> Option<&Asked> {
-        self.asked.as_ref()
+        self.of_name.as_ref()?.asked.as_ref()
     }
 
     pub(crate) fn role(&self) -> Role {
@@ -172,8 +177,11 @@ impl Message {
     }
 
     /// The same, sent to a name.
-    pub(crate) fn with_name(self, name: Option<GroupName>) -> Self {
-        Self { name, ..self }
+    pub(crate) fn with_name(mut self, name: Option<GroupName>) -> Self {
+        if name.is_some() {
+            self.of_name.get_or_insert_default().name = name;
+        }
+        self
     }
 
     /// Its place in the order of the bus. In one endpoint's queue these rise (G2).
@@ -186,7 +194,7 @@ impl Message {
     /// to a group or to this endpoint directly.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
-        self.name.as_ref().map(GroupName::as_str)
+        self.of_name.as_ref()?.name.as_ref().map(GroupName::as_str)
     }
 
     /// The group it was sent to; `None` if it was sent to this endpoint, directly or by a name.
@@ -306,13 +314,16 @@ impl Message {
     /// Takes the descriptors that came with it, each close-on-exec. The second call gets none.
     #[must_use]
     pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
-        std::mem::take(&mut self.descriptors)
+        self.attached
+            .as_mut()
+            .map(|attached| std::mem::take(&mut attached.descriptors))
+            .unwrap_or_default()
     }
 
     /// Whether the message had descriptors that this process had no room for.
     #[must_use]
     pub fn descriptors_lost(&self) -> bool {
-        self.descriptors_lost
+        self.attached.as_ref().is_some_and(|attached| attached.lost)
     }
 
     /// Whether it was sent before this endpoint joined, and comes because the group retains it. Its

@@ -69,8 +69,7 @@ impl From<SendError> for CallError {
 fn outcome(answer: Result<Answer, SendError>) -> Result<Message, CallError> {
     match answer? {
         Answer::Reply(reply) => {
-            let message =
-                Message::new(reply.message, None, None, reply.descriptors, reply.descriptors_lost);
+            let message = Message::new(reply.message, None, None, reply.attached);
             if message.is_refusal() {
                 Err(CallError::Refused(Box::new(message)))
             } else {

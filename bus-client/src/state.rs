@@ -496,17 +496,16 @@ impl State {
             return self.deliver(endpoint, Item::Monitored { message, to });
         }
         let key = endpoint.get() as usize;
-        let descriptors_lost = arrival.descriptors_lost || message.descriptors_lost();
-        let descriptors = arrival.descriptors;
+        let attached = arrival.attached;
         match message.role() {
             Role::Plain => {}
             Role::Request { .. } => self.request_arrived(key, message.sequence()),
             Role::Reply { request, .. } => {
-                let reply = Reply { message, descriptors, descriptors_lost };
+                let reply = Reply { message, attached };
                 return self.reply_arrived(key, request, reply);
             }
         }
-        self.deliver(endpoint, Item::Message { message, descriptors, descriptors_lost })
+        self.deliver(endpoint, Item::Message { message, attached })
     }
 
     fn arrive_other(&mut self, frame: BrokerFrame) -> Result<(), String> {

@@ -3,9 +3,9 @@
 //! What it receives is not handed out while its group is unknown and a join is not yet answered:
 //! the answer, which may be overtaken by the first messages, tells the name.
 
-use std::collections::HashMap;
 use std::task::Waker;
 
+use ahash::HashMap;
 use bus_core::wire::{ClientFrame, LaneNumber, MAX_LANES, Notice, Request, Role, Serial};
 use bus_core::{EndpointId, GroupId, GroupName, Sequence};
 
@@ -115,7 +115,7 @@ impl EndpointState {
     /// What the application gets for an item.
     pub(super) fn event(&mut self, item: Item) -> Event {
         match item {
-            Item::Message { message, descriptors, descriptors_lost } => {
+            Item::Message { message, attached } => {
                 let group = message.group().and_then(|group| self.name_of(group));
                 let missed = match (message.missed(), message.group()) {
                     (Some(gap), Some(group_id)) => {
@@ -125,7 +125,7 @@ impl EndpointState {
                 };
                 self.forget_left(message.sequence());
                 let name = message.name().and_then(|name| self.claims.name_of(name).cloned());
-                let message = Message::new(message, group, missed, descriptors, descriptors_lost);
+                let message = Message::new(message, group, missed, attached);
                 Event::Message(message.with_name(name))
             }
             Item::Name(claim) => event_of(*claim),
@@ -140,7 +140,7 @@ impl EndpointState {
             Item::Gated(notice) => self.gated_event(*notice),
             Item::Monitored { message, to } => {
                 let missed = message.missed().map(|gap| Box::new(monitor::gap(gap)));
-                let message = Message::new(message, to.group().cloned(), missed, Vec::new(), false);
+                let message = Message::new(message, to.group().cloned(), missed, None);
                 Event::Monitored(Box::new(Monitored { to, message }))
             }
             Item::MonitoredView(notice) => Event::MonitoredView((*notice).into()),
@@ -179,7 +179,7 @@ impl State {
             reader: None,
             reading: 0,
             lanes: (0..lanes).map(|_| LaneState::default()).collect(),
-            groups: HashMap::new(),
+            groups: HashMap::default(),
             left_groups: 0,
             loopbacks: Vec::new(),
             joining: 0,

@@ -7,7 +7,7 @@
 //! receipt is kept aside; there are never more of these than an endpoint may have requests.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -19,6 +19,7 @@ use super::send::{Ask, CancelReason, Stage};
 use super::{Entry, State, Urgency};
 use crate::clock::Tick;
 use crate::error::{BrokerGone, SendError};
+use crate::inflow::Attached;
 use crate::waits::Wake;
 
 /// What the requests of one endpoint need.
@@ -53,8 +54,7 @@ pub(crate) enum Answer {
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) message: MessageView,
-    pub(crate) descriptors: Vec<OwnedFd>,
-    pub(crate) descriptors_lost: bool,
+    pub(crate) attached: Option<Box<Attached>>,
 }
 
 /// Whether anybody waits for the reply to a request that this program was sent.

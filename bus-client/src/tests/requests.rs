@@ -122,6 +122,18 @@ fn a_request_whose_end_comes_first_is_not_handed_out() {
     declines_what_it_took(broker, bus);
 }
 
+#[test]
+fn a_request_of_a_batch_can_be_answered() {
+    let (bus, mut broker) = pair();
+    broker.put(&request(1));
+    let mut events = Vec::new();
+    bus.receive_batch(&mut events, 8).unwrap();
+    let message = events.pop().and_then(Event::into_message).unwrap();
+    let _pending = message.start_reply("four").unwrap();
+    let send = broker.send();
+    assert!(matches!(send.head.destination, Destination::Caller(_)));
+}
+
 /// The second request is declined when it is dropped; the first perhaps too.
 fn declines_what_it_took(mut broker: FakeBroker, bus: crate::Bus) {
     while let Ok(Some(Event::Message(message))) = bus.try_receive() {
