@@ -30,12 +30,14 @@ use crate::inbox::{Part, Signal, Token};
 use crate::output::Output;
 use crate::protocol::Progress;
 use crate::transport::Arrived;
+use listings::Listings;
 use port::Port;
 
 mod calls;
 mod failure;
 mod gated;
 mod lane_queue;
+mod listings;
 mod names;
 mod port;
 mod sending;
@@ -55,6 +57,7 @@ pub(crate) struct Session {
     holding: VecDeque<Handle>,
     /// The client has not yet taken the descriptors of the last frame that had some.
     descriptors_out: bool,
+    listings: Listings,
 }
 
 impl Session {
@@ -67,6 +70,7 @@ impl Session {
             readable: VecDeque::new(),
             holding: VecDeque::new(),
             descriptors_out: false,
+            listings: Listings::default(),
         }
     }
 
@@ -140,22 +144,25 @@ impl Session {
     }
 
     /// Moves messages from the queues to `output` while it has room: a few of each endpoint in
-    /// turn.
+    /// turn, and in turn with them a part of what is listed.
     pub(crate) fn fill(&mut self, output: &mut Output) {
-        while output.has_room_for_messages()
-            && let Some(handle) = self.readable.pop_front()
-        {
-            match self.fill_from(handle, output) {
-                Filled::MayHaveMore => self.readable.push_back(handle),
-                Filled::Sleeps => {}
-                Filled::Holds => self.holding.push_back(handle),
+        while output.has_room_for_messages() && self.has_more() {
+            if let Some(handle) = self.readable.pop_front() {
+                match self.fill_from(handle, output) {
+                    Filled::MayHaveMore => self.readable.push_back(handle),
+                    Filled::Sleeps => {}
+                    Filled::Holds => self.holding.push_back(handle),
+                }
+            }
+            if self.listings.is_under_way() && output.has_room_for_messages() {
+                self.listings.fill(output);
             }
         }
     }
 
-    /// Whether `fill` would find messages now.
+    /// Whether `fill` would find something now.
     pub(crate) fn has_more(&self) -> bool {
-        !self.readable.is_empty()
+        !self.readable.is_empty() || self.listings.is_under_way()
     }
 
     /// The descriptors that were on their way could not be sent.
@@ -171,6 +178,7 @@ impl Session {
         self.ports.clear();
         self.readable.clear();
         self.holding.clear();
+        self.listings.clear();
     }
 
     fn act(
@@ -190,6 +198,15 @@ impl Session {
         match frame {
             ClientFrame::Hello(_) => return Err(fault("a second HELLO")),
             ClientFrame::Call { endpoint, serial, request } => {
+                let bus = &context.shared.bus;
+                match self.listings.begin(endpoint, serial, &request, bus) {
+                    Some(Ok(())) => return Ok(()),
+                    Some(Err(failure)) => {
+                        answer_call(endpoint, serial, Err(failure), output, context);
+                        return Ok(());
+                    }
+                    None => {}
+                }
                 let gated = self.gated_call(endpoint, serial, &request, output, context);
                 let result = match gated {
                     Some(answer) => answer,
@@ -239,6 +256,7 @@ impl Session {
                 }
             }
             ClientFrame::Unwatch { endpoint, serial } => {
+                self.listings.cancel(endpoint, serial, output);
                 if let Some(port) = self.ports.get_mut(&endpoint) {
                     port.unwatch(serial);
                 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bus_core::wire::{LaneNumber, MAX_PAGE, Request, Response, Serial};
+use bus_core::wire::{LaneNumber, Request, Response, Serial};
 use bus_core::{EndpointId, GroupName, Limits, NameError, Retain, Sequence};
 
 use crate::builder::Builder;
@@ -476,28 +476,14 @@ impl Endpoint {
         })
     }
 
-    /// All groups, by name. Long lists take several round trips.
+    /// All groups, by name. Blocks until they are here; [`list_groups`](Self::list_groups) gives
+    /// them as they come.
     ///
     /// # Errors
     ///
     /// See [`QueryError`].
     pub fn groups(&self) -> Result<Vec<GroupInfo>, QueryError> {
-        let mut all: Vec<GroupInfo> = Vec::new();
-        loop {
-            let after = all.last().map(|group| group.name.clone());
-            let request = Request::Groups { after: after.clone(), max: MAX_PAGE };
-            let (groups, more) = self.ask(request, |response| match response {
-                Response::Groups { groups, more } => Some((groups, more)),
-                _ => None,
-            })?;
-            // A page that does not get further would be asked for without an end.
-            let further =
-                groups.last().is_some_and(|last| after.is_none_or(|after| after < last.name));
-            all.extend(groups.into_iter().map(GroupInfo::from));
-            if !more || !further {
-                return Ok(all);
-            }
-        }
+        self.list_groups()?.collect()
     }
 
     /// Looks a group up; `None` if there is no such group. Blocks for one round trip.
@@ -513,7 +499,7 @@ impl Endpoint {
         }
     }
 
-    fn look_up(&self, name: &GroupName) -> Result<GroupInfo, QueryError> {
+    pub(crate) fn look_up(&self, name: &GroupName) -> Result<GroupInfo, QueryError> {
         let request = Request::FindGroup { group: name.clone() };
         let found =
             self.inner.connection.call(self.inner.key, Purpose::Plain, request, |response| {
@@ -525,37 +511,16 @@ impl Endpoint {
         found.map_err(|error| QueryError::from_call(error, Some(name)))
     }
 
-    /// The members of a group. Blocks for two round trips; long lists take more.
+    /// The members of a group at one place in the order. Blocks until they are here;
+    /// [`list_members`](Self::list_members) gives them as they come.
     ///
     /// # Errors
     ///
     /// See [`QueryError`].
     pub fn members(&self, group: &str) -> Result<Members, QueryError> {
-        let name: GroupName = group.parse()?;
-        let group_id = self.look_up(&name)?.group_id;
-        let mut all = Members { sequence: Sequence::from_raw(0), members: Vec::new() };
-        loop {
-            let after = all.members.last().map(|member| member.endpoint);
-            let request = Request::Members { group_id, after, max: MAX_PAGE };
-            let page =
-                self.inner.connection.call(self.inner.key, Purpose::Plain, request, |response| {
-                    match response {
-                        Response::Members { sequence, members, more } => {
-                            Some((sequence, members, more))
-                        }
-                        _ => None,
-                    }
-                });
-            let (sequence, members, more) =
-                page.map_err(|error| QueryError::from_call(error, Some(&name)))?;
-            let further =
-                members.last().is_some_and(|last| after.is_none_or(|after| after < last.endpoint));
-            all.sequence = sequence;
-            all.members.extend(members.into_iter().map(Into::into));
-            if !more || !further {
-                return Ok(all);
-            }
-        }
+        let listing = self.list_members(group)?;
+        let sequence = listing.sequence();
+        Ok(Members { sequence, members: listing.collect::<Result<_, _>>()? })
     }
 
     /// The bus's live counters. Blocks for one round trip.

@@ -22,14 +22,15 @@ pub struct GroupInfo {
     pub creator: Option<EndpointId>,
     /// What it retains for those who join later.
     pub retain: Option<Retain>,
+    /// Its creator decides who is a member.
+    pub gated: bool,
 }
 
 /// The members of a group at one place in the order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Members {
-    /// The place in the order at which this list holds. (A list that is too long for one answer
-    /// is fetched in parts; then it is the place of the last part.)
+    /// The place in the order at which this list holds.
     pub sequence: Sequence,
     /// The members, by rising endpoint id.
     pub members: Vec<MemberInfo>,
@@ -156,6 +157,7 @@ impl From<wire::GroupInfo> for GroupInfo {
             members: info.members,
             creator: info.creator,
             retain: info.retain,
+            gated: info.gated,
         }
     }
 }

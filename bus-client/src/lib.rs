@@ -133,6 +133,7 @@ mod inbox;
 mod inflow;
 mod info;
 mod lane;
+mod listing;
 mod message;
 mod monitor;
 pub mod mux;
@@ -166,6 +167,7 @@ pub use error::{
 pub use gated::{Admission, Candidacy, Candidate, Expelled, Gate, PeerGap, PeerNotice, Terms};
 pub use group::{Group, JoinOptions, Member, RemoteEndpoint};
 pub use info::{GroupInfo, Joined, MemberInfo, Members, RoundTrip, Stats, Status};
+pub use listing::Listing;
 pub use message::{Current, Event, Evicted, Gap, Message, Outgoing};
 pub use monitor::{Addressee, Monitored};
 pub use mux::{Worker, Workers};

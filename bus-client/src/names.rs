@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bus_core::wire::{self, MAX_PAGE, Request, Response};
+use bus_core::wire::{self, Request, Response};
 use bus_core::{
     Description, EndpointId, Gap, GroupName, NameError, NameEvent, NameFlags, NameId, Receipt,
     Sequence,
@@ -447,27 +447,14 @@ impl Endpoint {
         Ok(Name { route, target })
     }
 
-    /// All names that somebody owns, in their order. Long lists take several round trips.
+    /// All names that somebody owns, in their order. Blocks until they are here;
+    /// [`list_names`](Self::list_names) gives them as they come.
     ///
     /// # Errors
     ///
     /// See [`QueryError`].
     pub fn names(&self) -> Result<Vec<NameInfo>, QueryError> {
-        let mut all: Vec<NameInfo> = Vec::new();
-        loop {
-            let after = all.last().map(|last| last.name.clone());
-            let request = Request::Names { after: after.clone(), max: MAX_PAGE };
-            let (names, more) = self.ask(request, |response| match response {
-                Response::Names { names, more } => Some((names, more)),
-                _ => None,
-            })?;
-            // A page that does not get further would be asked for without an end.
-            let further = names.last().is_some_and(|last| after.is_none_or(|a| a < last.name));
-            all.extend(names.into_iter().map(NameInfo::from));
-            if !more || !further {
-                return Ok(all);
-            }
-        }
+        self.list_names()?.collect()
     }
 
     /// Who owns a name; `None` if nobody does. Blocks for one round trip.

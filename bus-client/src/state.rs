@@ -45,6 +45,7 @@ use crate::waits::{Waits, Wake};
 mod call;
 mod endpoint;
 mod gated;
+mod listing;
 mod names;
 mod relief;
 mod request;
@@ -571,6 +572,7 @@ impl State {
                 Ok(())
             }
             BrokerFrame::Done { serial, response, .. } => self.done(serial, response),
+            BrokerFrame::Part { serial, response, .. } => self.part(serial, response),
             BrokerFrame::Error { serial, failure, .. } => {
                 self.failed(serial, failure);
                 Ok(())

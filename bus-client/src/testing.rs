@@ -300,6 +300,7 @@ impl FakeBroker {
             members: 2,
             creator: None,
             retain: None,
+            gated: false,
         };
         self.done((endpoint, serial), Response::Group(info));
     }

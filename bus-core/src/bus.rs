@@ -21,6 +21,7 @@ use crate::group::Group;
 use crate::id::{EndpointId, GroupId, Sequence};
 use crate::intake::{Capacity, Drops, EndpointCore, Intake, Lost};
 use crate::limits::Limits;
+use crate::listing::{Groups, Members, Names};
 use crate::lock_set::{Held, IntakePlace, LockBits, LockIndex, LockSet};
 use crate::membership::{Member, MemberFlags, Membership};
 use crate::message::{Credentials, Destination};
@@ -287,7 +288,7 @@ pub struct GroupInfo {
 }
 
 impl GroupInfo {
-    fn of(record: &GroupRecord) -> Self {
+    pub(crate) fn of(record: &GroupRecord) -> Self {
         Self {
             id: record.group.id,
             name: record.group.name.clone(),
@@ -321,18 +322,6 @@ pub struct MemberInfo {
     pub full_since: Option<Sequence>,
     /// Sends that wait for it.
     pub blocks: u32,
-}
-
-/// A group's members at one place in the order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct View {
-    /// The membership is the one that holds right after this sequence.
-    pub sequence: Sequence,
-    /// Members in the order of their endpoint ids.
-    pub members: Vec<MemberInfo>,
-    /// There are more; ask again after the last one.
-    pub more: bool,
 }
 
 /// What the bus has done and holds.
@@ -426,22 +415,20 @@ impl Bus {
         directory.named(name).map(GroupInfo::of)
     }
 
-    /// Lists groups in the order of their names: at most `most`, those after `after`. Does not
-    /// block.
+    /// Lists the groups, in the order of their names. Neither this nor taking an entry blocks.
     #[must_use]
-    pub fn groups(&self, after: Option<&GroupName>, most: usize) -> Vec<GroupInfo> {
-        let directory = self.inner.directory.lock();
-        directory.groups_after(after).take(most).map(GroupInfo::of).collect()
+    pub fn groups(&self) -> Groups {
+        Groups::new(self.clone())
     }
 
-    /// Lists members of a group: at most `most`, those whose ids are greater than `after`. Does not
-    /// block.
+    /// Lists the members of a group, in the order of their ids; none if there is no such group.
+    /// Neither this nor taking an entry blocks.
     ///
-    /// The membership is the one that holds at the view's sequence; the state of the queues is what
-    /// was found right after it.
+    /// The membership is the one that holds at the listing's sequence, however long it takes; the
+    /// state of a queue is what is found when its member is taken.
     #[must_use]
-    pub fn members(&self, group: GroupId, after: Option<EndpointId>, most: usize) -> Option<View> {
-        self.inner.members(group, after, most)
+    pub fn members(&self, group: GroupId) -> Option<Members> {
+        Members::new(self.clone(), group)
     }
 
     /// Looks a well-known name up. None if nobody owns it. Does not block.
@@ -450,11 +437,10 @@ impl Bus {
         self.inner.find_name(name)
     }
 
-    /// Lists names that have owners, in their order: at most `most`, those after `after`. Does not
-    /// block.
+    /// Lists the names that have owners, in their order. Neither this nor taking an entry blocks.
     #[must_use]
-    pub fn names(&self, after: Option<&GroupName>, most: usize) -> Vec<NameInfo> {
-        self.inner.names(after, most)
+    pub fn names(&self) -> Names {
+        Names::new(self.clone())
     }
 
     /// What the owner of a name says of itself; of a shared one, the first worker that says
@@ -850,7 +836,8 @@ impl BusInner {
         record.keep_drops(&[], drops.as_ref());
         let retained = || Retained::new(group.id, group.retain()).filtered(filters.as_ref());
         let mut retained = state.then(retained);
-        let member = Member { place: core.place, flags, drops, filters, peer };
+        let credentials = core.credentials;
+        let member = Member { place: core.place, credentials, flags, drops, filters, peer };
         let next = before.with(member);
         let members = count(next.members().len());
         let drops = record.drops.clone();
@@ -1073,32 +1060,6 @@ impl BusInner {
         let mut effects = Effects::default();
         self.waiting.lock().serve(self, core.id(), &mut effects);
         effects.run();
-    }
-
-    fn members(&self, id: GroupId, after: Option<EndpointId>, most: usize) -> Option<View> {
-        let group = Arc::clone(&self.directory.lock().group(id)?.group);
-        let mut held = self.locks.acquire(LockBits::all());
-        let (membership, sequence) = (group.membership(), held.now());
-        drop(held);
-        let mut rest = membership.members().iter().filter(|member| Some(member.place.id) > after);
-        let info = |member: &Member| {
-            let shard = self.locks.acquire_one(member.place.lock);
-            let intake = shard.intakes.get(member.place.slot as usize)?;
-            let (queued_messages, queued_bytes) = intake.depth();
-            (intake.id() == member.place.id).then(|| MemberInfo {
-                endpoint: member.place.id,
-                credentials: intake.core.credentials,
-                flags: member.flags,
-                queued_messages,
-                queued_bytes,
-                capacity: intake.core.capacity.messages,
-                dropped: member.drops.as_ref().map_or(0, |drops| drops.total()),
-                full_since: intake.full_since(),
-                blocks: intake.core.waiting_sends(),
-            })
-        };
-        let members = rest.by_ref().take(most).filter_map(info).collect();
-        Some(View { sequence, members, more: rest.next().is_some() })
     }
 }
 

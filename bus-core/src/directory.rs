@@ -88,6 +88,11 @@ impl Directory {
         GroupId::from_raw(self.last_group)
     }
 
+    /// The last group that was made; later ones have greater ids.
+    pub(crate) fn newest_group(&self) -> GroupId {
+        GroupId::from_raw(self.last_group)
+    }
+
     pub(crate) fn add_group(&mut self, group: Arc<Group>, creator: EndpointId) {
         self.names.insert(group.name.clone(), group.id);
         self.groups.insert(group.id, GroupRecord { group, creator: Some(creator), candidates: 0 });

@@ -760,7 +760,8 @@ impl BusInner {
         record.keep_drops(&[], drops.as_ref());
         let list = record.drops.clone();
         let flags = terms.flags;
-        let next = Member { place: core.place, flags, drops, filters, peer };
+        let credentials = core.credentials;
+        let next = Member { place: core.place, credentials, flags, drops, filters, peer };
         let step = Step::unseen(&group, before.with(next));
         let sequence = self.publish_one(&core, directory, step, list);
         let mut effects = Effects::default();

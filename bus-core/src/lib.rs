@@ -27,6 +27,7 @@
 //! | `ownership`, `name_registry`, `name_change` | who owns a well-known name, and who is told |
 //! | `repeat` | a repeatable request, given again when who was asked died |
 //! | `name_route`, `description` | which of its workers gets a message; what a service says of itself |
+//! | `listing` | groups, names and members, for one place in the order |
 //! | `gated` | groups whose owner decides who is admitted, and their peer endpoints |
 //! | `endpoint`, `lane`, `receiver` | the public handles |
 //! | [`wire`], [`framing`] | bytes to frames, of our protocol and of any other |
@@ -45,6 +46,7 @@ mod id;
 mod intake;
 mod lane;
 mod limits;
+mod listing;
 mod lock_set;
 mod membership;
 mod message;
@@ -74,7 +76,7 @@ pub use attributes::{
 };
 pub use bus::{
     Bus, CreateError, GroupInfo, JoinError, JoinOptions, Joined, LeaveError, LimitExceeded,
-    MemberInfo, Stats, View,
+    MemberInfo, Stats,
 };
 pub use description::{Description, Operation};
 pub use endpoint::{Endpoint, WatchError};
@@ -88,6 +90,7 @@ pub use lane::{Lane, Submitted, Watch};
 #[doc(hidden)]
 pub use limits::duration_text;
 pub use limits::{LimitError, Limits};
+pub use listing::{Groups, Members, Names};
 pub use lock_set::LOCKS;
 pub use membership::MemberFlags;
 pub use message::{Credentials, Destination, Draft, Gap, Message, Payload};

@@ -82,6 +82,8 @@ pub struct Limits {
     /// How long an endpoint may stay full while others wait for it before it is stalled (G8).
     #[serde(with = "duration_text")]
     pub stall: Duration,
+    /// Listings of one connection that are under way.
+    pub listings: u16,
     /// Requests of one endpoint that have no outcome yet.
     pub requests: u16,
     /// Bytes of a reply for which its request keeps room. A longer one waits for room in its
@@ -122,6 +124,7 @@ impl Default for Limits {
             endpoints: 65_536,
             endpoints_per_connection: 64,
             connections: 16_384,
+            listings: 4,
             requests: 64,
             reply_bytes: 4_096,
             stall: Duration::from_secs(10),
@@ -181,6 +184,7 @@ impl Limits {
             ("endpoints", self.endpoints.into(), 1, 1 << 24),
             ("endpoints_per_connection", self.endpoints_per_connection.into(), 1, 4_096),
             ("connections", self.connections.into(), 1, 1 << 20),
+            ("listings", self.listings.into(), 1, 1_024),
             ("requests", self.requests.into(), 0, 1_024),
             ("reply_bytes", self.reply_bytes.into(), 0, 1 << 20),
             ("stall", millis(self.stall), 100, 600_000),

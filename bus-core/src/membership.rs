@@ -15,6 +15,7 @@ use crate::gated::Peer;
 use crate::id::{EndpointId, Generation};
 use crate::intake::Drops;
 use crate::lock_set::{IntakePlace, LOCKS, LockBits};
+use crate::message::Credentials;
 use crate::view::Watcher;
 
 bitflags! {
@@ -35,6 +36,8 @@ bitflags! {
 #[derive(Clone, Debug)]
 pub(crate) struct Member {
     pub(crate) place: IntakePlace,
+    /// Whose it is, for listings that outlast the endpoint.
+    pub(crate) credentials: Credentials,
     pub(crate) flags: MemberFlags,
     /// Where losses are counted; present with `DROP_WHEN_FULL` only.
     pub(crate) drops: Option<Arc<Drops>>,
@@ -218,7 +221,14 @@ mod tests {
     fn member(id: u64) -> Member {
         let place =
             IntakePlace { id: EndpointId::from_raw(id), lock: LockIndex::from_hash(id), slot: 0 };
-        Member { place, flags: MemberFlags::empty(), drops: None, filters: None, peer: None }
+        Member {
+            place,
+            credentials: Credentials { uid: 0, pid: 0 },
+            flags: MemberFlags::empty(),
+            drops: None,
+            filters: None,
+            peer: None,
+        }
     }
 
     fn ids(membership: &Membership) -> Vec<u64> {

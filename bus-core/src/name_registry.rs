@@ -41,13 +41,16 @@ pub(crate) struct Name {
     generation: AtomicU64,
     /// Which worker is next among equals. Whoever chooses holds the locks of all workers.
     turn: AtomicU64,
+    /// The how many-eth beginning of ownership on the bus its present one is. Read and written with
+    /// the directory held.
+    began: AtomicU64,
 }
 
 impl Name {
     fn new(id: NameId, text: GroupName, home: LockIndex) -> Self {
         let ownership = Snapshot::new(Arc::new(Ownership::vacant()));
         let zero = || AtomicU64::new(0);
-        Self { id, text, home, ownership, generation: zero(), turn: zero() }
+        Self { id, text, home, ownership, generation: zero(), turn: zero(), began: zero() }
     }
 
     /// The owners, or those shortly before: compare with [`generation`](Self::generation) under
@@ -202,6 +205,8 @@ pub(crate) struct NameRegistry {
     by_text: BTreeMap<GroupName, Arc<Name>>,
     by_id: HashMap<NameId, Arc<Name>>,
     last: u64,
+    /// How often a name that nobody owned was claimed.
+    beginnings: u64,
 }
 
 impl NameRegistry {
@@ -215,6 +220,19 @@ impl NameRegistry {
 
     pub(crate) fn count(&self) -> usize {
         self.by_id.len()
+    }
+
+    /// How many names have come to be owned so far.
+    pub(crate) fn beginnings(&self) -> u64 {
+        self.beginnings
+    }
+
+    /// The next name after `after` that is owned and has been since one of the first `newest`
+    /// beginnings.
+    pub(crate) fn owned_after(&self, after: Option<&GroupName>, newest: u64) -> Option<NameInfo> {
+        let old = |name: &&Arc<Name>| name.began.load(Ordering::Relaxed) <= newest;
+        let mut infos = self.after(after).filter(old).map(|name| name.info());
+        infos.find(|info| info.owner_count != 0)
     }
 
     fn after(&self, after: Option<&GroupName>) -> impl Iterator<Item = &Arc<Name>> {
@@ -307,6 +325,10 @@ impl BusInner {
         })?;
         let position = next.position(id).map_or(0, count);
         self.open_queue(core);
+        if before.owners().is_empty() {
+            directory.registry.beginnings += 1;
+            name.began.store(directory.registry.beginnings, Ordering::Relaxed);
+        }
         directory.registry.add(&name);
         if !known && let Some(record) = directory.endpoints.get_mut(&id) {
             record.names.push(Arc::clone(&name));
@@ -459,12 +481,6 @@ impl BusInner {
         let directory = self.directory.lock();
         let info = directory.registry.named(text)?.info();
         (info.owner_count != 0).then_some(info)
-    }
-
-    pub(crate) fn names(&self, after: Option<&GroupName>, most: usize) -> Vec<NameInfo> {
-        let directory = self.directory.lock();
-        let infos = directory.registry.after(after).map(|name| name.info());
-        infos.filter(|info| info.owner_count != 0).take(most).collect()
     }
 
     pub(crate) fn description(&self, text: &GroupName) -> Option<Arc<Description>> {

@@ -70,9 +70,9 @@ pub const MAX_FRAME_BYTES: usize = (16 << 20) + (16 << 10);
 /// So with read buffers of 64 KiB a message that is kept keeps at most four times its bytes.
 pub const COPY_BYTES: usize = 16 << 10;
 
-/// Entries of one page of a listing that a broker gives at most: they fit one frame, however long
-/// the names are.
-pub const MAX_PAGE: u32 = 1024;
+/// Entries of a listing that a broker puts into one frame at most: they fit, however long the names
+/// are.
+pub const MAX_PART: usize = 64;
 
 /// Takes [`MAGIC`] off the start of what a client has written; `false` if it has not come whole.
 ///

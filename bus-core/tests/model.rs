@@ -732,9 +732,9 @@ impl World {
         );
         let mut blocks = BTreeMap::new();
         for group in self.groups.iter().flatten() {
-            let view = self.bus.members(group.id, None, usize::MAX).unwrap();
-            assert_eq!(view.members.len(), group.members.len());
-            for member in view.members {
+            let view = self.bus.members(group.id).unwrap();
+            assert_eq!(view.len(), group.members.len());
+            for member in view {
                 assert_eq!(group.members[&member.endpoint].0, member.flags);
                 let mut parties = self.parties.iter();
                 let party = parties.find(|party| party.id() == member.endpoint).unwrap();

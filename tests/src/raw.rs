@@ -285,14 +285,39 @@ impl RawClient {
         }
     }
 
-    /// The first page of a group's members.
+    /// A group's members.
     pub fn members(&mut self, group: &str) -> Answer<Vec<MemberInfo>> {
         let group_id = self.find(group)?;
-        let request = Request::Members { group_id, after: None, max: 1024 };
-        match self.call(request)? {
-            Response::Members { members, .. } => Ok(members),
-            other => panic!("{other:?}"),
+        let serial = self.next_serial();
+        let request = Request::Members { group_id };
+        self.say(&ClientFrame::Call { endpoint: Handle::FIRST, serial, request });
+        let mut all = Vec::new();
+        loop {
+            let (part, is_last) = self.listed(serial)?;
+            match part {
+                Response::Members { members, .. } => all.extend(members),
+                other => panic!("{other:?}"),
+            }
+            if is_last {
+                return Ok(all);
+            }
         }
+    }
+
+    /// The next part of a listing, and whether it is the last.
+    pub fn listed(&mut self, serial: Serial) -> Answer<(Response, bool)> {
+        self.hear_that(|frame| match frame {
+            BrokerFrame::Part { serial: s, response, .. } if *s == serial => {
+                Some(Ok((response.clone(), false)))
+            }
+            BrokerFrame::Done { serial: s, response, .. } if *s == serial => {
+                Some(Ok((response.clone(), true)))
+            }
+            BrokerFrame::Error { serial: s, failure, .. } if *s == serial => {
+                Some(Err(failure.clone()))
+            }
+            _ => None,
+        })
     }
 
     /// Opens an endpoint under this handle.

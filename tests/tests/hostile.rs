@@ -170,7 +170,7 @@ fn conversation() -> Vec<u8> {
         },
         ClientFrame::Credit { endpoint: Handle::FIRST, messages: 1, bytes: 17 },
         ClientFrame::Resume { endpoint: Handle::FIRST, lane: LaneNumber::FIRST },
-        call(5, Request::Groups { after: None, max: 7 }),
+        call(5, Request::Groups),
         ClientFrame::Cancel(id(serial(3))),
         ClientFrame::Unwatch { endpoint: Handle::FIRST, serial: serial(4) },
         call(6, Request::CloseEndpoint),

@@ -2,13 +2,10 @@
 
 use bus_core::{
     GroupId, JoinOptions,
-    wire::{
-        Failure, FailureCode, GroupInfo, Handle, MAX_PAGE, MemberInfo, Request, Response, Stats,
-        Status, VERSION,
-    },
+    wire::{Failure, FailureCode, Handle, Request, Response, Stats, Status, VERSION},
 };
 
-use super::{Session, failure, no_such_port, port::Port};
+use super::{Session, failure, listings::group_info, no_such_port, port::Port};
 use crate::{broker::Shared, connection::Context, output::Output};
 
 impl Session {
@@ -108,22 +105,6 @@ impl Session {
                     Err(Box::new(Failure::new(FailureCode::NoSuchGroup, text)))
                 }
             },
-            Request::Groups { after, max } => {
-                let max = page(*max);
-                let mut groups = shared.bus.groups(after.as_ref(), max + 1);
-                let more = groups.len() > max;
-                groups.truncate(max);
-                Ok(Response::Groups { groups: groups.into_iter().map(group_info).collect(), more })
-            }
-            Request::Members { group_id, after, max } => {
-                let view = shared.bus.members(*group_id, *after, page(*max));
-                let view = view.ok_or_else(|| no_such_group(*group_id))?;
-                Ok(Response::Members {
-                    sequence: view.sequence,
-                    members: view.members.into_iter().map(member_info).collect(),
-                    more: view.more,
-                })
-            }
             _ => Err(Box::new(Failure::new(
                 FailureCode::Unsupported,
                 "this broker does not know the operation",
@@ -170,6 +151,7 @@ impl Session {
         port.cancel_sends(output, context);
         port.cancel_watches(output);
         port.cancel_joins(output);
+        self.listings.cancel_all(handle, output);
         self.readable.retain(|readable| *readable != handle);
         self.holding.retain(|holding| *holding != handle);
         Ok(Response::Closed)
@@ -215,36 +197,6 @@ fn stats(shared: &Shared) -> Stats {
     }
 }
 
-fn group_info(info: bus_core::GroupInfo) -> GroupInfo {
-    GroupInfo {
-        name: info.name,
-        group_id: info.id,
-        members: info.members,
-        creator: info.creator,
-        retain: info.retain,
-    }
-}
-
-fn member_info(info: bus_core::MemberInfo) -> MemberInfo {
-    MemberInfo {
-        endpoint: info.endpoint,
-        uid: info.credentials.uid,
-        pid: info.credentials.pid,
-        flags: info.flags,
-        queued_messages: info.queued_messages,
-        queued_bytes: info.queued_bytes,
-        capacity: info.capacity,
-        dropped: info.dropped,
-        full_since_sequence: info.full_since,
-        blocks: info.blocks.into(),
-    }
-}
-
-fn no_such_group(group: GroupId) -> Failure {
+pub(super) fn no_such_group(group: GroupId) -> Failure {
     Failure::new(FailureCode::NoSuchGroup, format!("there is no group {group}; it may have ended"))
-}
-
-/// The size of a page: what was asked for, within what fits a frame.
-pub(super) fn page(max: u32) -> usize {
-    usize::try_from(max.clamp(1, MAX_PAGE)).unwrap_or(1)
 }

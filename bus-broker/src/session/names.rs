@@ -3,12 +3,11 @@
 use bus_core::{
     Delivery, Holder, NameNotice, OwnOptions, OwnerChange,
     wire::{
-        ClaimChanged, Failure, FailureCode, Handle, NameInfo, Notice, Owner, OwnerChanged, Request,
-        Response,
+        ClaimChanged, Failure, FailureCode, Handle, Notice, Owner, OwnerChanged, Request, Response,
     },
 };
 
-use super::{Session, calls::page, failure};
+use super::{Session, failure, listings::name_info};
 use crate::broker::Shared;
 
 impl Session {
@@ -57,13 +56,6 @@ impl Session {
                     Box::new(Failure::new(FailureCode::NoSuchName, text))
                 })
             }
-            Request::Names { after, max } => {
-                let max = page(*max);
-                let mut names = bus.names(after.as_ref(), max + 1);
-                let more = names.len() > max;
-                names.truncate(max);
-                Ok(Response::Names { names: names.into_iter().map(name_info).collect(), more })
-            }
             Request::DescribeName { name } => match bus.describe_name(name) {
                 Some(description) => Ok(Response::Description(Box::new((*description).clone()))),
                 None => Err(Box::new(if bus.find_name(name).is_some() {
@@ -86,18 +78,6 @@ fn not_claimed(id: u64) -> Box<Failure> {
 fn not_watching(id: u64) -> Box<Failure> {
     let text = format!("the endpoint does not watch name {id}");
     Box::new(Failure::new(FailureCode::NotWatching, text))
-}
-
-fn name_info(info: bus_core::NameInfo) -> NameInfo {
-    NameInfo {
-        name: info.name,
-        name_id: info.id,
-        owners: info.owners.into_iter().map(Owner::from).collect(),
-        owner_count: info.owner_count,
-        waiting: info.waiting,
-        shared: info.shared,
-        described: info.described,
-    }
 }
 
 /// What an endpoint is told about names.

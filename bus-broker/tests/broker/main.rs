@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -675,39 +676,121 @@ fn closing_an_endpoint_answers_its_sends() {
 }
 
 #[test]
-fn listings_come_in_pages() {
+fn listings_come_in_parts_that_nobody_asks_for() {
     let fixture = Fixture::new();
     let mut client = fixture.client();
-    let names: Vec<String> = (10..35).map(|number| format!("group.g{number}")).collect();
-    for group in &names {
-        client.join(group);
+    let handles: Vec<Handle> = (0..4).map(Handle::from_raw).collect();
+    for handle in &handles[1..] {
+        client.call_as(*handle, Request::OpenEndpoint).unwrap();
     }
-    let mut listed = Vec::new();
-    let mut after = None;
-    loop {
-        let request = Request::Groups { after, max: 10 };
-        let Ok(Response::Groups { groups, more }) = client.call(request) else {
-            panic!("no groups")
-        };
-        assert!(groups.len() <= 10);
-        listed.extend(groups.iter().map(|group| group.name.to_string()));
-        after = groups.last().map(|group| group.name.clone());
-        if !more {
-            break;
-        }
+    let names: Vec<String> = (1000..1200).map(|number| format!("group.g{number}")).collect();
+    for (at, group) in names.iter().enumerate() {
+        let create = Request::Create { group: name(group), retain: None };
+        client.call_as(handles[at % handles.len()], create).unwrap();
     }
-    assert_eq!(listed, names);
-    let found = client.call(Request::FindGroup { group: name("group.g10") });
+    let serial = client.begin(Request::Groups);
+    let frames = client.hear_until(|frame| ends(frame, serial));
+    assert_eq!(groups_of(&frames), names);
+    assert_eq!(frames.len(), 4, "of 64 each");
+    let sequences = frames.iter().filter_map(|frame| match frame {
+        BrokerFrame::Part { response: Response::Groups { sequence, .. }, .. }
+        | BrokerFrame::Done { response: Response::Groups { sequence, .. }, .. } => Some(*sequence),
+        _ => None,
+    });
+    assert_eq!(sequences.collect::<BTreeSet<_>>().len(), 1, "one place in the order");
+    client.join("group.g1000");
+    let found = client.call(Request::FindGroup { group: name("group.g1000") });
     let Ok(Response::Group(info)) = found else { panic!("{found:?}") };
     assert_eq!((info.members, info.creator), (1, Some(client.endpoint())));
-    let request = Request::Members { group_id: info.group_id, after: None, max: 10 };
-    let Ok(Response::Members { members, more, .. }) = client.call(request) else {
-        panic!("no members")
-    };
-    assert!(!more);
+    let request = Request::Members { group_id: info.group_id };
+    let Ok(Response::Members { members, .. }) = client.call(request) else { panic!("no members") };
     assert_eq!(members.len(), 1);
     assert_eq!(members[0].endpoint, client.endpoint());
     assert_eq!(members[0].pid, std::process::id());
+}
+
+/// It ends the answer to a CALL that did what it was asked for.
+fn ends(frame: &BrokerFrame, call: Serial) -> bool {
+    matches!(frame, BrokerFrame::Done { serial, .. } if *serial == call)
+}
+
+/// The names of all groups that are listed in frames.
+fn groups_of(frames: &[BrokerFrame]) -> Vec<String> {
+    let groups = frames.iter().filter_map(|frame| match frame {
+        BrokerFrame::Part { response: Response::Groups { groups, .. }, .. }
+        | BrokerFrame::Done { response: Response::Groups { groups, .. }, .. } => Some(groups),
+        _ => None,
+    });
+    groups.flatten().map(|group| group.name.to_string()).collect()
+}
+
+#[test]
+fn g8_a_listing_goes_on_as_its_reader_makes_room_and_waits_in_the_broker_as_a_place_only() {
+    let fixture = Fixture::new();
+    let mut maker = fixture.client();
+    let long = "x".repeat(240);
+    let names: Vec<String> = (1000..5000).map(|number| format!("{long}{number}")).collect();
+    for (at, group) in names.iter().enumerate() {
+        let handle = Handle::from_raw(1 + u32::try_from(at / 1000).unwrap());
+        if at % 1000 == 0 {
+            maker.call_as(handle, Request::OpenEndpoint).unwrap();
+        }
+        maker.call_as(handle, Request::Create { group: name(group), retain: None }).unwrap();
+    }
+    let mut reader = fixture.client();
+    let group = reader.join("late");
+    // More than a socket and an output hold, and nobody reads.
+    let serial = reader.begin(Request::Groups);
+    let mut frames = vec![reader.hear()];
+    let mut other = fixture.client();
+    let ping = reader.begin(Request::Ping);
+    // The end of a group that was not told yet is seen; nothing that begins is.
+    let last = Handle::from_raw(4);
+    maker.call_as(last, Request::CloseEndpoint).unwrap();
+    let create = Request::Create { group: name(&format!("{long}9999")), retain: None };
+    maker.call(create).unwrap();
+    let sent = other.post(Destination::Group(group), b"between the parts");
+    other.outcome(sent).unwrap();
+    frames.extend(reader.hear_until(|frame| ends(frame, serial)));
+    let listed = groups_of(&frames);
+    let expected: Vec<&str> =
+        ["late"].into_iter().chain(names[..3000].iter().map(String::as_str)).collect();
+    assert_eq!(listed, expected, "the rest was not made before there was room");
+    assert!(frames.iter().any(|frame| ends(frame, ping)), "a listing holds no other call back");
+    let is_message = |frame: &BrokerFrame| matches!(frame, BrokerFrame::Message(_));
+    assert!(frames.iter().any(is_message), "nor messages");
+}
+
+#[test]
+fn a_listing_that_is_given_up_ends_with_cancelled_and_so_many_may_be_under_way() {
+    let fixture = Fixture::new();
+    let mut maker = fixture.client();
+    let long = "x".repeat(240);
+    for number in 0..1000 {
+        let group = name(&format!("{long}{number}"));
+        maker.call(Request::Create { group, retain: None }).unwrap();
+    }
+    let mut reader = fixture.client();
+    let serials: Vec<Serial> = (0..8).map(|_| reader.begin(Request::Groups)).collect();
+    for serial in &serials[1..] {
+        reader.say(&ClientFrame::Unwatch { endpoint: Handle::FIRST, serial: *serial });
+    }
+    let mut ends = BTreeMap::new();
+    while ends.len() < serials.len() {
+        match reader.hear() {
+            BrokerFrame::Done { serial, .. } => ends.insert(serial, None),
+            BrokerFrame::Error { serial, failure, .. } => ends.insert(serial, Some(failure.code)),
+            _ => None,
+        };
+    }
+    assert_eq!(ends[&serials[0]], None);
+    for (at, serial) in serials.iter().enumerate().skip(1) {
+        let code = if at < 4 { FailureCode::Cancelled } else { FailureCode::LimitExceeded };
+        let end = ends[serial].clone();
+        assert!(end.is_none() || end == Some(code), "{at}: {end:?}");
+    }
+    // What ended so is not told of any more.
+    reader.call(Request::Ping).unwrap();
 }
 
 #[test]

@@ -155,8 +155,7 @@ impl RawClient {
         endpoint: Handle,
         request: Request,
     ) -> Result<Response, Box<Failure>> {
-        let serial = self.next_serial();
-        self.say(&ClientFrame::Call { endpoint, serial, request });
+        let serial = self.begin_as(endpoint, request);
         self.hear_that(|frame| match frame {
             BrokerFrame::Done { serial: s, response, .. } if *s == serial => {
                 Some(Ok(response.clone()))
@@ -166,6 +165,31 @@ impl RawClient {
             }
             _ => None,
         })
+    }
+
+    /// Asks, and leaves the answer for later.
+    pub(crate) fn begin(&mut self, request: Request) -> Serial {
+        self.begin_as(Handle::FIRST, request)
+    }
+
+    fn begin_as(&mut self, endpoint: Handle, request: Request) -> Serial {
+        let serial = self.next_serial();
+        self.say(&ClientFrame::Call { endpoint, serial, request });
+        serial
+    }
+
+    /// All frames up to one that `is_last`.
+    pub(crate) fn hear_until(
+        &mut self,
+        is_last: impl Fn(&BrokerFrame) -> bool,
+    ) -> Vec<BrokerFrame> {
+        let mut heard = Vec::new();
+        loop {
+            heard.push(self.hear());
+            if heard.last().is_some_and(&is_last) {
+                return heard;
+            }
+        }
     }
 
     pub(crate) fn join(&mut self, group: &str) -> GroupId {

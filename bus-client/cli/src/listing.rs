@@ -3,7 +3,7 @@
 //! With `--json`, lists are an object a line, so that they can be read as they come; what is one
 //! thing is one object.
 
-use bus_client::{Bus, MemberInfo};
+use bus_client::{Bus, Listing, MemberInfo};
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use serde_json::Value;
@@ -20,18 +20,19 @@ pub(crate) fn groups(
     bus: &Bus,
     output: &mut Output,
 ) -> Result<Exit, Failure> {
-    let groups = bus.groups()?;
     if options.json {
-        return lines(&groups, output);
+        return lines(bus.list_groups()?, output);
     }
+    let groups = bus.groups()?;
     let rows = groups.iter().map(|g| {
         [
             g.name.to_string(),
+            if g.gated { "gated" } else { "open" }.to_owned(),
             g.members.to_string(),
             g.creator.map_or_else(|| "-".to_owned(), |id| id.to_string()),
         ]
     });
-    table(["GROUP", "MEMBERS", "CREATOR"], rows, output)
+    table(["GROUP", "KIND", "MEMBERS", "CREATOR"], rows, output)
 }
 
 /// Lists a group's members.
@@ -40,10 +41,10 @@ pub(crate) fn members(
     bus: &Bus,
     output: &mut Output,
 ) -> Result<Exit, Failure> {
-    let members = bus.members(&options.group)?.members;
     if options.json {
-        return lines(&members, output);
+        return lines(bus.list_members(&options.group)?, output);
     }
+    let members = bus.members(&options.group)?.members;
     let header = [
         "ENDPOINT",
         "UID",
@@ -93,9 +94,13 @@ fn member_row(member: &MemberInfo) -> [String; 10] {
     ]
 }
 
-pub(crate) fn lines<T: Serialize>(values: &[T], output: &mut Output) -> Result<Exit, Failure> {
+/// An object a line, as they come.
+pub(crate) fn lines<T: Serialize>(
+    values: Listing<T>,
+    output: &mut Output,
+) -> Result<Exit, Failure> {
     for value in values {
-        output.json(value)?;
+        output.json(&value?)?;
     }
     Ok(Exit::Done)
 }

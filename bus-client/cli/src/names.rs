@@ -15,10 +15,10 @@ pub(crate) fn run(options: &cli::Names, bus: &Bus, output: &mut Output) -> Resul
     if let Some(name) = &options.describe {
         return describe(name, options.json, bus, output);
     }
-    let names = bus.names()?;
     if options.json {
-        return listing::lines(&names, output);
+        return listing::lines(bus.list_names()?, output);
     }
+    let names = bus.names()?;
     let header = ["NAME", "OWNER", "UID", "PID", "OWNERS", "WAITING", "NOTES"];
     listing::table(header, names.iter().map(row), output)
 }

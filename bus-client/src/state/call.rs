@@ -1,5 +1,6 @@
 //! Calls: what is asked outside the order of sends, and what the answers change here.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bus_core::wire::{ClientFrame, Failure, FailureCode, Request, Response, Serial};
@@ -18,6 +19,8 @@ pub(super) struct CallEntry {
     pub(super) endpoint: usize,
     pub(super) purpose: Purpose,
     pub(super) answer: Option<Result<Response, CallError>>,
+    /// What of it has come before its end.
+    pub(super) parts: VecDeque<Response>,
     pub(super) wake: Option<Wake>,
     pub(super) abandoned: bool,
 }
@@ -26,6 +29,8 @@ pub(super) struct CallEntry {
 #[derive(Debug)]
 pub(crate) enum Purpose {
     Plain,
+    /// Asks for a list, which comes in parts.
+    List,
     /// Looks a group up for the send or watch `asker`, which fails if there is none.
     Resolve {
         group: Arc<GroupTarget>,
@@ -80,6 +85,7 @@ impl State {
             endpoint: key,
             purpose,
             answer: None,
+            parts: VecDeque::new(),
             wake: None,
             abandoned: false,
         });
@@ -132,7 +138,7 @@ impl State {
         let abandoned = call.abandoned;
         // The purpose has served when the answer is here.
         match (std::mem::replace(&mut call.purpose, Purpose::Plain), &response) {
-            (Purpose::Plain, _) => {}
+            (Purpose::Plain | Purpose::List, _) => {}
             (Purpose::Resolve { group, .. }, Response::Group(info)) => {
                 self.resolved(&group, info.group_id);
             }
@@ -203,7 +209,11 @@ impl State {
                     }
                     Purpose::Close => self.closed(key),
                     Purpose::WatchGroup(name) => self.watch_group_failed(key, &name, &failure),
-                    Purpose::Plain | Purpose::Create(_) | Purpose::Own(_) | Purpose::Leave(_) => {}
+                    Purpose::Plain
+                    | Purpose::List
+                    | Purpose::Create(_)
+                    | Purpose::Own(_)
+                    | Purpose::Leave(_) => {}
                 }
                 self.answer_call(serial, Err(CallError::Failed(failure)));
             }

@@ -105,8 +105,9 @@ fn response(request: &bus_core::wire::Request) -> Response {
             members: 1,
             creator: None,
             retain: None,
+            gated: false,
         }),
-        Request::Groups { .. } => Response::Groups { groups: Vec::new(), more: true },
+        Request::Groups => Response::Groups { sequence, groups: Vec::new() },
         _ => Response::Pong,
     }
 }

@@ -586,21 +586,23 @@ fn calls_ask_what_they_say() {
     broker.done((handle, serial), Response::Created { group_id: GROUP, sequence });
     let (handle, serial, _) = broker.call();
     broker.error((handle, serial), FailureCode::GroupExists);
-    for (page, more) in [(["a", "b"], true), (["c", "d"], false)] {
-        let (handle, serial, request) = broker.call();
-        let Request::Groups { after, .. } = request else {
-            panic!("{request:?}");
-        };
-        assert_eq!(after.is_some(), !more);
-        let groups = page.map(|name| bus_core::wire::GroupInfo {
+    let (handle, serial, request) = broker.call();
+    assert_eq!(request, Request::Groups);
+    for (part, more) in [(["a", "b"], true), (["c", "d"], false)] {
+        let groups = part.map(|name| bus_core::wire::GroupInfo {
             name: name.parse().unwrap(),
             group_id: GROUP,
             members: 1,
             creator: None,
             retain: None,
+            gated: false,
         });
         let groups = groups.to_vec();
-        broker.done((handle, serial), Response::Groups { groups, more });
+        let response = Response::Groups { sequence, groups };
+        broker.put(&match more {
+            true => BrokerFrame::Part { endpoint: handle, serial, response },
+            false => BrokerFrame::Done { endpoint: handle, serial, response },
+        });
     }
     let (handle, serial, _) = broker.call();
     broker.error((handle, serial), FailureCode::NoSuchGroup);
@@ -615,6 +617,39 @@ fn calls_ask_what_they_say() {
     assert_eq!(names, ["a", "b", "c", "d"]);
     assert_eq!(missing.unwrap(), None);
     assert_eq!(shut.unwrap(), sequence);
+}
+
+#[test]
+fn a_listing_that_is_dropped_is_given_up_and_what_was_under_way_is_passed_over() {
+    let (bus, mut broker) = pair();
+    let listing = thread::spawn(move || {
+        let mut listing = bus.list_groups().unwrap();
+        let first = listing.next().unwrap().unwrap();
+        drop(listing);
+        (first, bus)
+    });
+    let (endpoint, serial, request) = broker.call();
+    assert_eq!(request, Request::Groups);
+    let group = |name: &str| bus_core::wire::GroupInfo {
+        name: name.parse().unwrap(),
+        group_id: GROUP,
+        members: 1,
+        creator: None,
+        retain: None,
+        gated: true,
+    };
+    let sequence = bus_core::Sequence::from_raw(7);
+    let part = |name| Response::Groups { sequence, groups: vec![group(name)] };
+    broker.put(&BrokerFrame::Part { endpoint, serial, response: part("a") });
+    assert_eq!(broker.next(), ClientFrame::Unwatch { endpoint, serial });
+    broker.put(&BrokerFrame::Part { endpoint, serial, response: part("b") });
+    broker.done((endpoint, serial), part("c"));
+    let (first, bus) = listing.join().unwrap();
+    assert!(first.gated && first.name.as_str() == "a");
+    let asking = thread::spawn(move || bus.ping().map(|_| ()));
+    let (endpoint, serial, _) = broker.call();
+    broker.done((endpoint, serial), Response::Pong);
+    asking.join().unwrap().unwrap();
 }
 
 #[test]

@@ -35,6 +35,7 @@ fn many_callers_each_get_their_own_answer() {
                 members: 0,
                 creator: None,
                 retain: None,
+                gated: false,
             };
             let answer = ((handle, serial), Response::Group(info));
             // Two by two in the wrong order, as long as there can be two.

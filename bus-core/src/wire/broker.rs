@@ -27,7 +27,16 @@ pub enum BrokerFrame {
         /// What came of it.
         response: Response,
     },
-    /// A CALL or WATCH did nothing.
+    /// Some of the answer to a CALL, whose end [`Done`](Self::Done) is. Listings come so.
+    Part {
+        /// Who asked.
+        endpoint: Handle,
+        /// The CALL's serial.
+        serial: Serial,
+        /// The next entries.
+        response: Response,
+    },
+    /// A CALL or WATCH did nothing, or a listing was given up.
     Error {
         /// Who asked.
         endpoint: Handle,
@@ -223,6 +232,10 @@ impl BrokerFrame {
                 let outline = Outline::new(&DONE).endpoint(*endpoint).serial(*serial);
                 body::put_control(out, outline, response)
             }
+            Self::Part { endpoint, serial, response } => {
+                let outline = Outline::new(&PART).endpoint(*endpoint).serial(*serial);
+                body::put_control(out, outline, response)
+            }
             Self::Error { endpoint, serial, failure } => {
                 let outline = Outline::new(&ERROR).endpoint(*endpoint).serial(*serial);
                 body::put_control(out, outline, failure)
@@ -269,6 +282,11 @@ impl BrokerFrame {
                 Self::Refused { id: header.send_id(), failure: body::control(name, bytes)? }
             }
             kind::DONE => Self::Done {
+                endpoint,
+                serial: header.serial(),
+                response: body::control(name, bytes)?,
+            },
+            kind::PART => Self::Part {
                 endpoint,
                 serial: header.serial(),
                 response: body::control(name, bytes)?,
@@ -588,6 +606,7 @@ fn shape_of(kind: u8) -> Option<&'static Shape> {
         kind::WELCOME => &WELCOME,
         kind::DONE => &DONE,
         kind::ERROR => &ERROR,
+        kind::PART => &PART,
         kind::RECEIPT => &RECEIPT,
         kind::REFUSED => &REFUSED,
         kind::MESSAGE => &MESSAGE,
@@ -603,6 +622,7 @@ mod kind {
     pub(super) const WELCOME: u8 = 0x81;
     pub(super) const DONE: u8 = 0x82;
     pub(super) const ERROR: u8 = 0x83;
+    pub(super) const PART: u8 = 0x84;
     pub(super) const RECEIPT: u8 = 0x90;
     pub(super) const REFUSED: u8 = 0x91;
     pub(super) const MESSAGE: u8 = 0x92;
@@ -638,6 +658,8 @@ const FURTHER_AT: usize = HEADER_BYTES + 60;
 const MESSAGE_HEAD_BYTES: usize = HEADER_BYTES + MESSAGE.fixed + GAP_BYTES + PEER_BYTES;
 /// The longest DONE.
 const MAX_DONE_BODY: usize = 1 << 20;
+/// The longest PART.
+const MAX_PART_BODY: usize = 64 << 10;
 /// The longest NOTICE.
 const MAX_NOTICE_BODY: usize = 64 << 10;
 
@@ -645,6 +667,8 @@ const WELCOME: Shape =
     Shape { most: both::MAX_SMALL_BODY, ..Shape::plain(kind::WELCOME, "WELCOME") };
 const DONE: Shape =
     Shape { endpoint: true, serial: true, most: MAX_DONE_BODY, ..Shape::plain(kind::DONE, "DONE") };
+const PART: Shape =
+    Shape { endpoint: true, serial: true, most: MAX_PART_BODY, ..Shape::plain(kind::PART, "PART") };
 const ERROR: Shape = Shape {
     endpoint: true,
     serial: true,

@@ -304,14 +304,8 @@ pub enum Request {
         /// The name.
         group: GroupName,
     },
-    /// Lists groups by name, ascending. Answered by [`Response::Groups`].
-    Groups {
-        /// Where to go on: the last name of the page before.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        after: Option<GroupName>,
-        /// How many at most; the broker may give fewer. See [`MAX_PAGE`](super::MAX_PAGE).
-        max: u32,
-    },
+    /// Lists groups by name, ascending. Answered by [`Response::Groups`], in parts.
+    Groups,
     /// Claims a well-known name: to own it, or to wait for it. Claiming it again changes flags and
     /// description. Answered by [`Response::Claimed`].
     OwnName {
@@ -334,14 +328,9 @@ pub enum Request {
         /// The name.
         name: GroupName,
     },
-    /// Lists well-known names that have owners, ascending. Answered by [`Response::Names`].
-    Names {
-        /// Where to go on: the last name of the page before.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        after: Option<GroupName>,
-        /// How many at most; the broker may give fewer. See [`MAX_PAGE`](super::MAX_PAGE).
-        max: u32,
-    },
+    /// Lists well-known names that have owners, ascending. Answered by [`Response::Names`], in
+    /// parts.
+    Names,
     /// What does the service of this name say of itself? Answered by [`Response::Description`].
     DescribeName {
         /// The name.
@@ -357,15 +346,10 @@ pub enum Request {
         /// The name's id.
         name_id: NameId,
     },
-    /// Lists the members of a group by id, ascending. Answered by [`Response::Members`].
+    /// Lists the members of a group by id, ascending. Answered by [`Response::Members`], in parts.
     Members {
         /// The group's id.
         group_id: GroupId,
-        /// Where to go on: the last endpoint of the page before.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        after: Option<EndpointId>,
-        /// How many at most; the broker may give fewer. See [`MAX_PAGE`](super::MAX_PAGE).
-        max: u32,
     },
     /// Cancels a request of this endpoint: its outcome is `cancelled`, in the queue like any other.
     CancelRequest {
@@ -437,7 +421,7 @@ impl Request {
         {
             return ControlError::UnknownOperation(clip(op, 64).to_owned());
         }
-        for key in ["group", "name", "after"] {
+        for key in ["group", "name"] {
             if let Some(Err(error)) = cbor::text_under(body, key).map(str::parse::<GroupName>) {
                 return error.into();
             }
@@ -568,12 +552,12 @@ pub enum Response {
     },
     /// To [`Request::FindGroup`].
     Group(GroupInfo),
-    /// To [`Request::Groups`].
+    /// To [`Request::Groups`]: the next of them.
     Groups {
-        /// One page, ascending by name.
+        /// The place in the order of the whole listing: what is later is not in it.
+        sequence: Sequence,
+        /// Ascending by name.
         groups: Vec<GroupInfo>,
-        /// Whether there are more after the last.
-        more: bool,
     },
     /// To [`Request::OwnName`].
     Claimed {
@@ -592,12 +576,12 @@ pub enum Response {
     },
     /// To [`Request::FindName`].
     Name(NameInfo),
-    /// To [`Request::Names`].
+    /// To [`Request::Names`]: the next of them.
     Names {
-        /// One page, ascending by name.
+        /// The place in the order of the whole listing: what is later is not in it.
+        sequence: Sequence,
+        /// Ascending by name.
         names: Vec<NameInfo>,
-        /// Whether there are more after the last.
-        more: bool,
     },
     /// To [`Request::DescribeName`].
     Description(Box<Description>),
@@ -610,14 +594,12 @@ pub enum Response {
         /// Who owned it then.
         owners: Vec<Owner>,
     },
-    /// To [`Request::Members`].
+    /// To [`Request::Members`]: the next of them.
     Members {
-        /// The place in the order at which this page is the view.
+        /// The place in the order at which the whole listing is the view.
         sequence: Sequence,
-        /// One page, ascending by endpoint.
+        /// Ascending by endpoint.
         members: Vec<MemberInfo>,
-        /// Whether there are more after the last.
-        more: bool,
     },
 }
 
@@ -636,6 +618,9 @@ pub struct GroupInfo {
     /// What it retains for those who join later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retain: Option<Retain>,
+    /// Its creator decides who is a member.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub gated: bool,
 }
 
 /// One member in a listing, and how far its endpoint has come with reading.

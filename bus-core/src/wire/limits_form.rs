@@ -70,6 +70,7 @@ form! {
     endpoints: u32,
     endpoints_per_connection: u16,
     connections: u32,
+    listings: u16,
     requests: u16,
     reply_bytes: u32,
 }

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::{
     BrokerFrame, COPY_BYTES, ClientFrame, EncodeError, Failure, FailureCode, Goodbye, GoodbyeCode,
-    HEADER_BYTES, Hello, Incarnation, LaneNumber, MAX_PAGE, MAX_TEXT_BYTES, Request, Response,
+    HEADER_BYTES, Hello, Incarnation, LaneNumber, MAX_PART, MAX_TEXT_BYTES, Request, Response,
     Serial, WireError,
 };
 use crate::{
@@ -254,14 +254,26 @@ fn every_longest_message_fits_a_frame() {
 }
 
 #[test]
-fn a_page_of_the_longest_entries_fits_a_frame() {
-    let count = MAX_PAGE as usize;
+fn a_part_of_the_longest_entries_fits_a_frame() {
+    let count = MAX_PART;
     let group = super::GroupInfo {
         name: "x".repeat(MAX_NAME_BYTES).parse().unwrap(),
         group_id: GroupId::from_raw(u64::MAX),
         members: u32::MAX,
         creator: Some(EndpointId::from_raw(u64::MAX)),
         retain: Some(crate::Retain { per_key: true, messages: u32::MAX, bytes: u64::MAX }),
+        gated: true,
+    };
+    let owner =
+        super::Owner { endpoint: EndpointId::from_raw(u64::MAX), uid: u32::MAX, pid: u32::MAX };
+    let name = super::NameInfo {
+        name: group.name.clone(),
+        name_id: crate::NameId::from_raw(u64::MAX),
+        owners: vec![owner; crate::LISTED_OWNERS],
+        owner_count: u32::MAX,
+        waiting: u32::MAX,
+        shared: true,
+        described: true,
     };
     let member = super::MemberInfo {
         endpoint: EndpointId::from_raw(u64::MAX),
@@ -275,16 +287,14 @@ fn a_page_of_the_longest_entries_fits_a_frame() {
         full_since_sequence: Some(Sequence::from_raw(u64::MAX)),
         blocks: u64::MAX,
     };
+    let sequence = Sequence::from_raw(u64::MAX);
     for response in [
-        Response::Groups { groups: vec![group; count], more: true },
-        Response::Members {
-            sequence: Sequence::from_raw(u64::MAX),
-            members: vec![member; count],
-            more: true,
-        },
+        Response::Groups { sequence, groups: vec![group; count] },
+        Response::Names { sequence, names: vec![name; count] },
+        Response::Members { sequence, members: vec![member; count] },
     ] {
         let frame =
-            BrokerFrame::Done { endpoint: super::Handle::FIRST, serial: Serial::FIRST, response };
+            BrokerFrame::Part { endpoint: super::Handle::FIRST, serial: Serial::FIRST, response };
         assert_eq!(frame.encode(&mut BytesMut::new()), Ok(()));
     }
 }

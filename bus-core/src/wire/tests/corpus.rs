@@ -171,16 +171,8 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
         ("unmonitor", call(Request::Unmonitor)),
         ("unwatch-group", call(Request::UnwatchGroup { group_id })),
         ("find", call(Request::FindGroup { group: group() })),
-        ("groups", call(Request::Groups { after: None, max: 10 })),
-        ("groups after", call(Request::Groups { after: Some(group()), max: 10 })),
-        (
-            "members after",
-            call(Request::Members {
-                group_id,
-                after: Some(EndpointId::from_raw(u64::MAX)),
-                max: 10,
-            }),
-        ),
+        ("groups", call(Request::Groups)),
+        ("members", call(Request::Members { group_id })),
         (
             "own name",
             call(Request::OwnName { name: group(), flags: NameFlags::empty(), description: None }),
@@ -195,8 +187,7 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
         ),
         ("release name", call(Request::ReleaseName { name_id })),
         ("find name", call(Request::FindName { name: group() })),
-        ("names", call(Request::Names { after: None, max: 10 })),
-        ("names after", call(Request::Names { after: Some(group()), max: 10 })),
+        ("names", call(Request::Names)),
         ("describe name", call(Request::DescribeName { name: group() })),
         ("watch name", call(Request::WatchName { name: group() })),
         ("unwatch name", call(Request::UnwatchName { name_id })),
@@ -368,6 +359,7 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
         group_id,
         members: 2,
         creator,
+        gated: creator.is_some(),
         retain: None,
     };
     let role = |role| {
@@ -478,22 +470,29 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
         (
             "groups",
             done(Response::Groups {
+                sequence,
                 groups: vec![group(None), group(Some(EndpointId::from_raw(4)))],
-                more: true,
             }),
+        ),
+        (
+            "part of groups",
+            BrokerFrame::Part {
+                endpoint: Handle::from_raw(1),
+                serial: serial(5),
+                response: Response::Groups { sequence, groups: vec![group(None)] },
+            },
         ),
         (
             "members",
             done(Response::Members {
                 sequence,
                 members: vec![member(None), member(Some(sequence))],
-                more: false,
             }),
         ),
         ("claimed", done(Response::Claimed { name_id, sequence, position: 1 })),
         ("released", done(Response::Released { sequence })),
         ("name", done(Response::Name(name(false)))),
-        ("names", done(Response::Names { names: vec![name(true), name(false)], more: true })),
+        ("names", done(Response::Names { sequence, names: vec![name(true), name(false)] })),
         ("description", done(Response::Description(Box::new(description())))),
         ("name watched", done(Response::NameWatched { name_id, sequence, owners: vec![owner] })),
         ("unwatched", done(Response::Unwatched { sequence })),

@@ -184,12 +184,6 @@ fn calls_that_cannot_be_read_are_answered_with_the_reason() {
         ("an unknown operation", b"\xa1\x62op\x63fly", FailureCode::Unsupported, "\"fly\""),
         ("a long operation", &long_op, FailureCode::Unsupported, "xxx"),
         ("a bad name", b"\xa2\x62op\x66create\x65group\x63a/b", FailureCode::BadName, "0x2f"),
-        (
-            "a bad name to go on after",
-            b"\xa3\x62op\x66groups\x65after\x60\x63max\x01",
-            FailureCode::BadName,
-            "1 to 255",
-        ),
         ("no name", b"\xa1\x62op\x66create", FailureCode::BadRequest, "group"),
         ("a number as a name", b"\xa2\x62op\x66create\x65group\x07", FailureCode::BadRequest, ""),
         ("a negative id", b"\xa2\x62op\x65leave\x68group_id\x20", FailureCode::BadRequest, ""),

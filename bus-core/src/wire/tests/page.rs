@@ -8,8 +8,8 @@ use ciborium::Value;
 use super::super::cbor::text_under;
 use super::super::{
     BrokerFrame, ChangeCode, ClaimChanged, ClientFrame, EvictionReason, Failure, FailureCode,
-    Goodbye, GoodbyeCode, HEADER_BYTES, Handle, Hello, Incarnation, LaneNumber, MAGIC,
-    MAX_FRAME_BYTES, MAX_PAGE, MAX_TEXT_BYTES, MessageFrame, MessageHead, Notice, OutcomeCode,
+    Goodbye, GoodbyeCode, GroupInfo, HEADER_BYTES, Handle, Hello, Incarnation, LaneNumber, MAGIC,
+    MAX_FRAME_BYTES, MAX_PART, MAX_TEXT_BYTES, MessageFrame, MessageHead, Notice, OutcomeCode,
     Request, Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial, ViewNotice, Welcome,
     take_magic,
 };
@@ -289,6 +289,24 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
             },
         ),
         (
+            "broker PART",
+            BrokerFrame::Part {
+                endpoint,
+                serial: corpus::serial(2),
+                response: Response::Groups {
+                    sequence: Sequence::from_raw(999),
+                    groups: vec![GroupInfo {
+                        name: "org.example.Chat".parse().unwrap(),
+                        group_id,
+                        members: 2,
+                        creator: None,
+                        retain: None,
+                        gated: false,
+                    }],
+                },
+            },
+        ),
+        (
             "broker ERROR",
             BrokerFrame::Error {
                 endpoint,
@@ -543,7 +561,7 @@ fn the_page_names_every_code_operation_limit_and_bound() {
         MAX_FRAME_BYTES,
         MAX_FRAME_BYTES - HEADER_BYTES,
         MAX_TEXT_BYTES,
-        MAX_PAGE as usize,
+        MAX_PART,
         crate::MAX_ATTRIBUTES_BYTES,
         crate::MAX_FIELDS_BYTES,
         crate::MAX_FILTER_CONDITIONS,

@@ -178,9 +178,8 @@ fn request() -> impl Strategy<Value = Request> {
             flags: NameFlags::from_bits_truncate(flags),
             description: None,
         }),
-        (option::of(name()), any::<u32>()).prop_map(|(after, max)| Request::Groups { after, max }),
-        (group_id(), option::of(endpoint_id()), any::<u32>())
-            .prop_map(|(group_id, after, max)| { Request::Members { group_id, after, max } }),
+        Just(Request::Groups),
+        group_id().prop_map(|group_id| Request::Members { group_id }),
     ]
 }
 
@@ -255,6 +254,7 @@ fn response() -> impl Strategy<Value = Response> {
             members,
             creator,
             retain: None,
+            gated: members % 2 == 0,
         },
     );
     let member = (
@@ -280,11 +280,10 @@ fn response() -> impl Strategy<Value = Response> {
             }
         });
     prop_oneof![
-        (vec(group, 0..5), any::<bool>())
-            .prop_map(|(groups, more)| Response::Groups { groups, more }),
-        (sequence(), vec(member, 0..5), any::<bool>()).prop_map(|(sequence, members, more)| {
-            Response::Members { sequence, members, more }
-        }),
+        (sequence(), vec(group, 0..5))
+            .prop_map(|(sequence, groups)| Response::Groups { sequence, groups }),
+        (sequence(), vec(member, 0..5))
+            .prop_map(|(sequence, members)| Response::Members { sequence, members }),
         (group_id(), sequence(), any::<bool>(), any::<u32>()).prop_map(
             |(group_id, sequence, created, members)| Response::Joined {
                 group_id,
