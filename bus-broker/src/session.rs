@@ -347,6 +347,7 @@ impl Session {
             deadline: send.head.deadline,
             descriptors,
             kind: kind_of(send.head.flags),
+            charge: None,
         };
         port.send(self.token, &send.head, draft, output, context).map_err(|exceeded| {
             fault(format!("lane {} of endpoint {}: {exceeded}", id.lane, id.endpoint))

@@ -13,8 +13,9 @@ use std::time::Duration;
 use ahash::RandomState;
 
 use crate::Endpoint;
+use crate::account::{Account, Charge, Holders, Resource};
 use crate::description::Description;
-use crate::directory::{Directory, EndpointRecord, GroupRecord};
+use crate::directory::{Belonging, Directory, EndpointRecord, GroupRecord};
 use crate::filter::{Filter, MemberFilters};
 use crate::gated::{Peer, PeerRecord, Severed, Ticket};
 use crate::group::Group;
@@ -97,23 +98,34 @@ const LONGEST_TICK: Duration = Duration::from_secs(1);
 
 /// A bound was reached (G8).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the limit {limit} of {value} is reached")]
+#[error("the limit {limit} of {value} is reached{}", by(.holders.as_deref()))]
 #[non_exhaustive]
 pub struct LimitExceeded {
     /// Which field of [`Limits`].
     pub limit: &'static str,
     /// Its value.
     pub value: u64,
+    /// Of a user's limit: who holds what. Any other is of the endpoint, group or bus alone.
+    pub holders: Option<Box<Holders>>,
+}
+
+fn by(holders: Option<&Holders>) -> String {
+    holders.map_or_else(String::new, |holders| format!(": {holders}"))
 }
 
 impl LimitExceeded {
+    /// A limit that is not a user's.
+    pub(crate) const fn new(limit: &'static str, value: u64) -> Self {
+        Self { limit, value, holders: None }
+    }
+
     pub(crate) fn check(
         limit: &'static str,
         held: usize,
         value: impl Into<u64>,
     ) -> Result<(), Self> {
         let value = value.into();
-        if (held as u64) < value { Ok(()) } else { Err(Self { limit, value }) }
+        if (held as u64) < value { Ok(()) } else { Err(Self::new(limit, value)) }
     }
 }
 
@@ -383,7 +395,23 @@ impl Bus {
     ///
     /// The limit `endpoints` is reached.
     pub fn open_endpoint(&self, credentials: Credentials) -> Result<Endpoint, LimitExceeded> {
-        let core = self.inner.open_endpoint(credentials)?;
+        let core = self.inner.open_endpoint(credentials, None)?;
+        Ok(Endpoint::new(self.clone(), core))
+    }
+
+    /// The same for an endpoint of which an account is charged for everything that it has: itself,
+    /// its memberships with their filters, groups, names and requests.
+    ///
+    /// # Errors
+    ///
+    /// A limit of the bus or of the account's user is reached; who reaches one later is refused by
+    /// the call that would.
+    pub fn open_endpoint_for(
+        &self,
+        credentials: Credentials,
+        account: &Account,
+    ) -> Result<Endpoint, LimitExceeded> {
+        let core = self.inner.open_endpoint(credentials, Some(account.clone()))?;
         Ok(Endpoint::new(self.clone(), core))
     }
 
@@ -487,6 +515,8 @@ pub(crate) struct MemberEntry {
     pub(crate) peer: Option<Arc<Peer>>,
     /// Who has waited for it.
     pub(crate) ticket: Option<Arc<Ticket>>,
+    /// What its account is charged for the membership, and for the filter of its own.
+    pub(crate) charges: [Option<Charge>; 2],
 }
 
 /// What makes an endpoint leave groups.
@@ -569,8 +599,8 @@ impl BusInner {
             if !record.memberships.iter().any(|joined| joined.id == group) {
                 return None;
             }
-            let (pid, stall) = (core.credentials.pid, self.limits.stall);
-            let back_off = directory.begin_back_off(pid, &name, stall, self.ticked());
+            let (process, stall) = (core.process(), self.limits.stall);
+            let back_off = directory.begin_back_off(process, &name, stall, self.ticked());
             Eviction {
                 endpoint: core.id(),
                 credentials: core.credentials,
@@ -587,16 +617,24 @@ impl BusInner {
         Some(Eviction { sequence, ..eviction })
     }
 
-    fn open_endpoint(&self, credentials: Credentials) -> Result<Arc<EndpointCore>, LimitExceeded> {
+    fn open_endpoint(
+        &self,
+        credentials: Credentials,
+        account: Option<Account>,
+    ) -> Result<Arc<EndpointCore>, LimitExceeded> {
         let mut directory = self.directory.lock();
         LimitExceeded::check("endpoints", directory.endpoints.len(), self.limits.endpoints)?;
+        let charge = |account: &Account| account.charge(Resource::Endpoints, 1);
+        let charge = account.as_ref().map(charge).transpose()?;
         let id = directory.next_endpoint_id();
         let lock = self.lock_of(id.get());
         // Slots are given out and taken back with the directory held, so this one stays vacant.
         let slot = self.locks.acquire_one(lock).intakes.vacant_key();
         #[expect(clippy::cast_possible_truncation, reason = "endpoints are limited to 2^24")]
         let place = IntakePlace { id, lock, slot: slot as u32 };
-        let core = Arc::new(EndpointCore::new(place, credentials, Capacity::of(&self.limits)));
+        let mut core = EndpointCore::new(place, credentials, Capacity::of(&self.limits));
+        core.account = account;
+        let core = Arc::new(core);
         let intake = Intake::new(Arc::clone(&core));
         self.locks.acquire_one(lock).intakes.insert(intake);
         let record = EndpointRecord {
@@ -611,6 +649,7 @@ impl BusInner {
             receive_shut: false,
             peers: BTreeSet::new(),
             connections: Vec::new(),
+            _charge: charge,
         };
         directory.endpoints.insert(id, record);
         Ok(core)
@@ -687,6 +726,13 @@ impl BusInner {
         };
         let limit = self.limits.groups_created;
         LimitExceeded::check("groups_created", record.created.len(), limit)?;
+        let one = record.core.charge(Resource::Groups, 1)?;
+        let retains = match kind {
+            GroupKind::Open(Some(retain)) if retain.messages > 0 => {
+                record.core.charge(Resource::RetainedBytes, retain.bytes)?
+            }
+            _ => None,
+        };
         record.created.push(id);
         let group = match kind {
             GroupKind::Open(retain) => {
@@ -698,7 +744,7 @@ impl BusInner {
             }
         };
         let group = Arc::new(group);
-        directory.add_group(Arc::clone(&group), creator);
+        directory.add_group(Arc::clone(&group), creator, [one, retains]);
         Ok(Some(group))
     }
 
@@ -744,12 +790,26 @@ impl BusInner {
             // Before a group is made that it could not be in.
             self.check_instructions(&Membership::empty(), None, Some(filters))?;
         }
+        let charges = Self::charge_membership(core, filters.as_deref())?;
         let (group, created) =
             self.find_or_add_group(&mut directory, id, name, options.create, options.retain)?;
         let (flags, state) = (options.flags, options.state);
-        let entry = MemberEntry { flags, filters, state, peer: None, ticket: None };
+        let entry = MemberEntry { flags, filters, state, peer: None, ticket: None, charges };
         let joined = self.enter(core, directory, &group, entry)?;
         Ok(Joined { created, ..joined })
+    }
+
+    /// Charges an endpoint's account for a membership, and for the filter of its own.
+    pub(crate) fn charge_membership(
+        core: &EndpointCore,
+        filters: Option<&MemberFilters>,
+    ) -> Result<[Option<Charge>; 2], LimitExceeded> {
+        let membership = core.charge(Resource::Memberships, 1)?;
+        let filter = match filters.and_then(|filters| filters.own.as_ref()) {
+            Some(filter) => core.charge(Resource::FilterBytes, filter.bytes())?,
+            None => None,
+        };
+        Ok([membership, filter])
     }
 
     /// Whether an endpoint may become a member of a group of this name with these flags.
@@ -789,7 +849,7 @@ impl BusInner {
             let (bytes, most) = (state_bytes, self.limits.retained_bytes);
             if bytes >= most.max(1) {
                 let limit = "retained_bytes (not yet read)";
-                return Err(LimitExceeded { limit, value: most }.into());
+                return Err(LimitExceeded::new(limit, most).into());
             }
         }
         let held = record.memberships.len() + usize::try_from(unread).unwrap_or(usize::MAX);
@@ -808,7 +868,7 @@ impl BusInner {
         if flags.contains(MemberFlags::DROP_WHEN_FULL) {
             return Ok(());
         }
-        match directory.back_off(core.credentials.pid, name, self.ticked()) {
+        match directory.back_off(core.process(), name, self.ticked()) {
             Some(left) => Err(JoinError::BackOff(name.clone(), left)),
             None => Ok(()),
         }
@@ -824,7 +884,7 @@ impl BusInner {
         entry: MemberEntry,
     ) -> Result<Joined, JoinError> {
         let id = core.id();
-        let MemberEntry { flags, filters, state, peer, ticket } = entry;
+        let MemberEntry { flags, filters, state, peer, ticket, charges: [charge, filter] } = entry;
         let before = group.membership();
         LimitExceeded::check("members", before.members().len(), self.limits.members)?;
         self.check_instructions(&before, None, filters.as_deref())?;
@@ -832,7 +892,8 @@ impl BusInner {
         self.open_queue(core);
         let record = directory.endpoints.get_mut(&id).ok_or(JoinError::Closed(id))?;
         let drops = record.member_drops(group.id, flags);
-        record.memberships.push(Arc::clone(group));
+        let belonging = Belonging { group: Arc::clone(group), _charge: charge, filter };
+        record.memberships.push(belonging);
         record.keep_drops(&[], drops.as_ref());
         let retained = || Retained::new(group.id, group.retain()).filtered(filters.as_ref());
         let mut retained = state.then(retained);
@@ -867,7 +928,7 @@ impl BusInner {
             Departure::Evict(eviction) => Some(eviction.group),
             Departure::ShutReceive | Departure::Close => None,
         };
-        let leaving: Vec<Arc<Group>> = match one {
+        let left: Vec<Belonging> = match one {
             Some(group) => {
                 let joined = &mut record.memberships;
                 let at = joined.iter().position(|joined| joined.id == group)?;
@@ -878,6 +939,7 @@ impl BusInner {
                 std::mem::take(&mut record.memberships)
             }
         };
+        let leaving: Vec<Arc<Group>> = left.iter().map(|left| Arc::clone(left)).collect();
         let watching =
             if one.is_none() { std::mem::take(&mut record.watching) } else { Vec::new() };
         let was_monitor = one.is_none() && std::mem::take(&mut record.monitoring);
@@ -1007,7 +1069,7 @@ impl BusInner {
         self.finish_severed(&mut directory, severed, sequence, &mut effects);
         drop(directory);
         // The end of a queue may be the last one, and then its messages go with it.
-        drop((retired, retired_owners, old_drops, intake, ended_peers, old_monitors));
+        drop((retired, retired_owners, old_drops, intake, ended_peers, old_monitors, left));
 
         effects.wake(reader);
         self.waiting.lock().recheck(self, &changed, &mut effects);
@@ -1083,15 +1145,15 @@ impl EndpointRecord {
 
     /// The membership, the watch, or the peer endpoint to which these losses belong has not ended.
     fn is_current(&self, drops: &Drops) -> bool {
-        let kept = match drops.lost {
-            Lost::Messages => &self.memberships,
-            Lost::Views => &self.watching,
-            Lost::Owners(name) => return self.watched_names.iter().any(|n| n.id == name),
-            Lost::AtPeer(peer) => return self.peers.contains(&peer),
-            Lost::Peer(..) => return false,
-            Lost::Monitored => return self.monitoring,
-        };
-        kept.iter().any(|group| group.id == drops.group)
+        let group = drops.group;
+        match drops.lost {
+            Lost::Messages => self.memberships.iter().any(|joined| joined.id == group),
+            Lost::Views => self.watching.iter().any(|watched| watched.id == group),
+            Lost::Owners(name) => self.watched_names.iter().any(|n| n.id == name),
+            Lost::AtPeer(peer) => self.peers.contains(&peer),
+            Lost::Peer(..) => false,
+            Lost::Monitored => self.monitoring,
+        }
     }
 
     /// Losses that have outlasted their membership or watch.

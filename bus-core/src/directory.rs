@@ -4,11 +4,13 @@
 //! Sends come here only to resolve a destination that their lane does not know yet.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::HashMap;
 
+use crate::account::{Charge, Process};
 use crate::gated::PeerRecord;
 use crate::group::Group;
 use crate::id::{EndpointId, GroupId};
@@ -25,7 +27,7 @@ pub(crate) struct Directory {
     pub(crate) peers: HashMap<EndpointId, PeerRecord>,
     last_endpoint: u64,
     last_group: u64,
-    back_offs: HashMap<(u32, GroupName), BackOff>,
+    back_offs: HashMap<(Process, GroupName), BackOff>,
     /// Well-known names.
     pub(crate) registry: NameRegistry,
 }
@@ -47,11 +49,11 @@ const MOST_BACK_OFF: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub(crate) struct EndpointRecord {
     pub(crate) core: Arc<EndpointCore>,
-    pub(crate) memberships: Vec<Arc<Group>>,
+    pub(crate) memberships: Vec<Belonging>,
     /// Groups whose membership it watches.
     pub(crate) watching: Vec<Arc<Group>>,
     /// Names that it owns or waits for.
-    pub(crate) names: Vec<Arc<Name>>,
+    pub(crate) names: Vec<Paid<Arc<Name>>>,
     /// Names whose owners it watches.
     pub(crate) watched_names: Vec<Arc<Name>>,
     /// It is a monitor.
@@ -65,6 +67,46 @@ pub(crate) struct EndpointRecord {
     pub(crate) peers: BTreeSet<EndpointId>,
     /// Peer endpoints that it has at owners of gated groups.
     pub(crate) connections: Vec<EndpointId>,
+    /// What it is charged for itself.
+    pub(crate) _charge: Option<Charge>,
+}
+
+/// A group that an endpoint is in, and what its account is charged for that.
+#[derive(Debug)]
+pub(crate) struct Belonging {
+    pub(crate) group: Arc<Group>,
+    pub(crate) _charge: Option<Charge>,
+    /// For the filter of its own.
+    pub(crate) filter: Option<Charge>,
+}
+
+impl Deref for Belonging {
+    type Target = Arc<Group>;
+
+    fn deref(&self) -> &Arc<Group> {
+        &self.group
+    }
+}
+
+/// Something, and what an account is charged for it: given back with it.
+#[derive(Debug)]
+pub(crate) struct Paid<T> {
+    value: T,
+    _charge: Option<Charge>,
+}
+
+impl<T> Paid<T> {
+    pub(crate) fn new(value: T, charge: Option<Charge>) -> Self {
+        Self { value, _charge: charge }
+    }
+}
+
+impl<T> Deref for Paid<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
 }
 
 #[derive(Debug)]
@@ -74,6 +116,8 @@ pub(crate) struct GroupRecord {
     pub(crate) creator: Option<EndpointId>,
     /// In a gated group: how many wait for the owner's decision.
     pub(crate) candidates: u16,
+    /// What its creator is charged, until it ends: for itself, and for what it may retain.
+    pub(crate) _charges: [Option<Charge>; 2],
 }
 
 impl Directory {
@@ -93,9 +137,16 @@ impl Directory {
         GroupId::from_raw(self.last_group)
     }
 
-    pub(crate) fn add_group(&mut self, group: Arc<Group>, creator: EndpointId) {
+    pub(crate) fn add_group(
+        &mut self,
+        group: Arc<Group>,
+        creator: EndpointId,
+        charges: [Option<Charge>; 2],
+    ) {
         self.names.insert(group.name.clone(), group.id);
-        self.groups.insert(group.id, GroupRecord { group, creator: Some(creator), candidates: 0 });
+        let record =
+            GroupRecord { creator: Some(creator), candidates: 0, _charges: charges, group };
+        self.groups.insert(record.group.id, record);
     }
 
     pub(crate) fn group_count(&self) -> usize {
@@ -119,25 +170,30 @@ impl Directory {
     /// This is wall time: an idle bus is not ticked, and its running time stands still.
     pub(crate) fn begin_back_off(
         &mut self,
-        pid: u32,
+        process: Process,
         name: &GroupName,
         first: Duration,
         now: Duration,
     ) -> Duration {
         self.back_offs.retain(|_, known| now < known.until + MOST_BACK_OFF);
-        let before = self.back_offs.get(&(pid, name.clone())).map(|known| known.length);
+        let before = self.back_offs.get(&(process, name.clone())).map(|known| known.length);
         let length = before.map_or(first, |before| (before * 2).min(MOST_BACK_OFF));
         let until = now + length;
-        self.back_offs.insert((pid, name.clone()), BackOff { until, length });
+        self.back_offs.insert((process, name.clone()), BackOff { until, length });
         length
     }
 
     /// What is left of a back-off.
-    pub(crate) fn back_off(&self, pid: u32, name: &GroupName, now: Duration) -> Option<Duration> {
+    pub(crate) fn back_off(
+        &self,
+        process: Process,
+        name: &GroupName,
+        now: Duration,
+    ) -> Option<Duration> {
         if self.back_offs.is_empty() {
             return None;
         }
-        let known = self.back_offs.get(&(pid, name.clone()))?;
+        let known = self.back_offs.get(&(process, name.clone()))?;
         known.until.checked_sub(now).filter(|left| !left.is_zero())
     }
 

@@ -357,7 +357,7 @@ impl Endpoint {
     pub fn lane(&self) -> Result<Lane, LimitExceeded> {
         let most = u64::from(self.bus.limits().lanes);
         if !self.core.open(Opened::Lane, most) {
-            return Err(LimitExceeded { limit: "lanes", value: most });
+            return Err(LimitExceeded::new("lanes", most));
         }
         Ok(Lane::new(self.bus.clone(), Arc::clone(&self.core)))
     }

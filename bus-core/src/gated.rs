@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use crate::bus::{Bus, BusInner, Departure, JoinError, Joined, LimitExceeded, MemberEntry};
-use crate::directory::{Directory, EndpointRecord};
+use crate::directory::{Belonging, Directory, EndpointRecord};
 use crate::filter::{Filter, MemberFilters};
 use crate::group::Group;
 use crate::id::{EndpointId, GroupId, Sequence};
@@ -319,7 +319,7 @@ impl Directory {
         let Some(record) = self.endpoints.get(&candidate) else {
             return Vec::new();
         };
-        let owned = |group: &&Arc<Group>| {
+        let owned = |group: &&Belonging| {
             let known = self.group(group.id);
             group.is_gated() && known.is_some_and(|known| known.creator == Some(owner))
         };
@@ -567,6 +567,8 @@ impl BusInner {
         let filters = MemberFilters::new(own, terms.filter.clone());
         let checked = self.check_instructions(&before, None, filters.as_deref());
         checked.map_err(JoinError::from)?;
+        let charges = Self::charge_membership(&core, filters.as_deref());
+        let charges = charges.map_err(JoinError::from)?;
         let address = self.peer_of(&mut directory, owner, candidate, &group, &terms)?;
         let pending = directory.peers.get_mut(&peer).and_then(|record| record.take(group.id));
         let ticket = pending.map(|pending| pending.ticket);
@@ -578,8 +580,8 @@ impl BusInner {
             let early = Joined { group, sequence, created: false, members: 0, flags: terms.flags };
             ticket.decide(Ok(early), &mut Effects::default());
         }
-        let entry =
-            MemberEntry { flags: terms.flags, filters, state: false, peer: address, ticket };
+        let (flags, state) = (terms.flags, false);
+        let entry = MemberEntry { flags, filters, state, peer: address, ticket, charges };
         Ok(self.enter(&core, directory, &group, entry)?)
     }
 

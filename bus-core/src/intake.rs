@@ -12,6 +12,8 @@ use std::task::Waker;
 
 use crossbeam_utils::CachePadded;
 
+use crate::account::{Account, Charge, Process, Resource};
+use crate::bus::LimitExceeded;
 use crate::filter::{Subject, index::MemberFilters};
 use crate::id::{EndpointId, GroupId, NameId, Sequence};
 use crate::limits::Limits;
@@ -485,6 +487,8 @@ pub(crate) struct EndpointCore {
     /// Who takes its messages: itself, or for a peer endpoint its owner.
     pub(crate) reader: EndpointId,
     pub(crate) credentials: Credentials,
+    /// What is charged for what it has; an endpoint of this process's own may have none.
+    pub(crate) account: Option<Account>,
     pub(crate) capacity: Capacity,
     reading: CachePadded<Reading>,
     /// Registered waiting sends (low half) and writability watches (high half).
@@ -665,6 +669,7 @@ impl EndpointCore {
             place,
             reader,
             credentials,
+            account: None,
             capacity,
             reading: CachePadded::new(reading),
             interest: zero(),
@@ -682,6 +687,21 @@ impl EndpointCore {
 
     pub(crate) fn id(&self) -> EndpointId {
         self.place.id
+    }
+
+    /// Charges its account, if it has one.
+    pub(crate) fn charge(
+        &self,
+        resource: Resource,
+        amount: u64,
+    ) -> Result<Option<Charge>, LimitExceeded> {
+        self.account.as_ref().map(|account| account.charge(resource, amount)).transpose()
+    }
+
+    /// Which process it belongs to.
+    pub(crate) fn process(&self) -> Process {
+        let pid = Process::Pid(self.credentials.pid);
+        self.account.as_ref().map_or(pid, Account::process)
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use crate::account::{Charge, Resource};
 use crate::attributes::Attributes;
 use crate::bus::{Bus, LimitExceeded};
 use crate::endpoint::WatchError;
@@ -110,8 +111,8 @@ impl Lane {
             let (given, limit) = (draft.descriptors.len(), limits.descriptors);
             return Err(SendError::TooManyDescriptors { given, limit });
         }
-        let until = match draft.kind {
-            Kind::Message => None,
+        let (until, charge) = match draft.kind {
+            Kind::Message => (None, None),
             _ => self.prepare(to, &mut draft)?,
         };
         let route = self.take_route(to)?;
@@ -130,6 +131,7 @@ impl Lane {
         }
         let mut outgoing = Outgoing::new(Arc::clone(&self.core), route, Arc::new(message));
         outgoing.until = until;
+        outgoing.charge = charge;
         let bus = &self.bus.inner;
         let attempt = bus.attempt(&mut outgoing, Standing::Newcomer, &mut self.effects);
         let submitted = match attempt? {
@@ -157,12 +159,17 @@ impl Lane {
         submitted
     }
 
-    /// Makes ready for a request, and gives the running time at which it is over.
+    /// Makes ready for a request, and gives the running time at which it is over, and what is
+    /// charged for it.
     #[cold]
-    fn prepare(&mut self, to: Destination, draft: &mut Draft) -> Result<Option<u64>, SendError> {
+    fn prepare(
+        &mut self,
+        to: Destination,
+        draft: &mut Draft,
+    ) -> Result<(Option<u64>, Option<Charge>), SendError> {
         let bus = &self.bus.inner;
         match (draft.kind, to) {
-            (Kind::Refusal, Destination::Caller(_)) => Ok(None),
+            (Kind::Refusal, Destination::Caller(_)) => Ok((None, None)),
             (Kind::Refusal, _) | (_, Destination::Caller(_) | Destination::Group(_)) => {
                 Err(SendError::WrongKind)
             }
@@ -172,7 +179,8 @@ impl Lane {
                 if !std::mem::replace(&mut self.may_ask, true) {
                     bus.open_requests(&self.core);
                 }
-                Ok(Some(until))
+                let charge = self.core.charge(Resource::Requests, 1);
+                Ok((Some(until), charge.map_err(SendError::RequestLimit)?))
             }
         }
     }
@@ -365,7 +373,7 @@ impl Watch {
     ) -> Result<Option<Self>, WatchError> {
         let most = u64::from(bus.limits().watches);
         if !core.open(Opened::Watch, most) {
-            return Err(LimitExceeded { limit: "watches", value: most }.into());
+            return Err(LimitExceeded::new("watches", most).into());
         }
         let mut watch = Self { bus: bus.clone(), core: Arc::clone(core), key: None };
         let route = bus.inner.route(to, core.id())?;

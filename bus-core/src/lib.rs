@@ -13,6 +13,7 @@
 //! |---|---|
 //! | `sync` | the facade: the only file that names locks and atomics |
 //! | `id`, `name`, `limits` | numbers that must not be swapped, names, every bound |
+//! | `account` | who holds how much of what there is |
 //! | `attributes`, `message`, `notice` | what endpoints hand over and are told |
 //! | `lock_set` | the 8 locks, and the clocks that sequences come from |
 //! | `queue`, `intake` | an endpoint's ring; what commits and what its reader change |
@@ -33,6 +34,7 @@
 //! | [`wire`], [`framing`] | bytes to frames, of our protocol and of any other |
 #![deny(unsafe_code)]
 
+mod account;
 mod attributes;
 mod bus;
 mod description;
@@ -70,6 +72,10 @@ mod view;
 mod wait;
 pub mod wire;
 
+pub use account::{
+    Account, Amounts, Charge, ConnectionUsage, Holders, Ledger, Process, RESOURCES, Resource,
+    UserUsage,
+};
 pub use attributes::{
     Attributes, AttributesBuilder, AttributesError, ContentType, Fields, MAX_ATTRIBUTES_BYTES,
     MAX_FIELDS, MAX_FIELDS_BYTES, MAX_KEY_BYTES, MAX_OPERATION_BYTES,

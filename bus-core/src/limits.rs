@@ -79,6 +79,36 @@ pub struct Limits {
     pub endpoints_per_connection: u16,
     /// Connections of one broker.
     pub connections: u32,
+    /// Connections of one user. Half of each limit of a user is divided among these, see [`Ledger`](crate::Ledger).
+    pub user_connections: u64,
+    /// Endpoints of one user's connections.
+    pub user_endpoints: u64,
+    /// Sends of one user that wait at the broker.
+    pub user_messages: u64,
+    /// Bytes of one user's sends that wait at the broker.
+    pub user_bytes: u64,
+    /// Descriptors that one user has sent and that not all recipients have taken.
+    pub user_descriptors: u64,
+    /// Memberships of one user's endpoints.
+    pub user_memberships: u64,
+    /// Groups that one user's endpoints have created and that still live.
+    pub user_groups: u64,
+    /// Bytes that these may retain together.
+    pub user_retained_bytes: u64,
+    /// Names that one user's endpoints own or wait for.
+    pub user_names: u64,
+    /// Bytes of one user's filters.
+    pub user_filter_bytes: u64,
+    /// Requests of one user's endpoints that have no outcome yet.
+    pub user_requests: u64,
+    /// Bytes of memory that is shared with one user's processes.
+    pub user_pinned_bytes: u64,
+    /// Connections that one user may make in a second, half of them by one process.
+    pub user_connection_rate: u64,
+    /// How long descriptors may lie at the broker until their recipients take them; then they are
+    /// closed, and the message comes marked.
+    #[serde(with = "duration_text")]
+    pub descriptor_time: Duration,
     /// How long an endpoint may stay full while others wait for it before it is stalled (G8).
     #[serde(with = "duration_text")]
     pub stall: Duration,
@@ -127,6 +157,20 @@ impl Default for Limits {
             listings: 4,
             requests: 64,
             reply_bytes: 4_096,
+            user_connections: 2_048,
+            user_endpoints: 49_152,
+            user_messages: 65_536,
+            user_bytes: 256 << 20,
+            user_descriptors: 4_096,
+            user_memberships: 65_536,
+            user_groups: 16_384,
+            user_retained_bytes: 256 << 20,
+            user_names: 8_192,
+            user_filter_bytes: 32 << 20,
+            user_requests: 65_536,
+            user_pinned_bytes: 1 << 30,
+            user_connection_rate: 5_000,
+            descriptor_time: Duration::from_secs(60),
             stall: Duration::from_secs(10),
             request_deadline: Duration::from_secs(25),
         }
@@ -187,6 +231,20 @@ impl Limits {
             ("listings", self.listings.into(), 1, 1_024),
             ("requests", self.requests.into(), 0, 1_024),
             ("reply_bytes", self.reply_bytes.into(), 0, 1 << 20),
+            ("user_connections", self.user_connections, 1, 1 << 20),
+            ("user_endpoints", self.user_endpoints, 1, 1 << 24),
+            ("user_messages", self.user_messages, 1, 1 << 24),
+            ("user_bytes", self.user_bytes, 1, 1 << 40),
+            ("user_descriptors", self.user_descriptors, 0, 1 << 20),
+            ("user_memberships", self.user_memberships, 1, 1 << 24),
+            ("user_groups", self.user_groups, 1, 1 << 24),
+            ("user_retained_bytes", self.user_retained_bytes, 0, 1 << 40),
+            ("user_names", self.user_names, 0, 1 << 24),
+            ("user_filter_bytes", self.user_filter_bytes, 0, 1 << 40),
+            ("user_requests", self.user_requests, 0, 1 << 24),
+            ("user_pinned_bytes", self.user_pinned_bytes, 0, 1 << 40),
+            ("user_connection_rate", self.user_connection_rate, 1, 1 << 20),
+            ("descriptor_time", millis(self.descriptor_time), 100, 86_400_000),
             ("stall", millis(self.stall), 100, 600_000),
             ("request_deadline", millis(self.request_deadline), 1, 86_400_000),
         ];

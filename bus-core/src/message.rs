@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::account::Charge;
 use crate::attributes::Attributes;
 use crate::id::{EndpointId, GroupId, NameId, Sequence};
 use crate::lock_set::IntakePlace;
@@ -129,6 +130,8 @@ pub struct Draft {
     pub descriptors: Vec<OwnedFd>,
     /// Whether it is a request, or an answer that says no.
     pub kind: Kind,
+    /// What its sender's account is charged for it, until the last recipient has dropped it.
+    pub charge: Option<Charge>,
 }
 
 impl<T: Into<Payload>> From<T> for Draft {
@@ -197,7 +200,7 @@ impl Message {
 
     /// The same without its descriptors, for those who are not given them. None if it has none.
     pub(crate) fn without_descriptors(&self) -> Option<Self> {
-        let Draft { attributes, payload, deadline, descriptors, kind } = &self.draft;
+        let Draft { attributes, payload, deadline, descriptors, kind, charge: _ } = &self.draft;
         if descriptors.is_empty() {
             return None;
         }
@@ -207,6 +210,7 @@ impl Message {
             deadline: *deadline,
             descriptors: Vec::new(),
             kind: *kind,
+            charge: None,
         };
         Some(Self::new(self.sender, self.credentials, self.destination, draft))
     }

@@ -18,9 +18,10 @@ use std::sync::Arc;
 
 use ahash::HashMap;
 
+use crate::account::Resource;
 use crate::bus::{BusInner, LimitExceeded};
 use crate::description::Description;
-use crate::directory::Directory;
+use crate::directory::{Directory, Paid};
 use crate::id::{EndpointId, Generation, NameId, Sequence};
 use crate::intake::{Drops, EndpointCore, Intake};
 use crate::lock_set::{Held, LockIndex};
@@ -307,7 +308,7 @@ impl BusInner {
             LimitExceeded::check("names_claimed", held, most)?;
             if !self.can_be_told(core, held + 1, 0) {
                 let limit = "names_claimed (notices not yet read)";
-                return Err(LimitExceeded { limit, value: most.into() }.into());
+                return Err(LimitExceeded::new(limit, most.into()).into());
             }
         }
         let name = self.find_or_make_name(&mut directory, text)?;
@@ -324,6 +325,7 @@ impl BusInner {
             Refusal::OtherKind => OwnError::OtherKind(text.clone()),
         })?;
         let position = next.position(id).map_or(0, count);
+        let charge = if known { None } else { core.charge(Resource::Names, 1)? };
         self.open_queue(core);
         if before.owners().is_empty() {
             directory.registry.beginnings += 1;
@@ -331,7 +333,7 @@ impl BusInner {
         }
         directory.registry.add(&name);
         if !known && let Some(record) = directory.endpoints.get_mut(&id) {
-            record.names.push(Arc::clone(&name));
+            record.names.push(Paid::new(Arc::clone(&name), charge));
         }
         let step = NameStep::new(&name, &before, next, Actor::Endpoint(id));
         let sequence = self.publish_name(core, directory, step, None);

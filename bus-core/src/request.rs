@@ -42,6 +42,7 @@ use std::time::Duration;
 
 use ahash::HashMap;
 
+use crate::account::Charge;
 use crate::bus::{BusInner, LimitExceeded};
 use crate::id::{EndpointId, Sequence};
 use crate::intake::{EndpointCore, ReaderState};
@@ -133,6 +134,8 @@ pub(crate) struct Requests {
     open: Vec<Open>,
     /// Outcomes of the bus that were ever pushed.
     pushed: u64,
+    /// What the account is charged: one for each that is open.
+    charge: Option<Charge>,
 }
 
 impl Requests {
@@ -168,10 +171,21 @@ impl Requests {
         self.at(id).map(|at| &self.open[at])
     }
 
-    pub(crate) fn insert(&mut self, open: Open) {
+    pub(crate) fn insert(&mut self, open: Open, charge: Option<Charge>) {
         debug_assert!(self.open.len() < self.open.capacity(), "its memory was made before");
         debug_assert!(self.open.last().is_none_or(|last| last.id < open.id), "sequences rise");
         self.open.push(open);
+        match (&mut self.charge, charge) {
+            (Some(charge), Some(one)) => charge.absorb(one),
+            (none, one) => *none = one,
+        }
+    }
+
+    /// Gives back what is charged for those that are open no more.
+    fn settle(&mut self) {
+        if let Some(charge) = &mut self.charge {
+            charge.lower(self.open.len() as u64);
+        }
     }
 
     /// A request was given to another endpoint.
@@ -187,13 +201,17 @@ impl Requests {
         if mutated(Mutant::OutcomeTwice) {
             return Some(self.open[at]);
         }
-        Some(self.open.remove(at))
+        let open = self.open.remove(at);
+        self.settle();
+        Some(open)
     }
 
     /// The first request that is over by now, taken out.
     fn take_due(&mut self, now: u64) -> Option<Open> {
         let at = self.open.iter().position(|open| open.until <= now)?;
-        Some(self.open.remove(at))
+        let open = self.open.remove(at);
+        self.settle();
+        Some(open)
     }
 
     /// When the next one is over.
@@ -203,7 +221,9 @@ impl Requests {
 
     /// Takes all of them; the endpoint gets no outcomes any more.
     pub(crate) fn take_all(&mut self) -> Vec<Open> {
-        std::mem::take(&mut self.open)
+        let open = std::mem::take(&mut self.open);
+        self.settle();
+        open
     }
 }
 

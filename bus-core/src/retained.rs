@@ -78,7 +78,7 @@ impl Retain {
         limits: &Limits,
     ) -> Result<(), LimitExceeded> {
         let within = |limit, given: u64, value: u64| {
-            if given <= value { Ok(()) } else { Err(LimitExceeded { limit, value }) }
+            if given <= value { Ok(()) } else { Err(LimitExceeded::new(limit, value)) }
         };
         let one = u64::from(MAX_RETAINED_MESSAGES);
         within("retained_messages (of one group)", self.messages.into(), one)?;

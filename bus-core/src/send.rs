@@ -10,6 +10,7 @@ use std::slice;
 use std::sync::Arc;
 use std::task::Waker;
 
+use crate::account::Charge;
 use crate::attributes::Attributes;
 use crate::bus::{BusInner, LimitExceeded};
 use crate::filter::Subject;
@@ -549,6 +550,8 @@ pub(crate) struct Outgoing {
     asked: Option<Box<Attributes>>,
     /// Of a request: the running time at which it is over, in nanoseconds.
     pub(crate) until: Option<u64>,
+    /// What the sender is charged for the request.
+    pub(crate) charge: Option<Charge>,
 }
 
 impl Outgoing {
@@ -558,7 +561,7 @@ impl Outgoing {
         if route.is_selective() {
             route.choose(subject(Some(&message), None));
         }
-        Self { sender, route, message: Some(message), asked: None, until: None }
+        Self { sender, route, message: Some(message), asked: None, until: None, charge: None }
     }
 
     /// The question whether a message of these attributes would find room.
@@ -568,7 +571,7 @@ impl Outgoing {
         about: Box<Attributes>,
     ) -> Self {
         route.choose(subject(None, Some(&about)));
-        Self { sender, route, message: None, asked: Some(about), until: None }
+        Self { sender, route, message: None, asked: Some(about), until: None, charge: None }
     }
 
     /// The locks that its commit needs: a request's entry is made under its caller's.
@@ -985,7 +988,8 @@ impl BusInner {
             match first {
                 Some(first) => own.requests.given_again(first, sequence, callee),
                 None => {
-                    own.requests.insert(Open { id: sequence, asked_as: sequence, callee, until });
+                    let open = Open { id: sequence, asked_as: sequence, callee, until };
+                    own.requests.insert(open, outgoing.charge.take());
                 }
             }
         }

@@ -392,6 +392,12 @@ mutants! {
     GoneOwnerKeepsPeers,
     /// A candidate that withdraws after it was admitted is said to be outside.
     WithdrawForgetsAdmission,
+    /// What a connection holds is changed without comparing it with what it was.
+    HeldNotCompared,
+    /// What is lent to a user's connections is changed without comparing it with what it was.
+    LentNotCompared,
+    /// What was lent is given back before it is held no more.
+    LentBackEarly,
 }
 
 #[cfg(not(bus_loom))]

@@ -2,6 +2,7 @@
 //! each, explored by loom. `given.rs` says how far, `mutants.rs` which guarantee is modelled where
 //! and how each model is shown to notice what it is for.
 
+mod accounts;
 mod cancel;
 mod drop_when_full;
 mod filters;

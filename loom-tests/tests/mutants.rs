@@ -28,6 +28,7 @@
 //! | G5 wakers | each way to be woken, with a waker that asks the bus | `wakers::*`, `cancel::g5_a_cancelled_sends_waker_*` | |
 //! | G4, G5 names | a message against a change of owner; waiting sends; workers that make room at once | `names::*` | `SkipOwnershipCheck`, `OwnerChangeServesNobody`, `WaitAtOneWorker`, `AgainWithoutKey` |
 //! | gated groups | admission, withdrawal, expulsion and the owner's end against members | `gated::*` | `OutsiderSends`, `ShareServesNobody`, `AdmittedTooEarly`, `GoneOwnerKeepsPeers`, `WithdrawForgetsAdmission` |
+//! | G8, G10 accounts | charges and what is given back, of one connection and of two | `accounts::*` | `HeldNotCompared`, `LentNotCompared`, `LentBackEarly` |
 //! | the queue | a ring that wraps; a reader that goes to sleep; two that want to read | `queue::*`, `reader::*`, `waiting::g5_a_message_*` | `TailRelaxed`, `HeadRelaxed`, `SleepWithoutLook`, `SeatTakenTwice`, `QueueMadeTwice` |
 
 use std::collections::BTreeSet;
@@ -128,6 +129,9 @@ const CAUGHT: &[(&str, &str)] = &[
     ("AdmittedTooEarly", "gated::g4_a_candidate_that_hears_of_its_admission_is_a_member"),
     ("GoneOwnerKeepsPeers", "gated::g9_an_owner_that_goes_stops_nobody"),
     ("WithdrawForgetsAdmission", "gated::g4_a_withdrawal_against_an_admission_has_one_outcome"),
+    ("HeldNotCompared", "accounts::g8_one_connection_charged_from_two_threads_adds_up"),
+    ("LentNotCompared", "accounts::g8_what_is_lent_is_lent_once"),
+    ("LentBackEarly", "accounts::g8_what_is_given_back_is_not_held_any_more"),
 ];
 
 /// A model that fails does so at once; this is for one that does not.

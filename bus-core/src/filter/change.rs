@@ -5,6 +5,9 @@
 //! that holds at its place; and afterwards it looks at every send that waits for the group, because
 //! it may have taken away the recipient that one lacks (G5).
 
+use std::sync::Arc;
+
+use crate::account::Resource;
 use crate::bus::{BusInner, LimitExceeded};
 use crate::directory::Directory;
 use crate::id::{EndpointId, GroupId, Sequence};
@@ -39,7 +42,7 @@ impl BusInner {
         filter: Option<Filter>,
     ) -> Result<Sequence, FilterChangeError> {
         let id = core.id();
-        let directory = self.directory.lock();
+        let mut directory = self.directory.lock();
         let found = directory.endpoints.get(&id).and_then(|record| {
             let group = record.memberships.iter().find(|joined| joined.id == group)?;
             Some((record, group))
@@ -53,11 +56,21 @@ impl BusInner {
             let instead = own.as_ref().map_or(0, Filter::bytes);
             self.check_filter_bytes(&directory, id, filter, instead)?;
         }
+        let bytes = filter.as_ref().map_or(0, Filter::bytes);
         let filters = MemberFilters::new(filter, owners);
         self.check_instructions(&before, old, filters.as_deref())?;
-        let step = Step::unseen(group, before.with_filters(at, filters));
+        let group = Arc::clone(group);
+        let step = Step::unseen(&group, before.with_filters(at, filters));
         let changed = Changed { groups: vec![group.id], ..Changed::default() };
         let drops = record.drops.clone();
+        if let Some(record) = directory.endpoints.get_mut(&id)
+            && let Some(joined) = record.memberships.iter_mut().find(|other| other.id == group.id)
+        {
+            match &mut joined.filter {
+                Some(charge) => charge.set(bytes)?,
+                none => *none = core.charge(Resource::FilterBytes, bytes)?,
+            }
+        }
         let sequence = self.publish_one(core, directory, step, drops);
         if !mutated(Mutant::FilterServesNobody) {
             let mut effects = Effects::default();
@@ -87,7 +100,7 @@ impl BusInner {
         let held: u64 = groups.filter_map(|group| bytes(&group.membership())).sum();
         let value = self.limits.filter_bytes.into();
         if held - instead + filter.bytes() > value {
-            return Err(LimitExceeded { limit: "filter_bytes", value });
+            return Err(LimitExceeded::new("filter_bytes", value));
         }
         Ok(())
     }
@@ -103,7 +116,7 @@ impl BusInner {
         let (old, new) = (old.map_or(0, count), new.map_or(0, count));
         let value = self.limits.filter_instructions.into();
         if new > old && before.filters().instructions() - old + new > value {
-            return Err(LimitExceeded { limit: "filter_instructions", value });
+            return Err(LimitExceeded::new("filter_instructions", value));
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ macro_rules! form {
         struct Form {
             $($field: $type,)*
             stall_ms: u64,
+            descriptor_time_ms: u64,
             request_deadline_ms: u64,
         }
 
@@ -25,6 +26,7 @@ macro_rules! form {
                 Self {
                     $($field: limits.$field,)*
                     stall_ms: milliseconds::count(limits.stall),
+                    descriptor_time_ms: milliseconds::count(limits.descriptor_time),
                     request_deadline_ms: milliseconds::count(limits.request_deadline),
                 }
             }
@@ -35,6 +37,7 @@ macro_rules! form {
                 Self {
                     $($field: form.$field,)*
                     stall: Duration::from_millis(form.stall_ms),
+                    descriptor_time: Duration::from_millis(form.descriptor_time_ms),
                     request_deadline: Duration::from_millis(form.request_deadline_ms),
                 }
             }
@@ -73,6 +76,19 @@ form! {
     listings: u16,
     requests: u16,
     reply_bytes: u32,
+    user_connections: u64,
+    user_endpoints: u64,
+    user_messages: u64,
+    user_bytes: u64,
+    user_descriptors: u64,
+    user_memberships: u64,
+    user_groups: u64,
+    user_retained_bytes: u64,
+    user_names: u64,
+    user_filter_bytes: u64,
+    user_requests: u64,
+    user_pinned_bytes: u64,
+    user_connection_rate: u64,
 }
 
 impl Default for Form {
