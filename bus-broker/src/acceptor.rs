@@ -14,15 +14,15 @@ use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
-use crate::broker::{Origin, Shared};
+use crate::broker::{Origin, Peer, Shared};
 use crate::credentials::PeerCredentials;
+use crate::door::Door;
 use crate::ingress::IngressListener;
-use crate::listener::Listener;
 
 /// The listening sockets, and the descriptor in reserve.
 #[derive(Debug, Default)]
 pub(crate) struct Acceptor {
-    listeners: Vec<Listener>,
+    doors: Vec<Door>,
     ingresses: Vec<IngressListener>,
     reserve: Option<OwnedFd>,
     /// The last connection was refused; said once in the log.
@@ -39,8 +39,8 @@ pub(crate) enum Accepted {
 }
 
 impl Acceptor {
-    pub(crate) fn new(listeners: Vec<Listener>, ingresses: Vec<IngressListener>) -> Self {
-        let mut acceptor = Self { listeners, ingresses, ..Self::default() };
+    pub(crate) fn new(doors: Vec<Door>, ingresses: Vec<IngressListener>) -> Self {
+        let mut acceptor = Self { doors, ingresses, ..Self::default() };
         acceptor.renew_reserve();
         acceptor
     }
@@ -48,7 +48,7 @@ impl Acceptor {
     /// All sockets at which somebody may wait.
     pub(crate) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let ingresses = self.ingresses.iter().map(AsFd::as_fd);
-        self.listeners.iter().map(AsFd::as_fd).chain(ingresses)
+        self.doors.iter().map(AsFd::as_fd).chain(ingresses)
     }
 
     /// Stops listening: paths that are ours are free again.
@@ -58,16 +58,16 @@ impl Acceptor {
 
     /// Takes those who wait, as many as one turn allows.
     pub(crate) fn accept(&mut self, shared: &Arc<Shared>) -> Accepted {
-        for at in 0..self.listeners.len() {
+        for at in 0..self.doors.len() {
             for _ in 0..ACCEPTS_A_TURN {
-                match self.listeners[at].accept() {
-                    Ok(socket) => self.admit(socket, shared),
+                match self.doors[at].listener.accept() {
+                    Ok(socket) => self.admit(at, socket, shared),
                     Err(Errno::AGAIN) => break,
                     // It was gone before it was taken.
                     Err(Errno::CONNABORTED | Errno::PERM) => {}
                     Err(Errno::MFILE | Errno::NFILE) if self.reserve.is_some() => {
                         self.reserve = None;
-                        if let Ok(socket) = self.listeners[at].accept() {
+                        if let Ok(socket) = self.doors[at].listener.accept() {
                             self.refuse(&socket, "the broker has no descriptor left");
                         }
                         self.renew_reserve();
@@ -122,7 +122,14 @@ impl Acceptor {
         }
     }
 
-    fn admit(&mut self, socket: OwnedFd, shared: &Arc<Shared>) {
+    fn admit(&mut self, at: usize, socket: OwnedFd, shared: &Arc<Shared>) {
+        let door = match self.doors[at].take_place() {
+            Ok(door) => door,
+            Err(limit) => {
+                let text = format!("this socket has {limit} connections already");
+                return self.refuse(&socket, &text);
+            }
+        };
         match shared.take_connection_place() {
             Err(limit) => {
                 let text = format!("the broker has {limit} connections already");
@@ -132,8 +139,15 @@ impl Acceptor {
                 Err(error) => tracing::warn!(%error, "a peer has no credentials, and is closed"),
                 Ok(credentials) => {
                     self.refusing = false;
+                    let mut subject = credentials.subject(&socket, self.doors[at].identity());
+                    if shared.policy.get().asks_for_processes() {
+                        let process = credentials.process(&socket);
+                        (subject.executable, subject.sandbox) =
+                            (process.executable, process.sandbox);
+                    }
+                    let peer = Box::new(Peer { credentials, subject, door });
                     // The only other answer is that the broker ends, and then it is closed.
-                    let _ = shared.assign(socket, Origin::Client(credentials), place);
+                    let _ = shared.assign(socket, Origin::Client(peer), place);
                 }
             },
         }

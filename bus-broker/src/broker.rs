@@ -16,14 +16,17 @@ use bus_core::{Bus, LimitError};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::rand::GetRandomFlags;
 
+use crate::config::ConfigError;
 use crate::config::{Config, Listen};
 use crate::credentials::PeerCredentials;
+use crate::door::{Door, DoorPlace};
 use crate::event_loop::IoThread;
 use crate::inbox::Inbox;
 use crate::ingress::{
     Ingress, IngressAddress, IngressConfig, IngressError, IngressListener, IngressPlace,
 };
 use crate::listener::{ListenError, Listener};
+use crate::policy::{ReloadError, RulesInForce, Subject};
 
 /// A broker that is ready to serve: clients can connect, and are answered once it runs.
 ///
@@ -64,6 +67,9 @@ pub enum BindError {
     /// A limit is out of its range.
     #[error(transparent)]
     Limit(#[from] LimitError),
+    /// The rules of the policy cannot be read; mend them.
+    #[error(transparent)]
+    Policy(#[from] ConfigError),
     /// An ingress cannot be opened; mend its settings.
     #[error("ingress {listen}: {source}")]
     Ingress {
@@ -127,6 +133,8 @@ pub(crate) struct Shared {
     pub(crate) greeting: Duration,
     pub(crate) address: Option<PathBuf>,
     pub(crate) counters: Counters,
+    pub(crate) policy: RulesInForce,
+    pub(crate) config: Config,
     inboxes: Vec<Arc<Inbox>>,
     connections: AtomicUsize,
     /// Numbers connections for the logs.
@@ -160,9 +168,18 @@ pub(crate) struct Newcomer {
 #[derive(Debug)]
 pub(crate) enum Origin {
     /// At a socket of the bus.
-    Client(PeerCredentials),
+    Client(Box<Peer>),
     /// At an ingress.
     Ingress(IngressPlace),
+}
+
+/// Who has come in at a socket of the bus.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) credentials: PeerCredentials,
+    pub(crate) subject: Subject,
+    /// Given back with the connection.
+    pub(crate) door: Option<DoorPlace>,
 }
 
 /// One of the connections that the limit allows; given back when dropped.
@@ -185,7 +202,7 @@ impl Broker {
             Listen::Path(path) => Some(Listener::bind(path)?),
             Listen::Nowhere => None,
         };
-        Self::new(config, listener.into_iter().collect())
+        Self::new(config, listener.into_iter().map(Door::main).collect())
     }
 
     /// Makes a broker that serves listening sockets which somebody else has bound;
@@ -195,11 +212,16 @@ impl Broker {
     ///
     /// See [`BindError`].
     pub fn with_sockets(config: &Config, sockets: Vec<OwnedFd>) -> Result<Self, BindError> {
-        let listeners = sockets.into_iter().map(Listener::passed).collect::<Result<_, _>>();
-        Self::new(config, listeners.map_err(system("use a socket that was passed"))?)
+        let passed = |socket| Listener::passed(socket).map(Door::main);
+        let doors = sockets.into_iter().map(passed).collect::<Result<_, _>>();
+        Self::new(config, doors.map_err(system("use a socket that was passed"))?)
     }
 
-    fn new(config: &Config, listeners: Vec<Listener>) -> Result<Self, BindError> {
+    fn new(config: &Config, mut doors: Vec<Door>) -> Result<Self, BindError> {
+        let address = doors.first().map(|door| door.listener.address().to_owned());
+        for socket in &config.socket {
+            doors.push(Door::of(socket, Listener::bind(&socket.path)?));
+        }
         let mut random = [0; 24];
         fill_randomly(&mut random).map_err(system("get random bytes"))?;
         let (incarnation, seed) = random.split_at(16);
@@ -215,8 +237,10 @@ impl Broker {
             incarnation: Incarnation::from_bytes(incarnation),
             started: Instant::now(),
             greeting: config.greeting,
-            address: listeners.first().map(|listener| listener.address().to_owned()),
+            address,
             counters: Counters::default(),
+            policy: RulesInForce::new(config.whole_policy()?),
+            config: config.clone(),
             inboxes: inboxes.clone(),
             connections: AtomicUsize::new(0),
             numbers: AtomicU64::new(1),
@@ -226,12 +250,12 @@ impl Broker {
         let ingresses = ingresses.collect::<Result<Vec<_>, _>>()?;
         let ingress_addresses = ingresses.iter().filter_map(IngressListener::address).collect();
         // The first thread accepts for all.
-        let mut sockets = Some((listeners, ingresses));
+        let mut sockets = Some((doors, ingresses));
         let threads = inboxes
             .into_iter()
             .map(|inbox| {
-                let (listeners, ingresses) = sockets.take().unwrap_or_default();
-                IoThread::new(Arc::clone(&shared), inbox, listeners, ingresses)
+                let (doors, ingresses) = sockets.take().unwrap_or_default();
+                IoThread::new(Arc::clone(&shared), inbox, doors, ingresses)
             })
             .collect::<io::Result<Vec<_>>>()
             .map_err(system("make an epoll instance"))?;
@@ -309,6 +333,16 @@ impl BrokerHandle {
         self.shared.stop();
     }
 
+    /// Reads the rules of the policy again from where they came, and ends the connections that have
+    /// what the new ones forbid. Reads files, else does not block.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be read or is wrong, and the rules are as they were.
+    pub fn reload(&self) -> Result<(), ReloadError> {
+        self.shared.reload().map(drop)
+    }
+
     /// Makes a connection to the broker within this process: a blocking Unix stream socket, closed
     /// on exec. Its credentials are this process's.
     ///
@@ -330,7 +364,9 @@ impl BrokerHandle {
         let credentials = PeerCredentials::of(&ours).map_err(io::Error::from)?;
         let place = self.shared.take_connection_place();
         let place = place.map_err(|limit| ConnectError::LimitExceeded { limit })?;
-        if self.shared.assign(ours, Origin::Client(credentials), place) {
+        let subject = credentials.subject(&ours, None);
+        let peer = Box::new(Peer { credentials, subject, door: None });
+        if self.shared.assign(ours, Origin::Client(peer), place) {
             Ok(theirs)
         } else {
             Err(ConnectError::Ended)
@@ -379,6 +415,13 @@ impl Shared {
             place,
         };
         thread.post_newcomer(newcomer)
+    }
+
+    /// The rules have changed: every thread looks whether its connections may have what they have.
+    pub(crate) fn review_connections(&self) {
+        for inbox in &self.inboxes {
+            inbox.post_review();
+        }
     }
 
     /// Whether the broker is about to end.

@@ -6,17 +6,18 @@
 
 use std::{
     fmt,
-    num::NonZeroUsize,
+    num::{NonZeroU32, NonZeroUsize},
     path::{Path, PathBuf},
     str::FromStr,
     thread,
     time::Duration,
 };
 
-use bus_core::{LimitError, Limits};
+use bus_core::{GroupName, LimitError, Limits};
 use serde::Deserialize;
 
 use crate::ingress::IngressConfig;
+use crate::policy::{Policy, RuleForms, read_directory};
 
 /// Settings of one broker.
 ///
@@ -47,6 +48,19 @@ pub struct Config {
     pub greeting: Duration,
     /// Sockets for programs that know nothing of Unisono.
     pub ingress: Vec<IngressConfig>,
+    /// Who may do what: the rules `[[policy]]` of this configuration.
+    #[serde(skip)]
+    pub policy: Policy,
+    /// Directories of files `*.toml` with further rules, which come before those of this
+    /// configuration.
+    pub policy_directories: Vec<PathBuf>,
+    /// Further sockets, for clients that are to be known by where they came in.
+    pub socket: Vec<SocketConfig>,
+    #[serde(rename = "policy")]
+    rules: RuleForms,
+    /// Where it was read from.
+    #[serde(skip)]
+    source: Option<PathBuf>,
     /// What the program `bus-broker` logs, and how. A broker inside another program logs through
     /// that program's `tracing` subscriber and ignores this.
     pub log: LogConfig,
@@ -63,6 +77,28 @@ pub enum Listen {
     Path(PathBuf),
     /// Nowhere: only [`crate::BrokerHandle::connect`] makes connections.
     Nowhere,
+}
+
+/// A socket for clients that are to be known by where they came in: those of a sandbox, into which
+/// its launcher puts the socket.
+///
+/// They are subject to the rules that name the socket's identity, and without rules may do nothing
+/// but connect, whoever's user they are.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct SocketConfig {
+    /// Its path.
+    pub path: PathBuf,
+    /// Who its clients are to the rules.
+    pub identity: GroupName,
+    /// How many connections they may have at a time, within the bus's limit.
+    #[serde(default = "default_connections")]
+    pub connections: NonZeroU32,
+}
+
+fn default_connections() -> NonZeroU32 {
+    NonZeroU32::new(16).expect("16 is not 0")
 }
 
 /// What the program logs. Logs go to standard error.
@@ -95,6 +131,11 @@ impl Default for Config {
             limits: Limits::default(),
             greeting: Duration::from_secs(10),
             ingress: Vec::new(),
+            policy: Policy::private(rustix::process::geteuid().as_raw()),
+            policy_directories: Vec::new(),
+            socket: Vec::new(),
+            rules: RuleForms::default(),
+            source: None,
             log: LogConfig::default(),
         }
     }
@@ -159,7 +200,30 @@ impl Config {
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-        Self::from_toml(&text, path)
+        let mut config = Self::from_toml(&text, path)?;
+        config.source = Some(path.to_owned());
+        Ok(config)
+    }
+
+    /// All rules: those of the directories, then those of this configuration.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be read or is wrong.
+    pub fn whole_policy(&self) -> Result<Policy, ConfigError> {
+        let mut rules = Vec::new();
+        for directory in &self.policy_directories {
+            rules.extend(read_directory(directory)?);
+        }
+        Ok(self.policy.clone().after(rules))
+    }
+
+    /// The rules as the file has them now.
+    pub(crate) fn policy_anew(&self) -> Result<Policy, ConfigError> {
+        match &self.source {
+            Some(path) => Self::read(path)?.whole_policy(),
+            None => self.whole_policy(),
+        }
     }
 
     /// Takes a configuration from TOML. `path` is only named in errors.
@@ -168,11 +232,9 @@ impl Config {
     ///
     /// Anything that is not known or out of its range, with its place.
     pub fn from_toml(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Wrong {
-            path: path.to_owned(),
-            place: Place::of(text, error.span().map_or(0, |span| span.start)),
-            message: error.message().to_owned(),
-        })?;
+        let mut config: Self =
+            toml::from_str(text).map_err(|error| ConfigError::from_parser(&error, text, path))?;
+        config.policy = config.policy.after(config.rules.rules(text, path)?);
         if let Err(source) = config.limits.check() {
             return Err(ConfigError::Limit {
                 path: path.to_owned(),
@@ -220,8 +282,18 @@ impl TryFrom<String> for Listen {
 #[error("the address is empty; it is a path or unix:PATH")]
 pub struct EmptyAddress;
 
+impl ConfigError {
+    pub(crate) fn from_parser(error: &toml::de::Error, text: &str, path: &Path) -> Self {
+        Self::Wrong {
+            path: path.to_owned(),
+            place: Place::of(text, error.span().map_or(0, |span| span.start)),
+            message: error.message().to_owned(),
+        }
+    }
+}
+
 impl Place {
-    fn of(text: &str, offset: usize) -> Self {
+    pub(crate) fn of(text: &str, offset: usize) -> Self {
         let before = &text[..text.floor_char_boundary(offset)];
         let line_start = before.rfind('\n').map_or(0, |at| at + 1);
         Self {

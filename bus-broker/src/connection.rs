@@ -23,8 +23,9 @@ use bytes::{Bytes, BytesMut};
 use rustix::{event::epoll::EventFlags, io::Errno, net::sockopt};
 
 use crate::{
-    broker::{ConnectionPlace, Newcomer, Origin, Shared},
+    broker::{ConnectionPlace, Newcomer, Origin, Peer, Shared},
     credentials::PeerCredentials,
+    door::DoorPlace,
     inbox::{Inbox, Part, Token},
     output::{Output, SpareBuffers},
     protocol::{Progress, Protocol},
@@ -61,6 +62,7 @@ pub(crate) struct Connection {
     pub(crate) is_timed: bool,
     ending: bool,
     _place: ConnectionPlace,
+    _door: Option<DoorPlace>,
 }
 
 /// What connections of one thread share.
@@ -98,6 +100,9 @@ pub(crate) enum End {
     /// The client broke the protocol.
     #[error("{}", .0.text)]
     Fault(Goodbye),
+    /// The policy does not allow what it has, or it to be here.
+    #[error("{}", .0.text)]
+    Denied(Goodbye),
     /// The broker has no place for it.
     #[error("{}", .0.text)]
     NoPlace(Goodbye),
@@ -142,11 +147,16 @@ impl Workspace {
 impl Connection {
     pub(crate) fn new(newcomer: Newcomer, token: Token, greeting_until: Instant) -> Self {
         let Newcomer { socket, origin, number, place } = newcomer;
+        let mut came_in = None;
         let (span, protocol) = match origin {
-            Origin::Client(PeerCredentials { uid, pid }) => (
-                tracing::info_span!("connection", number, uid, pid),
-                Protocol::new(token, Credentials { uid, pid }, greeting_until),
-            ),
+            Origin::Client(peer) => {
+                let Peer { credentials: PeerCredentials { uid, pid, .. }, subject, door } = *peer;
+                came_in = door;
+                let socket = subject.socket.as_deref();
+                let span = tracing::info_span!("connection", number, uid, pid, socket);
+                let credentials = Credentials { uid, pid };
+                (span, Protocol::new(token, credentials, subject, greeting_until))
+            }
             Origin::Ingress(place) => {
                 let span = tracing::info_span!("ingress", number, identity = place.identity());
                 // Unless the ingress says otherwise, a message may fill the socket's buffer.
@@ -173,6 +183,7 @@ impl Connection {
             is_timed: false,
             ending: false,
             _place: place,
+            _door: came_in,
         }
     }
 
@@ -260,6 +271,11 @@ impl Connection {
             }
             received => received.map(Some),
         }
+    }
+
+    /// The rules of the policy have changed.
+    pub(crate) fn review(&mut self, shared: &Shared) -> Result<(), End> {
+        if self.ending { Ok(()) } else { self.protocol.review(shared) }
     }
 
     /// A part of it has something to do.
@@ -434,7 +450,7 @@ impl Connection {
                 shared.counters.protocol_errors.add(1);
                 tracing::warn!(reason = %end, "ended: the peer broke the protocol");
             }
-            End::NoPlace(_) => tracing::warn!(reason = %end, "refused"),
+            End::NoPlace(_) | End::Denied(_) => tracing::warn!(reason = %end, "refused"),
             End::TooSlow => tracing::warn!(reason = %end, "closed"),
             End::Socket(_) => tracing::debug!(reason = %end, "closed"),
         }
@@ -451,7 +467,9 @@ impl End {
     /// What the client is told, if it can still hear.
     pub(crate) fn goodbye(&self) -> Option<Goodbye> {
         match self {
-            Self::Fault(goodbye) | Self::NoPlace(goodbye) => Some(goodbye.clone()),
+            Self::Fault(goodbye) | Self::NoPlace(goodbye) | Self::Denied(goodbye) => {
+                Some(goodbye.clone())
+            }
             Self::Shutdown => Some(Goodbye::new(GoodbyeCode::Shutdown, "the broker ends")),
             Self::TooSlow => Some(Goodbye::new(GoodbyeCode::TooSlow, self.to_string())),
             Self::Gone

@@ -31,9 +31,9 @@ use crate::acceptor::{Accepted, Acceptor};
 use crate::broker::{Newcomer, RunError, Shared};
 use crate::connection::{Connection, End, Flushed, Workspace};
 use crate::courtesy::Courtesy;
+use crate::door::Door;
 use crate::inbox::{Inbox, Shelf, Token};
 use crate::ingress::IngressListener;
-use crate::listener::Listener;
 
 /// One thread's part of a broker, before and while it runs.
 #[derive(Debug)]
@@ -62,12 +62,12 @@ impl IoThread {
     pub(crate) fn new(
         shared: Arc<Shared>,
         inbox: Arc<Inbox>,
-        listeners: Vec<Listener>,
+        doors: Vec<Door>,
         ingresses: Vec<IngressListener>,
     ) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &*inbox, EventData::new_u64(BELL), EventFlags::IN)?;
-        let acceptor = Acceptor::new(listeners, ingresses);
+        let acceptor = Acceptor::new(doors, ingresses);
         for socket in acceptor.sockets() {
             let data = EventData::new_u64(LISTENERS);
             epoll::add(&epoll, socket, data, EventFlags::IN)?;
@@ -280,10 +280,25 @@ impl IoThread {
                 mark_dirty(connection, &mut self.dirty);
             }
         }
+        if std::mem::take(&mut shelf.review) {
+            self.review();
+        }
         if std::mem::take(&mut shelf.stop) {
             self.stop();
         }
         shelf
+    }
+
+    /// Ends the connections that have what the rules no longer allow.
+    fn review(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let reviewed = self.connections.iter_mut().filter_map(|(_, connection)| {
+            let end = connection.review(&shared).err()?;
+            Some((connection.token(), end))
+        });
+        for (token, end) in reviewed.collect::<Vec<_>>() {
+            self.conclude(token, Err(end));
+        }
     }
 
     fn welcome(&mut self, newcomer: Newcomer) {

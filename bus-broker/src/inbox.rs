@@ -42,6 +42,8 @@ pub(crate) struct Shelf {
     pub(crate) newcomers: Vec<Newcomer>,
     /// The broker ends.
     pub(crate) stop: bool,
+    /// The rules of the policy have changed.
+    pub(crate) review: bool,
     asleep: bool,
     closed: bool,
 }
@@ -96,6 +98,11 @@ impl Inbox {
     /// Tells the thread to end.
     pub(crate) fn post_stop(&self) {
         self.post(|shelf| shelf.stop = true);
+    }
+
+    /// Tells the thread that the rules have changed.
+    pub(crate) fn post_review(&self) {
+        self.post(|shelf| shelf.review = true);
     }
 
     /// Takes everything out. The vectors that come in are empty and are left in its place, so that
@@ -164,7 +171,7 @@ impl AsFd for Inbox {
 
 impl Shelf {
     fn is_empty(&self) -> bool {
-        self.signals.is_empty() && self.newcomers.is_empty() && !self.stop
+        self.signals.is_empty() && self.newcomers.is_empty() && !self.stop && !self.review
     }
 }
 

@@ -11,7 +11,9 @@
 //! |---|---|
 //! | `config` | what a broker is told, and where a file is wrong |
 //! | `listener`, `activation` | the socket, and who may own its path; sockets from systemd |
+//! | `door` | a socket and who its clients are |
 //! | `credentials` | who is at the other end |
+//! | `policy`, `policy/` | who may do what: rules, what one connection may do, reload |
 //! | `broker` | what all threads share; start and end |
 //! | `inbox` | what threads have for each other, and how a sleeper is woken |
 //! | `event_loop`, `acceptor` | a thread's turn; taking and refusing connections |
@@ -37,12 +39,14 @@ mod config;
 mod connection;
 mod courtesy;
 mod credentials;
+mod door;
 mod event_loop;
 mod inbox;
 mod ingress;
 mod listener;
 mod logging;
 mod output;
+mod policy;
 mod protocol;
 mod session;
 mod transport;
@@ -52,10 +56,15 @@ mod testing;
 
 pub use activation::{ActivationError, activation_sockets};
 pub use broker::{BindError, Broker, BrokerHandle, ConnectError, RunError};
-pub use config::{Config, ConfigError, EmptyAddress, Listen, LogConfig, LogFormat, Place};
+pub use config::{
+    Config, ConfigError, EmptyAddress, Listen, LogConfig, LogFormat, Place, SocketConfig,
+};
 pub use ingress::{
     ByteOrder, Framing, IngressAddress, IngressAddressError, IngressConfig, IngressError,
     IngressTarget,
 };
 pub use listener::ListenError;
 pub use logging::{LogFilterError, log_to_stderr};
+pub use policy::{
+    Action, Decision, NoSuchUser, Policy, ReloadError, RulePlace, Sandbox, Subject, user_id,
+};

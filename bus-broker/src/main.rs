@@ -62,7 +62,7 @@ fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     let handle = broker.handle();
     thread::Builder::new()
         .name("bus-signals".to_owned())
-        .spawn(move || end_on_signal(&signals, &handle))
+        .spawn(move || mind_signals(&signals, &handle))
         .context("cannot start a thread")?;
 
     announce(broker.address().unwrap_or(Path::new("")))?;
@@ -79,9 +79,16 @@ fn announce(address: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn end_on_signal(signals: &SignalFd, broker: &BrokerHandle) {
+fn mind_signals(signals: &SignalFd, broker: &BrokerHandle) {
     loop {
         match signals.read_signal() {
+            Ok(Some(signal)) if signal.ssi_signo == Signal::SIGHUP as u32 => {
+                notify_reloading();
+                if let Err(error) = broker.reload() {
+                    tracing::error!(%error, "cannot reload");
+                }
+                notify(NotifyState::Ready);
+            }
             Ok(Some(signal)) => {
                 tracing::info!(signal = signal.ssi_signo, "ending");
                 notify(NotifyState::Stopping);
@@ -99,7 +106,7 @@ fn end_on_signal(signals: &SignalFd, broker: &BrokerHandle) {
 }
 
 fn block_signals() -> nix::Result<SignalFd> {
-    let ends = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    let ends = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     ends.thread_block()?;
     SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC)
 }
@@ -117,9 +124,20 @@ fn raise_descriptor_limit() {
     }
 }
 
+/// The service manager wants to know when it began, and waits for the end.
+fn notify_reloading() {
+    if let Ok(now) = NotifyState::monotonic_usec_now() {
+        notify_all(&[NotifyState::Reloading, now]);
+    }
+}
+
 /// Tells the service manager, if there is one. That it cannot be told harms nobody here.
 fn notify(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
+    notify_all(&[state]);
+}
+
+fn notify_all(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "the service manager cannot be told");
     }
 }

@@ -10,10 +10,12 @@ use std::time::Instant;
 use bytes::BytesMut;
 
 use crate::{
+    broker::Shared,
     connection::{Context, End},
     inbox::{Part, Token},
     ingress::{IngressPlace, IngressStream},
     output::Output,
+    policy::{Gate, Subject},
     session::{Session, say},
     transport::Arrived,
 };
@@ -23,7 +25,7 @@ use bus_core::{Credentials, wire};
 #[derive(Debug)]
 pub(crate) enum Protocol {
     /// The first bytes have not come.
-    Undecided { token: Token, credentials: Credentials, until: Instant },
+    Undecided { token: Token, credentials: Credentials, subject: Box<Subject>, until: Instant },
     /// Unisono's own.
     Unisono(Box<Session>),
     /// Any other: what it says is carried, and not understood.
@@ -46,8 +48,13 @@ pub(crate) enum Progress {
 
 impl Protocol {
     /// A connection that has to say by `until` what it speaks, and who it is.
-    pub(crate) fn new(token: Token, credentials: Credentials, until: Instant) -> Self {
-        Self::Undecided { token, credentials, until }
+    pub(crate) fn new(
+        token: Token,
+        credentials: Credentials,
+        subject: Subject,
+        until: Instant,
+    ) -> Self {
+        Self::Undecided { token, credentials, subject: Box::new(subject), until }
     }
 
     /// A stream that came in through an ingress, which knows what it carries.
@@ -63,7 +70,7 @@ impl Protocol {
         output: &mut Output,
         context: &mut Context<'_>,
     ) -> Result<Progress, End> {
-        if let Self::Undecided { token, credentials, until } = *self {
+        if let Self::Undecided { token, credentials, subject, until } = self {
             let known = unread.len().min(wire::MAGIC.len());
             if unread[..known] != wire::MAGIC[..known] {
                 return Err(End::UnknownProtocol);
@@ -72,12 +79,23 @@ impl Protocol {
                 return Ok(Progress::Needs(wire::MAGIC.len()));
             }
             let _ = unread.split_to(known);
-            *self = Self::Unisono(Box::new(Session::new(token, credentials, until)));
+            let gate = Gate::new(std::mem::take(subject), &context.shared.policy);
+            let session = Session::new(*token, *credentials, gate, *until);
+            *self = Self::Unisono(Box::new(session));
         }
         match self {
             Self::Undecided { .. } => unreachable!("decided above"),
             Self::Unisono(session) => session.input(unread, arrived, output, context),
             Self::Ingress(stream) => stream.input(unread, arrived, context),
+        }
+    }
+
+    /// The rules of the policy have changed.
+    pub(crate) fn review(&mut self, shared: &Shared) -> Result<(), End> {
+        match self {
+            Self::Unisono(session) => session.review(shared),
+            // An ingress is the configuration's, and who has not said what it speaks has nothing.
+            Self::Undecided { .. } | Self::Ingress(_) => Ok(()),
         }
     }
 

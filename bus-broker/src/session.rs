@@ -21,13 +21,15 @@ use bus_core::wire::{
 };
 use bus_core::{
     Addressee, Credentials, Delivery, Destination, Draft, EndpointId, Eviction, EvictionCause, Gap,
-    Kind, Message, Monitored, PeerChange,
+    GroupName, Kind, Message, Monitored, PeerChange,
 };
 use bytes::{Buf, BytesMut};
 
+use crate::broker::Shared;
 use crate::connection::{Context, End};
 use crate::inbox::{Part, Signal, Token};
 use crate::output::Output;
+use crate::policy::{Action, Gate};
 use crate::protocol::Progress;
 use crate::transport::Arrived;
 use listings::Listings;
@@ -39,6 +41,7 @@ mod gated;
 mod lane_queue;
 mod listings;
 mod names;
+mod permission;
 mod port;
 mod sending;
 
@@ -47,6 +50,9 @@ mod sending;
 pub(crate) struct Session {
     token: Token,
     credentials: Credentials,
+    gate: Gate,
+    /// What its endpoints monitor, if they are monitors.
+    monitors: BTreeMap<Handle, Option<GroupName>>,
     /// Until when it has to greet, if it has not.
     greeting_until: Option<Instant>,
     /// In boxes of their own: a node of the tree has room for 11, and most connections have one.
@@ -61,10 +67,17 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(token: Token, credentials: Credentials, greeting_until: Instant) -> Self {
+    pub(crate) fn new(
+        token: Token,
+        credentials: Credentials,
+        gate: Gate,
+        greeting_until: Instant,
+    ) -> Self {
         Self {
             token,
             credentials,
+            gate,
+            monitors: BTreeMap::new(),
             greeting_until: Some(greeting_until),
             ports: BTreeMap::new(),
             readable: VecDeque::new(),
@@ -155,7 +168,7 @@ impl Session {
                 }
             }
             if self.listings.is_under_way() && output.has_room_for_messages() {
-                self.listings.fill(output);
+                self.listings.fill(output, &self.gate);
             }
         }
     }
@@ -197,7 +210,11 @@ impl Session {
         }
         match frame {
             ClientFrame::Hello(_) => return Err(fault("a second HELLO")),
-            ClientFrame::Call { endpoint, serial, request } => {
+            ClientFrame::Call { endpoint, serial, mut request } => {
+                if let Err(failure) = self.permit(&mut request, context.shared) {
+                    answer_call(endpoint, serial, Err(failure), output, context);
+                    return Ok(());
+                }
                 let bus = &context.shared.bus;
                 match self.listings.begin(endpoint, serial, &request, bus) {
                     Some(Ok(())) => return Ok(()),
@@ -244,6 +261,11 @@ impl Session {
                 }
             }
             ClientFrame::Watch { endpoint, serial, destination, attributes } => {
+                let Shared { policy, bus, .. } = &**context.shared;
+                if let Err(failure) = self.gate.check_send(policy, bus, destination) {
+                    say(BrokerFrame::Error { endpoint, serial, failure }, output);
+                    return Ok(());
+                }
                 match self.ports.get_mut(&endpoint) {
                     Some(port) => {
                         let about = (destination, attributes);
@@ -285,6 +307,9 @@ impl Session {
             ))
         })?;
         let shared = context.shared;
+        self.gate.check(&shared.policy, Action::Connect, None).map_err(|failure| {
+            End::Denied(Goodbye::new(GoodbyeCode::PermissionDenied, failure.text))
+        })?;
         let endpoint = self.open_port(Handle::FIRST, context).map_err(|failure| {
             End::NoPlace(Goodbye::new(GoodbyeCode::LimitExceeded, failure.text))
         })?;
@@ -337,6 +362,8 @@ impl Session {
                 std::mem::take(&mut arrived.descriptors)
             }
         };
+        let Shared { policy, bus, .. } = &**context.shared;
+        let denied = self.gate.check_send(policy, bus, send.head.destination).err();
         let Some(port) = self.ports.get_mut(&id.endpoint) else {
             refuse(id, no_such_port(id.endpoint), output, context);
             return Ok(());
@@ -349,7 +376,7 @@ impl Session {
             kind: kind_of(send.head.flags),
             charge: None,
         };
-        port.send(self.token, &send.head, draft, output, context).map_err(|exceeded| {
+        port.send(self.token, &send.head, (draft, denied), output, context).map_err(|exceeded| {
             fault(format!("lane {} of endpoint {}: {exceeded}", id.lane, id.endpoint))
         })
     }

@@ -547,6 +547,21 @@ impl Endpoint {
         })
     }
 
+    /// Has the broker read the rules of its policy again, and says how many there are. Only the
+    /// user whose bus it is may ask. Connections that have what the new rules forbid are ended.
+    /// Blocks for one round trip.
+    ///
+    /// # Errors
+    ///
+    /// See [`QueryError`]; with a mistake in a file the old rules stay, and the text says where it
+    /// is.
+    pub fn reload(&self) -> Result<u32, QueryError> {
+        self.ask(Request::Reload, |response| match response {
+            Response::Reloaded { rules } => Some(rules),
+            _ => None,
+        })
+    }
+
     /// Asks the broker for a sign of life, and says how long it took.
     ///
     /// # Errors

@@ -31,6 +31,7 @@
 //! | `listing` | groups, names and members, for one place in the order |
 //! | `gated` | groups whose owner decides who is admitted, and their peer endpoints |
 //! | `endpoint`, `lane`, `receiver` | the public handles |
+//! | `holdings` | what an endpoint has by name, for who decides what it may have |
 //! | [`wire`], [`framing`] | bytes to frames, of our protocol and of any other |
 #![deny(unsafe_code)]
 
@@ -44,6 +45,7 @@ mod filter;
 pub mod framing;
 mod gated;
 mod group;
+mod holdings;
 mod id;
 mod intake;
 mod lane;
@@ -91,6 +93,7 @@ pub use filter::{
     FilterProgram, MAX_FILTER_CONDITIONS, MAX_PATTERN_BYTES, Pattern, SECTION as FILTER_SECTION,
 };
 pub use gated::{Candidacy, GateError, MAX_REASON_BYTES, Terms};
+pub use holdings::Holding;
 pub use id::{EndpointId, GroupId, NameId, Sequence};
 pub use lane::{Lane, Submitted, Watch};
 #[doc(hidden)]

@@ -232,6 +232,11 @@ impl Broker {
         self.ended = true;
     }
 
+    /// Has it read its policy again.
+    pub fn hang_up(&self) {
+        self.kill(Signal::SIGHUP);
+    }
+
     /// Stops it, and waits until it stands.
     pub fn stop(&self) {
         self.kill(Signal::SIGSTOP);

@@ -24,6 +24,13 @@ impl Session {
             Request::Ping => Ok(Response::Pong),
             Request::Status => Ok(Response::Status(Box::new(status(shared)))),
             Request::Stats => Ok(Response::Stats(Box::new(stats(shared)))),
+            Request::Reload => match shared.reload() {
+                Ok(rules) => Ok(Response::Reloaded { rules }),
+                Err(error) => {
+                    let failure = Failure::new(FailureCode::BadRequest, error.to_string());
+                    Err(Box::new(failure))
+                }
+            },
             Request::OpenEndpoint => self.open_endpoint(handle, context),
             Request::CloseEndpoint => self.close_endpoint(handle, output, context),
             Request::ShutdownReceive => {
@@ -61,13 +68,14 @@ impl Session {
                 Ok(Response::Left { sequence })
             }
             Request::Monitor { group } => {
-                self.may_monitor()?;
                 let monitoring = self.port(handle)?.endpoint().monitor(group.clone());
                 let sequence = monitoring.map_err(|e| failure::of_monitor(&e))?;
+                self.note_monitor(handle, Some(group.clone()));
                 Ok(Response::Monitoring { sequence })
             }
             Request::Unmonitor => {
                 let ended = self.port(handle)?.endpoint().unmonitor();
+                self.note_monitor(handle, None);
                 let sequence = ended.ok_or_else(|| {
                     Failure::new(FailureCode::NotWatching, "the endpoint is no monitor")
                 })?;
@@ -112,16 +120,6 @@ impl Session {
         }
     }
 
-    /// A monitor sees everything, so it has to be the user whose bus this is.
-    fn may_monitor(&self) -> Result<(), Box<Failure>> {
-        let own = rustix::process::getuid().as_raw();
-        if self.credentials.uid == own || self.credentials.uid == 0 {
-            return Ok(());
-        }
-        let text = "only the user that the broker runs as may monitor the bus";
-        Err(Box::new(Failure::new(FailureCode::PermissionDenied, text)))
-    }
-
     fn open_endpoint(
         &mut self,
         handle: Handle,
@@ -152,6 +150,7 @@ impl Session {
         port.cancel_watches(output);
         port.cancel_joins(output);
         self.listings.cancel_all(handle, output);
+        self.note_monitor(handle, None);
         self.readable.retain(|readable| *readable != handle);
         self.holding.retain(|holding| *holding != handle);
         Ok(Response::Closed)

@@ -14,8 +14,10 @@ use bus_core::wire::{
 };
 use bus_core::{Bus, Groups, Members, Names};
 
+use super::permission::{SEES_GROUP, SEES_NAME};
 use super::{calls::no_such_group, say};
 use crate::output::Output;
+use crate::policy::Gate;
 
 /// The listings of one connection that are under way.
 #[derive(Debug, Default)]
@@ -71,12 +73,13 @@ impl Listings {
     }
 
     /// Appends a part of the listing whose turn it is; there is room for it.
-    pub(super) fn fill(&mut self, output: &mut Output) {
+    /// What the connection may not see is left out.
+    pub(super) fn fill(&mut self, output: &mut Output, gate: &Gate) {
         let Some(mut listing) = self.0.pop_front() else {
             return;
         };
         let (endpoint, serial) = (listing.endpoint, listing.serial);
-        let (response, is_last) = listing.entries.part();
+        let (response, is_last) = listing.entries.part(gate);
         if is_last {
             say(BrokerFrame::Done { endpoint, serial, response }, output);
         } else {
@@ -117,17 +120,22 @@ impl Listings {
 impl Entries {
     /// The next entries, and whether they are the last. Nobody looks ahead: of what has no known
     /// length, the part that is not full is the last, and may be empty.
-    fn part(&mut self) -> (Response, bool) {
+    ///
+    /// A part has at most so many entries as were looked at, so what may not be seen costs no more
+    /// than what may.
+    fn part(&mut self, gate: &Gate) -> (Response, bool) {
         let is_last = |count: usize| count < MAX_PART;
         match self {
             Self::Groups(rest) => {
-                let groups: Vec<_> = rest.by_ref().take(MAX_PART).map(group_info).collect();
+                let mut groups: Vec<_> = rest.by_ref().take(MAX_PART).map(group_info).collect();
                 let is_last = is_last(groups.len());
+                groups.retain(|info| gate.sees(&SEES_GROUP, &info.name));
                 (Response::Groups { sequence: rest.sequence(), groups }, is_last)
             }
             Self::Names(rest) => {
-                let names: Vec<_> = rest.by_ref().take(MAX_PART).map(name_info).collect();
+                let mut names: Vec<_> = rest.by_ref().take(MAX_PART).map(name_info).collect();
                 let is_last = is_last(names.len());
+                names.retain(|info| gate.sees(&SEES_NAME, &info.name));
                 (Response::Names { sequence: rest.sequence(), names }, is_last)
             }
             Self::Members(rest) => {

@@ -105,7 +105,7 @@ impl Port {
         &mut self,
         token: Token,
         head: &SendHead,
-        draft: Draft,
+        draft: (Draft, Option<Box<Failure>>),
         output: &mut Output,
         context: &mut Context<'_>,
     ) -> Result<(), WindowExceeded> {

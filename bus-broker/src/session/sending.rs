@@ -23,7 +23,7 @@ use crate::{connection::Context, output::Output};
 /// A lane of an endpoint of a connection.
 #[derive(Debug)]
 pub(super) struct SendingLane {
-    queue: LaneQueue<(Destination, Draft)>,
+    queue: LaneQueue<(Destination, Draft, Option<Box<Failure>>)>,
     lane: Lane,
     waker: Waker,
     /// The head waits in the bus.
@@ -39,11 +39,11 @@ impl SendingLane {
         Self { queue: LaneQueue::new(window), lane, waker, waits: false }
     }
 
-    /// Takes a SEND in, and hands the bus what it can take.
+    /// Takes a SEND in, and hands the bus what it can take; not what is denied.
     pub(super) fn send(
         &mut self,
         head: &SendHead,
-        draft: Draft,
+        (draft, denied): (Draft, Option<Box<Failure>>),
         output: &mut Output,
         context: &mut Context<'_>,
     ) -> Result<(), WindowExceeded> {
@@ -58,7 +58,7 @@ impl SendingLane {
             independent: head.flags.contains(SendFlags::INDEPENDENT),
             receipt_may_wait: head.flags.contains(SendFlags::RECEIPT_MAY_WAIT),
         };
-        match self.queue.arrive(place, (head.destination, draft))? {
+        match self.queue.arrive(place, (head.destination, draft, denied))? {
             Arrival::Queued => self.go_on(head.id.endpoint, head.id.lane, output, context),
             Arrival::Refused => refuse(head.id, lane_refused(), output, context),
         }
@@ -130,7 +130,11 @@ impl SendingLane {
         output: &mut Output,
         context: &mut Context<'_>,
     ) {
-        while let Some((place, (destination, draft))) = self.queue.next() {
+        while let Some((place, (destination, draft, denied))) = self.queue.next() {
+            if let Some(failure) = denied {
+                self.answer_denied(endpoint, number, *failure, output, context);
+                continue;
+            }
             let outcome = match place.patience {
                 Patience::Refuse => self.lane.try_send(destination, draft),
                 Patience::Wait => match self.lane.submit(destination, draft, self.waker.clone()) {
@@ -187,6 +191,26 @@ impl SendingLane {
                 refuse(id, failure, output, context);
             }
         }
+        for serial in finished.fallen {
+            let id = send_id(endpoint, number, serial);
+            refuse(id, lane_refused(), output, context);
+        }
+    }
+
+    /// Answers the head, which the policy did not allow when it came. It takes its turn in the lane,
+    /// so that what depends on it falls with it, as with any refused send.
+    fn answer_denied(
+        &mut self,
+        endpoint: Handle,
+        number: LaneNumber,
+        failure: Failure,
+        output: &mut Output,
+        context: &Context<'_>,
+    ) {
+        let Some(finished) = self.queue.finish(Outcome::Refused) else {
+            return;
+        };
+        refuse(send_id(endpoint, number, finished.head), failure, output, context);
         for serial in finished.fallen {
             let id = send_id(endpoint, number, serial);
             refuse(id, lane_refused(), output, context);

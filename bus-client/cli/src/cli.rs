@@ -100,6 +100,11 @@ pub(crate) enum Verb {
     Status(Listing),
     /// Measure how long the broker takes to answer
     Ping(Ping),
+    /// Ask what the rules allow, without a broker
+    #[command(subcommand)]
+    Policy(PolicyVerb),
+    /// Have the broker read its policy again; it must be yours
+    Reload,
     /// Measure how fast the bus is, beside its peers
     #[command(after_long_help = bench::NOTES)]
     Bench(bench::Options),
@@ -562,6 +567,69 @@ pub(crate) struct Ping {
     /// Print a JSON object a line
     #[arg(long, short)]
     pub(crate) json: bool,
+}
+
+/// What to do with rules.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyVerb {
+    /// Say whether somebody may do something, and which rule decides
+    #[command(after_long_help = POLICY_FORMS)]
+    Check(PolicyCheck),
+}
+
+const POLICY_FORMS: &str = "\
+The status is 0 if it is allowed, 1 if it is denied or the rules cannot be read, 2 for a usage error.
+
+The last rule that fits decides. Before all rules stands a built-in one, which allows everything to \
+the bus's own user and to root, and nothing to others.";
+
+/// Options of `policy check`.
+#[derive(Debug, Args)]
+pub(crate) struct PolicyCheck {
+    /// What: connect, own, call, create, join, watch, send, direct or monitor
+    #[arg(value_name = "ACTION", value_parser = action)]
+    pub(crate) action: bus_broker::Action,
+    /// The group or the well-known name; a monitor of everything has none
+    #[arg(value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Who asks, by name or number [default: this user]
+    #[arg(long = "as", value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// A group that the user is in, by number
+    #[arg(long, value_name = "ID")]
+    pub(crate) user_group: Vec<u32>,
+    /// The program that asks
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub(crate) exe: Option<PathBuf>,
+    /// The sandboxed application that asks
+    #[arg(long, value_name = "ID")]
+    pub(crate) sandbox: Option<String>,
+    /// What the kernel's security module calls it
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) label: Option<String>,
+    /// The identity of the socket it has come in at
+    #[arg(long, value_name = "IDENTITY")]
+    pub(crate) socket: Option<String>,
+    /// Whose bus it is [default: this user's]
+    #[arg(long, value_name = "USER")]
+    pub(crate) owner: Option<String>,
+    /// The broker's configuration [default: /etc/unisono/session.toml if it is there]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) config: Option<PathBuf>,
+    /// A further directory of rules
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath)]
+    pub(crate) directory: Vec<PathBuf>,
+    /// Print a JSON object
+    #[arg(long, short)]
+    pub(crate) json: bool,
+}
+
+fn action(text: &str) -> Result<bus_broker::Action, String> {
+    let known = bus_broker::Action::ALL.into_iter().find(|action| action.as_str() == text);
+    known.ok_or_else(|| {
+        let all = bus_broker::Action::ALL.map(bus_broker::Action::as_str);
+        format!("it is one of {}", all.join(", "))
+    })
 }
 
 /// Options of `run`.

@@ -28,6 +28,7 @@ mod owner;
 mod pages;
 mod payload;
 mod ping;
+mod policy;
 mod progress;
 mod run;
 mod send;
@@ -99,6 +100,8 @@ fn dispatch(cli: &Cli, signals: Signals, output: &mut Output) -> Result<ExitCode
         Verb::Admit(options) => owner::admit(options, &connect()?, &notice, output)?,
         Verb::Stats(options) => listing::stats(options, &connect()?, output)?,
         Verb::Status(options) => listing::status(options, &connect()?, output)?,
+        Verb::Policy(cli::PolicyVerb::Check(options)) => policy::check(options, output)?,
+        Verb::Reload => policy::reload(&connect()?, output)?,
         Verb::Ping(options) => ping::run(options, cli, output)?,
         Verb::Bench(options) => bench::run(options, &notice, output)?,
         Verb::BenchWorker(options) => bench::work(options)?,

@@ -139,6 +139,8 @@ pub enum Request {
     Status,
     /// How is it doing? Answered by [`Response::Stats`].
     Stats,
+    /// Read the rules of the policy again. Answered by [`Response::Reloaded`].
+    Reload,
     /// Opens an endpoint under the handle in the frame's header. Answered by
     /// [`Response::Opened`].
     OpenEndpoint,
@@ -369,6 +371,7 @@ impl Request {
         "ping",
         "status",
         "stats",
+        "reload",
         "open-endpoint",
         "close-endpoint",
         "shutdown-receive",
@@ -444,6 +447,11 @@ pub enum Response {
     Status(Box<Status>),
     /// To [`Request::Stats`].
     Stats(Box<Stats>),
+    /// To [`Request::Reload`]: the new rules are in force.
+    Reloaded {
+        /// How many rules there are now beside the built-in one.
+        rules: u32,
+    },
     /// To [`Request::OpenEndpoint`].
     Opened {
         /// The new endpoint's id.

@@ -1,0 +1,219 @@
+//! Who may do what, as programs meet it: refusals that name their rule, reload, sockets with an
+//! identity. (Tables of decisions are with the rules, in `bus-broker/src/policy`.)
+
+use std::fs;
+use std::path::Path;
+
+use bus_client::{Bus, ConnectError, JoinError, QueryError, SendError};
+use tests::broker::Broker;
+use tests::deadline::eventually;
+use tests::programs;
+
+fn connect_at(address: &Path) -> Result<Bus, ConnectError> {
+    Bus::builder().address(address.to_str().expect("a path of ours")).connect()
+}
+
+fn connect(broker: &Broker) -> Bus {
+    connect_at(broker.socket()).expect("connected")
+}
+
+#[test]
+fn a_refusal_names_the_rule_whatever_was_asked() {
+    let broker = Broker::with(
+        r#"[[policy]]
+deny = ["own", "call", "create", "join", "watch", "send", "monitor"]
+on = ["org.secret.*"]
+"#,
+    );
+    let here = |text: &str| {
+        assert!(text.contains("broker.toml:1"), "{text}");
+        assert!(text.contains("user "), "{text}");
+    };
+    let bus = connect(&broker);
+    match bus.join("org.secret.A") {
+        Err(JoinError::PermissionDenied(text)) => here(&text),
+        other => panic!("{other:?}"),
+    }
+    match bus.group("org.secret.A").unwrap().send("x") {
+        Err(SendError::PermissionDenied(text)) => here(&text),
+        other => panic!("{other:?}"),
+    }
+    match bus.name("org.secret.A").unwrap().call("x") {
+        Err(error) => here(&error.to_string()),
+        Ok(reply) => panic!("{reply:?}"),
+    }
+    here(&bus.own_name("org.secret.A").unwrap_err().to_string());
+    here(&bus.create("org.secret.A").unwrap_err().to_string());
+    here(&bus.watch_members("org.secret.A").map(drop).unwrap_err().to_string());
+    // A monitor of everything would see that too.
+    let monitor = broker.unisono("monitor").run().with(1);
+    here(&monitor.errors);
+    // What no rule is about is as free as ever.
+    bus.join("org.open.A").unwrap();
+    bus.group("org.open.A").unwrap().send("x").unwrap();
+}
+
+#[test]
+fn what_may_not_be_seen_is_not_listed() {
+    let unisono = fs::canonicalize(programs::unisono()).unwrap();
+    let broker = Broker::with(&format!(
+        "[[policy]]\ndeny = \"*\"\non = [\"org.secret.*\"]\nexecutables = [{unisono:?}]\n"
+    ));
+    let bus = connect(&broker);
+    for group in ["org.a", "org.secret.A", "org.z"] {
+        bus.join(group).unwrap();
+    }
+    let listed = broker.unisono("groups").run().with(0).output;
+    assert!(listed.contains("org.a") && listed.contains("org.z"), "{listed}");
+    assert!(!listed.contains("secret"), "{listed}");
+}
+
+#[test]
+fn a_user_who_may_not_connect_is_told_the_rule() {
+    let broker = Broker::with("[[policy]]\ndeny = [\"connect\"]\n");
+    let refused = broker.unisono("status").run();
+    assert_ne!(refused.code(), Some(0));
+    assert!(refused.errors.contains("broker.toml:1"), "{}", refused.errors);
+}
+
+#[test]
+fn a_reload_takes_the_new_rules_whole_and_keeps_the_old_if_they_are_wrong() {
+    let broker = Broker::with("");
+    let bus = connect(&broker);
+    let send = || bus.group("org.a").unwrap().send("x").map(drop);
+    bus.join("org.a").unwrap();
+    send().unwrap();
+
+    let _ = broker.file_with("broker.toml", "[[policy]]\ndeny = [\"send\"]\non = [\"org.a\"]\n");
+    assert_eq!(bus.reload(), Ok(1));
+    assert!(matches!(send(), Err(SendError::PermissionDenied(_))), "a kept decision is no more");
+
+    let _ = broker.file_with("broker.toml", "[[policy]]\ndeny = [\"fly\"]\n");
+    match bus.reload() {
+        Err(QueryError::Refused { text, .. }) => assert!(text.contains(":2:"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(send(), Err(SendError::PermissionDenied(_))), "the old rules stay");
+    let told = broker.unisono("reload").run().with(1);
+    assert!(told.errors.contains("broker.toml:2:"), "{}", told.errors);
+
+    let _ = broker.file_with("broker.toml", "");
+    broker.hang_up();
+    eventually("allowed again", || send().map_err(|error| error.to_string()));
+}
+
+#[test]
+fn a_reload_ends_the_connections_that_have_what_is_forbidden_now_and_no_other() {
+    let broker = Broker::with("");
+    let trace = broker.file("trace");
+    let member = broker.listener("org.a", &trace);
+    let bus = connect(&broker);
+    bus.join("org.b").unwrap();
+    let _ = broker.file_with("broker.toml", "[[policy]]\ndeny = [\"join\"]\non = [\"org.a\"]\n");
+    broker.unisono("reload").run().with(0);
+    let ended = member.end().with(4);
+    let told = fs::read_to_string(&trace).unwrap() + &ended.errors;
+    assert!(told.contains("broker.toml:1"), "{told}");
+    bus.ping().unwrap();
+    assert!(broker.log().contains("the rules have changed"), "{}", broker.log());
+}
+
+#[test]
+fn rules_of_a_directory_come_first_in_the_order_of_their_names() {
+    let broker = Broker::with("");
+    let directory = broker.file("policy.d");
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("20-open.toml"), "[[policy]]\nallow = [\"join\"]\n").unwrap();
+    fs::write(directory.join("10-shut.toml"), "[[policy]]\ndeny = \"*\"\n").unwrap();
+    fs::write(directory.join("notes.txt"), "no rules").unwrap();
+    let check = |line: &str| {
+        let config = broker.file("check.toml");
+        broker.unisono("policy check").line(line).arg("--config").arg(config).run()
+    };
+    let named = |config: &str| {
+        let text = format!("policy_directories = [{directory:?}]\n{config}");
+        let _ = broker.file_with("check.toml", text);
+    };
+    named("");
+    assert!(check("join org.a --as 4242").with(0).output.contains("20-open.toml:1"));
+    assert!(check("send org.a --as 4242").with(1).output.contains("10-shut.toml:1"));
+    named("[[policy]]\ndeny = [\"join\"]\n");
+    assert!(check("join org.a --as 4242").with(1).output.contains("check.toml:2"));
+}
+
+#[test]
+fn policy_check_answers_offline_for_scripts() {
+    let broker = Broker::with("");
+    let config = broker.file_with(
+        "rules.toml",
+        r#"[[policy]]
+allow = ["connect", "call"]
+on = ["org.example.*"]
+users = [4242]
+executables = ["/usr/bin/clock"]
+"#,
+    );
+    let check =
+        |line: &str| broker.unisono("policy check").line(line).arg("--config").arg(&config).run();
+    let as_clock = "--as 4242 --exe /usr/bin/clock";
+    let allowed = check(&format!("call org.example.Clock {as_clock}")).with(0);
+    assert!(allowed.output.ends_with("rules.toml:1\n"), "{}", allowed.output);
+    assert_eq!(check("call org.example.Clock --as 4242").with(1).output, "no rule allows it\n");
+    assert_eq!(
+        check("own org.example.Clock --as 4242 --json").with(1).json_lines()[0]["rule"],
+        "built-in"
+    );
+    check("own org.example.Clock --as root").with(0);
+    check("monitor --as 4242").with(1);
+    check("fly org.example.Clock").with(2);
+    check("own").with(2);
+    check("own a..b").with(2);
+    let _ = broker.file_with("rules.toml", "[[policy]]\nallow = 7\n");
+    assert!(check("own a").with(1).errors.contains("rules.toml:2:"));
+}
+
+#[test]
+fn a_socket_with_an_identity_has_rules_and_places_of_its_own() {
+    let boxed = tempfile::tempdir().unwrap();
+    let path = boxed.path().join("bus");
+    let broker = Broker::with(&format!(
+        r#"[[socket]]
+path = {path:?}
+identity = "org.example.Box"
+connections = 2
+
+[[policy]]
+allow = ["call"]
+on = ["org.example.Portal"]
+sockets = ["org.example.Box"]
+"#
+    ));
+    let bus = connect_at(&path).unwrap();
+    let denied = bus.join("org.a").unwrap_err();
+    assert!(denied.to_string().contains("org.example.Box"), "{denied}");
+    assert!(matches!(bus.reload(), Err(QueryError::PermissionDenied(_))));
+    let portal = broker.unisono("own org.example.Portal -n 1").start();
+    let outside = connect(&broker);
+    eventually("owned", || match outside.find_name("org.example.Portal") {
+        Ok(Some(_)) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    bus.name("org.example.Portal").unwrap().send("hello").unwrap();
+    assert_eq!(portal.end().with(0).output, "hello\n");
+    assert!(bus.endpoint(outside.endpoint_id()).send("x").is_err(), "not past the names");
+    let _second = connect_at(&path).unwrap();
+    assert!(connect_at(&path).is_err(), "it has two places");
+    outside.join("org.a").unwrap();
+}
+
+#[test]
+fn a_program_is_known_by_the_file_that_it_executes() {
+    let unisono = fs::canonicalize(programs::unisono()).unwrap();
+    let broker = Broker::with(&format!(
+        "[[policy]]\ndeny = [\"join\"]\n[[policy]]\nallow = [\"join\"]\nexecutables = [{unisono:?}]\n"
+    ));
+    let trace = broker.file("trace");
+    let _member = broker.listener("org.a", &trace);
+    let bus = connect(&broker);
+    assert!(matches!(bus.join("org.a"), Err(JoinError::PermissionDenied(_))));
+}
