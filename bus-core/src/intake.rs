@@ -6,6 +6,7 @@
 //! than there is, never more. What that can delay is a waiting send, and the fences in
 //! [`EndpointCore::free`] and [`EndpointCore::register`] rule it out there.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
@@ -148,10 +149,18 @@ impl Drops {
 #[derive(Debug)]
 pub(crate) struct Intake {
     pub(crate) core: Arc<EndpointCore>,
+    /// Copies of what `core` says: a commit to many looks at few lines of memory for each.
+    id: EndpointId,
+    most_messages: u64,
+    most_bytes: u64,
     /// None until the endpoint can receive something: idle connections cost no ring.
     producer: Option<Producer>,
     pushed_messages: u64,
     pushed_bytes: u64,
+    /// What the reader had released when last looked at: not more than it has now, which can only
+    /// make the queue look fuller than it is. Most commits find room by it, and leave the reader's
+    /// line alone.
+    seen_released: Cell<(u64, u64)>,
     pushed_ends: u64,
     pushed_retained: u64,
     pushed_retained_bytes: u64,
@@ -179,11 +188,16 @@ struct Reserve {
 
 impl Intake {
     pub(crate) fn new(core: Arc<EndpointCore>) -> Self {
+        let (id, capacity) = (core.place.id, core.capacity);
         Self {
             core,
+            id,
+            most_messages: capacity.messages,
+            most_bytes: capacity.bytes,
             producer: None,
             pushed_messages: 0,
             pushed_bytes: 0,
+            seen_released: Cell::new((0, 0)),
             pushed_ends: 0,
             pushed_retained: 0,
             pushed_retained_bytes: 0,
@@ -199,7 +213,7 @@ impl Intake {
     }
 
     pub(crate) fn id(&self) -> EndpointId {
-        self.core.place.id
+        self.id
     }
 
     pub(crate) fn has_producer(&self) -> bool {
@@ -231,8 +245,16 @@ impl Intake {
 
     /// Below both limits; the message that crosses the byte limit is still taken.
     pub(crate) fn has_room(&self) -> bool {
-        let (messages, bytes) = self.depth();
-        messages < self.core.capacity.messages && bytes < self.core.capacity.bytes
+        self.has_room_after(self.seen_released.get()) || {
+            let released = self.core.released();
+            self.seen_released.set(released);
+            self.has_room_after(released)
+        }
+    }
+
+    fn has_room_after(&self, (messages, bytes): (u64, u64)) -> bool {
+        self.pushed_messages - messages < self.most_messages
+            && self.pushed_bytes - bytes < self.most_bytes
     }
 
     /// Whether a waiting send that keeps the reserve place may go beyond the capacity.
@@ -249,7 +271,10 @@ impl Intake {
     /// Puts a message into the queue. The caller has seen room or the reserve place.
     pub(crate) fn push(&mut self, message: Arc<Message>, missed: Option<Gap>) {
         self.charge(message.sequence(), message.charged_bytes());
-        self.push_entry(Entry::Message { message, missed });
+        match missed {
+            None => self.push_entry(Entry::Message { message, missed: None }),
+            missed => self.push_entry(Entry::Message { message, missed }),
+        }
     }
 
     /// Puts a message into the queue that came through a peer endpoint, whose share is charged as
@@ -279,6 +304,7 @@ impl Intake {
         }
     }
 
+    #[inline(always)]
     fn push_entry(&mut self, entry: Entry) {
         let pushed = self.producer.as_mut().map(|producer| producer.push(entry));
         debug_assert!(matches!(pushed, Some(Ok(()))), "the ring has a slot for each place");

@@ -139,9 +139,9 @@ impl Lane {
                 keep_route(&mut self.routes, outgoing.route);
                 Ok(Submitted::Committed(receipt))
             }
-            Attempt::Full { full, .. } if waker.is_none() => {
+            Attempt::Full { .. } if waker.is_none() => {
                 keep_route(&mut self.routes, outgoing.route);
-                Err(SendError::WouldBlock { full: Box::new(full) })
+                Err(SendError::WouldBlock { full: Box::new(self.effects.full) })
             }
             Attempt::Full { .. } | Attempt::Owed { .. } | Attempt::Writable => {
                 keep_route(&mut self.routes, outgoing.route.clone());

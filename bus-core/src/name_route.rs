@@ -66,12 +66,13 @@ impl NameRoute {
         sender: EndpointId,
         standing: Standing<'_>,
         commits: bool,
+        full: &mut FullRecipients,
     ) -> Result<Option<Attempt>, SendError> {
         let owners = self.ownership.owners();
         if owners.is_empty() {
             return Err(SendError::NoSuchName(self.name.id));
         }
-        let mut full = FullRecipients::none();
+        *full = FullRecipients::none();
         let mut free: Option<(u64, usize)> = None;
         let mut owed = None;
         let turn = self.name.turn() % owners.len();
@@ -99,6 +100,6 @@ impl NameRoute {
         }
         let at = Arc::clone(&owners[owed.unwrap_or(turn)].core);
         let only_owed = full.count() == 0 || (owed.is_some() && full.is_only(sender));
-        Ok(Some(if only_owed { Attempt::Owed { at } } else { Attempt::Full { full, at } }))
+        Ok(Some(if only_owed { Attempt::Owed { at } } else { Attempt::Full { at } }))
     }
 }

@@ -92,8 +92,9 @@ unsafe impl Send for Ring {}
 impl Ring {
     fn slot(&self, position: u64) -> &UnsafeCell<MaybeUninit<Entry>> {
         // The length is a power of two, so the remainder is right across the wrap of `u64` too.
+        // The length is a power of two.
         #[expect(clippy::cast_possible_truncation, reason = "the remainder fits the length")]
-        let index = (position % self.slots.len() as u64) as usize;
+        let index = (position & (self.slots.len() as u64 - 1)) as usize;
         &self.slots[index]
     }
 
@@ -157,6 +158,10 @@ impl Producer {
     }
 
     /// Appends an entry, or gives it back if no slot is free.
+    ///
+    /// Inlined, so that an entry is made where it stays: a copy of one that has just been written
+    /// in parts waits for the writes.
+    #[inline(always)]
     pub(crate) fn push(&mut self, entry: Entry) -> Result<(), Entry> {
         if !self.has_slot() {
             return Err(entry);

@@ -176,13 +176,23 @@ pub enum SendError {
 /// Dropping a waker or a payload runs code of whoever made it. A waker may hold the last reference
 /// to a task, the task a lane, and a lane that is dropped enters the waiting room: under its lock
 /// that would be a deadlock.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[must_use = "a reader that is not woken sleeps beside a message"]
 pub(crate) struct Effects {
     wakers: Vec<Waker>,
     discarded: Vec<(Option<Outgoing>, Option<Waker>)>,
     /// Messages that a group retains no longer.
     displaced: Vec<Arc<Message>>,
+    /// Who had no room, after an [`Attempt::Full`]. Kept here because it is long, and an attempt
+    /// is handed on several times.
+    pub(crate) full: FullRecipients,
+}
+
+impl Default for Effects {
+    fn default() -> Self {
+        let full = FullRecipients::none();
+        Self { wakers: Vec::new(), discarded: Vec::new(), displaced: Vec::new(), full }
+    }
 }
 
 impl Effects {
@@ -665,10 +675,9 @@ pub(crate) enum Attempt {
     Committed(Receipt),
     /// Nothing to commit: the route is writable.
     Writable,
-    /// Some recipients have no place for it. `at` is the one to wait at: where it is, if that is
-    /// one; the sender itself only if there is no other.
+    /// Some recipients have no place for it; [`Effects::full`] says who. `at` is the one to wait at:
+    /// where it is, if that is one; the sender itself only if there is no other.
     Full {
-        full: FullRecipients,
         at: Arc<EndpointCore>,
     },
     /// All others have room, and at `at` it is owed to older sends; where it is, if that is one.
@@ -739,8 +748,8 @@ impl BusInner {
             return Some(Err(SendError::Closed));
         }
         let checked = match outgoing.route {
-            Route::Name(_) => self.choose(&mut held, outgoing, standing),
-            _ => self.check(&mut held, outgoing, standing),
+            Route::Name(_) => self.choose(&mut held, outgoing, standing, &mut effects.full),
+            _ => self.check(&mut held, outgoing, standing, &mut effects.full),
         };
         Some(match checked {
             Err(error) => Err(error),
@@ -785,13 +794,14 @@ impl BusInner {
         held: &mut Held<'_>,
         outgoing: &mut Outgoing,
         standing: Standing<'_>,
+        full: &mut FullRecipients,
     ) -> Result<Option<Attempt>, SendError> {
         if outgoing.until.is_some() {
             self.check_request(held, outgoing)?;
         }
         let (sender, commits) = (outgoing.sender.id(), outgoing.message.is_some());
         match &mut outgoing.route {
-            Route::Name(route) => route.choose(held, sender, standing, commits),
+            Route::Name(route) => route.choose(held, sender, standing, commits, full),
             _ => Ok(None),
         }
     }
@@ -802,9 +812,26 @@ impl BusInner {
         held: &mut Held<'_>,
         outgoing: &Outgoing,
         standing: Standing<'_>,
+        full: &mut FullRecipients,
+    ) -> Result<Option<Attempt>, SendError> {
+        let is_plain = outgoing.until.is_none() && !matches!(outgoing.route, Route::Caller { .. });
+        if is_plain && all_have_room(held, &outgoing.route, standing) {
+            return Ok(None);
+        }
+        self.find_refusal(held, outgoing, standing, full)
+    }
+
+    /// As [`check`](Self::check), and says what is wrong with whom.
+    #[cold]
+    fn find_refusal(
+        &self,
+        held: &mut Held<'_>,
+        outgoing: &Outgoing,
+        standing: Standing<'_>,
+        full: &mut FullRecipients,
     ) -> Result<Option<Attempt>, SendError> {
         let own = outgoing.sender.id();
-        let mut full = FullRecipients::none();
+        *full = FullRecipients::none();
         let mut owed = false;
         let mut at: Option<(Preference, Arc<EndpointCore>)> = None;
         if outgoing.until.is_some() {
@@ -847,7 +874,7 @@ impl BusInner {
             if full.count() == 0 || (owed && full.is_only(own)) {
                 Attempt::Owed { at }
             } else {
-                Attempt::Full { full, at }
+                Attempt::Full { at }
             }
         }))
     }
@@ -996,6 +1023,18 @@ impl BusInner {
         drop(held);
         receipt
     }
+}
+
+/// Whether every recipient takes a message that needs no more than room; what nearly all sends
+/// find.
+fn all_have_room(held: &mut Held<'_>, route: &Route, standing: Standing<'_>) -> bool {
+    route.accounts().all(|recipient| {
+        held.intake(recipient.place).is_some_and(|intake| {
+            let drops = recipient.drops.is_some();
+            !intake.is_receive_shut()
+                && (drops || (intake.has_room() && !standing.owes(&intake.core)))
+        })
+    })
 }
 
 /// A drop-when-full member takes a message if it has room that no older waiting send is owed.

@@ -238,7 +238,7 @@ impl WaitingRoom {
     ) -> Result<Entered, SendError> {
         let own = outgoing.sender.id();
         let (at, waker) = match (self.try_newcomer(bus, &mut outgoing, effects), waker) {
-            (Ok(Attempt::Full { full, at }), Some(waker)) if !full.is_only(own) => (at, waker),
+            (Ok(Attempt::Full { at }), Some(waker)) if !effects.full.is_only(own) => (at, waker),
             (Ok(Attempt::Owed { at }), Some(waker)) => (at, waker),
             (attempt, waker) => {
                 let blocking = waker.is_some();
@@ -246,8 +246,8 @@ impl WaitingRoom {
                 return match attempt? {
                     Attempt::Committed(receipt) => Ok(Entered::Committed(receipt)),
                     Attempt::Full { .. } if blocking => Err(SendError::OwnQueueFull),
-                    Attempt::Full { full, .. } => {
-                        Err(SendError::WouldBlock { full: Box::new(full) })
+                    Attempt::Full { .. } => {
+                        Err(SendError::WouldBlock { full: Box::new(effects.full) })
                     }
                     Attempt::Owed { at } => {
                         Err(SendError::WouldBlock { full: Box::new(FullRecipients::one(at.id())) })
@@ -279,7 +279,7 @@ impl WaitingRoom {
         effects: &mut Effects,
     ) -> Result<Option<WaitKey>, SendError> {
         let at = match self.try_newcomer(bus, &mut outgoing, effects) {
-            Ok(Attempt::Full { at, .. } | Attempt::Owed { at }) => at,
+            Ok(Attempt::Full { at } | Attempt::Owed { at }) => at,
             settled => {
                 effects.discard(Some(outgoing), Some(waker));
                 return settled.map(|_| None);
@@ -434,12 +434,12 @@ impl WaitingRoom {
                     self.decide(key, Ok(Some(receipt)), effects);
                 }
                 Ok(Attempt::Writable) => self.decide(key, Ok(None), effects),
-                Ok(Attempt::Full { full, .. })
-                    if full.is_only(sender) && interest == Interest::Send =>
+                Ok(Attempt::Full { .. })
+                    if effects.full.is_only(sender) && interest == Interest::Send =>
                 {
                     self.decide(key, Err(SendError::OwnQueueFull), effects);
                 }
-                Ok(Attempt::Full { at, .. } | Attempt::Owed { at }) => {
+                Ok(Attempt::Full { at } | Attempt::Owed { at }) => {
                     if changed && !mutated(Mutant::ChangeKeepsClaims) {
                         self.give_up(key, Given::NotNeeded);
                     }
