@@ -245,11 +245,12 @@ impl Intake {
 
     /// Below both limits; the message that crosses the byte limit is still taken.
     pub(crate) fn has_room(&self) -> bool {
-        self.has_room_after(self.seen_released.get()) || {
-            let released = self.core.released();
-            self.seen_released.set(released);
-            self.has_room_after(released)
-        }
+        self.has_room_after(self.seen_released.get())
+            || !mutated(Mutant::RoomSeenOnce) && {
+                let released = self.core.released();
+                self.seen_released.set(released);
+                self.has_room_after(released)
+            }
     }
 
     fn has_room_after(&self, (messages, bytes): (u64, u64)) -> bool {

@@ -282,6 +282,8 @@ mutants! {
     SlotNotCompared,
     /// An endpoint that receives nothing any more is still sent to.
     ShutStillReceives,
+    /// A queue that once seemed full is not looked at again.
+    RoomSeenOnce,
     /// A message goes to those recipients that have room.
     DeliverToSome,
     /// Locks are released between the pushes to two recipients.
