@@ -222,18 +222,20 @@ impl Broker {
         for socket in &config.socket {
             doors.push(Door::of(socket, Listener::bind(&socket.path)?));
         }
-        let mut random = [0; 24];
+        let mut random = [0; 32];
         fill_randomly(&mut random).map_err(system("get random bytes"))?;
-        let (incarnation, seed) = random.split_at(16);
+        let (incarnation, rest) = random.split_at(16);
         let incarnation = incarnation.try_into().expect("split at 16");
-        let seed = u64::from_ne_bytes(seed.try_into().expect("8 are left"));
+        let (seed, series) = rest.split_at(8);
+        let number = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().expect("8 of 16"));
+        let (seed, series) = (number(seed), number(series) % ID_SERIES * IDS_IN_A_SERIES);
 
         let inboxes = (0..config.thread_count())
             .map(|_| Inbox::new().map(Arc::new))
             .collect::<io::Result<Vec<_>>>()
             .map_err(system("make an eventfd"))?;
         let shared = Arc::new(Shared {
-            bus: Bus::new(config.limits.clone(), seed)?,
+            bus: Bus::with_ids_after(config.limits.clone(), seed, series)?,
             incarnation: Incarnation::from_bytes(incarnation),
             started: Instant::now(),
             greeting: config.greeting,
@@ -486,3 +488,8 @@ fn fill_randomly(bytes: &mut [u8]) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Each incarnation counts ids from a place of its own, so that what a program remembers of the one
+/// before finds nobody. Ids stay below 2^53, which every JSON reader takes as they are.
+const ID_SERIES: u64 = 1_000_000_000;
+const IDS_IN_A_SERIES: u64 = 1_000_000;

@@ -13,6 +13,8 @@ use crate::bus::Bus;
 use crate::connection::{Connection, GreetingError};
 use crate::error::{BrokerGone, ConnectError};
 use crate::inbox::Amount;
+use crate::reconnect::Reconnect;
+use crate::state::Comeback;
 use crate::transport;
 
 /// Settings for a connection.
@@ -34,11 +36,18 @@ pub struct Builder {
     program: Option<String>,
     timeout: Duration,
     backlog: Amount,
+    reconnect: Option<Reconnect>,
 }
 
 impl Builder {
     pub(crate) fn new() -> Self {
-        Self { address: None, program: None, timeout: GREETING_TIMEOUT, backlog: BACKLOG }
+        Self {
+            address: None,
+            program: None,
+            timeout: GREETING_TIMEOUT,
+            backlog: BACKLOG,
+            reconnect: None,
+        }
     }
 
     /// Where the broker is: `PATH` or `unix:PATH`. Without it `UNISONO_ADDRESS` and then
@@ -69,6 +78,45 @@ impl Builder {
         self
     }
 
+    /// Comes back when the broker ends: looks for another one at the same address, and asks it for
+    /// what each endpoint had, with the same options: groups that it had created or was a member
+    /// of, names, watches. Without this, the end of the broker is the end of the connection.
+    ///
+    /// All handles stay as they are; ids, those of endpoints included, are new. Each endpoint gets
+    /// [`Event::Reconnected`](crate::Event::Reconnected) at the place where the one connection ended
+    /// and the next begins. What was in flight is [`SendError::Unknown`](crate::SendError::Unknown)
+    /// or, for a call, [`CallError::BrokerGone`](crate::CallError::BrokerGone), and is not sent
+    /// again; a request that was received and not answered cannot be answered any more. Until the
+    /// broker is back receiving waits, as do sends to groups and names that may wait for room; all
+    /// else fails with [`BrokerGone`], and can be tried again once
+    /// [`Bus::wait_connected`] says so.
+    ///
+    /// As for everything, it takes a thread that waits in some call, or somebody who dispatches: the
+    /// descriptor to poll tells when there is something to do. A broker that ends the connection
+    /// because of what we did, or that does not let us in, ends it for good.
+    ///
+    /// ```no_run
+    /// use bus_client::{Bus, Event, Reconnect};
+    ///
+    /// let bus = Bus::builder().reconnect(Reconnect::new()).connect()?;
+    /// bus.join("org.example.Chat")?;
+    /// for event in bus.events() {
+    ///     match event? {
+    ///         Event::Message(message) => println!("{:?}", message.text()),
+    ///         Event::Reconnected(back) => {
+    ///             let from = back.joined("org.example.Chat");
+    ///             println!("complete up to {:?}, and again from {from:?} on", back.last);
+    ///         }
+    ///         _ => {}
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn reconnect(mut self, how: Reconnect) -> Self {
+        self.reconnect = Some(how);
+        self
+    }
+
     /// Connects. Blocks until the broker has answered the greeting, at most for the time set.
     ///
     /// # Errors
@@ -82,20 +130,35 @@ impl Builder {
         let address = path.display().to_string();
         let socket = transport::connect(&path, self.timeout)
             .map_err(|source| ConnectError::Unreachable { address: address.clone(), source })?;
-        self.connect_socket(socket, &address, None)
+        self.greet(socket, &address, Some(path), None)
     }
 
     /// Greets the broker at the other end of a connected socket.
+    /// Where there is no path, nobody can come back.
+    #[cfg(any(test, feature = "embedded"))]
     pub(crate) fn connect_socket(
         self,
         socket: OwnedFd,
         address: &str,
         keep: Option<Box<dyn Any + Send + Sync>>,
     ) -> Result<Bus, ConnectError> {
+        self.greet(socket, address, None, keep)
+    }
+
+    fn greet(
+        self,
+        socket: OwnedFd,
+        address: &str,
+        path: Option<PathBuf>,
+        keep: Option<Box<dyn Any + Send + Sync>>,
+    ) -> Result<Bus, ConnectError> {
         let mut hello = Hello::new();
         hello.program = self.program;
         let address = address.to_owned();
-        match Connection::open(socket, hello, self.timeout, self.backlog, keep) {
+        let comeback = path
+            .zip(self.reconnect)
+            .map(|(path, how)| Comeback::new(path, hello.clone(), self.timeout, how));
+        match Connection::open(socket, hello, self.timeout, self.backlog, comeback, keep) {
             Ok(connection) => Ok(Bus::new(connection)),
             Err(GreetingError::Refused { code, text }) => {
                 Err(ConnectError::Refused { address, code, text })

@@ -22,7 +22,7 @@ use crate::group::{Group, JoinOptions, Member, RemoteEndpoint};
 use crate::info::{GroupInfo, Members, RoundTrip, Stats, Status};
 use crate::message::Event;
 use crate::request::Asked;
-use crate::state::{CallError, GroupTarget, Interest, Purpose, State};
+use crate::state::{AskedState, CallError, GroupTarget, Interest, Purpose, State};
 use crate::views::{MembersWatch, WatchOptions};
 use crate::waits::Wake;
 
@@ -78,10 +78,9 @@ impl Bus {
     }
 
     pub(crate) fn new(connection: Connection) -> Self {
-        let id = connection.lock().endpoint_id(0);
         Self {
             endpoint: Endpoint {
-                inner: Arc::new(EndpointInner { connection: Arc::new(connection), key: 0, id }),
+                inner: Arc::new(EndpointInner { connection: Arc::new(connection), key: 0 }),
             },
         }
     }
@@ -89,10 +88,35 @@ impl Bus {
     /// The bus's incarnation: ids and sequences of another one mean nothing here.
     #[must_use]
     pub fn incarnation(&self) -> [u8; 16] {
-        *self.connection().incarnation().as_bytes()
+        *self.connection().lock().incarnation().as_bytes()
     }
 
-    /// The bus's bounds, as the broker told them.
+    /// Whether there is a broker at the other end, as far as is known. With
+    /// [`Builder::reconnect`] another one may be looked for meanwhile.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connection().lock().lost().is_none()
+    }
+
+    /// Waits at most `timeout` until there is a broker; tells whether there is. Does the
+    /// connection's work meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The connection has ended, and does not come back.
+    pub fn wait_connected(&self, timeout: Duration) -> Result<bool, BrokerGone> {
+        let deadline = Instant::now().checked_add(timeout);
+        let there = self.connection().wait(Interest::Anything, None, deadline, |state| {
+            match (state.gone(), state.lost()) {
+                (Some(gone), _) => Some(Err(gone.clone())),
+                (None, Some(_)) => None,
+                (None, None) => Some(Ok(true)),
+            }
+        });
+        there.unwrap_or(Ok(false))
+    }
+
+    /// The bus's bounds, as the broker told them; with [`Builder::reconnect`], the first broker.
     #[must_use]
     pub fn limits(&self) -> &Limits {
         self.connection().limits()
@@ -107,13 +131,10 @@ impl Bus {
     pub fn open_endpoint(&self) -> Result<Endpoint, OpenError> {
         let connection = self.connection();
         let (key, serial) = connection.lock().open_endpoint()?;
-        let id = connection.finish_call(serial, |response| match response {
-            Response::Opened { endpoint } => Some(endpoint),
-            _ => None,
+        connection.finish_call(serial, |response| {
+            matches!(response, Response::Opened { .. }).then_some(())
         })?;
-        Ok(Endpoint {
-            inner: Arc::new(EndpointInner { connection: Arc::clone(connection), key, id }),
-        })
+        Ok(Endpoint { inner: Arc::new(EndpointInner { connection: Arc::clone(connection), key }) })
     }
 
     /// Says goodbye and ends the connection, for every handle made from it. What was queued here
@@ -141,7 +162,6 @@ pub struct Endpoint {
 pub(crate) struct EndpointInner {
     pub(crate) connection: Arc<Connection>,
     pub(crate) key: usize,
-    pub(crate) id: EndpointId,
 }
 
 impl Drop for EndpointInner {
@@ -154,10 +174,10 @@ impl Drop for EndpointInner {
 }
 
 impl Endpoint {
-    /// This endpoint's id.
+    /// This endpoint's id. After a reconnection it is another one.
     #[must_use]
     pub fn endpoint_id(&self) -> EndpointId {
-        self.inner.id
+        self.inner.connection.lock().endpoint_id(self.inner.key)
     }
 
     /// Joins a group, and creates it if it does not exist. Blocks for one round trip; if the group
@@ -437,7 +457,10 @@ impl Endpoint {
             && message.is_request()
         {
             let request = message.sequence();
-            let asked = state.asked_state(self.inner.key, request);
+            let asked = match message.is_orphan() {
+                true => Arc::new(AskedState::lost()),
+                false => state.asked_state(self.inner.key, request),
+            };
             message.set_asked(Asked::new(self.clone(), request, asked));
         }
         Some(event)

@@ -19,8 +19,7 @@ use std::time::{Duration, Instant};
 
 use bus_core::Limits;
 use bus_core::wire::{
-    BrokerFrame, ClientFrame, Hello, Incarnation, MAGIC, Request, Response, Serial, VERSION,
-    Welcome,
+    BrokerFrame, ClientFrame, Hello, MAGIC, Request, Response, Serial, VERSION, Welcome,
 };
 use bytes::{Buf, BytesMut};
 use parking_lot::{Mutex, MutexGuard};
@@ -30,16 +29,15 @@ use crate::error::GoneReason;
 use crate::inbox::Amount;
 use crate::inflow::{Filled, Frame, Inflow};
 use crate::message::PlainAttributes;
-use crate::state::{CallError, Interest, Purpose, Sender, State};
-use crate::transport::{Output, Transport};
+use crate::state::{CallError, Comeback, Interest, Purpose, Sender, State};
+use crate::transport::{Beacon, Output, Transport};
 use crate::waits::Wake;
 
 /// One connection to a broker. It ends when the last reference to it is gone.
 pub(crate) struct Connection {
     state: Mutex<State>,
-    transport: Arc<Transport>,
+    beacon: Arc<Beacon>,
     limits: Limits,
-    incarnation: Incarnation,
     plain: PlainAttributes,
     #[cfg(feature = "tokio")]
     pub(crate) reactor: crate::reactor::Reactor,
@@ -72,9 +70,13 @@ impl Connection {
         hello: Hello,
         timeout: Duration,
         backlog: Amount,
+        comeback: Option<Comeback>,
         keep: Option<Box<dyn Any + Send + Sync>>,
     ) -> Result<Self, GreetingError> {
-        let transport = Transport::new(socket).map_err(GreetingError::System)?;
+        let beacon = Beacon::new(comeback.is_some()).map(Arc::new);
+        let beacon = beacon.map_err(GreetingError::System)?;
+        let transport = Transport::new(socket, Arc::clone(&beacon));
+        let transport = transport.map_err(GreetingError::System)?;
         let mut inflow = Inflow::new();
         let welcome = greet(&transport, &mut inflow, hello, timeout)?;
         let transport = Arc::new(transport);
@@ -82,14 +84,14 @@ impl Connection {
             Arc::clone(&transport),
             inflow,
             welcome.limits.clone(),
-            welcome.endpoint,
+            (welcome.incarnation, welcome.endpoint),
             backlog,
+            comeback,
         );
         Ok(Self {
             state: Mutex::new(state),
-            transport,
+            beacon,
             limits: welcome.limits,
-            incarnation: welcome.incarnation,
             plain: PlainAttributes::new(),
             #[cfg(feature = "tokio")]
             reactor: crate::reactor::Reactor::default(),
@@ -97,12 +99,9 @@ impl Connection {
         })
     }
 
+    /// The bounds that the first broker has told. A later one checks for itself.
     pub(crate) fn limits(&self) -> &Limits {
         &self.limits
-    }
-
-    pub(crate) fn incarnation(&self) -> Incarnation {
-        self.incarnation
     }
 
     pub(crate) fn plain_attributes(&self) -> &PlainAttributes {
@@ -110,7 +109,7 @@ impl Connection {
     }
 
     pub(crate) fn pollable(&self) -> BorrowedFd<'_> {
-        self.transport.pollable()
+        self.beacon.pollable()
     }
 
     pub(crate) fn lock(&self) -> Locked<'_> {
@@ -164,9 +163,9 @@ impl Connection {
                     timeout = Some(timeout.map_or(NAP, |left| left.min(NAP)));
                 }
                 let output = state.output();
-
-                let slept = state.unlocked(|| self.transport.wait(output, timeout));
-                state.waits().woke(&self.transport);
+                let transport = Arc::clone(state.transport());
+                let slept = state.unlocked(|| transport.wait(output, timeout));
+                state.waits().woke(&transport);
                 if let Err(error) = slept {
                     state.sleep_failed(&error);
                 }
@@ -226,7 +225,7 @@ impl Connection {
         pick(response).ok_or_else(|| {
             let mut state = self.lock();
             state.break_off("DONE with the answer to another question");
-            CallError::Gone(state.gone().cloned().unwrap_or_else(|| {
+            CallError::Gone(state.lost().cloned().unwrap_or_else(|| {
                 unreachable!("the connection was broken off a line above");
             }))
         })
@@ -241,7 +240,7 @@ impl Drop for Connection {
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("incarnation", &self.incarnation).finish_non_exhaustive()
+        f.debug_struct("Connection").finish_non_exhaustive()
     }
 }
 
@@ -355,7 +354,8 @@ fn greet(
     }
 }
 
-fn check(welcome: Welcome) -> Result<Welcome, GreetingError> {
+/// What a greeting must say for anything to work.
+pub(crate) fn check(welcome: Welcome) -> Result<Welcome, GreetingError> {
     if welcome.version != VERSION {
         return Err(GreetingError::Gone(offence("WELCOME with a version that was not offered")));
     }

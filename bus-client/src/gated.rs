@@ -11,6 +11,7 @@ use crate::error::{CreateError, GateError, JoinError};
 use crate::group::{JoinOptions, Member, RemoteEndpoint};
 use crate::info::Joined;
 use crate::message::Gap;
+use crate::reconnect::Possession;
 use crate::state::{GroupTarget, Interest, Purpose};
 
 /// How an owner lets somebody be a member of its gated group.
@@ -230,7 +231,7 @@ impl Gate {
     /// See [`GateError`].
     pub fn admit(&self, candidate: EndpointId, terms: Terms) -> Result<Sequence, GateError> {
         let Terms { flags, drop_at_peer, filter } = terms;
-        let (group_id, endpoint) = (self.group_id, candidate);
+        let (group_id, endpoint) = (self.now(), candidate);
         self.change(Request::Admit { group_id, endpoint, flags, drop_at_peer, filter })
     }
 
@@ -240,11 +241,8 @@ impl Gate {
     ///
     /// See [`GateError`].
     pub fn refuse(&self, candidate: EndpointId, reason: &str) -> Result<(), GateError> {
-        let request = Request::Refuse {
-            group_id: self.group_id,
-            endpoint: candidate,
-            text: reason.to_owned(),
-        };
+        let request =
+            Request::Refuse { group_id: self.now(), endpoint: candidate, text: reason.to_owned() };
         self.ask(request, |response| matches!(response, Response::Refused).then_some(()))
     }
 
@@ -256,7 +254,7 @@ impl Gate {
     /// See [`GateError`].
     pub fn expel(&self, member: EndpointId, reason: &str) -> Result<Sequence, GateError> {
         self.change(Request::Expel {
-            group_id: self.group_id,
+            group_id: self.now(),
             endpoint: member,
             text: reason.to_owned(),
         })
@@ -269,7 +267,7 @@ impl Gate {
     /// See [`GateError`].
     pub fn set_terms(&self, member: EndpointId, terms: Terms) -> Result<Sequence, GateError> {
         let Terms { flags, drop_at_peer, filter } = terms;
-        let (group_id, endpoint) = (self.group_id, member);
+        let (group_id, endpoint) = (self.now(), member);
         self.change(Request::SetTerms { group_id, endpoint, flags, drop_at_peer, filter })
     }
 
@@ -281,6 +279,13 @@ impl Gate {
     /// See [`GateError`].
     pub fn close_peer(&self, peer: EndpointId) -> Result<Sequence, GateError> {
         self.change(Request::ClosePeer { peer })
+    }
+
+    /// The group's present id: after a reconnection, it is another one.
+    fn now(&self) -> GroupId {
+        let inner = &self.endpoint.inner;
+        let what = Possession::Gate(self.name.clone());
+        inner.connection.lock().group_of(inner.key, &what).unwrap_or(self.group_id)
     }
 
     fn change(&self, request: Request) -> Result<Sequence, GateError> {

@@ -10,6 +10,7 @@ use crate::bus::{Endpoint, Lane, LaneInner};
 use crate::error::{FilterChangeError, LeaveError, SendError};
 use crate::info::Joined;
 use crate::message::{Message, Outgoing};
+use crate::reconnect::Possession;
 use crate::request::{CallError, CallFuture, PendingCall};
 use crate::send::{PendingSend, SendFuture};
 use crate::state::{Ask, Form, GroupTarget, NewSend, Purpose, Target};
@@ -165,6 +166,7 @@ impl Member {
     }
 
     /// What the join did: the place in the order, whether it created the group, how many members.
+    /// Of later joins, after a reconnection, [`Event::Reconnected`](crate::Event::Reconnected) tells.
     #[must_use]
     pub fn joined(&self) -> &Joined {
         &self.joined
@@ -174,7 +176,9 @@ impl Member {
     #[must_use]
     pub fn peer(&self) -> Option<RemoteEndpoint> {
         let admission = self.joined.admission.as_ref()?;
-        Some(self.group.route.endpoint.endpoint(admission.peer))
+        let endpoint = &self.group.route.endpoint;
+        let now = endpoint.inner.connection.lock().peer_of(endpoint.inner.key, self.group.name());
+        Some(endpoint.endpoint(now.unwrap_or(admission.peer)))
     }
 
     /// The group as one to send to, without the membership.
@@ -191,8 +195,10 @@ impl Member {
     ///
     /// See [`FilterChangeError`]; the old filter holds then.
     pub fn set_filter(&self, filter: Option<Filter>) -> Result<Sequence, FilterChangeError> {
-        let group_id = self.joined.group_id;
         let inner = &self.group.route.endpoint.inner;
+        let what = Possession::Member(self.group.name().clone());
+        let group_id = inner.connection.lock().group_of(inner.key, &what);
+        let group_id = group_id.unwrap_or(self.joined.group_id);
         let request = Request::SetFilter { group_id, filter };
         inner
             .connection
@@ -210,8 +216,9 @@ impl Member {
     ///
     /// Not a member any more, or the connection has ended.
     pub fn leave(&self) -> Result<Sequence, LeaveError> {
-        let group_id = self.joined.group_id;
         let inner = &self.group.route.endpoint.inner;
+        let group_id = inner.connection.lock().leaving(inner.key, self.group.name());
+        let group_id = group_id.unwrap_or(self.joined.group_id);
         let purpose = Purpose::Leave(group_id);
         inner
             .connection

@@ -27,7 +27,9 @@ use bus_core::{Gap, GroupId, MAX_ATTRIBUTES_BYTES, MAX_RETAINED_MESSAGES, NameId
 
 use crate::clock::Tick;
 use crate::inflow::Attached;
+use crate::message::Event;
 use crate::monitor::Addressee;
+use crate::reconnect::Restored;
 
 /// An amount of messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,6 +103,12 @@ pub(crate) enum Item {
     },
     /// A notice about gated groups.
     Gated(Box<bus_core::wire::Notice>),
+    /// Something that came by a connection which was lost, as the application gets it.
+    Old(Box<Event>),
+    /// Here one connection ended, and another begins.
+    Reconnected,
+    /// What became of something that could not be had at once after that.
+    Restored(Box<Restored>),
 }
 
 impl Item {
@@ -118,6 +126,9 @@ impl Item {
             | Self::MonitorGap { .. }
             | Self::Current { .. }
             | Self::Name(_)
+            | Self::Old(_)
+            | Self::Reconnected
+            | Self::Restored(_)
             | Self::OwnersLost { .. } => None,
         }
     }
@@ -232,6 +243,22 @@ impl Inbox {
     pub(crate) fn free_aside(&mut self, bytes: u64) {
         self.held.sub(bytes);
         self.owed.add(bytes);
+    }
+
+    /// Puts something last that the library has to say.
+    pub(crate) fn tell(&mut self, item: Item) {
+        debug_assert_eq!(item.charge(), None, "only what the broker sends has a place");
+        self.notices += 1;
+        self.items.push_back(item);
+    }
+
+    /// The broker is lost: gives out all that has come, and owes nobody anything.
+    pub(crate) fn orphan(&mut self) -> VecDeque<Item> {
+        self.held = Amount::default();
+        self.owed = Amount::default();
+        self.backlog = Amount::default();
+        (self.backlog_items, self.notices) = (0, 0);
+        std::mem::take(&mut self.items)
     }
 
     pub(crate) fn front(&self) -> Option<&Item> {

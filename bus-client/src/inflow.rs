@@ -220,7 +220,10 @@ mod tests {
     use bus_core::{Attributes, Credentials, EndpointId, GroupId, Sequence};
     use proptest::prelude::*;
 
+    use std::sync::Arc;
+
     use super::*;
+    use crate::transport::Beacon;
 
     fn message(sequence: u64, length: usize) -> BytesMut {
         let head = MessageHead {
@@ -262,7 +265,8 @@ mod tests {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
             ours.set_nonblocking(true).unwrap();
             theirs.set_nonblocking(true).unwrap();
-            let transport = Transport::new(ours.into()).unwrap();
+            let beacon = Arc::new(Beacon::new(false).unwrap());
+            let transport = Transport::new(ours.into(), beacon).unwrap();
             let mut stream = Vec::new();
             for (sequence, (length, _)) in (1..).zip(&frames) {
                 stream.extend_from_slice(&message(sequence, *length));

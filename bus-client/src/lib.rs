@@ -82,8 +82,9 @@
 //! # The end
 //!
 //! When the broker goes, what had arrived can still be received; then every operation answers with
-//! [`BrokerGone`]. What was in flight is [`SendError::Unknown`]. A connection does not survive `fork`;
-//! see [`Bus`].
+//! [`BrokerGone`]. What was in flight is [`SendError::Unknown`]. A connection that is to outlive its
+//! broker is made with [`Builder::reconnect`]: it finds the next one, and says from which place in
+//! the order on something may be missing. A connection does not survive `fork`; see [`Bus`].
 //!
 //! # Features
 //!
@@ -103,6 +104,7 @@
 //! | `lane`, `pending` | sends that wait here, and what is not yet answered |
 //! | `waits` | who sleeps, who polls for all, who is woken |
 //! | `state` | all that threads share, and what each frame does to it |
+//! | `reconnect` | what is told when another broker has taken the place of one |
 //! | `connection` | the lock around it, the greeting, and sleeping |
 //! | `drive`, `reactor` | who does the I/O while a future waits |
 //! | `bus`, `group`, `gated`, `send`, `request`, `watch`, `views`, `names`, `monitor`, `builder`, `embedded` | the public handles |
@@ -142,6 +144,7 @@ mod outbox;
 mod pending;
 #[cfg(feature = "tokio")]
 mod reactor;
+mod reconnect;
 mod request;
 mod send;
 mod state;
@@ -175,6 +178,7 @@ pub use names::{
     Name, NameAcquired, NameInfo, NameLost, NameOptions, NameWatch, OwnedName, Owner, OwnerChange,
     OwnerChangesLost,
 };
+pub use reconnect::{Fate, Possession, Reconnect, Reconnected, Restored};
 pub use request::{CallError, CallFuture, Callee, PendingCall};
 pub use send::{PendingSend, SendFuture};
 pub use views::{Change, Interest, InterestFuture, MembersWatch, ViewChange, WatchOptions};

@@ -16,6 +16,7 @@ use crate::gated::{Candidate, Expelled, PeerGap, PeerNotice};
 use crate::inflow::Attached;
 use crate::monitor::Monitored;
 use crate::names::{NameAcquired, NameLost, OwnerChange, OwnerChangesLost};
+use crate::reconnect::{Reconnected, Restored};
 use crate::request::Asked;
 use crate::views::ViewChange;
 
@@ -69,6 +70,12 @@ pub enum Event {
     /// Changes of a watched membership were missed for want of room, and the queue has run empty
     /// since. Fetch the present list with [`members`](crate::Endpoint::members).
     ViewsLost(Gap),
+    /// The connection was lost and is there again, which happens only with
+    /// [`Builder::reconnect`](crate::Builder::reconnect). All events before this one belong to the
+    /// old connection, all after it to the new one; what was sent in between may be missing.
+    Reconnected(Box<Reconnected>),
+    /// After a reconnection: what became of something that could not be had at once.
+    Restored(Box<Restored>),
 }
 
 impl Event {
@@ -151,6 +158,8 @@ struct OfName {
     name: Option<GroupName>,
     /// Where the reply goes from, if it is a request.
     asked: Option<Asked>,
+    /// It came by a connection that was lost before it was received.
+    orphan: bool,
 }
 
 impl Message {
@@ -166,6 +175,14 @@ impl Message {
     /// Says from where it is answered.
     pub(crate) fn set_asked(&mut self, asked: Asked) {
         self.of_name.get_or_insert_default().asked = Some(asked);
+    }
+
+    pub(crate) fn set_orphan(&mut self) {
+        self.of_name.get_or_insert_default().orphan = true;
+    }
+
+    pub(crate) fn is_orphan(&self) -> bool {
+        self.of_name.as_ref().is_some_and(|of| of.orphan)
     }
 
     pub(crate) fn asked(&self) -> Option<&Asked> {

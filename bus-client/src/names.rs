@@ -131,8 +131,10 @@ impl OwnedName {
     pub fn release(mut self) -> Result<Option<Sequence>, QueryError> {
         self.released = true;
         let inner = &self.endpoint.inner;
-        let request = Request::ReleaseName { name_id: self.name_id };
-        let purpose = Purpose::ReleaseName(self.name_id);
+        let name_id = inner.connection.lock().releasing(inner.key, &self.name);
+        let name_id = name_id.unwrap_or(self.name_id);
+        let request = Request::ReleaseName { name_id };
+        let purpose = Purpose::ReleaseName(name_id);
         let released =
             inner.connection.call(inner.key, purpose, request, |response| match response {
                 Response::Released { sequence } => Some(sequence),
@@ -150,7 +152,9 @@ impl Drop for OwnedName {
     fn drop(&mut self) {
         if !self.released {
             let inner = &self.endpoint.inner;
-            inner.connection.lock().release_name(inner.key, self.name_id);
+            let mut state = inner.connection.lock();
+            let name_id = state.releasing(inner.key, &self.name).unwrap_or(self.name_id);
+            state.release_name(inner.key, name_id);
         }
     }
 }
@@ -249,7 +253,8 @@ impl NameWatch {
     /// There is none any more, or the connection has ended.
     pub fn end(&self) -> Result<Sequence, QueryError> {
         let inner = &self.endpoint.inner;
-        let request = Request::UnwatchName { name_id: self.name_id };
+        let name_id = inner.connection.lock().unwatching(inner.key, &self.name);
+        let request = Request::UnwatchName { name_id: name_id.unwrap_or(self.name_id) };
         let ended =
             inner.connection.call(inner.key, Purpose::Plain, request, |response| match response {
                 Response::Unwatched { sequence } => Some(sequence),

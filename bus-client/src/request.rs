@@ -293,13 +293,13 @@ impl Asked {
     }
 
     fn route(&self) -> Route {
-        Route::new(self.endpoint.clone(), Target::Caller(self.request))
+        Route::new(self.endpoint.clone(), Target::Caller(self.request, Arc::clone(&self.state)))
     }
 
     fn settle(&self, decline: bool) {
         if !self.settled.swap(true, Ordering::Relaxed) {
             let inner = &self.endpoint.inner;
-            inner.connection.lock().forget_asked(inner.key, self.request, decline);
+            inner.connection.lock().forget_asked(inner.key, self.request, &self.state, decline);
         }
     }
 

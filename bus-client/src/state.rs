@@ -19,6 +19,7 @@
 //! | `state/relief` | reading ahead for those who wait for a send |
 //! | `state/call`, `state/watch` | other questions, and what their answers change |
 //! | `state/views` | who is in a group that is watched |
+//! | `state/kept`, `state/away` | what endpoints have, and the time between two brokers |
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -26,7 +27,8 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use bus_core::wire::{
-    BrokerFrame, ClientFrame, Goodbye, GoodbyeCode, Handle, MessageView, Notice, Role, Serial,
+    BrokerFrame, ClientFrame, Goodbye, GoodbyeCode, Handle, Incarnation, MessageView, Notice, Role,
+    Serial,
 };
 use bus_core::{EndpointId, GroupName, Limits};
 use rustix::io::Errno;
@@ -42,9 +44,11 @@ use crate::pending::Pending;
 use crate::transport::{Output, Transport};
 use crate::waits::{Waits, Wake};
 
+mod away;
 mod call;
 mod endpoint;
 mod gated;
+mod kept;
 mod listing;
 mod names;
 mod relief;
@@ -54,6 +58,7 @@ mod target;
 mod views;
 mod watch;
 
+pub(crate) use away::Comeback;
 use call::CallEntry;
 pub(crate) use call::{CallError, Purpose};
 use endpoint::EndpointState;
@@ -113,7 +118,11 @@ pub(crate) struct State {
     /// Somebody has the pollable descriptor.
     polled: bool,
     signalled: bool,
+    /// Why there is no broker.
     gone: Option<BrokerGone>,
+    incarnation: Incarnation,
+    /// How another broker is looked for, if that is wanted and not given up.
+    comeback: Option<Box<Comeback>>,
 }
 
 impl State {
@@ -121,8 +130,9 @@ impl State {
         transport: Arc<Transport>,
         inflow: Inflow,
         limits: Limits,
-        first: EndpointId,
+        (incarnation, first): (Incarnation, EndpointId),
         backlog: Amount,
+        comeback: Option<Comeback>,
     ) -> Self {
         let mut state = Self {
             transport,
@@ -150,6 +160,8 @@ impl State {
             polled: false,
             signalled: false,
             gone: None,
+            incarnation,
+            comeback: comeback.map(Box::new),
         };
         let key = state.insert_endpoint();
         debug_assert_eq!(key, 0, "the greeting's endpoint has handle 0");
@@ -161,8 +173,19 @@ impl State {
 
     // ---- The connection as a whole
 
+    /// Why the connection has ended. Not while another broker is looked for.
     pub(crate) fn gone(&self) -> Option<&BrokerGone> {
+        self.gone.as_ref().filter(|_| !self.is_away())
+    }
+
+    /// Why there is no broker, whether or not another one is looked for.
+    pub(crate) fn lost(&self) -> Option<&BrokerGone> {
         self.gone.as_ref()
+    }
+
+    /// What the thread that leads is to sleep on.
+    pub(crate) fn transport(&self) -> &Arc<Transport> {
+        &self.transport
     }
 
     pub(crate) fn waits(&mut self) -> &mut Waits {
@@ -185,6 +208,9 @@ impl State {
 
     /// Ends the connection from this side, once all that the socket takes is written.
     pub(crate) fn close(&mut self) {
+        if self.is_away() && self.pid == std::process::id() {
+            return self.end(Some(GoneReason::ClosedHere));
+        }
         if self.gone.is_some() || self.is_fork() {
             return;
         }
@@ -204,7 +230,7 @@ impl State {
             return;
         }
         let forked = reason == GoneReason::Forked;
-        let gone = BrokerGone::new(reason);
+        let gone = BrokerGone::new(reason.clone());
         self.gone = Some(gone.clone());
         if !forked {
             // In a forked child the socket is still its parent's.
@@ -238,6 +264,11 @@ impl State {
                 _ => {}
             }
         }
+        self.depart(&reason);
+        self.wake_all();
+    }
+
+    fn wake_all(&mut self) {
         for key in self.keys() {
             self.wake_receivers(key);
             self.wake_view_waiters(key);
@@ -319,7 +350,7 @@ impl State {
     #[must_use = "a task whose waker is dropped sleeps for ever"]
     pub(crate) fn settle(&mut self) -> Vec<Waker> {
         if self.polled {
-            let gone = self.gone.is_some();
+            let gone = self.gone().is_some();
             let wanted = self.attention
                 || self
                     .endpoints
@@ -433,6 +464,9 @@ impl State {
     /// [`before_sleep`](Self::before_sleep).
     pub(crate) fn read(&mut self) -> bool {
         let before = self.arrivals;
+        if self.comeback.is_some() {
+            self.look_after();
+        }
         for _ in 0..READS_IN_A_ROW {
             if self.gone.is_some() {
                 break;
@@ -451,7 +485,7 @@ impl State {
         }
         self.relieve();
         self.flush(Urgency::Soon);
-        let something = self.arrivals != before || self.gone.is_some();
+        let something = self.arrivals != before || self.gone().is_some();
         if something {
             for wake in std::mem::take(&mut self.onlookers) {
                 self.waits.wake(wake, &self.transport);
@@ -590,10 +624,7 @@ impl State {
                 Ok(())
             }
             BrokerFrame::Goodbye(goodbye) => {
-                self.lose(GoneReason::Goodbye {
-                    code: goodbye.code.as_str().into(),
-                    text: goodbye.text.into(),
-                });
+                self.lose(away::said(goodbye));
                 Ok(())
             }
             BrokerFrame::Welcome(_) => Err("a second WELCOME".to_owned()),

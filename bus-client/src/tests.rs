@@ -4,6 +4,7 @@ mod greeting;
 mod hostile;
 mod loops;
 mod receiving;
+mod reconnecting;
 mod requests;
 mod sending;
 mod threads;

@@ -6,7 +6,11 @@
 //! `SIGPIPE`; a call that a signal interrupted is made again.
 //!
 //! The one descriptor for main loops is an epoll descriptor over the socket and over an eventfd,
-//! the *bell*. The bell has two uses that do not meet. Its count wakes the thread that sleeps in
+//! the *bell*. Both belong to the *beacon*, which outlives the socket where the connection comes
+//! back: main loops keep the descriptor that they poll. There the beacon also has a timer, which
+//! tells when to try again.
+//!
+//! The bell has two uses that do not meet. Its count wakes the thread that sleeps in
 //! [`wait`](Transport::wait). And since an eventfd can always be written to, asking epoll for that
 //! makes the epoll descriptor readable: that says "something was put aside for you" without a
 //! further descriptor, and is level-triggered by nature.
@@ -15,6 +19,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bus_core::wire::MAX_DESCRIPTORS;
@@ -26,13 +31,23 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, recvmsg,
     sendmsg, shutdown, socket_with,
 };
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
 
 /// A stream socket, and what it takes to wait for it.
 #[derive(Debug)]
 pub(crate) struct Transport {
     socket: OwnedFd,
+    beacon: Arc<Beacon>,
+}
+
+/// What wakes threads and main loops, whatever socket there is.
+#[derive(Debug)]
+pub(crate) struct Beacon {
     bell: OwnedFd,
     epoll: OwnedFd,
+    timer: Option<OwnedFd>,
 }
 
 /// What one read brought.
@@ -51,6 +66,8 @@ pub(crate) enum Output {
     Idle,
     /// Output waits for room in the socket.
     Pending,
+    /// There is no socket: the broker is gone, and the timer tells when to look for another.
+    Away,
 }
 
 /// Connects to the socket at `path`; where its backlog is full, for at most `timeout`.
@@ -63,14 +80,76 @@ pub(crate) fn connect(path: &Path, timeout: Duration) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-impl Transport {
-    /// Takes over a connected stream socket.
-    pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
+/// Connects to the socket at `path`, or fails, without waiting. A full backlog is a failure.
+pub(crate) fn connect_now(path: &Path) -> io::Result<OwnedFd> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    retry_on_intr(|| rustix::net::connect(&socket, &address))?;
+    Ok(socket)
+}
+
+impl Beacon {
+    /// With a timer if the connection comes back.
+    pub(crate) fn new(comes_back: bool) -> io::Result<Self> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, &socket, epoll::EventData::new_u64(0), interest(Output::Idle))?;
         epoll::add(&epoll, &bell, epoll::EventData::new_u64(1), epoll::EventFlags::empty())?;
-        Ok(Self { socket, bell, epoll })
+        let mut timer = None;
+        if comes_back {
+            let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+            let new = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+            epoll::add(&epoll, &new, epoll::EventData::new_u64(2), epoll::EventFlags::IN)?;
+            timer = Some(new);
+        }
+        Ok(Self { bell, epoll, timer })
+    }
+
+    /// The descriptor for main loops, to be polled for reading.
+    pub(crate) fn pollable(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
+    /// Wakes everybody after this time, once and until it is set anew; or no more.
+    fn set_timer(&self, after: Option<Duration>) {
+        let Some(timer) = &self.timer else {
+            return;
+        };
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // Zero would switch it off.
+        let after = after.map(|after| after.max(Duration::from_nanos(1)));
+        let it_value = match after.map(Timespec::try_from) {
+            Some(Ok(after)) => after,
+            // What no clock can count never comes.
+            Some(Err(_)) | None => zero,
+        };
+        let new = Itimerspec { it_interval: zero, it_value };
+        let _ = timerfd_settime(timer, TimerfdTimerFlags::empty(), &new);
+    }
+}
+
+impl Transport {
+    /// Takes over a connected stream socket.
+    pub(crate) fn new(socket: OwnedFd, beacon: Arc<Beacon>) -> io::Result<Self> {
+        let epoll = &beacon.epoll;
+        epoll::add(epoll, &socket, epoll::EventData::new_u64(0), interest(Output::Idle))?;
+        Ok(Self { socket, beacon })
+    }
+
+    /// Takes over another socket in this one's place, which main loops need not notice.
+    pub(crate) fn renewed(&self, socket: OwnedFd) -> io::Result<Self> {
+        Self::new(socket, Arc::clone(&self.beacon))
+    }
+
+    /// Ends the stream; [`pollable`](Beacon::pollable) does not look at it any more.
+    pub(crate) fn retire(&self) {
+        let _ = epoll::delete(&self.beacon.epoll, &self.socket);
+        self.shut_down();
+    }
+
+    /// Wakes everybody after this time, once and until it is set anew; or no more.
+    pub(crate) fn set_timer(&self, after: Option<Duration>) {
+        self.beacon.set_timer(after);
     }
 
     /// Reads what is there, into one slice after the other. Descriptors are appended to `descriptors`; those for which this
@@ -122,14 +201,23 @@ impl Transport {
     /// Sleeps until there is input, the bell is rung, output can go on, or the time has passed.
     /// May return early.
     pub(crate) fn wait(&self, output: Output, timeout: Option<Duration>) -> io::Result<()> {
-        let flags = match output {
-            Output::Idle => PollFlags::IN,
-            Output::Pending => PollFlags::IN | PollFlags::OUT,
+        let bell = &self.beacon.bell;
+        let timer = self.beacon.timer.as_ref().unwrap_or(bell);
+        let (socket, flags) = match output {
+            Output::Idle => (&self.socket, PollFlags::IN),
+            Output::Pending => (&self.socket, PollFlags::IN | PollFlags::OUT),
+            Output::Away => (timer, PollFlags::IN),
         };
-        let mut waits = [PollFd::new(&self.socket, flags), PollFd::new(&self.bell, PollFlags::IN)];
+        let waits = &mut [
+            PollFd::new(socket, flags),
+            PollFd::new(bell, PollFlags::IN),
+            PollFd::new(timer, PollFlags::IN),
+        ];
+        // Without a timer the third is the bell once more.
+        let waits = &mut waits[..2 + usize::from(self.beacon.timer.is_some())];
         // What no clock can count is for ever.
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        match poll(&mut waits, timeout.as_ref()) {
+        match poll(waits, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -139,36 +227,36 @@ impl Transport {
     pub(crate) fn ring(&self) {
         // The count cannot overflow, for it is taken back before the next sleep; and a failure
         // would mean that it is above zero already.
-        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+        let _ = rustix::io::write(&self.beacon.bell, &1_u64.to_ne_bytes());
     }
 
     /// Takes back all ringing so far.
     pub(crate) fn quiet(&self) {
-        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+        let _ = rustix::io::read(&self.beacon.bell, &mut [0; 8]);
     }
 
-    /// The descriptor for main loops, to be polled for reading.
-    pub(crate) fn pollable(&self) -> BorrowedFd<'_> {
-        self.epoll.as_fd()
-    }
-
-    /// Makes [`pollable`](Self::pollable) readable when output can go on, or no longer so.
+    /// Makes [`pollable`](Beacon::pollable) readable when output can go on, or no longer so.
     pub(crate) fn watch_output(&self, output: Output) {
         let _ = epoll::modify(
-            &self.epoll,
+            &self.beacon.epoll,
             &self.socket,
             epoll::EventData::new_u64(0),
             interest(output),
         );
     }
 
-    /// Makes [`pollable`](Self::pollable) readable whatever the socket does, or no longer so.
+    /// Makes [`pollable`](Beacon::pollable) readable whatever the socket does, or no longer so.
     pub(crate) fn signal(&self, on: bool) {
         let flags = if on { epoll::EventFlags::OUT } else { epoll::EventFlags::empty() };
-        let _ = epoll::modify(&self.epoll, &self.bell, epoll::EventData::new_u64(1), flags);
+        let _ = epoll::modify(
+            &self.beacon.epoll,
+            &self.beacon.bell,
+            epoll::EventData::new_u64(1),
+            flags,
+        );
     }
 
-    /// Ends the stream in both directions. [`pollable`](Self::pollable) stays readable, so that
+    /// Ends the stream in both directions. [`pollable`](Beacon::pollable) stays readable, so that
     /// main loops notice.
     pub(crate) fn shut_down(&self) {
         let _ = shutdown(&self.socket, Shutdown::Both);
@@ -177,7 +265,7 @@ impl Transport {
 
 fn interest(output: Output) -> epoll::EventFlags {
     match output {
-        Output::Idle => epoll::EventFlags::IN,
+        Output::Idle | Output::Away => epoll::EventFlags::IN,
         Output::Pending => epoll::EventFlags::IN | epoll::EventFlags::OUT,
     }
 }

@@ -364,6 +364,21 @@ impl Bus {
     ///
     /// A limit is out of its range.
     pub fn new(limits: Limits, seed: u64) -> Result<Self, crate::LimitError> {
+        Self::with_ids_after(limits, seed, 0)
+    }
+
+    /// As [`new`](Self::new), with the ids of endpoints, groups and names counted from `after` on.
+    /// A broker that may follow another one gives ids that no earlier one has given, so that a stale
+    /// id finds nobody rather than a stranger, also after a restart.
+    ///
+    /// # Errors
+    ///
+    /// A limit is out of its range.
+    pub fn with_ids_after(
+        limits: Limits,
+        seed: u64,
+        after: u64,
+    ) -> Result<Self, crate::LimitError> {
         limits.check()?;
         let hasher = RandomState::with_seeds(seed, 0, 0, 0);
         let inner = |this: &Weak<BusInner>| BusInner {
@@ -371,7 +386,7 @@ impl Bus {
             limits,
             hasher,
             waiting: Mutex::new(WaitingRoom::default()),
-            directory: Mutex::new(Directory::default()),
+            directory: Mutex::new(Directory::with_ids_after(after)),
             locks: LockSet::new(),
             monitors: Monitors::default(),
             deadlines: Deadlines::default(),

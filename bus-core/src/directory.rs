@@ -121,6 +121,12 @@ pub(crate) struct GroupRecord {
 }
 
 impl Directory {
+    pub(crate) fn with_ids_after(after: u64) -> Self {
+        let mut directory = Self { last_endpoint: after, last_group: after, ..Self::default() };
+        directory.registry.count_ids_after(after);
+        directory
+    }
+
     /// Ids are counted and never reused: at a million a second they last half a million years.
     pub(crate) fn next_endpoint_id(&mut self) -> EndpointId {
         self.last_endpoint += 1;

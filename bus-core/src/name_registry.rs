@@ -211,6 +211,10 @@ pub(crate) struct NameRegistry {
 }
 
 impl NameRegistry {
+    pub(crate) fn count_ids_after(&mut self, after: u64) {
+        self.last = after;
+    }
+
     pub(crate) fn get(&self, id: NameId) -> Option<&Arc<Name>> {
         self.by_id.get(&id)
     }

@@ -12,6 +12,7 @@
 //! | [`raw`] | a client that is nothing but the codec on a socket |
 //! | [`senders`] | processes that send for as long as a test wants them to |
 //! | [`trace`] | what `listen --json` printed, and the guarantees it must show |
+//! | [`incarnations`] | the same of listeners that went on with another broker |
 //! | [`deadline`] | waiting: for an event, with one deadline, without sleeping |
 //! | [`needs`] | programs that a test needs and a machine may lack |
 //! | [`random`] | numbers that are the same in every run |
@@ -29,6 +30,7 @@
 
 pub mod broker;
 pub mod deadline;
+pub mod incarnations;
 pub mod needs;
 pub mod process;
 pub mod programs;

@@ -146,6 +146,10 @@ With --json a line is an object with a \"type\":
   state    group, sequence, messages: all that was retained is printed, and what follows is later
   gap      group, missed, first, last: a loss that no message has followed yet
   evicted  group, sequence, reason
+  reconnected  with --reconnect: before and incarnation, of the bus before and now; last, the highest
+           sequence before that was printed; endpoint; a line 'joined' follows for each group, once
+           this is a member again: what was sent between last and there may be missing
+  lost     group, reason: it could not be joined again
   left     group, sequence: everything up to that place has been printed
   end      reason, and through: the trace is complete up to that sequence";
 
@@ -159,6 +163,7 @@ With --json a line is an object with a \"type\":
               to one endpoint; after a loss: missed, first, last
   change      group, sequence, change, endpoint, uid, pid, members; after a loss as above
   gap         missed, first, last: a loss that nothing has followed yet
+  reconnected with --reconnect, as `listen` has it
   end         reason";
 
 const WATCH_FORMS: &str = "\
@@ -172,6 +177,7 @@ With --json a line is an object with a \"type\":
               members: their number after it; ended, where the group has; after a loss: missed,
               first, last
   views-lost  group, missed, first, last: changes that were missed; a new view follows
+  reconnected with --reconnect, as `listen` has it; a new view follows
   end         reason
 
 With --name and --json:
@@ -193,6 +199,7 @@ With --json a line is an object with a \"type\":
   acquired  name, sequence: it waited for the name, and owns it from here on
   lost      name, sequence, by: endpoint, waits: whether it waits to own it again
   message   name, and what `listen --json` tells of a message
+  reconnected  as `listen` has it; the name was claimed again
   end       reason";
 
 /// Options of `names`.
@@ -233,9 +240,38 @@ pub(crate) struct Own {
     /// End with status 3 when no message has come for this long
     #[arg(long, short, value_name = "T", value_parser = duration::parse)]
     pub(crate) timeout: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) comeback: Comeback,
     /// Print a JSON object a line
     #[arg(long, short)]
     pub(crate) json: bool,
+}
+
+/// Options of the verbs that stay on the bus.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub(crate) struct Comeback {
+    /// When the broker ends, go on with the next one, and tell what may be missing. With a time,
+    /// end with status 4 when none has come for so long
+    #[arg(
+        long,
+        value_name = "T",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "forever",
+        value_parser = patience
+    )]
+    pub(crate) reconnect: Option<Patience>,
+}
+
+/// For how long to look for another broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Patience(pub(crate) Option<Duration>);
+
+fn patience(text: &str) -> Result<Patience, String> {
+    match text {
+        "forever" => Ok(Patience(None)),
+        text => duration::parse(text).map(Some).map(Patience),
+    }
 }
 
 /// Options of `listen`.
@@ -268,6 +304,8 @@ pub(crate) struct Listen {
     /// Have a group that is created by this retain its last messages: last, last:N, keys or keys:N
     #[arg(long, value_name = "WHAT", value_parser = retain, conflicts_with = "no_create")]
     pub(crate) retain: Option<Retain>,
+    #[command(flatten)]
+    pub(crate) comeback: Comeback,
     /// Print a JSON object a line
     #[arg(long, short)]
     pub(crate) json: bool,
@@ -368,7 +406,8 @@ UNISONO_OPERATION, UNISONO_SENDER, UNISONO_REQUEST. A command whose caller does 
 killed.
 
 With --json a line is an object with a \"type\":
-  serving  endpoint: where to call; and name, if one is owned
+  serving  endpoint: where to call; and name, if one is owned; with --reconnect once more for each
+           broker
   request  sequence, sender, operation, outcome (replied, refused, ended), and why";
 
 /// Options of `call`.
@@ -418,6 +457,8 @@ pub(crate) struct Serve {
     /// End after this many requests
     #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,
+    #[command(flatten)]
+    pub(crate) comeback: Comeback,
     /// Print a JSON object a line
     #[arg(long, short)]
     pub(crate) json: bool,
@@ -464,6 +505,8 @@ pub(crate) struct Monitor {
     /// End with status 3 when nothing has happened for this long
     #[arg(long, short, value_name = "T", value_parser = duration::parse)]
     pub(crate) timeout: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) comeback: Comeback,
     /// Print a JSON object a line
     #[arg(long, short)]
     pub(crate) json: bool,
@@ -490,6 +533,8 @@ pub(crate) struct Watch {
     /// Fail if the group does not exist, rather than create it
     #[arg(long)]
     pub(crate) no_create: bool,
+    #[command(flatten)]
+    pub(crate) comeback: Comeback,
     /// Print a JSON object a line
     #[arg(long, short)]
     pub(crate) json: bool,

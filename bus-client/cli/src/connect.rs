@@ -2,17 +2,26 @@
 
 use bus_client::{
     BrokerGone, Builder, Bus, ConnectError, CreateError, JoinError, LeaveError, OwnError,
-    QueryError, ReceiveError, SendError, WatchError,
+    QueryError, ReceiveError, Reconnect, SendError, WatchError,
 };
 
 use crate::{
-    cli::Cli,
+    cli::{Cli, Comeback, Patience},
     exit::{Exit, Failure},
 };
 
 /// Connects to the broker that the command line names.
 pub(crate) fn connect(cli: &Cli) -> Result<Bus, Failure> {
     Ok(builder(cli).connect()?)
+}
+
+/// As [`connect`], for a verb that may go on with another broker.
+pub(crate) fn connect_for_long(cli: &Cli, comeback: Comeback) -> Result<Bus, Failure> {
+    let builder = match comeback.reconnect {
+        Some(Patience(time)) => builder(cli).reconnect(Reconnect::new().give_up_after(time)),
+        None => builder(cli),
+    };
+    Ok(builder.connect()?)
 }
 
 /// A connection still to be made, for verbs that set more about it.

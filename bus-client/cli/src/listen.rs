@@ -9,8 +9,8 @@ use std::{
 };
 
 use bus_client::{
-    Bus, ContentType, Event, Gap, GroupId, GroupName, JoinOptions, LeaveError, Member, Message,
-    Outgoing, SendError, Sequence,
+    Bus, ContentType, Event, Fate, Gap, GroupId, GroupName, JoinOptions, LeaveError, Member,
+    Message, Outgoing, Possession, Reconnected, Restored, SendError, Sequence,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -24,7 +24,9 @@ use crate::{
     output::Output,
     payload,
     signals::Notice,
-    trace::{Content, End, Ended, GapLine, Joined, MessageLine, Missed, State, TraceLine},
+    trace::{
+        Content, End, Ended, GapLine, Joined, MessageLine, Missed, State, TraceLine, incarnation,
+    },
 };
 
 /// Joins and prints until the count is reached, a signal comes, or the broker goes.
@@ -114,6 +116,7 @@ impl Listener<'_> {
                     members: Some(joined.members.into()),
                     created: joined.created,
                     filter: filter::text(&self.options.filter),
+                    incarnation: Some(incarnation(self.bus.incarnation())),
                 });
                 self.output.json(&line)?;
             } else {
@@ -235,26 +238,82 @@ impl Listener<'_> {
             Event::Evicted(evicted) => {
                 let group = group_name(evicted.group.as_ref(), evicted.group_id);
                 let reason = format!("stalled for {:?}", evicted.stalled);
-                self.print_evicted(group, evicted.group_id, evicted.sequence, reason)?;
+                self.print_evicted(group, evicted.sequence, reason)?;
             }
             Event::Expelled(expelled) => {
                 let group = group_name(expelled.group.as_ref(), expelled.group_id);
                 let reason = format!("expelled: {}", expelled.reason);
-                self.print_evicted(group, expelled.group_id, expelled.sequence, reason)?;
+                self.print_evicted(group, expelled.sequence, reason)?;
             }
+            Event::Reconnected(back) => self.print_return(back)?,
+            Event::Restored(restored) => self.print_restored(restored)?,
             _ => {}
         }
         Ok(false)
     }
 
+    /// Another broker has taken the place of the one before.
+    fn print_return(&mut self, back: &Reconnected) -> Result<(), Failure> {
+        self.through = None;
+        if self.options.json {
+            self.output.json(&TraceLine::Reconnected(back.into()))?;
+        } else {
+            let last = back.last.map_or_else(|| "nothing".to_owned(), |last| last.to_string());
+            self.output
+                .note(&format!("connected again, as endpoint {}; had {last}", back.endpoint));
+        }
+        back.restored.iter().try_for_each(|restored| self.print_restored(restored))
+    }
+
+    fn print_restored(&mut self, restored: &Restored) -> Result<(), Failure> {
+        let Possession::Member(group) = &restored.what else {
+            return Ok(());
+        };
+        match &restored.fate {
+            Fate::At(sequence) if self.options.json => {
+                let member = self.members.iter().find(|member| member.name() == group);
+                self.output.json(&TraceLine::Joined(Joined {
+                    group: group.to_string(),
+                    sequence: sequence.get(),
+                    endpoint: Some(self.bus.endpoint_id().get()),
+                    flags: member.map(|member| self.flags(member)).unwrap_or_default(),
+                    members: None,
+                    created: false,
+                    filter: filter::text(&self.options.filter),
+                    incarnation: Some(incarnation(self.bus.incarnation())),
+                }))
+            }
+            Fate::At(sequence) => {
+                self.output.note(&format!("joined {group} again at {sequence}"));
+                Ok(())
+            }
+            Fate::Lost { code, text } => {
+                self.members.retain(|member| member.name() != group);
+                if self.options.json {
+                    let (group, reason) = (group.to_string(), Some(code.clone()));
+                    return self.output.json(&TraceLine::Lost(Ended {
+                        group,
+                        sequence: None,
+                        reason,
+                    }));
+                }
+                self.output.note(&format!("cannot join {group} again: {text} ({code})"));
+                Ok(())
+            }
+            _ => {
+                self.output.note(&format!("waits to join {group} again"));
+                Ok(())
+            }
+        }
+    }
+
     fn print_evicted(
         &mut self,
         group: String,
-        group_id: GroupId,
         sequence: Sequence,
         reason: String,
     ) -> Result<(), Failure> {
-        self.members.retain(|member| member.joined().group_id != group_id);
+        self.members.retain(|member| member.name().as_str() != group);
         if self.options.json {
             self.output.json(&TraceLine::Evicted(Ended {
                 group,
@@ -291,6 +350,9 @@ impl Listener<'_> {
     /// Receipts may overtake messages, so the leave's does not tell that all was received. A
     /// message to ourselves, sent after it, does: it stands behind everything else in our queue.
     fn leave(&mut self) -> Result<(), Failure> {
+        if !self.bus.is_connected() {
+            return self.end("signal");
+        }
         let mut left = Vec::new();
         for member in std::mem::take(&mut self.members) {
             match member.leave() {

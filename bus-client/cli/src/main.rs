@@ -82,21 +82,22 @@ fn dispatch(cli: &Cli, signals: Signals, output: &mut Output) -> Result<ExitCode
     let notice =
         signals.end_quietly().map_err(|error| Failure::about("cannot watch for signals", error))?;
     let connect = || connect::connect(cli);
+    let stay = |comeback| connect::connect_for_long(cli, comeback);
     let done = match &cli.verb {
-        Verb::Listen(options) => listen::run(options, &connect()?, &notice, output)?,
+        Verb::Listen(options) => listen::run(options, &stay(options.comeback)?, &notice, output)?,
         Verb::Send(options) => send::run(options, &connect()?, output)?,
         Verb::Call(options) => call::run(options, &connect()?, output)?,
-        Verb::Serve(options) => serve::run(options, &connect()?, output)?,
+        Verb::Serve(options) => serve::run(options, &stay(options.comeback)?, output)?,
         Verb::Create(options) => create::run(options, &connect()?, &notice, output)?,
         Verb::Groups(options) => listing::groups(options, &connect()?, output)?,
         Verb::Members(options) => listing::members(options, &connect()?, output)?,
         Verb::Names(options) => names::run(options, &connect()?, output)?,
-        Verb::Own(options) => own::run(options, &connect()?, &notice, output)?,
+        Verb::Own(options) => own::run(options, &stay(options.comeback)?, &notice, output)?,
         Verb::Watch(options) if options.name => {
-            watch_name::run(options, &connect()?, &notice, output)?
+            watch_name::run(options, &stay(options.comeback)?, &notice, output)?
         }
-        Verb::Monitor(options) => monitor::run(options, &connect()?, &notice, output)?,
-        Verb::Watch(options) => watch::run(options, &connect()?, &notice, output)?,
+        Verb::Monitor(options) => monitor::run(options, &stay(options.comeback)?, &notice, output)?,
+        Verb::Watch(options) => watch::run(options, &stay(options.comeback)?, &notice, output)?,
         Verb::Admit(options) => owner::admit(options, &connect()?, &notice, output)?,
         Verb::Stats(options) => listing::stats(options, &connect()?, output)?,
         Verb::Status(options) => listing::status(options, &connect()?, output)?,

@@ -12,7 +12,7 @@ use crate::{
     listen,
     output::Output,
     signals::Notice,
-    trace::{End, MessageLine, Missed},
+    trace::{self, End, MessageLine, Missed},
 };
 
 /// Monitors and prints until the count is reached, a signal comes, or the broker goes.
@@ -79,6 +79,7 @@ enum Line<'a> {
         missed: Option<Missed>,
     },
     Gap(Missed),
+    Reconnected(trace::Reconnected),
     End(End),
 }
 
@@ -95,7 +96,8 @@ fn watch(
         while let Some(event) = bus.try_receive()? {
             quiet_since = Instant::now();
             print(options.json, &event, output)?;
-            printed += u64::from(!matches!(event, Event::MonitorGap(_)));
+            let counts = matches!(event, Event::Monitored(_) | Event::MonitoredView(_));
+            printed += u64::from(counts);
             if options.count.is_some_and(|count| printed >= count) {
                 return Ok("count");
             }
@@ -134,6 +136,11 @@ fn print(json: bool, event: &Event, output: &mut Output) -> Result<(), Failure> 
         Event::MonitorGap(gap) if json => output.json(&Line::Gap(listen::missed(gap))),
         Event::MonitorGap(gap) => {
             note_missed(Some(gap), output);
+            Ok(())
+        }
+        Event::Reconnected(back) if json => output.json(&Line::Reconnected((&**back).into())),
+        Event::Reconnected(back) => {
+            output.note(&format!("connected again, as endpoint {}", back.endpoint));
             Ok(())
         }
         _ => Ok(()),

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Instant};
 
-use bus_client::{Bus, Event, NameOptions, OwnedName};
+use bus_client::{Bus, Event, Fate, NameOptions, OwnedName};
 use serde::Serialize;
 
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     listen,
     output::Output,
     signals::Notice,
-    trace::{End, MessageLine},
+    trace::{self, End, MessageLine},
 };
 
 /// Owns the name and prints until the count is reached, a signal comes, or the broker goes.
@@ -93,6 +93,7 @@ enum Line<'a> {
         #[serde(flatten)]
         message: Box<MessageLine>,
     },
+    Reconnected(trace::Reconnected),
     End(End),
 }
 
@@ -169,6 +170,18 @@ impl Owner<'_> {
                     self.output.note(&format!("lost {name}{by}"));
                 }
                 Ok((!waits).then_some(LOST))
+            }
+            Event::Reconnected(back) => {
+                if self.options.json {
+                    self.output.json(&Line::Reconnected((&**back).into()))?;
+                } else {
+                    self.output.note(&format!("connected again, as endpoint {}", back.endpoint));
+                }
+                let lost = back.restored.iter().any(|r| matches!(r.fate, Fate::Lost { .. }));
+                Ok(lost.then_some(LOST))
+            }
+            Event::Restored(restored) => {
+                Ok(matches!(restored.fate, Fate::Lost { .. }).then_some(LOST))
             }
             _ => Ok(None),
         }

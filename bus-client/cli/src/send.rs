@@ -48,6 +48,7 @@ pub(crate) fn run(options: &cli::Send, bus: &Bus, output: &mut Output) -> Result
         destination,
         output,
         payload_limit: usize::try_from(bus.limits().payload_bytes).expect("32 bits fit"),
+        incarnation: crate::trace::incarnation(bus.incarnation()),
     };
     // Opened first, so that a mistyped path is told before anybody is waited for.
     let input = match options.text() {
@@ -103,6 +104,7 @@ struct Sender<'a> {
     destination: Destination,
     output: &'a mut Output,
     payload_limit: usize,
+    incarnation: String,
 }
 
 impl Sender<'_> {
@@ -204,6 +206,7 @@ impl Sender<'_> {
             after: receipt.after.get(),
             dropped: receipt.dropped.into(),
             group: self.group.clone(),
+            incarnation: Some(self.incarnation.clone()),
         })
     }
 }

@@ -21,7 +21,9 @@ use std::{
     time::Duration,
 };
 
-use bus_client::{Bus, Event, Message, NameOptions, SendError};
+use bus_client::{
+    Bus, Event, Fate, Message, NameOptions, Possession, Reconnected, Restored, SendError,
+};
 use nix::{
     errno::Errno,
     spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawnp},
@@ -75,6 +77,8 @@ pub(crate) fn run(options: &cli::Serve, bus: &Bus, output: &mut Output) -> Resul
                 let text = format_args!("{} has gone to another owner", lost.name);
                 return Err(Failure::new(Exit::Gone, text));
             }
+            Some(Event::Reconnected(back)) => server.tell_return(&back, name)?,
+            Some(Event::Restored(restored)) => look_for_loss(&restored)?,
             _ => {}
         }
     }
@@ -180,6 +184,17 @@ impl Server<'_> {
         Ok(())
     }
 
+    /// Another broker has taken the place of the one before. Who had asked has gone with that one.
+    fn tell_return(&mut self, back: &Reconnected, name: Option<&str>) -> Result<(), Failure> {
+        back.restored.iter().try_for_each(look_for_loss)?;
+        let endpoint = back.endpoint.get();
+        if self.options.json {
+            return self.output.json(&Line::Serving { endpoint, name });
+        }
+        self.output.note(&format!("connected again, as endpoint {endpoint}"));
+        Ok(())
+    }
+
     fn tell(
         &mut self,
         message: &Message,
@@ -187,7 +202,9 @@ impl Server<'_> {
         error: Option<SendError>,
     ) -> Result<(), Failure> {
         let gone = error.as_ref().and_then(SendError::broker_gone).cloned();
-        if let Some(gone) = gone {
+        if let Some(gone) = gone
+            && self.options.comeback.reconnect.is_none()
+        {
             return Err(gone.into());
         }
         let outcome = if error.is_some() { "ended" } else { outcome };
@@ -204,6 +221,17 @@ impl Server<'_> {
             self.output.note(&format!("request {}: {error}", message.sequence()));
         }
         Ok(())
+    }
+}
+
+/// A name that is another's now is the end, as it is at any other time.
+fn look_for_loss(restored: &Restored) -> Result<(), Failure> {
+    match (&restored.what, &restored.fate) {
+        (Possession::Name(name), Fate::Lost { text, code }) => {
+            let text = format_args!("cannot own {name} again: {text} ({code})");
+            Err(Failure::new(Exit::Gone, text))
+        }
+        _ => Ok(()),
     }
 }
 

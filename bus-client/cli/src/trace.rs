@@ -24,6 +24,10 @@ pub(crate) enum TraceLine {
     Gap(GapLine),
     /// The broker ended the membership.
     Evicted(Ended),
+    /// The broker was lost, and here is another one.
+    Reconnected(Reconnected),
+    /// A group could not be joined again after that.
+    Lost(Ended),
     /// The membership was left; everything of the group before this place has been printed.
     Left(Ended),
     /// The last line.
@@ -53,6 +57,44 @@ pub(crate) struct Joined {
     /// A receive filter, as it was given. What a filter rejects is no loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) filter: Option<String>,
+    /// The incarnation of the bus, to which all sequences belong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) incarnation: Option<String>,
+}
+
+/// Where the order of one broker ends, and that of another begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reconnected {
+    /// The incarnation before.
+    pub(crate) before: String,
+    /// The highest sequence of it that the listener was told of: all before it has been printed, and
+    /// later messages may be missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) last: Option<u64>,
+    /// Brokers in between of which nothing was told.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) skipped: u64,
+    /// The incarnation now.
+    pub(crate) incarnation: String,
+    /// The listener's endpoint now.
+    pub(crate) endpoint: u64,
+}
+
+impl From<&bus_client::Reconnected> for Reconnected {
+    fn from(back: &bus_client::Reconnected) -> Self {
+        Self {
+            before: incarnation(back.before),
+            last: back.last.map(bus_client::Sequence::get),
+            skipped: back.skipped.into(),
+            incarnation: incarnation(back.incarnation),
+            endpoint: back.endpoint.get(),
+        }
+    }
+}
+
+/// An incarnation as it is printed.
+pub(crate) fn incarnation(bytes: [u8; 16]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A message.
@@ -160,6 +202,9 @@ pub(crate) struct ReceiptLine {
     /// Where it was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) group: Option<String>,
+    /// The incarnation of the bus.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) incarnation: Option<String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands its predicates a reference")]
@@ -251,6 +296,7 @@ mod tests {
             after: 0,
             dropped: 0,
             group: Some("g".to_owned()),
+            incarnation: None,
         };
         let text =
             r#"{"sequence":5,"sender":2,"sender_serial":1,"recipients":3,"after":0,"group":"g"}"#;

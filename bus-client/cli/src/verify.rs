@@ -1,5 +1,8 @@
 //! `unisono verify`: whether recorded traces keep the contract.
 //!
+//! Sequences of different brokers say nothing of each other, so each incarnation of the bus is
+//! checked by itself; a trace that goes on with another broker belongs to several.
+//!
 //! Reading order: `history` reads traces and receipts into a compact form; `known` puts together
 //! what all of them tell; `memberships` says what each trace must contain; `check` compares, with
 //! `holes` for what nobody tells of; `report` holds what was found and what could not be checked.
@@ -34,14 +37,18 @@ pub(crate) fn run(options: &cli::Verify, output: &mut Output) -> Result<Exit, Fa
 
 /// Checks traces of listeners, with the receipts of senders where there are some.
 pub(crate) fn verify(traces: &[PathBuf], sends: &[PathBuf]) -> Result<Report, Failure> {
-    let mut history = history::History::default();
+    let mut histories = history::Histories::default();
     for path in traces {
-        history.add_trace(&name(path), open(path)?)?;
+        histories.add_trace(&name(path), open(path)?)?;
     }
     for path in sends {
-        history.add_receipts(&name(path), open(path)?)?;
+        histories.add_receipts(&name(path), open(path)?)?;
     }
-    Ok(check::check(&history))
+    let mut report = Report::default();
+    for (incarnation, history) in histories.all() {
+        report.append(&incarnation, check::check(&history));
+    }
+    Ok(report)
 }
 
 fn open(path: &Path) -> Result<std::io::BufReader<std::fs::File>, Failure> {

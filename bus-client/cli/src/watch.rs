@@ -17,7 +17,7 @@ use crate::{
     idle::{Idle, Woken},
     output::Output,
     signals::Notice,
-    trace::{End, GapLine, Missed},
+    trace::{self, End, GapLine, Missed},
 };
 
 /// Watches and prints until the count is reached, a signal comes, or the group or the broker goes.
@@ -88,6 +88,7 @@ enum Line<'a> {
         missed: Option<Missed>,
     },
     ViewsLost(GapLine),
+    Reconnected(trace::Reconnected),
     End(End),
 }
 
@@ -164,6 +165,20 @@ impl Watcher<'_> {
                 }
                 let done = self.options.count.is_some_and(|count| self.printed >= count);
                 Ok(done.then_some("count"))
+            }
+            Event::Reconnected(back) => {
+                if self.options.json {
+                    self.output.json(&Line::Reconnected((&**back).into()))?;
+                } else {
+                    self.output.note(&format!("connected again, as endpoint {}", back.endpoint));
+                }
+                self.at = Sequence::from_raw(0);
+                // A broker that is gone again will be followed by another one.
+                if self.options.edges || !self.bus.is_connected() {
+                    return Ok(None);
+                }
+                self.print_view()?;
+                Ok(None)
             }
             Event::ViewsLost(gap) => {
                 self.print_lost(gap)?;

@@ -11,7 +11,7 @@ use crate::{
     idle::{Idle, Woken},
     output::Output,
     signals::Notice,
-    trace::End,
+    trace::{self, End},
 };
 
 /// Watches and prints until the count is reached, a signal comes, or the broker goes.
@@ -76,6 +76,7 @@ enum Line<'a> {
     OwnerChangesLost {
         missed: u64,
     },
+    Reconnected(trace::Reconnected),
     End(End),
 }
 
@@ -96,6 +97,14 @@ fn watch_changes(
                     printed += 1;
                     if options.count.is_some_and(|count| printed >= count) {
                         return Ok("count");
+                    }
+                }
+                Event::Reconnected(back) => {
+                    if options.json {
+                        output.json(&Line::Reconnected((&*back).into()))?;
+                    } else {
+                        let endpoint = back.endpoint;
+                        output.note(&format!("connected again, as endpoint {endpoint}"));
                     }
                 }
                 Event::OwnerChangesLost(lost) => {

@@ -7,6 +7,7 @@ use bus_core::wire::{ClientFrame, Failure, FailureCode, Request, Response, Seria
 use bus_core::{GroupId, GroupName, MemberFlags, NameId, Sequence};
 
 use super::endpoint::KnownGroup;
+use super::kept::{self, ThingId};
 use super::names::NameTarget;
 use super::send::Stage;
 use super::target::{GroupTarget, Target};
@@ -23,6 +24,10 @@ pub(super) struct CallEntry {
     pub(super) parts: VecDeque<Response>,
     pub(super) wake: Option<Wake>,
     pub(super) abandoned: bool,
+    /// What is kept for a time after the broker, if it is granted.
+    pub(super) kept: Option<Box<Request>>,
+    /// It asks for something that the endpoint had at another broker; nobody waits for it.
+    pub(super) restores: Option<ThingId>,
 }
 
 /// What an answer to a call changes here, beside that somebody waits for it.
@@ -53,6 +58,8 @@ pub(crate) enum Purpose {
     ReleaseName(NameId),
     WatchGroup(GroupName),
     Open,
+    /// Opens an endpoint again, at another broker.
+    Reopen,
     Close,
 }
 
@@ -88,6 +95,8 @@ impl State {
             parts: VecDeque::new(),
             wake: None,
             abandoned: false,
+            kept: (self.comes_back() && kept::is_kept(&request)).then(|| Box::new(request.clone())),
+            restores: None,
         });
         let Ok(serial) = self.pending.insert(entry) else {
             let text = TOO_MUCH_PENDING;
@@ -100,6 +109,11 @@ impl State {
             let endpoint = &mut self.endpoints[key];
             endpoint.joining += 1;
             endpoint.loopbacks.extend(loopback);
+        }
+        if self.comes_back()
+            && let Some(endpoint) = self.endpoints.get_mut(key)
+        {
+            endpoint.kept.will_end(&request);
         }
         self.outbox.put(&ClientFrame::Call { endpoint: handle(key), serial, request });
         Ok(serial)
@@ -122,7 +136,7 @@ impl State {
             return;
         };
         call.answer = Some(answer);
-        let (wake, abandoned) = (call.wake.take(), call.abandoned);
+        let (wake, abandoned) = (call.wake.take(), call.abandoned || call.restores.is_some());
         if abandoned {
             self.pending.remove(serial);
         } else {
@@ -136,6 +150,7 @@ impl State {
         };
         let key = call.endpoint;
         let abandoned = call.abandoned;
+        let (kept, restores) = (call.kept.take(), call.restores);
         // The purpose has served when the answer is here.
         match (std::mem::replace(&mut call.purpose, Purpose::Plain), &response) {
             (Purpose::Plain | Purpose::List, _) => {}
@@ -176,11 +191,22 @@ impl State {
                 self.claimed(key, &name, *name_id);
             }
             (Purpose::ReleaseName(id), Response::Released { .. }) => self.released(key, id),
-            (Purpose::Open, Response::Opened { endpoint }) => self.endpoints[key].id = *endpoint,
+            (Purpose::Open, Response::Opened { endpoint: id }) => {
+                let endpoint = &mut self.endpoints[key];
+                (endpoint.id, endpoint.opening) = (*id, false);
+            }
+            (Purpose::Reopen, Response::Opened { endpoint }) => self.reopened(key, Ok(*endpoint)),
             (Purpose::Close, Response::Closed) => self.closed(key),
             (purpose, response) => {
                 return Err(format!("DONE answers {purpose:?} with {response:?}"));
             }
+        }
+        if let Some(id) = restores {
+            self.restored(key, id, &response);
+        } else if let (Some(request), Some(endpoint)) = (kept, self.endpoints.get_mut(key))
+            && !abandoned
+        {
+            endpoint.kept.keep(*request, &response);
         }
         self.answer_call(serial, Ok(response));
         Ok(())
@@ -190,7 +216,10 @@ impl State {
         match self.pending.get_mut(serial) {
             Some(Entry::Call(call)) => {
                 let key = call.endpoint;
-                match std::mem::replace(&mut call.purpose, Purpose::Plain) {
+                let restores = call.restores;
+                let purpose = std::mem::replace(&mut call.purpose, Purpose::Plain);
+                let comes = restores.is_some_and(|id| self.not_restored(key, id, &failure));
+                match purpose {
                     Purpose::Resolve { group, asker } => {
                         self.unresolved(&group, asker, &failure);
                     }
@@ -208,7 +237,9 @@ impl State {
                         self.endpoints.remove(key);
                     }
                     Purpose::Close => self.closed(key),
+                    Purpose::WatchGroup(_) if comes => {}
                     Purpose::WatchGroup(name) => self.watch_group_failed(key, &name, &failure),
+                    Purpose::Reopen => self.reopened(key, Err(&failure)),
                     Purpose::Plain
                     | Purpose::List
                     | Purpose::Create(_)
@@ -256,6 +287,7 @@ impl State {
         let Some(endpoint) = self.endpoints.get_mut(key) else {
             return;
         };
+        endpoint.kept.end_membership(group);
         let Some(known) = endpoint.groups.get_mut(&group) else {
             return;
         };

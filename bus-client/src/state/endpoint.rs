@@ -9,7 +9,9 @@ use ahash::HashMap;
 use bus_core::wire::{ClientFrame, LaneNumber, MAX_LANES, Notice, Request, Role, Serial};
 use bus_core::{EndpointId, GroupId, GroupName, Sequence};
 
+use super::away::{Departure, Return};
 use super::call::{CallError, Purpose};
+use super::kept::Kept;
 use super::names::Claims;
 use super::relief::Reader;
 use super::request::Requests;
@@ -47,7 +49,17 @@ pub(super) struct EndpointState {
     pub(super) claims: Claims,
     /// Where the next message went, which is a monitor's copy.
     pub(super) monitored_next: Option<(Option<GroupName>, Option<EndpointId>)>,
+    /// The broker has not answered for it yet.
+    pub(super) opening: bool,
     pub(super) closing: bool,
+    /// The highest sequence that the application was told of.
+    pub(super) last: Option<Sequence>,
+    /// What it has, where the connection comes back.
+    pub(super) kept: Kept,
+    /// Where the last connection ended, while there is none.
+    pub(super) departed: Option<Departure>,
+    /// What is to be told of the return, until it has been told.
+    pub(super) returning: Option<Box<Return>>,
     /// A main loop polls for this endpoint.
     pub(super) polled: bool,
 }
@@ -65,6 +77,10 @@ impl EndpointState {
     pub(super) fn is_ready(&self, gone: bool) -> bool {
         match self.inbox.front() {
             None => false,
+            // At the end of all, it tells what it knows.
+            Some(Item::Reconnected) => {
+                gone || self.returning.as_ref().is_none_or(|returned| returned.is_ready())
+            }
             Some(_) if gone || self.joining == 0 => true,
             Some(Item::Message { message, .. }) => {
                 message.group().is_none_or(|group| self.groups.contains_key(&group))
@@ -79,6 +95,7 @@ impl EndpointState {
                 Notice::Expelled { group_id, .. } => self.groups.contains_key(group_id),
                 _ => true,
             },
+            Some(Item::Old(_) | Item::Restored(_)) => true,
             Some(Item::Name(_) | Item::Owner(_) | Item::OwnersLost { .. }) => true,
             Some(
                 Item::View(_)
@@ -106,7 +123,7 @@ impl EndpointState {
     pub(super) fn may_reach_itself(&self, target: &Target) -> bool {
         match target {
             Target::Endpoint(id) => *id == self.id,
-            Target::Caller(_) => false,
+            Target::Caller(..) => false,
             Target::Group(group) => self.loopbacks.contains(group.name()),
             Target::Name(name) => self.claims.holds(name.name()),
         }
@@ -124,10 +141,16 @@ impl EndpointState {
                     _ => None,
                 };
                 self.forget_left(message.sequence());
+                if !message.retained() {
+                    self.last = self.last.max(Some(message.sequence()));
+                }
                 let name = message.name().and_then(|name| self.claims.name_of(name).cloned());
                 let message = Message::new(message, group, missed, attached);
                 Event::Message(message.with_name(name))
             }
+            Item::Old(event) => *event,
+            Item::Reconnected => self.returned(),
+            Item::Restored(restored) => Event::Restored(restored),
             Item::Name(claim) => event_of(*claim),
             Item::Owner(change) => Event::OwnerChanged((*change).into()),
             Item::OwnersLost { name_id, gap } => {
@@ -145,12 +168,19 @@ impl EndpointState {
             }
             Item::MonitoredView(notice) => Event::MonitoredView((*notice).into()),
             Item::MonitorGap { gap } => Event::MonitorGap(monitor::gap(gap)),
-            Item::View(notice) => Event::View((*notice).into()),
+            Item::View(notice) => {
+                self.last = self.last.max(Some(notice.sequence));
+                Event::View((*notice).into())
+            }
             Item::ViewsLost { group_id, gap } => {
                 Event::ViewsLost(named(gap, group_id, self.views.name_of(group_id)))
             }
-            Item::Gap { group_id, gap } => Event::Gap(named(gap, group_id, self.name_of(group_id))),
+            Item::Gap { group_id, gap } => {
+                self.last = self.last.max(Some(gap.last));
+                Event::Gap(named(gap, group_id, self.name_of(group_id)))
+            }
             Item::Evicted { group_id, sequence, stalled, queued_messages, back_off } => {
+                self.last = self.last.max(Some(sequence));
                 let group = self.name_of(group_id);
                 // Its place in the order is its own, so the name has served.
                 self.forget_left(Sequence::from_raw(sequence.get().saturating_add(1)));
@@ -187,7 +217,12 @@ impl State {
             requests: Requests::default(),
             claims: Claims::default(),
             monitored_next: None,
+            opening: false,
             closing: false,
+            last: None,
+            kept: Kept::default(),
+            departed: None,
+            returning: None,
             polled: false,
         };
         endpoint.lanes[0].open = true;
@@ -200,6 +235,7 @@ impl State {
     /// Asks for a further endpoint; gives its key and the call.
     pub(crate) fn open_endpoint(&mut self) -> Result<(usize, Serial), CallError> {
         let key = self.insert_endpoint();
+        self.endpoints[key].opening = true;
         match self.call(key, Purpose::Open, Request::OpenEndpoint) {
             Ok(serial) => Ok((key, serial)),
             Err(error) => {
@@ -211,6 +247,9 @@ impl State {
 
     /// The last handle of an endpoint is gone.
     pub(crate) fn close_endpoint(&mut self, key: usize) {
+        if self.is_away() {
+            self.closed(key);
+        }
         if self.gone.is_some() {
             return;
         }
@@ -256,7 +295,7 @@ impl State {
     /// Takes the next event of an endpoint, if there is one, for the calling thread or a task on
     /// it.
     pub(crate) fn take_event(&mut self, key: usize, task: Option<&Waker>) -> Option<Event> {
-        let gone = self.gone.is_some();
+        let gone = self.gone().is_some();
         let endpoint = &mut self.endpoints[key];
         Reader::note(&mut endpoint.reader, task);
         if !endpoint.is_ready(gone) {

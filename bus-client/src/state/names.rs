@@ -43,6 +43,12 @@ impl NameTarget {
         }
     }
 
+    /// The broker is lost, and its ids with it.
+    pub(super) fn depart(&self) {
+        self.set_id(None);
+        self.resolving.store(false, Ordering::Relaxed);
+    }
+
     pub(super) fn set_id(&self, id: Option<NameId>) {
         self.id.store(id.map_or(0, NameId::get), Ordering::Relaxed);
     }
@@ -147,6 +153,7 @@ impl State {
     pub(super) fn released(&mut self, key: usize, id: NameId) {
         if let Some(endpoint) = self.endpoints.get_mut(key) {
             endpoint.claims.end(id);
+            endpoint.kept.end_claim(id);
         }
     }
 

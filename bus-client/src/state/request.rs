@@ -32,6 +32,17 @@ pub(super) struct Requests {
     asked: HashMap<Sequence, Arc<AskedState>>,
 }
 
+impl Requests {
+    /// The broker is lost, and with it all who have asked.
+    pub(super) fn depart(&mut self) {
+        self.open.clear();
+        self.early.clear();
+        for (_, asked) in self.asked.drain() {
+            asked.lose();
+        }
+    }
+}
+
 /// A request that waits for its outcome.
 #[derive(Debug)]
 pub(super) struct RequestEntry {
@@ -40,6 +51,8 @@ pub(super) struct RequestEntry {
     answer: Option<Answer>,
     pub(super) wake: Option<Wake>,
     abandoned: bool,
+    /// Its reply, if there is one, came by a connection that was lost, and has no place any more.
+    orphan: bool,
 }
 
 /// The outcome of a request that the broker has accepted.
@@ -62,12 +75,27 @@ pub(crate) struct Reply {
 pub(crate) struct AskedState(AtomicU8);
 
 impl AskedState {
+    /// One whose broker is lost.
+    pub(crate) fn lost() -> Self {
+        Self(AtomicU8::new(LOST))
+    }
+
+    fn lose(&self) {
+        self.0.store(LOST, Ordering::Relaxed);
+    }
+
+    /// Whether it was asked by way of a broker that is lost: its number may be another's now.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == LOST
+    }
+
     /// Why nobody waits any more, as far as is known.
     pub(crate) fn ended(&self) -> Option<OutcomeCode> {
         match self.0.load(Ordering::Relaxed) {
             0 => None,
             1 => Some(OutcomeCode::TimedOut),
             2 => Some(OutcomeCode::Cancelled),
+            // LOST among them.
             _ => Some(OutcomeCode::Gone),
         }
     }
@@ -98,6 +126,7 @@ impl State {
             answer: None,
             wake: send.wake.take(),
             abandoned: send.abandoned,
+            orphan: false,
         };
         let charge = send.charge();
         if let Some(place) = self.pending.get_mut(id.serial) {
@@ -181,10 +210,11 @@ impl State {
 
     /// The broker is lost: nobody will answer this one any more.
     pub(super) fn lose_request(&mut self, serial: Serial, gone: &BrokerGone) {
-        if matches!(
-            self.pending.get(serial),
-            Some(Entry::Request(RequestEntry { answer: None, .. }))
-        ) {
+        let Some(Entry::Request(request)) = self.pending.get_mut(serial) else {
+            return;
+        };
+        request.orphan = true;
+        if request.answer.is_none() {
             self.answer_request(serial, Answer::Lost(gone.clone()));
         }
     }
@@ -201,7 +231,9 @@ impl State {
                     unreachable!("it was there a moment ago");
                 };
                 let answer = request.answer?;
-                if let Answer::Reply(reply) = &answer {
+                if let Answer::Reply(reply) = &answer
+                    && !request.orphan
+                {
                     self.free_aside(request.endpoint, reply.message.charged_bytes());
                 }
                 Some(Ok(answer))
@@ -291,8 +323,14 @@ impl State {
     }
 
     /// A request was answered, or nobody here will.
-    pub(crate) fn forget_asked(&mut self, key: usize, request: Sequence, decline: bool) {
-        let Some(endpoint) = self.endpoints.get_mut(key) else {
+    pub(crate) fn forget_asked(
+        &mut self,
+        key: usize,
+        request: Sequence,
+        state: &AskedState,
+        decline: bool,
+    ) {
+        let Some(endpoint) = self.endpoints.get_mut(key).filter(|_| !state.is_lost()) else {
             return;
         };
         let asked = endpoint.requests.asked.remove(&request);
@@ -307,3 +345,6 @@ impl State {
         }
     }
 }
+
+/// What an [`AskedState`] holds when its broker is lost.
+const LOST: u8 = 4;

@@ -143,7 +143,7 @@ impl SendEntry {
                 None => SendError::OwnQueueFull,
             },
             (FailureCode::LaneRefused, _) => SendError::LaneRefused,
-            (FailureCode::NoSuchRequest, Target::Caller(request)) => {
+            (FailureCode::NoSuchRequest, Target::Caller(request, _)) => {
                 SendError::NoSuchRequest(*request)
             }
             (FailureCode::TimedOut, _) => SendError::TimedOut,
@@ -162,8 +162,17 @@ impl SendEntry {
 impl State {
     /// Puts a send into its lane. It leaves at once if it can.
     pub(crate) fn send(&mut self, new: NewSend) -> Result<Serial, SendError> {
+        if let Target::Caller(request, asked) = &new.target
+            && asked.is_lost()
+        {
+            return Err(SendError::NoSuchRequest(*request));
+        }
         if let Some(gone) = &self.gone {
-            return Err(SendError::BrokerGone(gone.clone()));
+            // What may wait, and does not go by an id of the old broker's, waits for the next one.
+            let by_name = matches!(new.target, Target::Group(_) | Target::Name(_));
+            if !self.is_away() || new.form != Form::Wait || !by_name {
+                return Err(SendError::BrokerGone(gone.clone()));
+            }
         }
         let (key, lane) = (new.endpoint, new.lane);
         let entry = Entry::Send(SendEntry {

@@ -9,6 +9,7 @@ use bus_core::{Destination, EndpointId, GroupId, GroupName, Sequence};
 
 use super::call::{CallError, Purpose};
 use super::names::NameTarget;
+use super::request::AskedState;
 use super::send::Stage;
 use super::{Entry, State};
 
@@ -41,6 +42,12 @@ impl GroupTarget {
         }
     }
 
+    /// The broker is lost, and its ids with it.
+    pub(super) fn depart(&self) {
+        self.set_id(None);
+        self.resolving.store(false, Ordering::Relaxed);
+    }
+
     pub(super) fn set_id(&self, id: Option<GroupId>) {
         self.id.store(id.map_or(0, GroupId::get), Ordering::Relaxed);
     }
@@ -52,7 +59,7 @@ pub(crate) enum Target {
     Group(Arc<GroupTarget>),
     Endpoint(EndpointId),
     /// The caller of a request that this endpoint was sent.
-    Caller(Sequence),
+    Caller(Sequence, Arc<AskedState>),
     Name(Arc<NameTarget>),
 }
 
@@ -61,7 +68,7 @@ impl Target {
         match self {
             Self::Group(group) => group.id().map(Destination::Group),
             Self::Endpoint(id) => Some(Destination::Endpoint(*id)),
-            Self::Caller(request) => Some(Destination::Caller(*request)),
+            Self::Caller(request, _) => Some(Destination::Caller(*request)),
             Self::Name(name) => name.id().map(Destination::Name),
         }
     }
@@ -95,7 +102,7 @@ impl State {
         let group = match target {
             Target::Group(group) => group,
             Target::Name(name) => return self.resolve_name(key, name, asker),
-            Target::Endpoint(_) | Target::Caller(_) => return Ok(()),
+            Target::Endpoint(_) | Target::Caller(..) => return Ok(()),
         };
         if group.resolving.load(Ordering::Relaxed) {
             return Ok(());

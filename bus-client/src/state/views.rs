@@ -12,6 +12,7 @@ use super::call::{CallError, Purpose};
 use super::{State, Urgency};
 use crate::clock::Tick;
 use crate::inbox::Item;
+use crate::reconnect::Possession;
 use crate::waits::Wake;
 
 /// The watches of one endpoint.
@@ -57,6 +58,18 @@ impl Views {
     pub(super) fn name_of(&self, group: GroupId) -> Option<GroupName> {
         let watched = self.watched.iter().find(|watched| watched.group == Some(group));
         watched.map(|watched| watched.name.clone())
+    }
+
+    /// The broker is lost; only what is `kept` is watched again.
+    pub(super) fn depart(&mut self, kept: impl Fn(&GroupName) -> bool) {
+        for watched in &mut self.watched {
+            (watched.group, watched.members, watched.failure) = (None, 0, None);
+            watched.at = Sequence::from_raw(0);
+            if !kept(&watched.name) {
+                watched.told = None;
+            }
+        }
+        self.forget_unwanted();
     }
 
     fn forget_unwanted(&mut self) {
@@ -214,14 +227,16 @@ impl State {
         }
         let group_id = watched.group;
         views.forget_unwanted();
+        self.endpoints[key].kept.forget(&Possession::Watch(name.clone()));
         Some(self.call(key, Purpose::Plain, Request::UnwatchGroup { group_id: group_id? }))
     }
 
     /// Whether anybody is in a group, as far as has arrived.
     pub(crate) fn is_anybody(&self, key: usize, name: &GroupName) -> Result<bool, CallError> {
-        if let Some(gone) = &self.gone {
+        if let Some(gone) = self.gone() {
             return Err(CallError::Gone(gone.clone()));
         }
+        // Without a broker there is nobody.
         let watched = &self.endpoints[key].views.watched;
         let watched = watched.iter().find(|watched| watched.name == *name);
         match watched.and_then(|watched| watched.failure.as_ref()) {
@@ -243,7 +258,7 @@ impl State {
         if endpoint.closing {
             return Ok(());
         }
-        let name = notice.group.clone();
+        let (name, ended) = (notice.group.clone(), notice.ended);
         let Noted { is_event, ask_again } = endpoint.views.note(&notice);
         if is_event {
             self.deliver(handle, Item::View(notice))?;
@@ -252,6 +267,8 @@ impl State {
         }
         if ask_again {
             self.ask_again(key, &name);
+        } else if ended {
+            self.endpoints[key].kept.forget(&Possession::Watch(name));
         }
         self.wake_view_waiters(key);
         Ok(())

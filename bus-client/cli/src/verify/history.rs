@@ -4,7 +4,7 @@
 //! Payloads are not kept but as a fingerprint; a trace of a million messages fits easily.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     hash::{DefaultHasher, Hash, Hasher},
     io::BufRead,
 };
@@ -14,7 +14,15 @@ use crate::{
     trace::{Content, Joined, Missed, ReceiptLine, TraceLine},
 };
 
-/// All that was read.
+/// All that was read, by incarnations of the bus: each has an order of its own.
+#[derive(Debug, Default)]
+pub(super) struct Histories {
+    by_incarnation: BTreeMap<String, History>,
+    /// There was a file of receipts with nothing in it.
+    empty_receipts: bool,
+}
+
+/// What was read of one incarnation.
 #[derive(Debug, Default)]
 pub(super) struct History {
     files: Vec<String>,
@@ -113,10 +121,10 @@ pub(super) struct Receipt {
 }
 
 impl History {
-    /// Adds what one `listen --json` printed.
-    pub(super) fn add_trace(&mut self, name: &str, text: impl BufRead) -> Result<(), Failure> {
+    /// Begins what one `listen --json` printed of this incarnation.
+    fn begin_trace(&mut self, name: &str) -> Trace {
         let file = self.add_file(name);
-        let mut trace = Trace {
+        Trace {
             file,
             messages: Vec::new(),
             gaps: Vec::new(),
@@ -124,33 +132,55 @@ impl History {
             ends: Vec::new(),
             through: None,
             ended: false,
-        };
-        let mut unknown = 0_u64;
-        self.each_line(file, text, |history, place, line| {
-            history.add_line(&mut trace, place, line, &mut unknown);
-        })?;
-        if unknown > 0 {
-            self.notes.push(format!("{name}: {unknown} lines of an unknown type passed over"));
         }
-        self.traces.push(trace);
-        Ok(())
     }
 
-    /// Adds what one `send --json` printed.
-    pub(super) fn add_receipts(&mut self, name: &str, text: impl BufRead) -> Result<(), Failure> {
-        let file = self.add_file(name);
-        self.has_receipts = true;
-        self.each_line(file, text, |history, place, line: ReceiptLine| {
-            let group = line.group.as_deref().map(|g| history.group(g));
-            history.receipts.push(Receipt {
-                place,
-                sequence: line.sequence,
-                group,
-                identity: Identity { sender: line.sender, serial: line.sender_serial },
-                recipients: line.recipients,
-                after: line.after,
-            });
-        })
+    /// Adds what another history has.
+    fn absorb(&mut self, other: Self) {
+        let first_file = u32::try_from(self.files.len()).expect("as many files as arguments");
+        let groups: Vec<Group> = other.groups.iter().map(|name| self.group(name)).collect();
+        let group_of = |group: Group| groups[group.0 as usize];
+        let moved = |place: &mut Place| place.file += first_file;
+        self.files.extend(other.files);
+        self.notes.extend(other.notes);
+        self.has_receipts |= other.has_receipts;
+        for mut trace in other.traces {
+            trace.file += first_file;
+            for heard in &mut trace.messages {
+                moved(&mut heard.place);
+                heard.group = heard.group.map(group_of);
+            }
+            for gap in &mut trace.gaps {
+                moved(&mut gap.place);
+                gap.group = group_of(gap.group);
+            }
+            for join in &mut trace.joins {
+                moved(&mut join.place);
+                join.group = group_of(join.group);
+            }
+            for end in &mut trace.ends {
+                moved(&mut end.place);
+                end.group = group_of(end.group);
+            }
+            self.traces.push(trace);
+        }
+        for mut receipt in other.receipts {
+            moved(&mut receipt.place);
+            receipt.group = receipt.group.map(group_of);
+            self.receipts.push(receipt);
+        }
+    }
+
+    fn add_receipt(&mut self, place: Place, line: &ReceiptLine) {
+        let group = line.group.as_deref().map(|g| self.group(g));
+        self.receipts.push(Receipt {
+            place,
+            sequence: line.sequence,
+            group,
+            identity: Identity { sender: line.sender, serial: line.sender_serial },
+            recipients: line.recipients,
+            after: line.after,
+        });
     }
 
     /// A place as `FILE:LINE`.
@@ -206,6 +236,9 @@ impl History {
             }
             // What came before the join is no part of what this listener heard of the order.
             TraceLine::Retained(_) | TraceLine::State(_) => {}
+            // What could not be joined again has had its end with the broker before. A new broker
+            // is another history.
+            TraceLine::Lost(_) | TraceLine::Reconnected(_) => {}
             TraceLine::Unknown => *unknown += 1,
         }
     }
@@ -239,40 +272,130 @@ impl History {
         self.files.push(name.to_owned());
         file
     }
+}
 
-    /// Reads JSON lines. A last line without a newline that makes no sense was cut off by the
-    /// death of its writer, and is passed over; any other one that makes no sense is an error.
-    fn each_line<T: serde::de::DeserializeOwned>(
-        &mut self,
-        file: u32,
-        mut text: impl BufRead,
-        mut each: impl FnMut(&mut Self, Place, T),
-    ) -> Result<(), Failure> {
-        let mut line = Vec::new();
-        for number in 1.. {
-            line.clear();
-            let read = text
-                .read_until(b'\n', &mut line)
-                .map_err(|error| Failure::about(self.file_name(file), error))?;
-            if read == 0 {
-                break;
-            }
-            let place = Place { file, line: number };
-            if line.trim_ascii().is_empty() {
-                continue;
-            }
-            match serde_json::from_slice(&line) {
-                Ok(value) => each(self, place, value),
-                Err(_) if line.last() != Some(&b'\n') => {
-                    let note = format!("{}: cut off in the middle, passed over", self.show(place));
-                    self.notes.push(note);
+impl Histories {
+    /// Adds what one `listen --json` printed.
+    pub(super) fn add_trace(&mut self, name: &str, text: impl BufRead) -> Result<(), Failure> {
+        let mut of = None;
+        let mut open: Option<Trace> = None;
+        let mut unknown = 0_u64;
+        each_line(name, text, |number, line| {
+            let Ok(line) = line else {
+                let note = format!("{name}:{number}: cut off in the middle, passed over");
+                self.of(of.as_deref().unwrap_or_default()).notes.push(note);
+                return;
+            };
+            let next = match &line {
+                TraceLine::Joined(joined) if of.is_none() => joined.incarnation.clone(),
+                TraceLine::Reconnected(back) => Some(back.incarnation.clone()),
+                _ => None,
+            };
+            if let Some(next) = next {
+                if let (Some(mut trace), TraceLine::Reconnected(back)) = (open.take(), &line) {
+                    (trace.through, trace.ended) = (Some(back.last.unwrap_or(0)), true);
+                    self.of(of.as_deref().unwrap_or_default()).traces.push(trace);
                 }
-                Err(error) => return Err(Failure::about(self.show(place), error)),
+                of = Some(next);
             }
+            let history = self.of(of.as_deref().unwrap_or_default());
+            let mut trace = open.take().unwrap_or_else(|| history.begin_trace(name));
+            let place = Place { file: trace.file, line: number };
+            history.add_line(&mut trace, place, line, &mut unknown);
+            open = Some(trace);
+        })?;
+        let history = self.of(of.as_deref().unwrap_or_default());
+        let trace = open.unwrap_or_else(|| history.begin_trace(name));
+        history.traces.push(trace);
+        if unknown > 0 {
+            history.notes.push(format!("{name}: {unknown} lines of an unknown type passed over"));
         }
         Ok(())
     }
+
+    /// Adds what one `send --json` printed.
+    pub(super) fn add_receipts(&mut self, name: &str, text: impl BufRead) -> Result<(), Failure> {
+        let mut files = HashMap::new();
+        each_line(name, text, |number, line: Result<ReceiptLine, _>| {
+            let of = line.as_ref().ok().and_then(|line| line.incarnation.clone());
+            let of = of.unwrap_or_default();
+            let history = self.of(&of);
+            history.has_receipts = true;
+            let file = *files.entry(of).or_insert_with(|| history.add_file(name));
+            match line {
+                Ok(line) => history.add_receipt(Place { file, line: number }, &line),
+                Err(_) => {
+                    let note = format!("{name}:{number}: cut off in the middle, passed over");
+                    history.notes.push(note);
+                }
+            }
+        })?;
+        if files.is_empty() {
+            self.empty_receipts = true;
+        }
+        Ok(())
+    }
+
+    /// Each incarnation's, with its name; that of files which do not tell has none.
+    pub(super) fn all(mut self) -> Vec<(String, History)> {
+        let mut told = self.by_incarnation.keys().filter(|name| !name.is_empty());
+        match (told.next().cloned(), told.next()) {
+            (None, _) => {
+                self.of("");
+            }
+            // Where all who tell tell of one, the others are taken to be of that, too.
+            (Some(only), None) => {
+                if let Some(untold) = self.by_incarnation.remove("") {
+                    self.of(&only).absorb(untold);
+                }
+            }
+            (Some(_), Some(_)) => {}
+        }
+        if self.empty_receipts {
+            self.by_incarnation.values_mut().for_each(|history| history.has_receipts = true);
+        }
+        self.by_incarnation.into_iter().collect()
+    }
+
+    fn of(&mut self, incarnation: &str) -> &mut History {
+        if !self.by_incarnation.contains_key(incarnation) {
+            self.by_incarnation.insert(incarnation.to_owned(), History::default());
+        }
+        let history = self.by_incarnation.get_mut(incarnation);
+        history.expect("it is there, or was just put there")
+    }
 }
+
+/// Reads JSON lines. A last line without a newline that makes no sense was cut off by the death of
+/// its writer, and is passed on as what it is; any other one that makes no sense is an error.
+fn each_line<T: serde::de::DeserializeOwned>(
+    name: &str,
+    mut text: impl BufRead,
+    mut each: impl FnMut(u64, Result<T, CutOff>),
+) -> Result<(), Failure> {
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        let read =
+            text.read_until(b'\n', &mut line).map_err(|error| Failure::about(name, error))?;
+        if read == 0 {
+            break;
+        }
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        match serde_json::from_slice(&line) {
+            Ok(value) => each(number, Ok(value)),
+            Err(_) if line.last() != Some(&b'\n') => each(number, Err(CutOff)),
+            Err(error) => return Err(Failure::about(format_args!("{name}:{number}"), error)),
+        }
+    }
+    Ok(())
+}
+
+/// A line whose writer died within it.
+#[derive(Debug)]
+struct CutOff;
 
 /// The keys are fixed, so that equal contents have equal fingerprints in every trace.
 fn fingerprint(content: &Content) -> u64 {

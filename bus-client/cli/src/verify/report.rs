@@ -66,6 +66,27 @@ impl Report {
         self.not_checked.push(text.into());
     }
 
+    /// Adds what was found in the order of another broker.
+    pub(super) fn append(&mut self, incarnation: &str, other: Self) {
+        let of = |text: String| match incarnation {
+            "" => text,
+            _ => format!("incarnation {incarnation}: {text}"),
+        };
+        self.traces += other.traces;
+        self.messages += other.messages;
+        self.receipts += other.receipts;
+        for violation in other.violations {
+            let same = self.violations.iter().filter(|shown| shown.kind == violation.kind);
+            if same.count() < MOST_SHOWN {
+                self.violations.push(violation);
+            }
+        }
+        for (kind, count) in other.counts {
+            *self.counts.entry(kind).or_default() += count;
+        }
+        self.not_checked.extend(other.not_checked.into_iter().map(of));
+    }
+
     pub(crate) fn is_clean(&self) -> bool {
         self.counts.is_empty()
     }

@@ -2,14 +2,14 @@
 
 use super::{
     super::{
-        history::History,
+        history::Histories,
         report::{Kind, Report},
     },
     check,
 };
 
 fn verify(traces: &[&str], sends: Option<&[&str]>) -> Report {
-    let mut history = History::default();
+    let mut history = Histories::default();
     for (n, text) in traces.iter().enumerate() {
         let name = char::from(b'a' + u8::try_from(n).expect("few")).to_string();
         history.add_trace(&name, text.as_bytes()).expect("reads");
@@ -17,7 +17,11 @@ fn verify(traces: &[&str], sends: Option<&[&str]>) -> Report {
     for (n, text) in sends.unwrap_or_default().iter().enumerate() {
         history.add_receipts(&format!("s{n}"), text.as_bytes()).expect("reads");
     }
-    check(&history)
+    let mut report = Report::default();
+    for (incarnation, history) in history.all() {
+        report.append(&incarnation, check(&history));
+    }
+    report
 }
 
 fn joined(group: &str, sequence: u64) -> String {
@@ -338,7 +342,7 @@ fn a_line_that_was_cut_off_at_the_end_is_passed_over() {
 
 #[test]
 fn a_line_that_makes_no_sense_elsewhere_is_an_error_with_its_place() {
-    let mut history = History::default();
+    let mut history = Histories::default();
     let text = message(11) + "nonsense\n";
     let failure = history.add_trace("a", text.as_bytes()).expect_err("no trace");
     assert!(failure.to_string().starts_with("a:2: "), "{failure}");
@@ -376,4 +380,52 @@ fn g7_a_loss_that_was_not_told_yet_is_no_violation_of_a_member_that_drops() {
     assert_note(&report, "for want of room");
     let hole = drops.replace(&messages(14..=15), "");
     assert_one(&verify(&[&good, &hole], None), Kind::Gap, "b:4");
+}
+
+/// A membership in an incarnation of the bus.
+fn joined_to(incarnation: &str, sequence: u64) -> String {
+    format!(
+        r#"{{"type":"joined","group":"g","sequence":{sequence},"incarnation":"{incarnation}"}}"#
+    ) + "\n"
+}
+
+fn reconnected(before: &str, last: u64, now: &str) -> String {
+    format!(
+        r#"{{"type":"reconnected","before":"{before}","last":{last},"incarnation":"{now}","endpoint":9}}"#
+    ) + "\n"
+}
+
+#[test]
+fn each_incarnation_has_an_order_of_its_own() {
+    let both = [
+        joined_to("a", 10),
+        messages(11..=13),
+        reconnected("a", 13, "b"),
+        joined_to("b", 10),
+        message_to("g", 11, 7, 1),
+    ]
+    .concat();
+    // It has more of the first, which the other one was told it may lack.
+    let first = [joined_to("a", 10), messages(11..=20)].concat();
+    let report = verify(&[&both, &first], None);
+    assert!(report.is_clean(), "{report}");
+    assert_eq!((report.traces, report.messages), (3, 11));
+}
+
+#[test]
+fn what_is_missing_before_the_last_that_was_told_of_is_a_gap() {
+    let lacks =
+        [joined_to("a", 10), messages([11, 13]), reconnected("a", 13, "b"), joined_to("b", 10)]
+            .concat();
+    let has = [joined_to("a", 10), messages(11..=13)].concat();
+    let report = verify(&[&lacks, &has], None);
+    assert_eq!(report.counts.get(&Kind::Gap), Some(&1), "{report}");
+}
+
+#[test]
+fn a_disagreement_within_the_second_incarnation_is_found() {
+    let one = [joined_to("a", 10), reconnected("a", 10, "b"), joined_to("b", 10), messages([11])];
+    let other = [joined_to("b", 10), message_to("g", 11, 5, 1)];
+    let report = verify(&[&one.concat(), &other.concat()], None);
+    assert!(!report.is_clean(), "{report}");
 }
