@@ -17,6 +17,7 @@ use rustix::net::SendFlags;
 use crate::broker::{Origin, Peer, Shared};
 use crate::credentials::PeerCredentials;
 use crate::door::Door;
+use crate::helper::Parked;
 use crate::ingress::IngressListener;
 
 /// The listening sockets, and the descriptor in reserve.
@@ -140,14 +141,22 @@ impl Acceptor {
                 Ok(credentials) => {
                     self.refusing = false;
                     let mut subject = credentials.subject(&socket, self.doors[at].identity());
-                    if shared.policy.get().asks_for_processes() {
+                    let asks = shared.policy.get().asks_for_processes();
+                    if asks && shared.helper.get().is_none() {
                         let process = credentials.process(&socket);
                         (subject.executable, subject.sandbox) =
                             (process.executable, process.sandbox);
                     }
                     let peer = Box::new(Peer { credentials, subject, door });
-                    // The only other answer is that the broker ends, and then it is closed.
-                    let _ = shared.assign(socket, Origin::Client(peer), place);
+                    let parked = Parked { socket, peer, place };
+                    let parked = match shared.helper.get() {
+                        Some(helper) if asks => helper.look_at(credentials.pid, parked).err(),
+                        _ => Some(parked),
+                    };
+                    if let Some(Parked { socket, peer, place }) = parked {
+                        // The only other answer is that the broker ends, and then it is closed.
+                        let _ = shared.assign(socket, Origin::Client(peer), place);
+                    }
                 }
             },
         }

@@ -6,8 +6,8 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -21,12 +21,14 @@ use crate::config::{Config, Listen};
 use crate::credentials::PeerCredentials;
 use crate::door::{Door, DoorPlace};
 use crate::event_loop::IoThread;
+use crate::helper::{Helper, HelperLink};
 use crate::inbox::Inbox;
 use crate::ingress::{
     Ingress, IngressAddress, IngressConfig, IngressError, IngressListener, IngressPlace,
 };
 use crate::listener::{ListenError, Listener};
 use crate::policy::{ReloadError, RulesInForce, Subject};
+use crate::service::{Services, Starter, read_services};
 
 /// A broker that is ready to serve: clients can connect, and are answered once it runs.
 ///
@@ -135,6 +137,8 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     pub(crate) policy: RulesInForce,
     pub(crate) config: Config,
+    pub(crate) services: Services,
+    pub(crate) helper: OnceLock<Arc<HelperLink>>,
     inboxes: Vec<Arc<Inbox>>,
     connections: AtomicUsize,
     /// Numbers connections for the logs.
@@ -243,6 +247,8 @@ impl Broker {
             counters: Counters::default(),
             policy: RulesInForce::new(config.whole_policy()?),
             config: config.clone(),
+            services: Services::default(),
+            helper: OnceLock::new(),
             inboxes: inboxes.clone(),
             connections: AtomicUsize::new(0),
             numbers: AtomicU64::new(1),
@@ -262,6 +268,29 @@ impl Broker {
             .collect::<io::Result<Vec<_>>>()
             .map_err(system("make an epoll instance"))?;
         Ok(Self { shared, threads, ingress_addresses })
+    }
+
+    /// Gives it a helper: from now on services are started, and clients' processes looked at, by
+    /// that. Starts a thread that reads what it says.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no thread.
+    pub fn attach(&self, helper: Helper) -> io::Result<()> {
+        let (link, child) = helper.into_link();
+        self.shared.services.replace(read_services(&self.shared.config.service_directories()));
+        link.introduce(&self.shared);
+        self.shared.services.set_starter(Arc::clone(&link) as Arc<dyn Starter>);
+        let _ = self.shared.helper.set(Arc::clone(&link));
+        let shared = Arc::clone(&self.shared);
+        thread::Builder::new().name("bus-helper".to_owned()).spawn(move || {
+            link.attend(&shared);
+            // It has ended; that is the one child there is.
+            if let Some(mut child) = child {
+                let _ = child.wait();
+            }
+        })?;
+        Ok(())
     }
 
     /// Something to speak to it with, from other threads too.

@@ -18,6 +18,8 @@ use serde::Deserialize;
 
 use crate::ingress::IngressConfig;
 use crate::policy::{Policy, RuleForms, read_directory};
+use crate::sandbox::SandboxMode;
+use crate::service::default_directories;
 
 /// Settings of one broker.
 ///
@@ -56,11 +58,16 @@ pub struct Config {
     pub policy_directories: Vec<PathBuf>,
     /// Further sockets, for clients that are to be known by where they came in.
     pub socket: Vec<SocketConfig>,
+    /// Directories of service files; by default `unisono/services` under the user's and the
+    /// system's data directories. Only the program `bus-broker` starts services.
+    pub service_directories: Option<Vec<PathBuf>>,
     #[serde(rename = "policy")]
     rules: RuleForms,
     /// Where it was read from.
     #[serde(skip)]
     source: Option<PathBuf>,
+    /// How far the program `bus-broker` confines itself.
+    pub sandbox: SandboxMode,
     /// What the program `bus-broker` logs, and how. A broker inside another program logs through
     /// that program's `tracing` subscriber and ignores this.
     pub log: LogConfig,
@@ -134,8 +141,10 @@ impl Default for Config {
             policy: Policy::private(rustix::process::geteuid().as_raw()),
             policy_directories: Vec::new(),
             socket: Vec::new(),
+            service_directories: None,
             rules: RuleForms::default(),
             source: None,
+            sandbox: SandboxMode::default(),
             log: LogConfig::default(),
         }
     }
@@ -216,6 +225,16 @@ impl Config {
             rules.extend(read_directory(directory)?);
         }
         Ok(self.policy.clone().after(rules))
+    }
+
+    /// The file that it was read from.
+    pub(crate) fn source(&self) -> Option<&Path> {
+        self.source.as_deref()
+    }
+
+    /// Where service files are.
+    pub(crate) fn service_directories(&self) -> Vec<PathBuf> {
+        self.service_directories.clone().unwrap_or_else(default_directories)
     }
 
     /// The rules as the file has them now.

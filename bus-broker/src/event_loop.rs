@@ -185,6 +185,8 @@ impl IoThread {
 
     /// How long the thread may sleep; `None` for as long as nothing happens.
     fn sleep_at_most(&self) -> Option<Duration> {
+        // May ring this thread itself, so before it looks whether anybody did.
+        let services = self.shared.services.expire(Instant::now());
         if !self.dirty.is_empty() || !self.inbox.fall_asleep() {
             return Some(Duration::ZERO);
         }
@@ -197,7 +199,8 @@ impl IoThread {
         // The bus counts one second a tick at most.
         let deadline = self.shared.bus.next_deadline().map(|left| left.min(LONGEST_TICK));
         let timed = self.timed.first().map(|(at, _)| until(*at));
-        [lingering, waiting, accept, put_off, deadline, timed].into_iter().flatten().min()
+        let services = services.map(until);
+        [lingering, waiting, accept, put_off, deadline, timed, services].into_iter().flatten().min()
     }
 
     fn tick(&self) {

@@ -13,6 +13,9 @@
 //! | `listener`, `activation` | the socket, and who may own its path; sockets from systemd |
 //! | `door` | a socket and who its clients are |
 //! | `credentials` | who is at the other end |
+//! | `service`, `service/` | what is started when somebody sends to its name |
+//! | `helper`, `helper/` | a process of the program's own that starts services and looks at processes |
+//! | `sandbox`, `sandbox/` | what the program gives up before it serves |
 //! | `policy`, `policy/` | who may do what: rules, what one connection may do, reload |
 //! | `broker` | what all threads share; start and end |
 //! | `inbox` | what threads have for each other, and how a sleeper is woken |
@@ -41,6 +44,7 @@ mod courtesy;
 mod credentials;
 mod door;
 mod event_loop;
+mod helper;
 mod inbox;
 mod ingress;
 mod listener;
@@ -48,6 +52,8 @@ mod logging;
 mod output;
 mod policy;
 mod protocol;
+mod sandbox;
+mod service;
 mod session;
 mod transport;
 
@@ -59,6 +65,7 @@ pub use broker::{BindError, Broker, BrokerHandle, ConnectError, RunError};
 pub use config::{
     Config, ConfigError, EmptyAddress, Listen, LogConfig, LogFormat, Place, SocketConfig,
 };
+pub use helper::{HELPER_ARGUMENT, Helper, run_helper};
 pub use ingress::{
     ByteOrder, Framing, IngressAddress, IngressAddressError, IngressConfig, IngressError,
     IngressTarget,
@@ -68,3 +75,4 @@ pub use logging::{LogFilterError, log_to_stderr};
 pub use policy::{
     Action, Decision, NoSuchUser, Policy, ReloadError, RulePlace, Sandbox, Subject, user_id,
 };
+pub use sandbox::{SandboxError, SandboxMode, enter_sandbox};

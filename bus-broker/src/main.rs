@@ -7,7 +7,10 @@ use std::process::ExitCode;
 use std::thread;
 
 use anyhow::Context;
-use bus_broker::{Broker, BrokerHandle, Config, Listen, activation_sockets, log_to_stderr};
+use bus_broker::{
+    Broker, BrokerHandle, Config, HELPER_ARGUMENT, Helper, Listen, activation_sockets,
+    enter_sandbox, log_to_stderr, run_helper,
+};
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -27,6 +30,9 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == HELPER_ARGUMENT) {
+        return run_helper();
+    }
     match serve(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -47,6 +53,9 @@ fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     // Blocked before any thread is started, so that all inherit it and the signals wait for us.
     let signals = block_signals().context("cannot take over signals")?;
 
+    // Before any thread and any socket: it is to have none of them.
+    let helper = Helper::start().context("cannot start the helper")?;
+
     let sockets = activation_sockets()?;
     let broker = if sockets.is_empty() {
         if let Some(listen) = &arguments.listen {
@@ -59,7 +68,10 @@ fn serve(arguments: &Arguments) -> anyhow::Result<()> {
         }
         Broker::with_sockets(&config, sockets)?
     };
+    // Before any thread is started: each has what the one has that starts it.
+    enter_sandbox(&config)?;
     let handle = broker.handle();
+    broker.attach(helper).context("cannot start a thread")?;
     thread::Builder::new()
         .name("bus-signals".to_owned())
         .spawn(move || mind_signals(&signals, &handle))

@@ -51,10 +51,23 @@ impl Broker {
     pub fn with(config: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("bus");
-        Self::start_in(directory, socket, config)
+        Self::start_in(directory, socket, config, &[])
     }
 
-    fn start_in(directory: TempDir, socket: PathBuf, config: &str) -> Self {
+    /// A broker with this configuration file, and with these variables in its environment.
+    #[must_use]
+    pub fn with_environment(config: &str, environment: &[(&str, &str)]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("bus");
+        Self::start_in(directory, socket, config, environment)
+    }
+
+    fn start_in(
+        directory: TempDir,
+        socket: PathBuf,
+        config: &str,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let file = directory.path().join("broker.toml");
         fs::write(&file, config).unwrap();
         let mut child = Command::new(programs::bus_broker())
@@ -62,6 +75,7 @@ impl Broker {
             .arg(&socket)
             .arg("--config")
             .arg(&file)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -102,7 +116,7 @@ impl Broker {
         // The directory lives on, and this one's remains go.
         let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
         let socket = self.socket.clone();
-        Self::start_in(directory, socket, "")
+        Self::start_in(directory, socket, "", &[])
     }
 
     /// Its socket.

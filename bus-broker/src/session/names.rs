@@ -1,9 +1,10 @@
 //! CALLs about well-known names, and what their owners and watchers are told.
 
 use bus_core::{
-    Delivery, Holder, NameNotice, OwnOptions, OwnerChange,
+    Delivery, GroupName, Holder, NameId, NameNotice, OwnOptions, OwnerChange,
     wire::{
-        ClaimChanged, Failure, FailureCode, Handle, Notice, Owner, OwnerChanged, Request, Response,
+        ClaimChanged, Failure, FailureCode, Handle, NameInfo, Notice, Owner, OwnerChanged, Request,
+        Response,
     },
 };
 
@@ -25,6 +26,9 @@ impl Session {
                 options.description = description.as_deref().cloned();
                 let claimed = port.endpoint().own_name(name, options);
                 let claimed = claimed.map_err(|error| failure::of_own(&error))?;
+                if claimed.position == 0 {
+                    shared.services.owned(claimed.name);
+                }
                 Ok(Response::Claimed {
                     name_id: claimed.name,
                     sequence: claimed.sequence,
@@ -51,7 +55,11 @@ impl Session {
                 Ok(Response::Unwatched { sequence })
             }),
             Request::FindName { name } => {
-                bus.find_name(name).map(|info| Response::Name(name_info(info))).ok_or_else(|| {
+                let owned = bus.find_name(name).map(name_info);
+                let found = owned.or_else(|| {
+                    shared.services.id_of(bus, name).map(|id| not_owned_yet(name.clone(), id))
+                });
+                found.map(Response::Name).ok_or_else(|| {
                     let text = format!("nobody owns name {name}");
                     Box::new(Failure::new(FailureCode::NoSuchName, text))
                 })
@@ -67,6 +75,19 @@ impl Session {
             },
             _ => return None,
         })
+    }
+}
+
+/// The name of a service that is started when somebody sends to it.
+fn not_owned_yet(name: GroupName, name_id: NameId) -> NameInfo {
+    NameInfo {
+        name,
+        name_id,
+        owners: Vec::new(),
+        owner_count: 0,
+        waiting: 0,
+        shared: false,
+        described: false,
     }
 }
 

@@ -1,10 +1,14 @@
 //! A lane with the bus behind it: the queue says what is next, the bus says how it went, the client
 //! is told.
 
-use std::task::Waker;
+use std::{
+    sync::Arc,
+    task::Waker,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use bus_core::{
-    Destination, Draft, Lane, Limits, Receipt, SendError, Submitted,
+    Destination, Draft, Kind, Lane, Limits, Receipt, SendError, Submitted,
     wire::{
         Failure, FailureCode, Handle, LaneNumber, SendFlags, SendHead, SendId, Serial,
         encode_receipt,
@@ -18,7 +22,12 @@ use super::{
     },
     refuse,
 };
-use crate::{connection::Context, output::Output};
+use crate::{
+    broker::Shared,
+    connection::Context,
+    output::Output,
+    service::{Asked, NotStarted, Wait},
+};
 
 /// A lane of an endpoint of a connection.
 #[derive(Debug)]
@@ -28,6 +37,17 @@ pub(super) struct SendingLane {
     waker: Waker,
     /// The head waits in the bus.
     waits: bool,
+    /// The head, while the service that it goes to is being started.
+    parked: Option<Parked>,
+}
+
+/// A send to a name that nobody owns yet.
+#[derive(Debug)]
+struct Parked {
+    place: Place,
+    destination: Destination,
+    draft: Draft,
+    wait: Arc<Wait>,
 }
 
 impl SendingLane {
@@ -36,7 +56,7 @@ impl SendingLane {
             messages: usize::try_from(limits.lane_messages).unwrap_or(usize::MAX),
             bytes: limits.lane_bytes,
         };
-        Self { queue: LaneQueue::new(window), lane, waker, waits: false }
+        Self { queue: LaneQueue::new(window), lane, waker, waits: false, parked: None }
     }
 
     /// Takes a SEND in, and hands the bus what it can take; not what is denied.
@@ -73,7 +93,9 @@ impl SendingLane {
         output: &mut Output,
         context: &mut Context<'_>,
     ) {
-        if let Some(outcome) = self.lane.poll_outcome() {
+        if let Some(outcome) = self.parked.as_ref().and_then(|parked| parked.wait.outcome()) {
+            self.service_decided(endpoint, number, outcome, output, context);
+        } else if let Some(outcome) = self.lane.poll_outcome() {
             self.stop_waiting(context);
             // It was there when the wait began.
             let ended = matches!(outcome, Err(SendError::NoSuchGroup(_)));
@@ -87,6 +109,10 @@ impl SendingLane {
         match self.queue.cancel(id.serial) {
             Cancellation::Unknown => {}
             Cancellation::Removed => refuse(id, cancelled(), output, context),
+            Cancellation::IsHead if self.parked.take().is_some() => {
+                self.answer_denied(id.endpoint, id.lane, cancelled(), output, context);
+                self.go_on(id.endpoint, id.lane, output, context);
+            }
             Cancellation::IsHead => {
                 if let Some(outcome) = self.lane.cancel() {
                     self.stop_waiting(context);
@@ -108,7 +134,9 @@ impl SendingLane {
             let id = send_id(endpoint, number, serial);
             refuse(id, cancelled(), output, context);
         }
-        if let Some(outcome) = self.lane.cancel() {
+        if self.parked.take().is_some() {
+            self.answer_denied(endpoint, number, cancelled(), output, context);
+        } else if let Some(outcome) = self.lane.cancel() {
             self.stop_waiting(context);
             self.answer(endpoint, number, outcome, output, context);
         }
@@ -130,25 +158,87 @@ impl SendingLane {
         output: &mut Output,
         context: &mut Context<'_>,
     ) {
-        while let Some((place, (destination, draft, denied))) = self.queue.next() {
+        while let Some((place, (destination, mut draft, denied))) = self.queue.next() {
             if let Some(failure) = denied {
                 self.answer_denied(endpoint, number, *failure, output, context);
                 continue;
             }
-            let outcome = match place.patience {
-                Patience::Refuse => self.lane.try_send(destination, draft),
-                Patience::Wait => match self.lane.submit(destination, draft, self.waker.clone()) {
-                    Ok(Submitted::Committed(receipt)) => Ok(receipt),
-                    Ok(Submitted::Waiting) => {
-                        self.waits = true;
-                        *context.waiting_sends += 1;
+            if let Destination::Name(name) = destination {
+                let Shared { services, bus, .. } = &**context.shared;
+                let until = || until(&mut draft, bus.limits());
+                let failure = match services.ask(bus, name, until, &self.waker) {
+                    Asked::Go => None,
+                    Asked::Wait(wait) if place.patience == Patience::Wait => {
+                        self.parked = Some(Parked { place, destination, draft, wait });
                         return;
                     }
-                    Err(error) => Err(error),
-                },
-            };
-            self.answer(endpoint, number, outcome, output, context);
+                    Asked::Wait(_) => Some(Failure::new(
+                        FailureCode::WouldBlock,
+                        "the service is being started, and the send would not wait",
+                    )),
+                    Asked::Failed(text) => Some(Failure::new(FailureCode::NotStarted, text)),
+                };
+                if let Some(failure) = failure {
+                    self.answer_denied(endpoint, number, failure, output, context);
+                    continue;
+                }
+            }
+            match self.submit(place.patience, destination, draft, context) {
+                Some(outcome) => self.answer(endpoint, number, outcome, output, context),
+                None => return,
+            }
         }
+    }
+
+    /// Hands the head to the bus. None if it waits there.
+    fn submit(
+        &mut self,
+        patience: Patience,
+        destination: Destination,
+        draft: Draft,
+        context: &mut Context<'_>,
+    ) -> Option<Result<Receipt, SendError>> {
+        Some(match patience {
+            Patience::Refuse => self.lane.try_send(destination, draft),
+            Patience::Wait => match self.lane.submit(destination, draft, self.waker.clone()) {
+                Ok(Submitted::Committed(receipt)) => Ok(receipt),
+                Ok(Submitted::Waiting) => {
+                    self.waits = true;
+                    *context.waiting_sends += 1;
+                    return None;
+                }
+                Err(error) => Err(error),
+            },
+        })
+    }
+
+    /// The service that the head goes to has come, or will not.
+    fn service_decided(
+        &mut self,
+        endpoint: Handle,
+        number: LaneNumber,
+        outcome: Result<(), NotStarted>,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) {
+        let Some(parked) = self.parked.take() else { return };
+        match outcome {
+            Ok(()) => {
+                let Parked { place, destination, draft, .. } = parked;
+                match self.submit(place.patience, destination, draft, context) {
+                    Some(outcome) => self.answer(endpoint, number, outcome, output, context),
+                    None => return,
+                }
+            }
+            Err(why) => {
+                let failure = match why {
+                    NotStarted::Failed(text) => Failure::new(FailureCode::NotStarted, &*text),
+                    NotStarted::TimedOut => failure::of_send(&SendError::DeadlinePassed),
+                };
+                self.answer_denied(endpoint, number, failure, output, context);
+            }
+        }
+        self.go_on(endpoint, number, output, context);
     }
 
     fn answer(
@@ -197,8 +287,9 @@ impl SendingLane {
         }
     }
 
-    /// Answers the head, which the policy did not allow when it came. It takes its turn in the lane,
-    /// so that what depends on it falls with it, as with any refused send.
+    /// Answers the head, which the bus did not get: the policy did not allow it when it came, or its
+    /// service has not started. It takes its turn in the lane, so that what depends on it falls with
+    /// it, as with any refused send.
     fn answer_denied(
         &mut self,
         endpoint: Handle,
@@ -222,6 +313,21 @@ impl SendingLane {
             *context.waiting_sends -= 1;
         }
     }
+}
+
+/// Until when a request to a service may wait. One without a deadline gets the default here: it counts
+/// from the request's arrival, not from the service's.
+fn until(draft: &mut Draft, limits: &Limits) -> Option<Instant> {
+    if !matches!(draft.kind, Kind::Request { .. }) {
+        return None;
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    if draft.deadline == 0 {
+        draft.deadline = nanos(now.saturating_add(limits.request_deadline));
+    }
+    let left = Duration::from_nanos(draft.deadline.saturating_sub(nanos(now)));
+    Instant::now().checked_add(left)
 }
 
 fn send_id(endpoint: Handle, lane: LaneNumber, serial: Serial) -> SendId {

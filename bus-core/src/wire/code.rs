@@ -79,6 +79,8 @@ codes! {
         NoSuchGroup = "no-such-group",
         /// Nobody owns that name; watch it, or look it up again.
         NoSuchName = "no-such-name",
+        /// Nobody owns that name, and the service that would has not started; the text says why.
+        NotStarted = "not-started",
         /// Another endpoint owns the name, and the claim was not to wait.
         NameTaken = "name-taken",
         /// The name is shared by its owners and the claim does not share it, or the other way
