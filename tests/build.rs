@@ -14,7 +14,8 @@ fn main() {
     println!("cargo::rerun-if-env-changed=PATH");
     let required = env::var("UNISONO_REQUIRE").is_ok_and(|wanted| wanted == "all");
     for program in PROGRAMS {
-        println!("cargo::rustc-check-cfg=cfg(has_{program})");
+        let name = program.replace('-', "_");
+        println!("cargo::rustc-check-cfg=cfg(has_{name})");
         let found = find(program);
         match &found {
             Some(path) => println!("cargo::rerun-if-changed={}", path.display()),
@@ -22,7 +23,7 @@ fn main() {
             None => println!("cargo::rerun-if-changed=missing-{program}"),
         }
         if required || found.is_some() {
-            println!("cargo::rustc-cfg=has_{program}");
+            println!("cargo::rustc-cfg=has_{name}");
         }
     }
 }
@@ -35,4 +36,4 @@ fn find(program: &str) -> Option<PathBuf> {
 }
 
 /// What the tests use beside what they build.
-const PROGRAMS: [&str; 1] = ["sha256sum"];
+const PROGRAMS: [&str; 2] = ["sha256sum", "systemd-analyze"];

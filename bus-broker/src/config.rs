@@ -14,7 +14,7 @@ use std::{
 };
 
 use bus_core::{GroupName, LimitError, Limits};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::ingress::IngressConfig;
 use crate::policy::{Policy, RuleForms, read_directory};
@@ -61,6 +61,8 @@ pub struct Config {
     /// Directories of service files; by default `unisono/services` under the user's and the
     /// system's data directories. Only the program `bus-broker` starts services.
     pub service_directories: Option<Vec<PathBuf>>,
+    /// Who runs the commands of service files.
+    pub commands: CommandServices,
     #[serde(rename = "policy")]
     rules: RuleForms,
     /// Where it was read from.
@@ -108,6 +110,19 @@ fn default_connections() -> NonZeroU32 {
     NonZeroU32::new(16).expect("16 is not 0")
 }
 
+/// Who runs the commands of service files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum CommandServices {
+    /// The broker's helper: they are its children, and confined as it is.
+    #[default]
+    Direct,
+    /// The service manager, as transient units (`systemd-run`): with a broker that is confined by a
+    /// unit, which what it starts should not be.
+    Systemd,
+}
+
 /// What the program logs. Logs go to standard error.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -142,6 +157,7 @@ impl Default for Config {
             policy_directories: Vec::new(),
             socket: Vec::new(),
             service_directories: None,
+            commands: CommandServices::default(),
             rules: RuleForms::default(),
             source: None,
             sandbox: SandboxMode::default(),

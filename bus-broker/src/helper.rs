@@ -101,7 +101,8 @@ impl HelperLink {
     pub(crate) fn introduce(&self, shared: &Shared) {
         let address = shared.address.as_ref().map(|path| path.display().to_string());
         let directories = shared.config.service_directories();
-        self.say(&Order::Introduce { address, directories })
+        let commands = shared.config.commands;
+        self.say(&Order::Introduce { address, directories, commands })
             .unwrap_or_else(|error| tracing::warn!(%error, "the helper cannot be told"));
     }
 

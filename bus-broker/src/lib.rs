@@ -63,7 +63,8 @@ mod testing;
 pub use activation::{ActivationError, activation_sockets};
 pub use broker::{BindError, Broker, BrokerHandle, ConnectError, RunError};
 pub use config::{
-    Config, ConfigError, EmptyAddress, Listen, LogConfig, LogFormat, Place, SocketConfig,
+    CommandServices, Config, ConfigError, EmptyAddress, Listen, LogConfig, LogFormat, Place,
+    SocketConfig,
 };
 pub use helper::{HELPER_ARGUMENT, Helper, run_helper};
 pub use ingress::{

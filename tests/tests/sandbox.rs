@@ -40,7 +40,7 @@ fn every_thread_of_the_broker_is_in_the_sandbox() {
             assert_eq!(thread[set], NOTHING, "{set}");
         }
     }
-    assert!(broker.log().contains("in the sandbox"), "{}", broker.log());
+    broker.until_logged(&["in the sandbox"]);
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn without_the_sandbox_it_says_so_and_serves() {
     let broker = Broker::with("sandbox = \"off\"\n");
     broker.unisono("status").run().with(0);
     assert!(threads(broker.pid()).iter().all(|thread| thread["Seccomp"] == "0"));
-    assert!(broker.log().contains("no sandbox"), "{}", broker.log());
+    broker.until_logged(&["no sandbox"]);
 }
 
 #[test]

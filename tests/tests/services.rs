@@ -28,13 +28,18 @@ impl Bench {
 
     /// The same, with a program `systemctl` of the test's own.
     fn with_path(file: &str, systemctl: Option<&str>) -> Self {
+        Self::with_program(file, "", systemctl.map(|script| ("systemctl", script)))
+    }
+
+    /// The same with a program of this name, and this in the configuration.
+    fn with_program(file: &str, config: &str, program: Option<(&str, &str)>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let services = directory.path().join("services");
         fs::create_dir(&services).unwrap();
-        let config = format!("service_directories = [{services:?}]\n");
+        let config = format!("{config}service_directories = [{services:?}]\n");
         let mut path = std::env::var("PATH").unwrap();
-        if let Some(script) = systemctl {
-            write_script(&directory.path().join("bin/systemctl"), script);
+        if let Some((name, script)) = program {
+            write_script(&directory.path().join("bin").join(name), script);
             path = format!("{}/bin:{path}", directory.path().display());
         }
         let broker = Broker::with_environment(&config, &[("PATH", &path)]);
@@ -187,6 +192,22 @@ fn a_unit_is_started_by_the_service_manager() {
     let fails = Bench::with_path("unit = \"clock.service\"\n", Some("#!/bin/sh\nexit 5\n"));
     let refused = fails.called().with(1);
     assert!(refused.errors.contains("exit status: 5"), "{}", refused.errors);
+}
+
+#[test]
+fn a_command_is_run_by_the_service_manager_if_the_configuration_says_so() {
+    let bench = Bench::with_program(
+        "command = [\"/no/such/clock\", \"-v\"]\nenvironment = { COLOUR = \"red\" }\n",
+        "commands = \"systemd\"\n",
+        Some(("systemd-run", "#!/bin/sh\necho \"$@\" > $(dirname $0)/asked\nexit 4\n")),
+    );
+    let refused = bench.called().with(1);
+    assert!(refused.errors.contains("exit status: 4"), "{}", refused.errors);
+    let asked = fs::read_to_string(bench.directory.path().join("bin/asked")).unwrap();
+    let address = format!("--setenv=UNISONO_ADDRESS={}", bench.broker.socket().display());
+    for part in ["--collect --wait", "--setenv=COLOUR=red", &address, "-- /no/such/clock -v"] {
+        assert!(asked.contains(part), "{part}: {asked}");
+    }
 }
 
 #[test]

@@ -30,6 +30,7 @@ use super::{
     words::{self, Order, Report},
 };
 use crate::{
+    config::CommandServices,
     policy::ProcessIdentity,
     service::{ServiceFile, What, read_services},
 };
@@ -64,6 +65,7 @@ struct Work {
     socket: Arc<OwnedFd>,
     address: Option<String>,
     directories: Vec<PathBuf>,
+    commands: CommandServices,
     starts: BTreeMap<u64, Start>,
     looking: Arc<AtomicUsize>,
 }
@@ -85,6 +87,7 @@ impl Work {
             socket: Arc::new(socket),
             address: None,
             directories: Vec::new(),
+            commands: CommandServices::default(),
             starts: BTreeMap::new(),
             looking: Arc::default(),
         }
@@ -123,8 +126,9 @@ impl Work {
         }
         match words::receive::<Order>(&self.socket, buffer)? {
             None => return Ok(false),
-            Some((Order::Introduce { address, directories }, _)) => {
+            Some((Order::Introduce { address, directories, commands }, _)) => {
                 (self.address, self.directories) = (address, directories);
+                self.commands = commands;
             }
             Some((Order::Start { start, name }, _)) => self.start(start, &name),
             Some((Order::Arrived { start }, _)) => {
@@ -163,6 +167,18 @@ impl Work {
 
     fn command(&self, service: &ServiceFile) -> Command {
         let mut command = match &service.what {
+            What::Command(words) if self.commands == CommandServices::Systemd => {
+                let mut command = ask_manager("systemd-run");
+                command.args(["--quiet", "--collect", "--wait", "--service-type=exec"]);
+                let address = self.address.as_ref().map(|address| ("UNISONO_ADDRESS", address));
+                let said = service.environment.iter().map(|(name, value)| (name.as_str(), value));
+                for (name, value) in address.into_iter().chain(said) {
+                    command.arg(format!("--setenv={name}={value}"));
+                }
+                command.arg(format!("--property=SyslogIdentifier={}", service.name));
+                command.arg("--").args(words);
+                command
+            }
             What::Command(words) => {
                 let mut command = Command::new(&words[0]);
                 command.args(&words[1..]);
@@ -173,10 +189,7 @@ impl Work {
                 command
             }
             What::Unit(unit) => {
-                let mut command = Command::new("systemctl");
-                if std::env::var_os("XDG_RUNTIME_DIR").is_some() {
-                    command.arg("--user");
-                }
+                let mut command = ask_manager("systemctl");
                 command.args(["--quiet", "--no-ask-password", "start", "--"].map(OsStr::new));
                 command.arg(unit);
                 command
@@ -274,6 +287,15 @@ impl Work {
             answer(&self.socket, look, ProcessIdentity::default());
         }
     }
+}
+
+/// A program that speaks to the user's service manager, or to the system's where there is none.
+fn ask_manager(program: &str) -> Command {
+    let mut command = Command::new(program);
+    if std::env::var_os("XDG_RUNTIME_DIR").is_some() {
+        command.arg("--user");
+    }
+    command
 }
 
 fn answer(socket: &OwnedFd, look: u64, identity: ProcessIdentity) {

@@ -18,14 +18,14 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::policy::Sandbox;
+use crate::{config::CommandServices, policy::Sandbox};
 
 /// From the broker.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "order", rename_all = "kebab-case")]
 pub(super) enum Order {
-    /// Where the bus is, and where its service files are.
-    Introduce { address: Option<String>, directories: Vec<PathBuf> },
+    /// Where the bus is, where its service files are, and who runs their commands.
+    Introduce { address: Option<String>, directories: Vec<PathBuf>, commands: CommandServices },
     /// Start a service.
     Start { start: u64, name: GroupName },
     /// It owns its name.
@@ -143,7 +143,11 @@ mod tests {
         .unwrap();
         let mut buffer = buffer();
         let orders = [
-            Order::Introduce { address: Some("/a b\n".into()), directories: vec!["/x".into()] },
+            Order::Introduce {
+                address: Some("/a b\n".into()),
+                directories: vec!["/x".into()],
+                commands: CommandServices::Systemd,
+            },
             Order::Start { start: 7, name: "org.a".parse().unwrap() },
             Order::Look { look: 1, pid: 2 },
         ];
