@@ -141,17 +141,18 @@ impl Acceptor {
                 Ok(credentials) => {
                     self.refusing = false;
                     let mut subject = credentials.subject(&socket, self.doors[at].identity());
-                    let asks = shared.policy.get().asks_for_processes();
-                    if asks && shared.helper.get().is_none() {
+                    // With a helper always, so that rules which ask for it later find it.
+                    let helper = shared.helper.get();
+                    if helper.is_none() && shared.policy.get().asks_for_processes() {
                         let process = credentials.process(&socket);
                         (subject.executable, subject.sandbox) =
                             (process.executable, process.sandbox);
                     }
                     let peer = Box::new(Peer { credentials, subject, door });
                     let parked = Parked { socket, peer, place };
-                    let parked = match shared.helper.get() {
-                        Some(helper) if asks => helper.look_at(credentials.pid, parked).err(),
-                        _ => Some(parked),
+                    let parked = match helper {
+                        Some(helper) => helper.look_at(credentials.pid, parked).err(),
+                        None => Some(parked),
                     };
                     if let Some(Parked { socket, peer, place }) = parked {
                         // The only other answer is that the broker ends, and then it is closed.

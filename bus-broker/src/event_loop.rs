@@ -187,6 +187,8 @@ impl IoThread {
     fn sleep_at_most(&self) -> Option<Duration> {
         // May ring this thread itself, so before it looks whether anybody did.
         let services = self.shared.services.expire(Instant::now());
+        let helper = self.shared.helper.get();
+        let looks = helper.and_then(|helper| helper.expire(Instant::now(), &self.shared));
         if !self.dirty.is_empty() || !self.inbox.fall_asleep() {
             return Some(Duration::ZERO);
         }
@@ -199,8 +201,11 @@ impl IoThread {
         // The bus counts one second a tick at most.
         let deadline = self.shared.bus.next_deadline().map(|left| left.min(LONGEST_TICK));
         let timed = self.timed.first().map(|(at, _)| until(*at));
-        let services = services.map(until);
-        [lingering, waiting, accept, put_off, deadline, timed, services].into_iter().flatten().min()
+        let (services, looks) = (services.map(until), looks.map(until));
+        [lingering, waiting, accept, put_off, deadline, timed, services, looks]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn tick(&self) {

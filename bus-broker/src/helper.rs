@@ -12,19 +12,20 @@
 //! - What it starts are its own children, and it waits for each of those by its descriptor. So the
 //!   broker has no children but the helper, takes no SIGCHLD, and a broker that is embedded in another
 //!   program, which has no helper, takes nobody's.
-//! - Nothing that a client does makes it wait: it looks at a process in a thread of its own, of which
-//!   there is a bounded number, and whose answer nobody waits for longer than [`LOOK_TAKES`].
+//! - Nothing that a client does makes it wait: at a process with file systems of its own it looks in a
+//!   thread of which there is a bounded number. And nobody waits for an answer longer than
+//!   [`LOOK_TAKES`], whatever is wrong with the helper itself ([`HelperLink::expire`]).
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     io,
     os::fd::{AsFd, OwnedFd},
     process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
@@ -52,7 +53,9 @@ pub struct Helper {
 #[derive(Debug)]
 pub(crate) struct HelperLink {
     socket: OwnedFd,
-    looks: Mutex<HashMap<u64, Parked>>,
+    /// By their numbers, which rise as their times do.
+    looks: Mutex<BTreeMap<u64, (Instant, Parked)>>,
+    parked: AtomicUsize,
     last_look: AtomicU64,
 }
 
@@ -90,6 +93,7 @@ impl Helper {
         let link = HelperLink {
             socket: self.socket,
             looks: Mutex::default(),
+            parked: AtomicUsize::new(0),
             last_look: AtomicU64::new(0),
         };
         (Arc::new(link), self.child.take())
@@ -111,11 +115,37 @@ impl HelperLink {
     pub(crate) fn look_at(&self, pid: u32, parked: Parked) -> Result<(), Parked> {
         let Some(process) = peer_process(&parked.socket) else { return Err(parked) };
         let look = self.last_look.fetch_add(1, Ordering::Relaxed) + 1;
-        self.looks().insert(look, parked);
+        self.looks().insert(look, (Instant::now() + 2 * LOOK_TAKES, parked));
+        self.parked.fetch_add(1, Ordering::Relaxed);
         match words::send(&self.socket, &Order::Look { look, pid }, Some(process.as_fd())) {
             Ok(()) => Ok(()),
-            Err(_) => self.looks().remove(&look).map_or(Ok(()), Err),
+            Err(_) => self.unpark(look).map_or(Ok(()), Err),
         }
+    }
+
+    /// Lets those in whose look has taken too long, as unknown, and says when the next one has. The
+    /// thread that accepts calls it before it sleeps.
+    pub(crate) fn expire(&self, now: Instant, shared: &Shared) -> Option<Instant> {
+        if self.parked.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        loop {
+            let (look, until) = match self.looks().first_key_value() {
+                Some((look, (until, _))) => (*look, *until),
+                None => return None,
+            };
+            if until > now {
+                return Some(until);
+            }
+            tracing::warn!("the helper does not answer: a client is let in unknown");
+            self.looked(look, ProcessIdentity::default(), shared);
+        }
+    }
+
+    fn unpark(&self, look: u64) -> Option<Parked> {
+        let (_, parked) = self.looks().remove(&look)?;
+        self.parked.fetch_sub(1, Ordering::Relaxed);
+        Some(parked)
     }
 
     /// Takes what the helper says until it ends. Blocks.
@@ -143,8 +173,7 @@ impl HelperLink {
     }
 
     fn looked(&self, look: u64, process: ProcessIdentity, shared: &Shared) {
-        let parked = self.looks().remove(&look);
-        let Some(Parked { socket, mut peer, place }) = parked else { return };
+        let Some(Parked { socket, mut peer, place }) = self.unpark(look) else { return };
         peer.subject.executable = process.executable;
         peer.subject.sandbox = process.sandbox;
         // The only other answer is that the broker ends, and then it is closed.
@@ -155,7 +184,7 @@ impl HelperLink {
         words::send(&self.socket, order, None)
     }
 
-    fn looks(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Parked>> {
+    fn looks(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, (Instant, Parked)>> {
         self.looks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

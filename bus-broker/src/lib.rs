@@ -74,6 +74,7 @@ pub use ingress::{
 pub use listener::ListenError;
 pub use logging::{LogFilterError, log_to_stderr};
 pub use policy::{
-    Action, Decision, NoSuchUser, Policy, ReloadError, RulePlace, Sandbox, Subject, user_id,
+    Action, Decision, NoSuchGroup, NoSuchUser, Policy, ReloadError, RulePlace, Sandbox, Subject,
+    group_id, groups_of, user_id,
 };
 pub use sandbox::{SandboxError, SandboxMode, enter_sandbox};

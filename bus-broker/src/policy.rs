@@ -27,7 +27,7 @@ pub(crate) mod process;
 mod reload;
 
 pub(crate) use form::{RuleForms, read_directory};
-pub use passwd::{NoSuchUser, user_id};
+pub use passwd::{NoSuchGroup, NoSuchUser, group_id, groups_of, user_id};
 pub use reload::ReloadError;
 
 /// The rules of one bus, those that fit last at the end.

@@ -217,3 +217,58 @@ fn a_program_is_known_by_the_file_that_it_executes() {
     let bus = connect(&broker);
     assert!(matches!(bus.join("org.a"), Err(JoinError::PermissionDenied(_))));
 }
+
+#[test]
+fn rules_that_come_later_know_who_came_before() {
+    let unisono = fs::canonicalize(programs::unisono()).unwrap();
+    let broker = Broker::with("");
+    let trace = broker.file("trace");
+    let mut member = broker.listener("org.a", &trace);
+    let bus = connect(&broker);
+    bus.join("org.a").unwrap();
+    let rule = |path: &Path| {
+        let text = format!("[[policy]]\ndeny = [\"join\"]\nexecutables = [{path:?}]\n");
+        let _ = broker.file_with("broker.toml", text);
+        broker.unisono("reload").run().with(0);
+    };
+    rule(Path::new("/no/such/program"));
+    bus.ping().unwrap();
+    assert!(member.runs());
+    rule(&unisono);
+    member.end().with(4);
+    bus.ping().unwrap();
+}
+
+#[test]
+fn a_helper_that_does_not_answer_keeps_nobody_out() {
+    let broker = Broker::with("");
+    let children = format!("/proc/{0}/task/{0}/children", broker.pid());
+    let helper = fs::read_to_string(children).unwrap().trim().parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(helper), nix::sys::signal::Signal::SIGSTOP)
+        .unwrap();
+    connect(&broker).ping().unwrap();
+    broker.until_logged(&["the helper does not answer"]);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(helper), nix::sys::signal::Signal::SIGKILL)
+        .unwrap();
+    broker.until_logged(&["the helper has ended"]);
+    connect(&broker).ping().unwrap();
+}
+
+#[test]
+fn a_flood_of_connections_at_a_sandboxes_socket_leaves_the_session_alone() {
+    let boxed = tempfile::tempdir().unwrap();
+    let path = boxed.path().join("bus");
+    let broker = Broker::with(&format!(
+        "[[socket]]\npath = {path:?}\nidentity = \"org.example.Box\"\nconnections = 4\n"
+    ));
+    let bus = connect(&broker);
+    let flood: Vec<_> =
+        (0..500).map(|_| std::os::unix::net::UnixStream::connect(&path).unwrap()).collect();
+    connect(&broker).ping().unwrap();
+    bus.ping().unwrap();
+    drop(flood);
+    eventually("there is room again", || match connect_at(&path) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    });
+}

@@ -260,12 +260,16 @@ impl Work {
         let _ = words::send(&*self.socket, &Report::Ended { start, why }, None);
     }
 
-    /// Looks at a process in a thread of its own: its root may be a file system that answers never.
+    /// Looks at a process: in a thread of its own if it has file systems of its own, which may answer
+    /// never.
     fn look(&self, look: u64, pid: u32, process: Option<OwnedFd>) {
         let socket = Arc::clone(&self.socket);
         let looking = Arc::clone(&self.looking);
         let unknown = ProcessIdentity::default();
         let Some(process) = process else { return answer(&socket, look, unknown) };
+        if let Some(found) = ProcessIdentity::look_at_once(process.as_fd(), pid) {
+            return answer(&socket, look, found);
+        }
         if looking.fetch_add(1, Ordering::Relaxed) >= MOST_LOOKS {
             looking.fetch_sub(1, Ordering::Relaxed);
             return answer(&socket, look, unknown);

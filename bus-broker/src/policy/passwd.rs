@@ -23,6 +23,29 @@ pub fn user_id(user: &str) -> Result<u32, NoSuchUser> {
     Accounts::read().user(user).ok_or_else(|| NoSuchUser(user.to_owned()))
 }
 
+/// The groups of a user, as the files have them: its own, and those that name it.
+#[must_use]
+pub fn groups_of(user: &str) -> Vec<u32> {
+    Accounts::read().groups_of(user)
+}
+
+/// The id of a group of users, given by name or by number.
+///
+/// # Errors
+///
+/// It is no number, and the file has no such name.
+pub fn group_id(group: &str) -> Result<u32, NoSuchGroup> {
+    if let Ok(id) = group.parse() {
+        return Ok(id);
+    }
+    Accounts::read().group(group).ok_or_else(|| NoSuchGroup(group.to_owned()))
+}
+
+/// There is no such group; give a number, or a name that `/etc/group` has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("/etc/group has no group {0}")]
+pub struct NoSuchGroup(String);
+
 /// The names of one moment.
 #[derive(Debug, Default)]
 pub(super) struct Accounts {
@@ -39,6 +62,23 @@ impl Accounts {
 
     pub(super) fn user(&self, name: &str) -> Option<u32> {
         id_of(&self.users, name)
+    }
+
+    /// `user` may be a number.
+    fn groups_of(&self, user: &str) -> Vec<u32> {
+        let line = self.users.lines().find(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next();
+            name == Some(user) || fields.nth(1) == Some(user)
+        });
+        let name = line.and_then(|line| line.split(':').next()).unwrap_or(user);
+        let own = line.and_then(|line| line.split(':').nth(3)?.parse().ok());
+        let naming = self.groups.lines().filter_map(|line| {
+            let mut fields = line.split(':').skip(2);
+            let id = fields.next()?.parse().ok()?;
+            fields.next()?.split(',').any(|member| member.trim() == name).then_some(id)
+        });
+        own.into_iter().chain(naming).collect()
     }
 
     pub(super) fn group(&self, name: &str) -> Option<u32> {
@@ -70,6 +110,17 @@ mod tests {
         for name in ["ali", "x", "bad", ""] {
             assert_eq!(id_of(text, name), None, "{name:?}");
         }
+    }
+
+    #[test]
+    fn the_groups_of_a_user_are_its_own_and_those_that_name_it() {
+        let accounts = Accounts {
+            users: "alice:x:1000:100::/:/bin/sh\nbob:x:1001:1001::/:/bin/sh\n".to_owned(),
+            groups: "audio:x:29:bob,alice\nusers:x:100:\nvideo:x:44:bob\n".to_owned(),
+        };
+        assert_eq!(accounts.groups_of("alice"), [100, 29]);
+        assert_eq!(accounts.groups_of("1000"), [100, 29]);
+        assert!(accounts.groups_of("carol").is_empty());
     }
 
     #[test]

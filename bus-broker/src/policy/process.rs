@@ -35,13 +35,28 @@ pub(crate) fn peer_process(socket: impl AsFd) -> Option<OwnedFd> {
 }
 
 impl ProcessIdentity {
-    /// Looks at the process `pid`, which `process` is a descriptor of.
+    /// Looks at the process `pid`, which `process` is a descriptor of. May block for as long as that
+    /// process likes: its root can be a file system of its own making.
     pub(crate) fn look(process: BorrowedFd<'_>, pid: u32) -> Self {
+        Self::look_at_once(process, pid).unwrap_or_else(|| {
+            let found = Self { executable: executable(pid), sandbox: sandbox(pid) };
+            if is_alive(process) { found } else { Self::default() }
+        })
+    }
+
+    /// The same without blocking, of a process that sees the same file systems as this one: so it is
+    /// in no sandbox. None of any other.
+    pub(crate) fn look_at_once(process: BorrowedFd<'_>, pid: u32) -> Option<Self> {
         if pid == 0 {
-            return Self::default();
+            return Some(Self::default());
         }
-        let found = Self { executable: executable(pid), sandbox: sandbox(pid) };
-        if is_alive(process) { found } else { Self::default() }
+        let namespace =
+            |of: &str| rustix::fs::readlink(format!("/proc/{of}/ns/mnt"), Vec::new()).ok();
+        if namespace(&pid.to_string())? != namespace("self")? {
+            return None;
+        }
+        let found = Self { executable: executable(pid), sandbox: Sandbox::Outside };
+        Some(if is_alive(process) { found } else { Self::default() })
     }
 }
 

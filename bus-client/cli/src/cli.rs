@@ -640,9 +640,9 @@ pub(crate) struct PolicyCheck {
     /// Who asks, by name or number [default: this user]
     #[arg(long = "as", value_name = "USER")]
     pub(crate) user: Option<String>,
-    /// A group that the user is in, by number
-    #[arg(long, value_name = "ID")]
-    pub(crate) user_group: Vec<u32>,
+    /// A group that the user is in beside those that /etc/group says, by name or number
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) user_group: Vec<String>,
     /// The program that asks
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub(crate) exe: Option<PathBuf>,

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use bus_broker::{Action, Config, Sandbox, Subject, user_id};
+use bus_broker::{Action, Config, Sandbox, Subject, group_id, groups_of, user_id};
 use bus_client::Bus;
 use serde::Serialize;
 
@@ -75,7 +75,11 @@ fn subject(options: &cli::PolicyCheck) -> Result<Subject, Failure> {
         Some(user) => user_id(user).map_err(|error| usage(&error))?,
         None => rustix::process::geteuid().as_raw(),
     };
-    subject.user_groups = Some(options.user_group.clone());
+    let mut groups = groups_of(&options.user.clone().unwrap_or_else(|| subject.uid.to_string()));
+    for group in &options.user_group {
+        groups.push(group_id(group).map_err(|error| usage(&error))?);
+    }
+    subject.user_groups = Some(groups);
     subject.executable = options.exe.as_ref().map(|path| path.to_string_lossy().into_owned());
     subject.sandbox = match &options.sandbox {
         Some(id) => Sandbox::Application(id.clone()),
