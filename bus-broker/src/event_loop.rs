@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bus_core::EvictionCause;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
@@ -212,6 +213,19 @@ impl IoThread {
         // A clock before 1970 is no reason to stop.
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         for evicted in self.shared.bus.tick(now.unwrap_or_default()) {
+            if evicted.cause == EvictionCause::WorkerStalled {
+                tracing::warn!(
+                    endpoint = %evicted.endpoint,
+                    uid = evicted.credentials.uid,
+                    pid = evicted.credentials.pid,
+                    name = %evicted.name,
+                    sequence = %evicted.sequence,
+                    stalled = ?evicted.stalled,
+                    queued_messages = evicted.queued_messages,
+                    "put out of a shared name: it did not read while senders waited for a worker"
+                );
+                continue;
+            }
             tracing::warn!(
                 endpoint = %evicted.endpoint,
                 uid = evicted.credentials.uid,

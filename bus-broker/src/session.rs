@@ -15,13 +15,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bus_core::wire::{
-    BrokerFrame, COPY_BYTES, ClientFrame, EvictionReason, Failure, FailureCode, Goodbye,
+    BrokerFrame, COPY_BYTES, ClientFrame, Copied, EvictionReason, Failure, FailureCode, Goodbye,
     GoodbyeCode, Handle, Hello, MAX_DESCRIPTORS, MessageHead, Notice, Role, SendFlags, SendFrame,
     SendId, Serial, VERSION, ViewNotice, Welcome, encode_message, encode_message_head,
 };
 use bus_core::{
-    Addressee, Credentials, Delivery, Destination, Draft, EndpointId, Eviction, EvictionCause, Gap,
-    GroupName, Kind, Message, Monitored, PeerChange,
+    Credentials, Delivery, Destination, Draft, EndpointId, Eviction, EvictionCause, Gap, GroupName,
+    Kind, Message, Monitored, PeerChange,
 };
 use bytes::{Buf, BytesMut};
 
@@ -40,6 +40,7 @@ mod failure;
 mod gated;
 mod lane_queue;
 mod listings;
+mod monitoring;
 mod names;
 mod permission;
 mod port;
@@ -439,11 +440,7 @@ impl Session {
                     deliver(handle, message, How::Queued { missed, peer }, output);
                 }
                 Some(Delivery::Monitored { seen: Monitored::Message { message, to }, missed }) => {
-                    let (group, to) = match to {
-                        Addressee::Group(_, name) => (Some(name), None),
-                        Addressee::Endpoint(id) => (None, Some(id)),
-                    };
-                    let notice = Notice::Monitored { group, to };
+                    let notice = Notice::Monitored(Box::new(Copied::new(&message, to)));
                     say(BrokerFrame::Notice { endpoint: handle, notice }, output);
                     deliver(handle, &message, How::Monitored { missed }, output);
                 }
@@ -577,8 +574,9 @@ fn notice_of(delivery: Delivery) -> Option<Notice> {
         Delivery::View { change, missed } => {
             Some(Notice::View(Box::new(ViewNotice::new(&change, missed))))
         }
-        Delivery::Monitored { seen: Monitored::View(change), missed } => {
-            Some(Notice::MonitoredView(Box::new(ViewNotice::new(&change, missed))))
+        Delivery::Monitored { seen, missed } => monitoring::notice_of(seen, missed),
+        Delivery::Flags { group, flags, sequence } => {
+            Some(Notice::FlagsChanged { group_id: group, flags, sequence })
         }
         Delivery::MonitorGap { gap } => Some(Notice::MonitorGap { gap }),
         Delivery::Current { group, sequence, messages } => {

@@ -160,6 +160,21 @@ pub struct PeerNotice {
     pub sequence: Sequence,
 }
 
+/// The owner of a gated group has changed how this endpoint is a member, or the broker has taken
+/// `send-to-peer` from it because the owner did not read.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct FlagsChanged {
+    /// The group's name, where the library still knows it.
+    pub group: Option<GroupName>,
+    /// The group.
+    pub group_id: GroupId,
+    /// The flags that it has now. The rest of the terms is not told.
+    pub terms: Terms,
+    /// From where in the order on.
+    pub sequence: Sequence,
+}
+
 /// What a member of a gated group knows of its admission.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]

@@ -22,13 +22,14 @@ use std::collections::VecDeque;
 
 use std::time::Duration;
 
-use bus_core::wire::{ClaimChanged, MessageView, OwnerChanged, ViewNotice};
+use bus_core::wire::{
+    ClaimChanged, Copied, MessageView, MonitoredChange, OwnerChanged, ViewNotice,
+};
 use bus_core::{Gap, GroupId, MAX_ATTRIBUTES_BYTES, MAX_RETAINED_MESSAGES, NameId, Sequence};
 
 use crate::clock::Tick;
 use crate::inflow::Attached;
 use crate::message::Event;
-use crate::monitor::Addressee;
 use crate::reconnect::Restored;
 
 /// An amount of messages.
@@ -80,9 +81,10 @@ pub(crate) enum Item {
     View(Box<ViewNotice>),
     Monitored {
         message: MessageView,
-        to: Addressee,
+        copied: Box<Copied>,
     },
     MonitoredView(Box<ViewNotice>),
+    MonitoredChange(Box<MonitoredChange>),
     MonitorGap {
         gap: Gap,
     },
@@ -119,7 +121,9 @@ impl Item {
             Self::Message { message, .. } => Some(message.charged_bytes()),
             Self::Gated(notice) => notice.is_charged().then_some(0),
             Self::Monitored { message, .. } => Some(message.charged_bytes()),
-            Self::View(_) | Self::MonitoredView(_) | Self::Owner(_) => Some(0),
+            Self::View(_) | Self::MonitoredView(_) | Self::MonitoredChange(_) | Self::Owner(_) => {
+                Some(0)
+            }
             Self::Gap { .. }
             | Self::Evicted { .. }
             | Self::ViewsLost { .. }

@@ -212,7 +212,7 @@ impl From<wire::Status> for Status {
     }
 }
 
-fn flag_names(flags: MemberFlags) -> Vec<String> {
+pub(crate) fn flag_names(flags: MemberFlags) -> Vec<String> {
     let names = [
         (MemberFlags::LOOPBACK, "loopback"),
         (MemberFlags::SEND_TO_PEER, "send-to-peer"),

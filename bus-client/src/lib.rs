@@ -167,12 +167,14 @@ pub use error::{
     GoneReason, JoinError, LeaveError, MessageError, OpenError, OwnError, QueryError, ReceiveError,
     SendError, WatchError,
 };
-pub use gated::{Admission, Candidacy, Candidate, Expelled, Gate, PeerGap, PeerNotice, Terms};
+pub use gated::{
+    Admission, Candidacy, Candidate, Expelled, FlagsChanged, Gate, PeerGap, PeerNotice, Terms,
+};
 pub use group::{Group, JoinOptions, Member, RemoteEndpoint};
 pub use info::{GroupInfo, Joined, MemberInfo, Members, RoundTrip, Stats, Status};
 pub use listing::Listing;
 pub use message::{Current, Event, Evicted, Gap, Message, Outgoing};
-pub use monitor::{Addressee, Monitored};
+pub use monitor::{Addressee, Monitored, MonitoredChange, MonitoredMember, MonitoredOutcome, Role};
 pub use mux::{Worker, Workers};
 pub use names::{
     Name, NameAcquired, NameInfo, NameLost, NameOptions, NameWatch, OwnedName, Owner, OwnerChange,

@@ -12,9 +12,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{DecodeError, EncodeError, MessageError};
-use crate::gated::{Candidate, Expelled, PeerGap, PeerNotice};
+use crate::gated::{Candidate, Expelled, FlagsChanged, PeerGap, PeerNotice};
 use crate::inflow::Attached;
-use crate::monitor::Monitored;
+use crate::monitor::{Monitored, MonitoredChange};
 use crate::names::{NameAcquired, NameLost, OwnerChange, OwnerChangesLost};
 use crate::reconnect::{Reconnected, Restored};
 use crate::request::Asked;
@@ -60,10 +60,15 @@ pub enum Event {
     PeerStalled(PeerNotice),
     /// A candidate or member of this owner's is gone, or has closed the connection.
     PeerClosed(PeerNotice),
+    /// How this endpoint is a member of a gated group was changed.
+    FlagsChanged(FlagsChanged),
     /// A copy of a message, for a [monitor](crate::Endpoint::monitor).
     Monitored(Box<Monitored>),
     /// A change of some group's membership, for a monitor.
     MonitoredView(ViewChange),
+    /// Something else that a monitor sees: owners of names, requests without a reply, what happens
+    /// to members beside that they come and go.
+    MonitoredChange(Box<MonitoredChange>),
     /// What a monitor has missed for want of room, and the queue has run empty since. (Where
     /// something else followed, that tells it.)
     MonitorGap(Gap),

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use bus_core::wire::{
-    BrokerFrame, ClientFrame, Goodbye, GoodbyeCode, Handle, Incarnation, MessageView, Notice, Role,
+    BrokerFrame, ClientFrame, Copied, Goodbye, GoodbyeCode, Handle, Incarnation, Notice, Role,
     Serial,
 };
 use bus_core::{EndpointId, GroupName, Limits};
@@ -38,7 +38,6 @@ use crate::error::{BrokerGone, GoneReason, SendError};
 use crate::inbox::{Amount, Item};
 use crate::inflow::{Arrival, Filled, Frame, Inflow};
 use crate::lane::LaneState;
-use crate::monitor::Addressee;
 use crate::outbox::{Outbox, Written};
 use crate::pending::Pending;
 use crate::transport::{Output, Transport};
@@ -527,8 +526,8 @@ impl State {
             self.outbox.put(&ClientFrame::DescriptorsTaken);
         }
         let endpoint = message.endpoint();
-        if let Some(to) = self.monitored_next(endpoint, &message) {
-            return self.deliver(endpoint, Item::Monitored { message, to });
+        if let Some(copied) = self.monitored_next(endpoint) {
+            return self.deliver(endpoint, Item::Monitored { message, copied });
         }
         let key = endpoint.get() as usize;
         let attached = arrival.attached;
@@ -571,15 +570,19 @@ impl State {
                 | Notice::Expelled { .. }
                 | Notice::PeerGap { .. }
                 | Notice::PeerStalled { .. }
+                | Notice::FlagsChanged { .. }
                 | Notice::PeerClosed { .. }) => self.gated_notice(endpoint, notice),
                 Notice::ViewsLost { group_id, gap } => self.views_lost(endpoint, group_id, gap),
-                Notice::Monitored { group, to } => {
+                Notice::Monitored(copied) => {
                     if let Some(state) = self.endpoints.get_mut(endpoint.get() as usize) {
-                        state.monitored_next = Some((group, to));
+                        state.monitored_next = Some(copied);
                     }
                     Ok(())
                 }
                 Notice::MonitoredView(view) => self.deliver(endpoint, Item::MonitoredView(view)),
+                Notice::MonitoredChange(change) => {
+                    self.deliver(endpoint, Item::MonitoredChange(change))
+                }
                 Notice::MonitorGap { gap } => self.deliver(endpoint, Item::MonitorGap { gap }),
                 Notice::Current { group_id, sequence, messages } => {
                     self.deliver(endpoint, Item::Current { group_id, sequence, messages })
@@ -632,13 +635,8 @@ impl State {
     }
 
     /// Where a message went, if it is a monitor's copy: the notice before it has said so.
-    fn monitored_next(&mut self, handle: Handle, message: &MessageView) -> Option<Addressee> {
-        let endpoint = self.endpoints.get_mut(handle.get() as usize)?;
-        let (group, to) = endpoint.monitored_next.take()?;
-        Some(match (to, message.group()) {
-            (Some(to), _) => Addressee::Endpoint(to),
-            (None, id) => Addressee::Group { id, name: group },
-        })
+    fn monitored_next(&mut self, handle: Handle) -> Option<Box<Copied>> {
+        self.endpoints.get_mut(handle.get() as usize)?.monitored_next.take()
     }
 
     fn deliver(&mut self, handle: Handle, item: Item) -> Result<(), String> {

@@ -24,6 +24,7 @@ use crate::intake::{Capacity, Drops, EndpointCore, Intake, Lost};
 use crate::limits::Limits;
 use crate::listing::{Groups, Members, Names};
 use crate::lock_set::{Held, IntakePlace, LockBits, LockIndex, LockSet};
+use crate::member_change::{MemberChange, MemberEvent, ToBeSeen};
 use crate::membership::{Member, MemberFlags, Membership};
 use crate::message::{Credentials, Destination};
 use crate::monitor::Monitors;
@@ -589,16 +590,16 @@ impl BusInner {
         let mut effects = Effects::default();
         let stalled = self.waiting.lock().tick(self, self.running(), &mut effects);
         effects.run();
+        let mut evicted = Vec::new();
         for stalled in &stalled {
-            for name in &stalled.names {
-                self.put_out_of_name(&stalled.core, *name);
-            }
+            let names = stalled.names.iter();
+            evicted.extend(names.filter_map(|name| self.put_out_of_name(stalled, *name)));
         }
-        let evict = |stalled: Stalled| {
+        for stalled in &stalled {
             let groups = stalled.groups.iter();
-            groups.filter_map(|group| self.evict(&stalled, *group)).collect::<Vec<_>>()
-        };
-        stalled.into_iter().flat_map(evict).collect()
+            evicted.extend(groups.filter_map(|group| self.evict(stalled, *group)));
+        }
+        evicted
     }
 
     fn evict(&self, stalled: &Stalled, group: GroupId) -> Option<Eviction> {
@@ -717,7 +718,16 @@ impl BusInner {
         }
         let group = self.add_group(&mut directory, creator.id(), name, kind)?;
         let group = group.ok_or(CreateError::Closed(creator.id()))?;
-        Ok((group.id, self.hold_all(creator).draw(creator.seen())))
+        let mut effects = Effects::default();
+        let made = || MemberChange::new(&group, creator, MemberEvent::Created);
+        let mut seen = self.to_be_seen(&mut effects, made);
+        let mut held = self.hold_all(creator);
+        let sequence = held.draw(creator.seen());
+        ToBeSeen::tell(&mut seen, &mut held, sequence, &mut effects);
+        drop(held);
+        drop(directory);
+        effects.run();
+        Ok((group.id, sequence))
     }
 
     /// None if the creator is gone.
@@ -1003,7 +1013,8 @@ impl BusInner {
             let watched = watching.iter().any(|watched| watched.id == group.id);
             let next = if watched { next.forget_watcher(id) } else { next };
             steps.retain(|step| step.group.id != group.id);
-            steps.push(Step::unseen(group, next));
+            let gone = MemberChange::new(group, core, MemberEvent::OwnerGone);
+            steps.push(Step::unseen(group, next).aside([gone]));
         }
         let mut ended_peers = Vec::with_capacity(severed.peers.len());
         let mut retired = Vec::with_capacity(steps.len());
@@ -1013,7 +1024,8 @@ impl BusInner {
 
         let mut effects = Effects::default();
         let monitors = self.monitors.list();
-        let copies = monitors.as_ref().map_or(0, |list| list.len() * steps.len());
+        let seen = steps.iter().map(Step::seen_count).sum::<usize>() + names.len();
+        let copies = monitors.as_ref().map_or(0, |list| list.len() * seen);
         let wakes: usize = names.iter().map(NameStep::wakes).sum();
         effects.reserve(steps.iter().map(Step::watchers).sum::<usize>() + wakes + copies);
         let fewer_monitors = was_monitor.then(|| self.monitors.without(id));
@@ -1021,12 +1033,15 @@ impl BusInner {
         let sequence = held.draw(core.seen());
         for step in &mut steps {
             retired.push(step.publish(&mut held, sequence, &mut effects));
-            if let (Some(monitors), Some(seen)) = (&monitors, step.seen()) {
-                monitors.tell(&mut held, &seen, &mut effects);
+            if let Some(monitors) = &monitors {
+                step.seen().for_each(|seen| monitors.tell(&mut held, &seen, &mut effects));
             }
         }
         for step in &mut names {
             retired_owners.push(step.publish(&mut held, sequence, &mut effects));
+            if let (Some(monitors), Some(seen)) = (&monitors, step.seen()) {
+                monitors.tell(&mut held, &seen, &mut effects);
+            }
         }
         let old_monitors = fewer_monitors.map(|next| self.monitors.publish(&held, next));
         let mut reader = None;
@@ -1146,6 +1161,11 @@ impl EndpointRecord {
     pub(crate) fn keep_drops(&mut self, leaving: &[Arc<Group>], more: Option<&Arc<Drops>>) {
         let mut drops = std::mem::take(&mut self.drops);
         drops.retain(|drops| {
+            // Whose flags they were is no member any more.
+            if matches!(drops.lost, Lost::Flags(_)) {
+                let joined = |joined: &Belonging| joined.id == drops.group;
+                return drops.is_pending() && self.memberships.iter().any(joined);
+            }
             drops.is_pending()
                 || self.is_current(drops)
                 || leaving.iter().any(|group| group.id == drops.group)
@@ -1166,7 +1186,7 @@ impl EndpointRecord {
             Lost::Views => self.watching.iter().any(|watched| watched.id == group),
             Lost::Owners(name) => self.watched_names.iter().any(|n| n.id == name),
             Lost::AtPeer(peer) => self.peers.contains(&peer),
-            Lost::Peer(..) => false,
+            Lost::Peer(..) | Lost::Flags(_) => false,
             Lost::Monitored => self.monitoring,
         }
     }

@@ -28,6 +28,7 @@ use crate::group::Group;
 use crate::id::{EndpointId, GroupId, Sequence};
 use crate::intake::{Capacity, Drops, EndpointCore, Intake, Lost};
 use crate::lock_set::{IntakePlace, LockBits};
+use crate::member_change::{MemberChange, MemberEvent, ToBeSeen};
 use crate::membership::{Member, MemberFlags};
 use crate::name::GroupName;
 use crate::notice::{Candidate, Eviction, EvictionCause, PeerChange};
@@ -469,7 +470,11 @@ impl BusInner {
         });
         let mut effects = Effects::default();
         effects.reserve(1);
-        let mut held = self.locks.acquire(LockBits::one(owner_core.place.lock));
+        let asked = || MemberChange::new(&group, core, MemberEvent::Asked).with_flags(wishes);
+        let mut seen = self.to_be_seen(&mut effects, asked);
+        let mut locks = LockBits::one(owner_core.place.lock);
+        locks.insert_all(ToBeSeen::locks(seen.as_ref()));
+        let mut held = self.locks.acquire(locks);
         let sequence = held.draw(core.seen());
         notice.sequence = sequence;
         let told = match held.intake(owner_core.place) {
@@ -480,6 +485,9 @@ impl BusInner {
             }
             None => Err(notice),
         };
+        if told.is_ok() {
+            ToBeSeen::tell(&mut seen, &mut held, sequence, &mut effects);
+        }
         drop(held);
         if let Err(notice) = told {
             drop(notice);
@@ -564,6 +572,10 @@ impl BusInner {
             let checked = self.check_filter_bytes(&directory, candidate, own, 0);
             checked.map_err(JoinError::from)?;
         }
+        if let Some(filter) = &terms.filter {
+            let checked = self.check_owners_filter_bytes(&directory, candidate, filter, 0);
+            checked.map_err(JoinError::from)?;
+        }
         let filters = MemberFilters::new(own, terms.filter.clone());
         let checked = self.check_instructions(&before, None, filters.as_deref());
         checked.map_err(JoinError::from)?;
@@ -641,6 +653,11 @@ impl BusInner {
         let reason = clipped(reason);
         let refused = JoinError::Refused { group: group.name.clone(), reason };
         ticket.decide(Err(refused), &mut effects);
+        if let Some(record) = directory.endpoints.get(&candidate) {
+            let who = &record.core;
+            let refused = || MemberChange::new(&group, who, MemberEvent::Refused);
+            self.let_see(owner, &mut effects, refused);
+        }
         let ended = self.end_if_idle(&mut directory, owner, peer);
         drop(directory);
         self.recheck(Changed { endpoints: ended, ..Changed::default() }, &mut effects);
@@ -676,13 +693,21 @@ impl BusInner {
         let owner = Arc::clone(&record.owner);
         record.take(group);
         directory.uncount(group);
-        let name = directory.group(group).map(|record| record.group.name.clone());
+        let found = directory.group(group).map(|record| Arc::clone(&record.group));
+        let name = found.as_ref().map(|group| group.name.clone());
         let ended = self.end_if_idle(&mut directory, core, peer);
         let mut told = Vec::new();
         if !ended.is_empty() {
             told.push(Note { owner, group, peer, change: PeerChange::Closed });
         }
-        let sequence = self.locks.acquire(LockBits::all()).draw(core.seen());
+        let mut seen = found.and_then(|group| {
+            let withdrawn = || MemberChange::new(&group, core, MemberEvent::Withdrawn);
+            self.to_be_seen(&mut effects, withdrawn)
+        });
+        let mut held = self.locks.acquire(LockBits::all());
+        let sequence = held.draw(core.seen());
+        ToBeSeen::tell(&mut seen, &mut held, sequence, &mut effects);
+        drop(held);
         self.tell_owners(&mut directory, told, sequence, &mut effects);
         drop(directory);
         self.recheck(Changed { endpoints: ended, ..Changed::default() }, &mut effects);
@@ -753,6 +778,11 @@ impl BusInner {
         self.check_back_off(&directory, &core, &group.name, terms.flags)?;
         let old = before.members()[at].filters.as_deref();
         let own = old.and_then(|old| old.own.clone());
+        if let Some(filter) = &terms.filter {
+            let instead = old.and_then(|old| old.owners.as_ref()).map_or(0, Filter::bytes);
+            let checked = self.check_owners_filter_bytes(&directory, member, filter, instead);
+            checked.map_err(JoinError::from)?;
+        }
         let filters = MemberFilters::new(own, terms.filter.clone());
         let checked = self.check_instructions(&before, old, filters.as_deref());
         checked.map_err(JoinError::from)?;
@@ -764,9 +794,16 @@ impl BusInner {
         let flags = terms.flags;
         let credentials = core.credentials;
         let next = Member { place: core.place, credentials, flags, drops, filters, peer };
-        let step = Step::unseen(&group, before.with(next));
-        let sequence = self.publish_one(&core, directory, step, list);
+        let seen = MemberChange::new(&group, &core, MemberEvent::Terms).with_flags(flags);
+        let step = Step::unseen(&group, before.with(next)).aside([seen]);
+        let old_flags = before.members()[at].flags;
         let mut effects = Effects::default();
+        let then = |directory: &mut Directory, sequence, effects: &mut Effects| {
+            if flags != old_flags {
+                self.tell_flags(directory, &group, member, (flags, sequence), effects);
+            }
+        };
+        let sequence = self.publish_then(&core, directory, step, list, None, &mut effects, then);
         let changed = Changed { groups: vec![group.id], ..Changed::default() };
         self.recheck(changed, &mut effects);
         effects.run();
@@ -814,8 +851,14 @@ impl BusInner {
             self.depart(&candidate, departure);
         }
         let mut directory = self.directory.lock();
+        let group = directory.group(record.group).map(|record| Arc::clone(&record.group));
+        let mut seen = group.and_then(|group| {
+            let closed = || MemberChange::new(&group, &candidate, MemberEvent::PeerClosed);
+            self.to_be_seen(&mut effects, closed)
+        });
         let mut held = self.hold_all(core);
         let sequence = held.draw(core.seen());
+        ToBeSeen::tell(&mut seen, &mut held, sequence, &mut effects);
         let intake = held.remove(record.share.place);
         drop(held);
         drop(intake);
@@ -857,12 +900,26 @@ impl BusInner {
             .without_peers(|id| affected.binary_search_by_key(&id, |(member, _)| *member).is_ok());
         let record = directory.endpoints.get(&owner)?;
         let (owner, list) = (Arc::clone(&record.core), record.drops.clone());
+        let asides: Vec<MemberChange> = (before.members().iter())
+            .filter(|member| affected.binary_search_by_key(&member.place.id, |(id, _)| *id).is_ok())
+            .map(|member| MemberChange {
+                group: group.id,
+                name: group.name.clone(),
+                sequence: Sequence::from_raw(0),
+                endpoint: member.place.id,
+                credentials: member.credentials,
+                event: MemberEvent::PeerStalled,
+                flags: member.flags - MemberFlags::SEND_TO_PEER,
+            })
+            .collect();
+        let other_flags: Vec<_> =
+            asides.iter().map(|aside| (aside.endpoint, aside.flags)).collect();
         let mut told = Vec::with_capacity(affected.len());
         for (_, peer) in affected {
             let (owner, change) = (Arc::clone(&owner), PeerChange::Stalled);
             told.push(Note { owner, group: group.id, peer, change });
         }
-        let step = Step::unseen(&group, next);
+        let step = Step::unseen(&group, next).aside(asides);
         let sequence = self.publish_then(
             &owner,
             directory,
@@ -870,7 +927,12 @@ impl BusInner {
             list,
             None,
             &mut effects,
-            |directory, sequence, effects| self.tell_owners(directory, told, sequence, effects),
+            |directory, sequence, effects| {
+                self.tell_owners(directory, told, sequence, effects);
+                for (member, flags) in other_flags {
+                    self.tell_flags(directory, &group, member, (flags, sequence), effects);
+                }
+            },
         );
         let changed = Changed { groups: vec![group.id], ..Changed::default() };
         self.recheck(changed, &mut effects);
@@ -929,6 +991,38 @@ impl BusInner {
             drop(held);
             drop(old);
         }
+    }
+
+    /// Notes for a member that its flags are others from `sequence` on; only the last such note of a
+    /// group is kept.
+    fn tell_flags(
+        &self,
+        directory: &mut Directory,
+        group: &Group,
+        member: EndpointId,
+        (flags, sequence): (MemberFlags, Sequence),
+        effects: &mut Effects,
+    ) {
+        let Some(record) = directory.endpoints.get_mut(&member) else {
+            return;
+        };
+        record.keep_drops(&[], None);
+        let earlier =
+            |drops: &Arc<Drops>| matches!(drops.lost, Lost::Flags(_)) && drops.group == group.id;
+        record.drops.retain(|drops| !earlier(drops));
+        let note = Arc::new(Drops::new(group.id, Lost::Flags(flags)));
+        record.drops.push(Arc::clone(&note));
+        let (place, list) = (record.core.place, record.drops.clone());
+        effects.reserve(1);
+        let mut held = self.locks.acquire(LockBits::one(place.lock));
+        let mut old = None;
+        if let Some(intake) = held.intake(place) {
+            old = Some(intake.replace_drops(list));
+            intake.drop_message(&note, sequence);
+            effects.wake(intake.take_reader_of_gap());
+        }
+        drop(held);
+        drop(old);
     }
 
     /// Tries every wait that a change matters to.

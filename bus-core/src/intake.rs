@@ -19,6 +19,7 @@ use crate::filter::{Subject, index::MemberFilters};
 use crate::id::{EndpointId, GroupId, NameId, Sequence};
 use crate::limits::Limits;
 use crate::lock_set::IntakePlace;
+use crate::membership::MemberFlags;
 use crate::message::{Credentials, Gap, Message};
 use crate::monitor::Monitored;
 use crate::name_change::{NOTICES_PER_CLAIM, NameNotice};
@@ -86,6 +87,8 @@ pub(crate) enum Lost {
     AtPeer(EndpointId),
     /// Not a loss, but told in the same way: what happened to a peer endpoint.
     Peer(EndpointId, PeerChange),
+    /// Nor this: the member's flags were changed to these.
+    Flags(MemberFlags),
     /// Of all that a monitor sees.
     Monitored,
 }
@@ -532,6 +535,8 @@ pub(crate) struct EndpointCore {
     /// Running time of the bus's next look at the deadlines of its requests.
     next_look: AtomicU64,
     asked: Mutex<Asked>,
+    /// Requests that it was given and that have no outcome yet.
+    owed: AtomicU64,
     pub(crate) seat: Mutex<Seat>,
 }
 
@@ -708,6 +713,7 @@ impl EndpointCore {
             watches: zero(),
             next_look: AtomicU64::new(NEVER),
             asked: Mutex::new(Asked::default()),
+            owed: zero(),
             seat: Mutex::new(Seat::default()),
         }
     }
@@ -827,6 +833,22 @@ impl EndpointCore {
     /// What it was asked; no other lock is taken while this is held.
     pub(crate) fn asked(&self) -> MutexGuard<'_, Asked> {
         self.asked.lock()
+    }
+
+    /// It was given a request; its lock is held.
+    pub(crate) fn owe(&self) {
+        self.owed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A request that it was given has its outcome.
+    pub(crate) fn owe_less(&self) {
+        self.owed.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Requests that it was given and that have no outcome yet. A count to compare workers by; nothing
+    /// else depends on it.
+    pub(crate) fn owed(&self) -> u64 {
+        self.owed.load(Ordering::Relaxed)
     }
 
     /// Changed with the bus's list of looks held only.

@@ -23,7 +23,7 @@
 //! | `send` | from the cached membership to the commit point to the wake-ups |
 //! | `wait` | sends that wait, and how far they can be overtaken |
 //! | `request` | exactly one outcome for each request |
-//! | `monitor` | who gets a copy of everything |
+//! | `monitor`, `member_change` | who gets a copy of everything |
 //! | `bus`, `view` | joins, leaves, evictions, and who is told of them |
 //! | `ownership`, `name_registry`, `name_change` | who owns a well-known name, and who is told |
 //! | `repeat` | a repeatable request, given again when who was asked died |
@@ -52,6 +52,7 @@ mod lane;
 mod limits;
 mod listing;
 mod lock_set;
+mod member_change;
 mod membership;
 mod message;
 #[cfg(bus_loom)]
@@ -101,9 +102,10 @@ pub use limits::duration_text;
 pub use limits::{LimitError, Limits};
 pub use listing::{Groups, Members, Names};
 pub use lock_set::LOCKS;
+pub use member_change::{MemberChange, MemberEvent};
 pub use membership::MemberFlags;
 pub use message::{Credentials, Destination, Draft, Gap, Message, Payload};
-pub use monitor::{Addressee, MonitorError, Monitored};
+pub use monitor::{Addressee, MonitorError, Monitored, SeenOutcome};
 pub use name::{GroupName, MAX_NAME_BYTES, NameError};
 pub use name_change::{Holder, NameEvent, NameNotice, OwnerChange};
 pub use name_registry::{Claimed, LISTED_OWNERS, NameInfo, NameWatching, OwnError, OwnOptions};

@@ -1,4 +1,5 @@
-//! Monitors: endpoints that get a copy of every message and every change of a membership.
+//! Monitors: endpoints that get a copy of every message and see every change that takes a place in
+//! the order: of memberships, of owners of names, and the outcomes of requests that get no reply.
 //!
 //! Invariant: a commit that has looked for monitors and found these holds their locks too, and
 //! compares under its locks whether they are still the ones; a change of monitors holds all 8. So a
@@ -14,11 +15,14 @@
 use std::sync::Arc;
 
 use crate::bus::{BusInner, LimitExceeded};
-use crate::id::{EndpointId, GroupId, Sequence};
+use crate::id::{EndpointId, GroupId, NameId, Sequence};
 use crate::intake::{Drops, EndpointCore, Lost};
 use crate::lock_set::{Held, IntakePlace, LockBits};
+use crate::member_change::MemberChange;
 use crate::message::Message;
 use crate::name::GroupName;
+use crate::name_change::OwnerChange;
+use crate::request::Outcome;
 use crate::send::Effects;
 use crate::sync::{AtomicU64, Mutant, Ordering, Snapshot, mutated};
 use crate::view::ViewChange;
@@ -36,6 +40,24 @@ pub enum Monitored {
     },
     /// A change of some group's membership.
     View(Arc<ViewChange>),
+    /// Something else that happened to a member or a candidate.
+    Member(Arc<MemberChange>),
+    /// A change of a name's owners.
+    Owner(Arc<OwnerChange>),
+    /// A request that gets no reply.
+    Outcome(SeenOutcome),
+}
+
+/// A request that gets no reply, as monitors are told. (A reply is a message.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SeenOutcome {
+    /// What the caller is told.
+    pub outcome: Outcome,
+    /// The caller.
+    pub caller: EndpointId,
+    /// The endpoint that was asked.
+    pub asked: EndpointId,
 }
 
 /// Where a message went that a monitor sees.
@@ -45,6 +67,8 @@ pub enum Addressee {
     Group(GroupId, GroupName),
     /// To one endpoint.
     Endpoint(EndpointId),
+    /// To a name, and so to this endpoint, which owned it.
+    Name(NameId, GroupName, EndpointId),
 }
 
 impl Monitored {
@@ -52,6 +76,9 @@ impl Monitored {
         match self {
             Self::Message { message, .. } => message.sequence(),
             Self::View(change) => change.sequence,
+            Self::Member(change) => change.sequence,
+            Self::Owner(change) => change.sequence,
+            Self::Outcome(seen) => seen.outcome.sequence,
         }
     }
 
@@ -59,15 +86,16 @@ impl Monitored {
     pub(crate) fn charged_bytes(&self) -> u64 {
         match self {
             Self::Message { message, .. } => message.charged_bytes(),
-            Self::View(_) => 0,
+            Self::View(_) | Self::Member(_) | Self::Owner(_) | Self::Outcome(_) => 0,
         }
     }
 
     fn group(&self) -> Option<&GroupName> {
         match self {
             Self::Message { to: Addressee::Group(_, name), .. } => Some(name),
-            Self::Message { to: Addressee::Endpoint(_), .. } => None,
             Self::View(change) => Some(&change.name),
+            Self::Member(change) => Some(&change.name),
+            Self::Message { .. } | Self::Owner(_) | Self::Outcome(_) => None,
         }
     }
 }
@@ -191,6 +219,27 @@ impl Monitors {
 }
 
 impl BusInner {
+    /// Takes `locks` and those of the monitors, for a commit that does not hold the directory.
+    pub(crate) fn hold_seen(
+        &self,
+        locks: LockBits,
+        effects: &mut Effects,
+    ) -> (Held<'_>, Option<Arc<MonitorList>>) {
+        loop {
+            let monitors = self.monitors.list();
+            let mut all = locks;
+            if let Some(monitors) = &monitors {
+                all.insert_all(monitors.locks());
+                effects.reserve(monitors.len());
+            }
+            let held = self.locks.acquire(all);
+            let are = self.monitors.are(monitors.as_deref());
+            if are || mutated(Mutant::OutcomeMonitorsNotCompared) {
+                return (held, monitors);
+            }
+        }
+    }
+
     /// Makes an endpoint a monitor of everything, or of one group; again, changes which.
     pub(crate) fn monitor(
         &self,

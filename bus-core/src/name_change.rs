@@ -13,6 +13,7 @@ use crate::id::{EndpointId, NameId, Sequence};
 use crate::intake::EndpointCore;
 use crate::lock_set::{Held, IntakePlace};
 use crate::message::Credentials;
+use crate::monitor::Monitored;
 use crate::name::GroupName;
 use crate::name_registry::Name;
 use crate::ownership::{Claim, Ownership};
@@ -114,7 +115,7 @@ impl NameStep {
         let (old, new) = (gone(before, &next), gone(&next, before));
         let holder = |claim: &Option<Claim>| claim.as_ref().map(|claim| Holder::of(&claim.core));
         let changes = old.is_some() || new.is_some();
-        let told = (changes && !next.watchers().is_empty()).then(|| {
+        let told = changes.then(|| {
             Arc::new(OwnerChange {
                 name: name.id,
                 text: name.text.clone(),
@@ -182,6 +183,11 @@ impl NameStep {
             }
         }
         before
+    }
+
+    /// What monitors are told of it, once it is published.
+    pub(crate) fn seen(&self) -> Option<Monitored> {
+        self.told.as_ref().map(|told| Monitored::Owner(Arc::clone(told)))
     }
 
     /// Forgets what has ended with this change.

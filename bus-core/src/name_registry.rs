@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ahash::HashMap;
 
@@ -22,15 +23,16 @@ use crate::account::Resource;
 use crate::bus::{BusInner, LimitExceeded};
 use crate::description::Description;
 use crate::directory::{Directory, Paid};
-use crate::id::{EndpointId, Generation, NameId, Sequence};
+use crate::id::{EndpointId, Generation, GroupId, NameId, Sequence};
 use crate::intake::{Drops, EndpointCore, Intake};
 use crate::lock_set::{Held, LockIndex};
 use crate::name::GroupName;
 use crate::name_change::{Actor, Holder, NOTICES_PER_CLAIM, NameStep};
+use crate::notice::{Eviction, EvictionCause};
 use crate::ownership::{Claim, Gone, NameFlags, OwnerWatcher, Ownership, Refusal};
 use crate::send::Effects;
 use crate::sync::{AtomicU64, Mutant, MutexGuard, Ordering, Snapshot, mutated};
-use crate::wait::Changed;
+use crate::wait::{Changed, Stalled};
 
 /// A name that lives or has lived, as senders see it: owners, and a generation to compare.
 pub(crate) struct Name {
@@ -346,15 +348,33 @@ impl BusInner {
 
     /// Gives a claim up. None if there is none.
     pub(crate) fn release_name(&self, core: &EndpointCore, name: NameId) -> Option<Sequence> {
-        self.end_claim(core, name, Actor::Endpoint(core.id()))
+        Some(self.end_claim(core, name, Actor::Endpoint(core.id()))?.1)
     }
 
-    /// A worker that holds up who sends to a shared name is none any more (G8).
-    pub(crate) fn put_out_of_name(&self, core: &EndpointCore, name: NameId) -> Option<Sequence> {
-        self.end_claim(core, name, Actor::Stall)
+    /// A worker that holds up who sends to a shared name is none any more (G8). Gives back what is
+    /// to be logged.
+    pub(crate) fn put_out_of_name(&self, stalled: &Stalled, name: NameId) -> Option<Eviction> {
+        let core = &stalled.core;
+        let (name, sequence) = self.end_claim(core, name, Actor::Stall)?;
+        Some(Eviction {
+            endpoint: core.id(),
+            credentials: core.credentials,
+            group: GroupId::from_raw(0),
+            name,
+            sequence,
+            cause: EvictionCause::WorkerStalled,
+            stalled: stalled.time,
+            queued_messages: stalled.queued_messages,
+            back_off: Duration::ZERO,
+        })
     }
 
-    fn end_claim(&self, core: &EndpointCore, name: NameId, by: Actor) -> Option<Sequence> {
+    fn end_claim(
+        &self,
+        core: &EndpointCore,
+        name: NameId,
+        by: Actor,
+    ) -> Option<(GroupName, Sequence)> {
         let id = core.id();
         let mut directory = self.directory.lock();
         let record = directory.endpoints.get_mut(&id)?;
@@ -366,7 +386,7 @@ impl BusInner {
         }
         record.names.remove(at);
         let step = NameStep::new(&name, &before, before.without(id, Gone::Claim), by);
-        Some(self.publish_name(core, directory, step, None))
+        Some((name.text.clone(), self.publish_name(core, directory, step, None)))
     }
 
     pub(crate) fn watch_name(
@@ -440,12 +460,16 @@ impl BusInner {
         drops: Option<Vec<Arc<Drops>>>,
     ) -> Sequence {
         let mut effects = Effects::default();
-        effects.reserve(step.wakes());
+        let monitors = self.monitors.list();
+        effects.reserve(step.wakes() + monitors.as_ref().map_or(0, |list| list.len()));
         let mut held = self.hold_all(core);
         let sequence = held.draw(core.seen());
         let intake = held.intake(core.place);
         let old_drops = intake.zip(drops).map(|(intake, drops)| intake.replace_drops(drops));
         let old = step.publish(&mut held, sequence, &mut effects);
+        if let (Some(monitors), Some(seen)) = (&monitors, step.seen()) {
+            monitors.tell(&mut held, &seen, &mut effects);
+        }
         drop(held);
         step.settle(&mut directory);
         drop(directory);

@@ -6,7 +6,7 @@
 //! that gets it agree with that place (G4).
 //!
 //! Of workers that have room which no older waiting send is owed, the one with the fewest messages
-//! in its queue is given the message; among equals they take turns. If none has room the send waits
+//! in its queue, or requests that it has not answered, is given the message; among equals they take turns. If none has room the send waits
 //! at all of them, see `wait.rs`.
 
 use std::sync::Arc;
@@ -82,7 +82,9 @@ impl NameRoute {
                 // Who closes gives its names up under the same locks, so nobody comes here.
                 continue;
             };
-            let load = intake.depth().0;
+            // What lies in its queue, or what it has taken and owes a reply to: requests are in both
+            // until their places are given back.
+            let load = intake.depth().0.max(intake.core.owed());
             if !intake.has_room() {
                 full.add(place.id);
             } else if standing.owes(&intake.core) {

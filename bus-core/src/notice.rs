@@ -23,6 +23,10 @@ pub enum EvictionCause {
     /// Nobody was put out: the owner of the gated group did not read, and so members of it send to
     /// their peer endpoints no more. Only [`Bus::tick`](crate::Bus::tick) tells this, for a log.
     PeerStalled,
+    /// It was a worker of a shared name, held up those who send to it, and is none any more.
+    /// [`Eviction::name`] is that name, and it belongs to no group. Only
+    /// [`Bus::tick`](crate::Bus::tick) tells this, for a log; the worker has a notice of its own.
+    WorkerStalled,
 }
 
 /// Somebody asks to be admitted to a gated group; its owner is told.

@@ -8,6 +8,7 @@ use std::time::Instant;
 use crate::bus::Bus;
 use crate::id::{EndpointId, GroupId, NameId, Sequence};
 use crate::intake::{EndpointCore, Lost, ReaderState, Retelling};
+use crate::membership::MemberFlags;
 use crate::message::{Gap, Message};
 use crate::monitor::Monitored;
 use crate::name_change::{NameNotice, OwnerChange};
@@ -125,6 +126,16 @@ pub enum Delivery {
     MonitorGap {
         /// What was missed.
         gap: Gap,
+    },
+    /// The owner of a gated group has changed this member's flags, or what its peer endpoint cost it
+    /// (G8). Told once its queue was empty; of several changes the last.
+    Flags {
+        /// The group.
+        group: GroupId,
+        /// How it is a member now.
+        flags: MemberFlags,
+        /// From where in the order on.
+        sequence: Sequence,
     },
     /// The endpoint was put out of a group: nothing of it comes after this (G8).
     Evicted(Box<Eviction>),
@@ -312,6 +323,9 @@ impl Receiver {
                 Delivery::Peer { group, peer, change, sequence: gap.last }
             }
             (Lost::Monitored, _, gap) => Delivery::MonitorGap { gap },
+            (Lost::Flags(flags), group, gap) => {
+                Delivery::Flags { group, flags, sequence: gap.last }
+            }
         })
     }
 

@@ -48,8 +48,9 @@ use crate::id::{EndpointId, Sequence};
 use crate::intake::{EndpointCore, ReaderState};
 use crate::lock_set::{IntakePlace, LockBits};
 use crate::message::Message;
+use crate::monitor::{Monitored, SeenOutcome};
 use crate::queue::{Consumer, Entry};
-use crate::send::{Outgoing, Receipt, Route, SendError};
+use crate::send::{Effects, Outgoing, Receipt, Route, SendError};
 use crate::sync::{AtomicU64, Mutant, Mutex, Ordering, mutated};
 use crate::wait::Changed;
 
@@ -405,6 +406,7 @@ impl BusInner {
         }
         if let Route::Caller { request, .. } = outgoing.route {
             outgoing.sender.asked().remove(request);
+            outgoing.sender.owe_less();
         }
     }
 
@@ -456,7 +458,9 @@ impl BusInner {
 
     /// Gives a request an outcome of the bus, unless it has one. False if it has.
     pub(crate) fn end_request(&self, caller: IntakePlace, id: Sequence, why: RequestEnd) -> bool {
-        let mut held = self.locks.acquire(LockBits::one(caller.lock));
+        let mut effects = Effects::default();
+        effects.reserve(1);
+        let (mut held, monitors) = self.hold_seen(LockBits::one(caller.lock), &mut effects);
         let Some(intake) = held.intake(caller) else {
             return false;
         };
@@ -465,25 +469,24 @@ impl BusInner {
         };
         let core = Arc::clone(&intake.core);
         let sequence = held.draw(core.seen());
-        let intake = held.intake(caller);
-        let reader = intake.and_then(|intake| {
-            intake.push_outcome(Outcome { request: id, sequence, why });
-            intake.take_reader()
-        });
-        count_answered(&mut held);
-        drop(held);
-        if let Some(reader) = reader {
-            reader.wake();
+        let outcome = Outcome { request: id, sequence, why };
+        if let Some(intake) = held.intake(caller) {
+            intake.push_outcome(outcome);
+            effects.wake(intake.take_reader());
         }
+        count_answered(&mut held);
+        if let Some(monitors) = &monitors {
+            monitors.tell(&mut held, &seen(outcome, &core, &open), &mut effects);
+        }
+        drop(held);
+        effects.run();
         self.after_end(&core, &open, why);
         true
     }
 
     /// A request has ended without a reply: tells who was asked, and whoever waits to reply.
     fn after_end(&self, caller: &EndpointCore, open: &Open, why: RequestEnd) {
-        if why != RequestEnd::Gone {
-            self.tell_asked(open, why);
-        }
+        self.tell_asked(open, why);
         self.end_waiting_replies(caller);
     }
 
@@ -492,13 +495,14 @@ impl BusInner {
         if caller.waiting_sends() == 0 {
             return;
         }
-        let mut effects = crate::send::Effects::default();
+        let mut effects = Effects::default();
         let changed = Changed { endpoints: vec![caller.id()], ..Changed::default() };
         self.waiting.lock().recheck(self, &changed, &mut effects);
         effects.run();
     }
 
-    /// Tells the endpoint that was asked that nobody waits any more, if it has taken the request.
+    /// The endpoint that was asked owes one answer less; and is told that nobody waits any more, if
+    /// it has taken the request and has not said itself that it will not answer.
     fn tell_asked(&self, open: &Open, why: RequestEnd) {
         let core = {
             let mut held = self.locks.acquire(LockBits::one(open.callee.lock));
@@ -507,6 +511,7 @@ impl BusInner {
         let Some(core) = core else {
             return;
         };
+        core.owe_less();
         if !core.asked().end(open.asked_as, why) {
             return;
         }
@@ -528,8 +533,11 @@ impl BusInner {
             return;
         }
         while let Some(core) = self.deadlines.take_due(now) {
-            let mut over = Vec::with_capacity(usize::from(self.limits.requests));
-            let mut held = self.locks.acquire(LockBits::one(core.place.lock));
+            let most = usize::from(self.limits.requests);
+            let mut over = Vec::with_capacity(most);
+            let mut effects = Effects::default();
+            effects.reserve(1);
+            let (mut held, monitors) = self.hold_seen(LockBits::one(core.place.lock), &mut effects);
             let mut reader = None;
             let mut next = None;
             while let Some(intake) = held.intake(core.place) {
@@ -538,12 +546,16 @@ impl BusInner {
                     break;
                 };
                 let sequence = held.draw(core.seen());
+                let outcome = Outcome { request: open.id, sequence, why: RequestEnd::TimedOut };
                 if let Some(intake) = held.intake(core.place) {
-                    let why = RequestEnd::TimedOut;
-                    intake.push_outcome(Outcome { request: open.id, sequence, why });
+                    intake.push_outcome(outcome);
                     reader = reader.or(intake.take_reader());
                 }
                 count_answered(&mut held);
+                if let Some(monitors) = &monitors {
+                    // Who was told is awake, so there is one waker of each at most.
+                    monitors.tell(&mut held, &seen(outcome, &core, &open), &mut effects);
+                }
                 over.push(open);
             }
             drop(held);
@@ -553,9 +565,8 @@ impl BusInner {
             if let Some(next) = next {
                 self.deadlines.plan(&core, next);
             }
-            if let Some(reader) = reader {
-                reader.wake();
-            }
+            effects.wake(reader);
+            effects.run();
             for open in over {
                 self.after_end(&core, &open, RequestEnd::TimedOut);
             }
@@ -607,6 +618,11 @@ impl BusInner {
         let asked = core.asked().remove(request);
         asked.is_some_and(|asked| self.end_request(asked.caller, asked.id, RequestEnd::Gone))
     }
+}
+
+/// What monitors are told of an outcome.
+fn seen(outcome: Outcome, caller: &EndpointCore, open: &Open) -> Monitored {
+    Monitored::Outcome(SeenOutcome { outcome, caller: caller.id(), asked: open.callee.id })
 }
 
 /// A request has its outcome; a lock is held.

@@ -355,7 +355,11 @@ impl Route {
             _ => {
                 let one = self.recipients().next();
                 let nobody = EndpointId::from_raw(0);
-                Addressee::Endpoint(one.map_or(nobody, |recipient| recipient.place.id))
+                let one = one.map_or(nobody, |recipient| recipient.place.id);
+                match self.name() {
+                    Some(route) => Addressee::Name(route.name.id, route.name.text.clone(), one),
+                    None => Addressee::Endpoint(one),
+                }
             }
         }
     }
@@ -1008,6 +1012,9 @@ impl BusInner {
             counters.dropped += u64::from(receipt.dropped);
             counters.requests += u64::from(outgoing.until.is_some() && first.is_none());
             counters.answered += u64::from(matches!(outgoing.route, Route::Caller { .. }));
+        }
+        if let (Some(_), Some(asked)) = (outgoing.until, callee.and_then(|at| held.intake(at))) {
+            asked.core.owe();
         }
         if let (Some(until), Some(callee)) = (outgoing.until, callee)
             && let Some(own) = held.intake(outgoing.sender.place)

@@ -290,6 +290,8 @@ mutants! {
     ReleaseBetweenPushes,
     /// A send commits without looking again who monitors the bus.
     MonitorsNotCompared,
+    /// An outcome of a request is told to who monitored the bus before the locks were taken.
+    OutcomeMonitorsNotCompared,
     /// A send to a group that retains does not take the group's own lock.
     RetainWithoutHome,
     /// What a group retains is copied for a joiner before the locks of the join are held.

@@ -15,6 +15,7 @@ use crate::group::Group;
 use crate::id::{EndpointId, GroupId, Sequence};
 use crate::intake::{Drops, EndpointCore, Lost};
 use crate::lock_set::{Held, IntakePlace};
+use crate::member_change::MemberChange;
 use crate::membership::Membership;
 use crate::message::Credentials;
 use crate::monitor::Monitored;
@@ -100,6 +101,8 @@ pub(crate) struct Step {
     pub(crate) group: Arc<Group>,
     pub(crate) next: Arc<Membership>,
     told: Option<Arc<ViewChange>>,
+    /// What only monitors are told of it.
+    asides: Vec<Arc<MemberChange>>,
     /// It takes the group from nobody to somebody, or back.
     edge: bool,
 }
@@ -125,7 +128,7 @@ impl Step {
             ended: next.ended,
         }));
         let edge = (old == 0) != (new == 0) || next.ended;
-        Self { group: Arc::clone(group), next: Arc::new(next), told, edge }
+        Self { group: Arc::clone(group), next: Arc::new(next), told, asides: Vec::new(), edge }
     }
 
     /// A step in which the watcher `id` goes.
@@ -135,7 +138,14 @@ impl Step {
 
     /// A step in which nobody comes or goes: who watches changes, or what a member asks for.
     pub(crate) fn unseen(group: &Arc<Group>, next: Membership) -> Self {
-        Self { group: Arc::clone(group), next: Arc::new(next), told: None, edge: false }
+        let (told, asides) = (None, Vec::new());
+        Self { group: Arc::clone(group), next: Arc::new(next), told, asides, edge: false }
+    }
+
+    /// The same step, of which monitors are told these too.
+    pub(crate) fn aside(mut self, changes: impl IntoIterator<Item = MemberChange>) -> Self {
+        self.asides.extend(changes.into_iter().map(Arc::new));
+        self
     }
 
     /// Publishes the membership and tells its watchers; all locks are held. Gives back the
@@ -147,6 +157,9 @@ impl Step {
         effects: &mut Effects,
     ) -> Arc<Membership> {
         let before = self.group.publish(held, Arc::clone(&self.next));
+        for change in &mut self.asides {
+            MemberChange::stand(change, sequence);
+        }
         if let Some(told) = &mut self.told {
             Arc::get_mut(told).expect("nobody has a change before it happens").sequence = sequence;
             let watchers = self.next.watchers().iter();
@@ -161,8 +174,15 @@ impl Step {
     }
 
     /// What monitors are told of it, once it is published.
-    pub(crate) fn seen(&self) -> Option<Monitored> {
-        self.told.as_ref().map(|told| Monitored::View(Arc::clone(told)))
+    pub(crate) fn seen(&self) -> impl Iterator<Item = Monitored> {
+        let views = self.told.iter().map(|told| Monitored::View(Arc::clone(told)));
+        let asides = self.asides.iter().map(|change| Monitored::Member(Arc::clone(change)));
+        views.chain(asides)
+    }
+
+    /// How many things that is.
+    pub(crate) fn seen_count(&self) -> usize {
+        usize::from(self.told.is_some()) + self.asides.len()
     }
 
     /// How many watchers there are to wake.
@@ -273,14 +293,14 @@ impl BusInner {
         then: impl FnOnce(&mut Directory, Sequence, &mut Effects),
     ) -> Sequence {
         let monitors = self.monitors.list();
-        let copies = monitors.as_ref().map_or(0, |list| list.len());
+        let copies = monitors.as_ref().map_or(0, |list| list.len() * step.seen_count());
         effects.reserve(step.watchers() + copies + 1);
         let mut held = self.hold_all(core);
         let sequence = held.draw(core.seen());
         let old_drops = held.intake(core.place).map(|intake| intake.replace_drops(drops));
         let old = step.publish(&mut held, sequence, effects);
-        if let (Some(monitors), Some(seen)) = (&monitors, step.seen()) {
-            monitors.tell(&mut held, &seen, effects);
+        if let Some(monitors) = &monitors {
+            step.seen().for_each(|seen| monitors.tell(&mut held, &seen, effects));
         }
         if let Some(mut retained) = retained
             && let Some(intake) = held.intake(core.place)

@@ -14,7 +14,7 @@
 //! | `header` | the 16 bytes of every frame, and which kind may say what in them |
 //! | `client`, `broker` | the frames of either direction |
 //! | `body` | what both directions share |
-//! | `control`, `code`, `views`, `names`, `filter_form` | bodies in CBOR, and what is in them |
+//! | `control`, `code`, `views`, `names`, `seen`, `filter_form` | bodies in CBOR, and what is in them |
 //! | `cbor` | what is checked before serde sees a body |
 
 use bytes::{Buf, BytesMut};
@@ -31,6 +31,7 @@ mod filter_form;
 mod header;
 mod limits_form;
 mod names;
+mod seen;
 mod view;
 mod views;
 
@@ -42,13 +43,16 @@ pub use cbor::CborError;
 pub use client::{
     ClientFrame, SendFlags, SendFrame, SendHead, SendId, encode_send, encode_send_head,
 };
-pub use code::{ChangeCode, EvictionReason, FailureCode, GoodbyeCode, OutcomeCode};
+pub use code::{
+    ChangeCode, CopyCode, EvictionReason, FailureCode, GoodbyeCode, MemberCode, OutcomeCode,
+};
 pub use control::{
     ControlError, Failure, Goodbye, GroupInfo, Hello, Incarnation, MAX_TEXT_BYTES, MemberInfo,
     Notice, Request, Response, Stats, Status, Welcome,
 };
 pub use header::{HEADER_BYTES, Handle, LaneNumber, MAX_DESCRIPTORS, MAX_LANES, Serial};
 pub use names::{ClaimChanged, NameInfo, Owner, OwnerChanged};
+pub use seen::{Copied, MonitoredChange, MonitoredMember, MonitoredOutcome};
 pub use view::MessageView;
 pub use views::ViewNotice;
 

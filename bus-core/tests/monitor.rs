@@ -6,8 +6,9 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use bus_core::{
-    Addressee, Bus, Change, Credentials, Delivery, Destination, Draft, Endpoint, Gap, GroupName,
-    JoinOptions, Limits, MonitorError, Monitored, Receiver, Sequence,
+    Addressee, Bus, Change, Condition, Credentials, Delivery, Destination, Draft, Endpoint,
+    EndpointId, Filter, Gap, GroupName, JoinOptions, Kind, Limits, MemberEvent, MemberFlags,
+    MonitorError, Monitored, NameFlags, OwnOptions, Receiver, RequestEnd, Sequence, Terms,
 };
 
 fn bus(queue_messages: u32) -> Bus {
@@ -26,6 +27,9 @@ fn name() -> GroupName {
 enum Seen {
     Message(String, Addressee, Sequence, Option<Gap>),
     View(Change, Sequence, Option<Gap>),
+    Owner(Option<EndpointId>, Option<EndpointId>, Sequence),
+    Outcome(Sequence, RequestEnd, Sequence),
+    Member(EndpointId, MemberEvent, MemberFlags, Sequence),
     Gap(Gap),
 }
 
@@ -39,6 +43,17 @@ fn take(reader: &mut Receiver) -> Vec<Seen> {
             }
             Delivery::Monitored { seen: Monitored::View(change), missed } => {
                 Seen::View(change.change, change.sequence, missed)
+            }
+            Delivery::Monitored { seen: Monitored::Owner(change), .. } => {
+                let id = |holder: Option<bus_core::Holder>| holder.map(|holder| holder.endpoint);
+                Seen::Owner(id(change.old), id(change.new), change.sequence)
+            }
+            Delivery::Monitored { seen: Monitored::Outcome(seen), .. } => {
+                let outcome = seen.outcome;
+                Seen::Outcome(outcome.request, outcome.why, outcome.sequence)
+            }
+            Delivery::Monitored { seen: Monitored::Member(change), .. } => {
+                Seen::Member(change.endpoint, change.event, change.flags, change.sequence)
             }
             Delivery::MonitorGap { gap } => Seen::Gap(gap),
             other => panic!("{other:?}"),
@@ -72,6 +87,129 @@ fn g4_a_monitor_sees_every_message_and_change_from_its_place_on() {
     );
     assert!(begun < first.sequence && left < ended);
     assert_eq!(watcher.unmonitor(), None);
+}
+
+fn request(lane: &mut bus_core::Lane, to: Destination) -> Sequence {
+    let draft = Draft { kind: Kind::Request { repeatable: false }, ..Draft::from("?") };
+    lane.try_send(to, draft).unwrap().sequence
+}
+
+#[test]
+fn g4_a_monitor_sees_requests_replies_and_outcomes_at_their_places() {
+    let bus = bus(64);
+    let second = std::time::Duration::from_secs(1);
+    bus.tick(100 * second);
+    let (watcher, caller, service) = (endpoint(&bus), endpoint(&bus), endpoint(&bus));
+    watcher.monitor(None).unwrap();
+    let owned = service.own_name(&name(), OwnOptions::new(NameFlags::empty())).unwrap();
+    let (mut asking, mut answering) = (caller.lane().unwrap(), service.lane().unwrap());
+    let mut asked = service.receiver().unwrap();
+    let answered = request(&mut asking, Destination::Name(owned.name));
+    asked.try_receive().unwrap();
+    let refusal = Draft { kind: Kind::Refusal, ..Draft::from("no") };
+    let reply = answering.try_send(Destination::Caller(answered), refusal).unwrap().sequence;
+    let cancelled = request(&mut asking, Destination::Endpoint(service.id()));
+    assert!(caller.cancel_request(cancelled));
+    let late = request(&mut asking, Destination::Endpoint(service.id()));
+    for at in 101..=130 {
+        bus.tick(at * second);
+    }
+    let declined = request(&mut asking, Destination::Name(owned.name));
+    asked.try_receive().unwrap();
+    assert!(service.decline_request(declined));
+    let released = service.release_name(owned.name).unwrap();
+
+    let mut reader = watcher.receiver().unwrap();
+    let mut roles = Vec::new();
+    let mut seen = Vec::new();
+    while let Ok(delivery) = reader.try_receive() {
+        match delivery {
+            Delivery::Monitored { seen: Monitored::Message { message, to }, .. } => {
+                let role = (message.is_request(), message.answers(), message.is_refusal());
+                roles.push((message.sequence(), role, to));
+            }
+            Delivery::Monitored { seen: Monitored::Outcome(outcome), .. } => {
+                assert_eq!((outcome.caller, outcome.asked), (caller.id(), service.id()));
+                seen.push((outcome.outcome.request, outcome.outcome.why));
+            }
+            Delivery::Monitored { seen: Monitored::Owner(change), .. } => {
+                assert!([owned.sequence, released].contains(&change.sequence));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let at_name = || Addressee::Name(owned.name, name(), service.id());
+    let direct = || Addressee::Endpoint(service.id());
+    let asks = (true, None, false);
+    assert_eq!(
+        roles,
+        [
+            (answered, asks, at_name()),
+            (reply, (false, Some(answered), true), Addressee::Endpoint(caller.id())),
+            (cancelled, asks, direct()),
+            (late, asks, direct()),
+            (declined, asks, at_name()),
+        ]
+    );
+    let (cancels, late, gone) = (RequestEnd::Cancelled, RequestEnd::TimedOut, RequestEnd::Gone);
+    assert_eq!(seen, [(cancelled, cancels), (roles[3].0, late), (declined, gone)]);
+}
+
+#[test]
+fn g4_a_monitor_sees_what_happens_at_gates_and_who_owns_names() {
+    let bus = bus(64);
+    let (watcher, owner, guest) = (endpoint(&bus), endpoint(&bus), endpoint(&bus));
+    watcher.monitor(None).unwrap();
+    let (gate, created) = owner.create_gated(&name(), None).unwrap();
+    let none = MemberFlags::empty();
+    let loopback = MemberFlags::LOOPBACK;
+    let asks = || guest.connect(&name(), loopback).unwrap();
+    let first = asks();
+    let asked = first.sequence();
+    owner.refuse(gate, guest.id(), "no").unwrap();
+    drop(first);
+    let withdrawn = asks();
+    let asked_again = withdrawn.sequence();
+    withdrawn.withdraw().unwrap_err();
+    let admitted = asks();
+    let asked_last = admitted.sequence();
+    let joined = owner.admit(gate, guest.id(), Terms::default()).unwrap();
+    let key: Condition = "key^=a.".parse().unwrap();
+    let filtered = guest.set_filter(gate, Some(Filter::new([vec![key]]).unwrap())).unwrap();
+    let terms = owner.set_terms(gate, guest.id(), Terms::new(loopback)).unwrap();
+    let owned = owner.own_name(&name(), OwnOptions::new(NameFlags::empty())).unwrap();
+    let (owner_id, guest_id) = (owner.id(), guest.id());
+    drop(owner);
+
+    let seen = take(&mut watcher.receiver().unwrap());
+    let member = |event, flags, at| Seen::Member(guest_id, event, flags, at);
+    let places = |seen: &Seen| match seen {
+        Seen::Member(_, _, _, at) | Seen::View(_, at, _) | Seen::Owner(_, _, at) => *at,
+        other => panic!("{other:?}"),
+    };
+    let (refused, took_back, gone) = (places(&seen[2]), places(&seen[4]), places(&seen[10]));
+    assert_eq!(
+        seen[..9],
+        [
+            Seen::Member(owner_id, MemberEvent::Created, none, created),
+            member(MemberEvent::Asked, loopback, asked),
+            member(MemberEvent::Refused, none, refused),
+            member(MemberEvent::Asked, loopback, asked_again),
+            member(MemberEvent::Withdrawn, none, took_back),
+            member(MemberEvent::Asked, loopback, asked_last),
+            Seen::View(Change::Joined, joined.sequence, None),
+            member(MemberEvent::Filter, none, filtered),
+            member(MemberEvent::Terms, loopback, terms),
+        ]
+    );
+    assert_eq!(seen[9], Seen::Owner(None, Some(owner_id), owned.sequence));
+    let end = [
+        Seen::Member(owner_id, MemberEvent::OwnerGone, none, gone),
+        Seen::Owner(Some(owner_id), None, gone),
+    ];
+    assert_eq!(seen[10..], end);
+    let all: Vec<Sequence> = seen.iter().map(places).collect();
+    assert!(all.is_sorted(), "{all:?}");
 }
 
 #[test]

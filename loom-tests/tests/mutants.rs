@@ -16,6 +16,7 @@
 //! | G4 views | join and leave between a sender's snapshot and its locks; the empty group; notices | `membership::g4_*`, `drop_when_full::g4_*` | `SkipGenerationCheck`, `ChangeTakesOneLock`, `EmptySetTakesNoLock`, `NoticePassesOlder` |
 //! | G4, G5 filters | a filter that changes between a selection and its locks, and while a send goes to wait | `filters::*` | `SelectionKept`, `FilterServesNobody` |
 //! | G4 monitors | a monitor that begins between a sender's look and its locks | `monitor::g4_*` | `MonitorsNotCompared` |
+//! | G4 monitors | a monitor that begins between a look before an outcome and its locks | `monitor::g4_*` | `OutcomeMonitorsNotCompared` |
 //! | G4 join with state | senders with nothing in common; a join and a send | `retained::g4_*` | `RetainWithoutHome`, `StateBeforeJoin` |
 //! | G5 no wake-up is lost | a place freed while a send goes to wait; leave, close, end | `waiting::g5_*`, `cancel::*` | `NoSecondLook`, `RoomSeenOnce`, `NoFence*`, `LeaveServesNobody`, `WaitAtOwnQueue` |
 //! | G5 others go on | one member full until the others are through | `isolation::*` | `StayRegistered`, `ServeOnlyOne` |
@@ -51,6 +52,7 @@ const CAUGHT: &[(&str, &str)] = &[
     ("DeliverToSome", "order::g1_a_refused_send_has_reached_nobody"),
     ("ReleaseBetweenPushes", "order::g2_two_senders_reach_two_members_in_one_order"),
     ("MonitorsNotCompared", "monitor::g4_a_monitor_that_begins_before_the_commit_sees_it"),
+    ("OutcomeMonitorsNotCompared", "monitor::g4_a_monitor_that_begins_before_an_outcome_sees_it"),
     ("RetainWithoutHome", "retained::g4_the_retained_message_is_the_last_in_the_order"),
     ("StateBeforeJoin", "retained::g4_a_join_with_state_leaves_no_hole_and_gets_nothing_twice"),
     ("SequenceFromOneClock", "order::g2_sequences_rise_where_clocks_differ"),

@@ -50,6 +50,52 @@ fn monitor_shows_messages_direct_ones_too_and_who_comes_and_goes() {
 }
 
 #[test]
+fn monitor_shows_requests_names_gates_and_outcomes() {
+    let broker = Broker::start();
+    let monitor = broker.unisono("monitor --json").start();
+    let line = || -> Value { serde_json::from_str(&monitor.line()).unwrap() };
+    assert_eq!(line()["type"], "monitoring");
+    let serve = broker.unisono("serve org.example.Echo --json -- cat").start();
+    let owner = line();
+    assert_eq!((&owner["type"], &owner["name"]), (&"owner".into(), &"org.example.Echo".into()));
+    assert!(owner["old"].is_null() && owner["owners"] == 1);
+    let called = broker.unisono("call org.example.Echo Say hello").run().with(0);
+    assert_eq!(called.output, "hello\n");
+    let request = line();
+    assert_eq!(request["kind"], "request");
+    assert_eq!((&request["to"], &request["to_name"]), (&owner["new"], &owner["name"]));
+    assert_eq!((&request["operation"], &request["payload"]), (&"Say".into(), &"hello".into()));
+    let reply = line();
+    assert_eq!((&reply["kind"], &reply["request"]), (&"reply".into(), &request["sequence"]));
+    assert_eq!(reply["to"], request["sender"]);
+    let _ = serve.end_by(Signal::SIGKILL);
+    let gone = line();
+    assert_eq!((&gone["type"], &gone["old"]), (&"owner".into(), &owner["new"]));
+
+    let mut silent = broker.raw();
+    let to = silent.endpoint().get();
+    let late = broker.unisono(&format!("call {to} Say hello --timeout 200ms")).run();
+    assert_ne!(late.code(), Some(0));
+    let asked = line();
+    let outcome = line();
+    assert_eq!((&outcome["type"], &outcome["why"]), (&"outcome".into(), &"timed-out".into()));
+    assert_eq!((&outcome["request"], &outcome["asked"]), (&asked["sequence"], &to.into()));
+    silent.ping();
+
+    let gate = broker.unisono("admit club --json --loopback").start();
+    let created = line();
+    assert_eq!((&created["type"], &created["change"]), (&"member".into(), &"created".into()));
+    let member = broker.unisono("listen club --json").start();
+    let asked = line();
+    assert_eq!((&asked["change"], &asked["group"]), (&"asked".into(), &"club".into()));
+    assert_eq!(line()["change"], "joined");
+    let _ = gate.end_by(Signal::SIGKILL);
+    assert_eq!(line()["change"], "owner-gone");
+    let _ = member.end_by(Signal::SIGKILL);
+    assert_eq!(line()["change"], "closed");
+}
+
+#[test]
 fn g7_a_monitor_that_reads_nothing_slows_nobody_and_knows_what_it_missed() {
     const MESSAGES: u64 = 20_000;
     let broker = Broker::start();

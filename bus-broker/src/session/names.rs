@@ -1,7 +1,7 @@
 //! CALLs about well-known names, and what their owners and watchers are told.
 
 use bus_core::{
-    Delivery, GroupName, Holder, NameId, NameNotice, OwnOptions, OwnerChange,
+    Delivery, Gap, GroupName, Holder, NameId, NameNotice, OwnOptions, OwnerChange,
     wire::{
         ClaimChanged, Failure, FailureCode, Handle, NameInfo, Notice, Owner, OwnerChanged, Request,
         Response,
@@ -101,6 +101,20 @@ fn not_watching(id: u64) -> Box<Failure> {
     Box::new(Failure::new(FailureCode::NotWatching, text))
 }
 
+/// What is told of a change of a name's owners.
+pub(super) fn owner_changed(change: &OwnerChange, missed: Option<Gap>) -> OwnerChanged {
+    let owner = |holder: Option<Holder>| holder.map(Owner::from);
+    OwnerChanged {
+        name_id: change.name,
+        name: change.text.clone(),
+        sequence: change.sequence,
+        old: owner(change.old),
+        new: owner(change.new),
+        owners: change.owners,
+        missed,
+    }
+}
+
 /// What an endpoint is told about names.
 pub(super) fn notice_of(delivery: &Delivery) -> Option<Notice> {
     match delivery {
@@ -111,18 +125,7 @@ pub(super) fn notice_of(delivery: &Delivery) -> Option<Notice> {
             Some(Notice::Claim(Box::new(claim)))
         }
         Delivery::Owner { change, missed } => {
-            let OwnerChange { name, text, sequence, old, new, owners, .. } = &**change;
-            let owner = |holder: &Option<Holder>| holder.map(Owner::from);
-            let change = OwnerChanged {
-                name_id: *name,
-                name: text.clone(),
-                sequence: *sequence,
-                old: owner(old),
-                new: owner(new),
-                owners: *owners,
-                missed: *missed,
-            };
-            Some(Notice::Owner(Box::new(change)))
+            Some(Notice::Owner(Box::new(owner_changed(change, *missed))))
         }
         Delivery::OwnersLost { name, gap } => {
             Some(Notice::OwnersLost { name_id: *name, gap: *gap })

@@ -144,6 +144,7 @@ With --json a line is an object with a \"type\":
            after a loss: missed, first, last
   retained as message, of what a group retained before the join, with the original sequence
   state    group, sequence, messages: all that was retained is printed, and what follows is later
+  flags    group, sequence, flags: the owner of the gated group has changed them
   gap      group, missed, first, last: a loss that no message has followed yet
   evicted  group, sequence, reason
   reconnected  with --reconnect: before and incarnation, of the bus before and now; last, the highest
@@ -154,14 +155,20 @@ With --json a line is an object with a \"type\":
   end      reason, and through: the trace is complete up to that sequence";
 
 const MONITOR_FORMS: &str = "\
-A monitor sees every message, those to single endpoints too, and every join and leave, in their order. \
+A monitor sees every message, those to single endpoints too, and all else that takes a place in the \
+order: joins and leaves, candidates, flags and filters, owners of names, requests without a reply. \
 It never slows the bus: what it does not read in time it misses, and says so. It gets no descriptors.
 
 With --json a line is an object with a \"type\":
   monitoring  sequence: everything later is shown
   message     as listen has it, with uid and pid of the sender; to, instead of group, where it went
-              to one endpoint; after a loss: missed, first, last
+              to one endpoint, and to_name if it was sent to that; kind: request, reply, refusal;
+              request: which one it answers; after a loss: missed, first, last
   change      group, sequence, change, endpoint, uid, pid, members; after a loss as above
+  member      group, sequence, change (created, asked, refused, withdrawn, terms, filter,
+              peer-stalled, peer-closed, owner-gone), endpoint, uid, pid, flags
+  owner       name, sequence, old, new, owners: their number
+  outcome     request, sequence, why (gone, timed-out, cancelled), caller, asked: it gets no reply
   gap         missed, first, last: a loss that nothing has followed yet
   reconnected with --reconnect, as `listen` has it
   end         reason";
@@ -547,6 +554,8 @@ decisions from standard input, one a line:
   refuse ENDPOINT [REASON]
   expel ENDPOINT [REASON]
   terms ENDPOINT [FLAG...]   changes how a member is one
+             admit and terms may end with: filter CONDITIONS, as those of `listen --filter`, \
+alternatives between ' || '; the member hears nothing else, and cannot see or change it
   close PEER                 ends the connection, and the memberships that came with it
   tell ENDPOINT TEXT         a private message
 
@@ -589,6 +598,9 @@ pub(crate) struct Admit {
     /// Miss what members send rather than make them wait
     #[arg(long, requires = "send_to_peer")]
     pub(crate) drop_at_peer: bool,
+    /// Members hear only what this accepts, and cannot change it; as for listen
+    #[arg(long, value_name = "F", value_parser = filter::parse)]
+    pub(crate) filter: Vec<filter::Wanted>,
     /// End after this many were admitted; the members go on
     #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,

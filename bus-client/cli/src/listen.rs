@@ -25,7 +25,8 @@ use crate::{
     payload,
     signals::Notice,
     trace::{
-        Content, End, Ended, GapLine, Joined, MessageLine, Missed, State, TraceLine, incarnation,
+        Content, End, Ended, Flags, GapLine, Joined, MessageLine, Missed, State, TraceLine,
+        incarnation,
     },
 };
 
@@ -239,6 +240,17 @@ impl Listener<'_> {
                 let group = group_name(evicted.group.as_ref(), evicted.group_id);
                 let reason = format!("stalled for {:?}", evicted.stalled);
                 self.print_evicted(group, evicted.sequence, reason)?;
+            }
+            Event::FlagsChanged(changed) => {
+                let group = group_name(changed.group.as_ref(), changed.group_id);
+                let flags: Vec<_> = changed.terms.names().iter().map(ToString::to_string).collect();
+                let sequence = changed.sequence.get();
+                if self.options.json {
+                    self.output.json(&TraceLine::Flags(Flags { group, sequence, flags }))?;
+                } else {
+                    let flags = flags.join(",");
+                    self.output.note(&format!("flags in {group} from {sequence} on: {flags}"));
+                }
             }
             Event::Expelled(expelled) => {
                 let group = group_name(expelled.group.as_ref(), expelled.group_id);

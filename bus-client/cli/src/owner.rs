@@ -21,6 +21,7 @@ use serde::Serialize;
 use crate::{
     cli,
     exit::{Exit, Failure},
+    filter,
     listen::{message_line, missed, shown},
     output::Output,
     signals::Notice,
@@ -59,7 +60,8 @@ pub(crate) fn admit(
             .loopback(options.loopback)
             .send_to_peer(options.send_to_peer)
             .drop_when_full(options.drop_when_full)
-            .drop_at_peer(options.drop_at_peer),
+            .drop_at_peer(options.drop_at_peer)
+            .filter(filter::load(&options.filter)?),
     };
     let owner = Owner::new(bus, gate, Some(rule), options.count, options.json, output);
     owner.run(&options.group, notice)
@@ -440,7 +442,23 @@ impl<'a> Decision<'a> {
     }
 }
 
-fn terms(flags: &str) -> Result<Terms, String> {
+/// Flags, and after the word `filter` what the member is to hear: conditions as those of `--filter`,
+/// alternatives between ` || `.
+fn terms(text: &str) -> Result<Terms, String> {
+    let words = format!(" {text}");
+    let (flags, wanted) = match words.split_once(" filter ") {
+        Some((flags, wanted)) => (flags, Some(wanted.trim())),
+        None => (words.as_str(), None),
+    };
+    let filter = wanted.map(|wanted| {
+        let wanted: Result<Vec<_>, _> = wanted.split(" || ").map(filter::parse).collect();
+        filter::load(&wanted?).map_err(|failure| failure.to_string())
+    });
+    let terms = with_flags(flags)?;
+    Ok(terms.filter(filter.transpose()?.flatten()))
+}
+
+fn with_flags(flags: &str) -> Result<Terms, String> {
     flags.split_whitespace().try_fold(Terms::new(), |terms, flag| {
         Ok(match flag {
             "loopback" => terms.loopback(true),
@@ -454,18 +472,33 @@ fn terms(flags: &str) -> Result<Terms, String> {
 
 #[cfg(test)]
 mod tests {
+    use bus_client::Filter;
+
     use super::*;
 
     #[test]
     fn decisions_are_read_and_nonsense_is_named() {
         let seven = EndpointId::from_raw(7);
         let peer = Terms::new().send_to_peer(true).drop_at_peer(true);
+        let conditions = [vec!["key^=a.", "field.unit=C"], vec!["operation=Reset"]];
+        let read = |all: Vec<&str>| all.iter().map(|one| one.parse().unwrap()).collect::<Vec<_>>();
+        let wanted = Filter::new(conditions.map(read)).unwrap();
         let rows = [
             ("admit 7", Ok(Decision::Admit(seven, Terms::new()))),
             ("admit 7  send-to-peer drop-at-peer", Ok(Decision::Admit(seven, peer))),
             ("refuse 7 full house", Ok(Decision::Refuse(seven, "full house"))),
             ("expel 7", Ok(Decision::Expel(seven, ""))),
             ("terms 7 loopback", Ok(Decision::Terms(seven, Terms::new().loopback(true)))),
+            (
+                "terms 7 loopback filter key^=a. && field.unit=C || operation=Reset",
+                Ok(Decision::Terms(seven, Terms::new().loopback(true).filter(Some(wanted)))),
+            ),
+            (
+                "terms 7 filter key",
+                Err("\"key\" is no condition; expected key=KEY, key^=PREFIX, operation=NAME, \
+                     field.NAME=VALUE or field.NAME^=PREFIX, or bpf:FILE"
+                    .to_owned()),
+            ),
             ("close 7", Ok(Decision::Close(seven))),
             ("tell 7 hello there", Ok(Decision::Tell(seven, "hello there"))),
             ("admit me", Err("\"me\" is no endpoint's number".to_owned())),

@@ -20,6 +20,8 @@ pub(crate) enum TraceLine {
     Retained(MessageLine),
     /// All that a group retained has been printed.
     State(State),
+    /// The owner of the gated group has changed the listener's flags.
+    Flags(Flags),
     /// A loss that no message of the group has followed yet.
     Gap(GapLine),
     /// The broker ended the membership.
@@ -144,6 +146,15 @@ pub(crate) struct State {
     pub(crate) sequence: u64,
     /// Retained messages.
     pub(crate) messages: u64,
+}
+
+/// Other flags of the listener's own membership.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Flags {
+    pub(crate) group: String,
+    /// From here on.
+    pub(crate) sequence: u64,
+    pub(crate) flags: Vec<String>,
 }
 
 /// How much was missed.

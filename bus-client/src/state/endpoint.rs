@@ -6,7 +6,7 @@
 use std::task::Waker;
 
 use ahash::HashMap;
-use bus_core::wire::{ClientFrame, LaneNumber, MAX_LANES, Notice, Request, Role, Serial};
+use bus_core::wire::{ClientFrame, Copied, LaneNumber, MAX_LANES, Notice, Request, Role, Serial};
 use bus_core::{EndpointId, GroupId, GroupName, Sequence};
 
 use super::away::{Departure, Return};
@@ -48,7 +48,7 @@ pub(super) struct EndpointState {
     pub(super) requests: Requests,
     pub(super) claims: Claims,
     /// Where the next message went, which is a monitor's copy.
-    pub(super) monitored_next: Option<(Option<GroupName>, Option<EndpointId>)>,
+    pub(super) monitored_next: Option<Box<Copied>>,
     /// The broker has not answered for it yet.
     pub(super) opening: bool,
     pub(super) closing: bool,
@@ -92,7 +92,9 @@ impl EndpointState {
                 | Item::Current { group_id, .. },
             ) => self.groups.contains_key(group_id),
             Some(Item::Gated(notice)) => match &**notice {
-                Notice::Expelled { group_id, .. } => self.groups.contains_key(group_id),
+                Notice::Expelled { group_id, .. } | Notice::FlagsChanged { group_id, .. } => {
+                    self.groups.contains_key(group_id)
+                }
                 _ => true,
             },
             Some(Item::Old(_) | Item::Restored(_)) => true,
@@ -102,6 +104,7 @@ impl EndpointState {
                 | Item::ViewsLost { .. }
                 | Item::Monitored { .. }
                 | Item::MonitoredView(_)
+                | Item::MonitoredChange(_)
                 | Item::MonitorGap { .. },
             ) => true,
         }
@@ -161,11 +164,13 @@ impl EndpointState {
                 Event::Current(Current { group, group_id, sequence, messages })
             }
             Item::Gated(notice) => self.gated_event(*notice),
-            Item::Monitored { message, to } => {
+            Item::Monitored { message, copied } => {
                 let missed = message.missed().map(|gap| Box::new(monitor::gap(gap)));
+                let (to, role) = monitor::read(*copied, message.group());
                 let message = Message::new(message, to.group().cloned(), missed, None);
-                Event::Monitored(Box::new(Monitored { to, message }))
+                Event::Monitored(Box::new(Monitored { to, role, message }))
             }
+            Item::MonitoredChange(change) => Event::MonitoredChange(Box::new((*change).into())),
             Item::MonitoredView(notice) => Event::MonitoredView((*notice).into()),
             Item::MonitorGap { gap } => Event::MonitorGap(monitor::gap(gap)),
             Item::View(notice) => {

@@ -9,7 +9,7 @@ use super::State;
 use super::call::{Purpose, needs_own_room};
 use super::endpoint::{EndpointState, KnownGroup, named};
 use super::target::GroupTarget;
-use crate::gated::{Candidate, Expelled, PeerGap, PeerNotice};
+use crate::gated::{Candidate, Expelled, FlagsChanged, PeerGap, PeerNotice, Terms};
 use crate::inbox::Item;
 use crate::message::Event;
 
@@ -34,6 +34,11 @@ impl EndpointState {
                 let group = self.name_of(group_id);
                 Event::PeerStalled(PeerNotice { group, peer, sequence })
             }
+            Notice::FlagsChanged { group_id, flags, sequence } => {
+                let group = self.name_of(group_id);
+                let terms = Terms { flags, ..Terms::new() };
+                Event::FlagsChanged(FlagsChanged { group, group_id, terms, sequence })
+            }
             Notice::PeerClosed { peer, sequence } => {
                 Event::PeerClosed(PeerNotice { group: None, peer, sequence })
             }
@@ -45,6 +50,9 @@ impl EndpointState {
 impl State {
     /// Takes in a notice about gated groups.
     pub(super) fn gated_notice(&mut self, handle: Handle, notice: Notice) -> Result<(), String> {
+        if let Notice::FlagsChanged { group_id, flags, .. } = &notice {
+            self.flags_changed(handle.get() as usize, *group_id, *flags);
+        }
         let ended = match &notice {
             Notice::Expelled { group_id, sequence, .. } => Some((*group_id, *sequence)),
             _ => None,
@@ -54,6 +62,20 @@ impl State {
             self.left(handle.get() as usize, group_id, sequence);
         }
         Ok(())
+    }
+
+    /// Whether the sender's own room counts depends on its flags.
+    fn flags_changed(&mut self, key: usize, group: GroupId, flags: MemberFlags) {
+        let Some(endpoint) = self.endpoints.get_mut(key) else {
+            return;
+        };
+        let Some(name) = endpoint.name_of(group) else {
+            return;
+        };
+        endpoint.loopbacks.retain(|loopback| *loopback != name);
+        if needs_own_room(flags) {
+            endpoint.loopbacks.push(name);
+        }
     }
 
     /// An endpoint owns a gated group: messages through peer endpoints come from it.

@@ -12,6 +12,7 @@ use crate::bus::{BusInner, LimitExceeded};
 use crate::directory::Directory;
 use crate::id::{EndpointId, GroupId, Sequence};
 use crate::intake::EndpointCore;
+use crate::member_change::{MemberChange, MemberEvent};
 use crate::membership::Membership;
 use crate::send::Effects;
 use crate::sync::{Mutant, mutated};
@@ -60,7 +61,9 @@ impl BusInner {
         let filters = MemberFilters::new(filter, owners);
         self.check_instructions(&before, old, filters.as_deref())?;
         let group = Arc::clone(group);
-        let step = Step::unseen(&group, before.with_filters(at, filters));
+        let flags = before.members()[at].flags;
+        let seen = MemberChange::new(&group, core, MemberEvent::Filter).with_flags(flags);
+        let step = Step::unseen(&group, before.with_filters(at, filters)).aside([seen]);
         let changed = Changed { groups: vec![group.id], ..Changed::default() };
         let drops = record.drops.clone();
         if let Some(record) = directory.endpoints.get_mut(&id)
@@ -101,6 +104,33 @@ impl BusInner {
         let value = self.limits.filter_bytes.into();
         if held - instead + filter.bytes() > value {
             return Err(LimitExceeded::new("filter_bytes", value));
+        }
+        Ok(())
+    }
+
+    /// Whether owners of gated groups may have one more filter on behalf of an endpoint, instead of
+    /// one of so many bytes. Counted apart from the endpoint's own, so that no owner takes those.
+    pub(crate) fn check_owners_filter_bytes(
+        &self,
+        directory: &Directory,
+        id: EndpointId,
+        filter: &Filter,
+        instead: u64,
+    ) -> Result<(), LimitExceeded> {
+        let Some(record) = directory.endpoints.get(&id) else {
+            return Ok(());
+        };
+        let bytes = |membership: &Membership| {
+            let at = membership.position(id)?;
+            let owners = membership.members()[at].filters.as_ref()?.owners.as_ref();
+            owners.map(Filter::bytes)
+        };
+        let groups = record.memberships.iter().filter(|group| group.is_gated());
+        let held: u64 = groups.filter_map(|group| bytes(&group.membership())).sum();
+        let value = self.limits.filter_bytes.into();
+        if held - instead + filter.bytes() > value {
+            let limit = "filter_bytes (of owners, on behalf of one member)";
+            return Err(LimitExceeded::new(limit, value));
         }
         Ok(())
     }

@@ -174,6 +174,44 @@ codes! {
 }
 
 codes! {
+    /// What a message is of which a monitor gets a copy.
+    CopyCode {
+        /// It asks for nothing and answers nothing.
+        Message = "message",
+        /// Its sender waits for a reply.
+        Request = "request",
+        /// It answers a request.
+        Reply = "reply",
+        /// It answers a request, and says no.
+        Refusal = "refusal",
+    }
+}
+
+codes! {
+    /// What happened to a member or a candidate, as monitors are told.
+    MemberCode {
+        /// The endpoint has made the group.
+        Created = "created",
+        /// It asks to be admitted.
+        Asked = "asked",
+        /// The owner has refused it.
+        Refused = "refused",
+        /// It asks no more.
+        Withdrawn = "withdrawn",
+        /// The owner has changed how it is a member.
+        Terms = "terms",
+        /// It has changed what it wants to hear.
+        Filter = "filter",
+        /// Its messages go to its peer endpoint no more, because that was full.
+        PeerStalled = "peer-stalled",
+        /// The connection between it and the owner has ended.
+        PeerClosed = "peer-closed",
+        /// It was the owner, and is gone.
+        OwnerGone = "owner-gone",
+    }
+}
+
+codes! {
     /// What happened to a membership, as its watchers are told.
     ChangeCode {
         /// It began.

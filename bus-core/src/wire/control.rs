@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::cbor::{self, CborError, DecodeError};
 use super::filter_form::BAD_FILTER;
 use super::names::{self, ClaimChanged, NameInfo, Owner, OwnerChanged};
+use super::seen::{self, Copied, MonitoredChange};
 use super::{EvictionReason, FailureCode, GoodbyeCode, OutcomeCode, ViewNotice, WireError};
 use crate::{
     Description, EndpointId, Filter, Gap, GroupId, GroupName, Interest, Limits, MemberFlags,
@@ -906,6 +907,16 @@ pub enum Notice {
         /// Where in the order that was.
         sequence: Sequence,
     },
+    /// The owner of a gated group has changed this member's flags, or what its peer endpoint cost
+    /// it.
+    FlagsChanged {
+        /// The group.
+        group_id: GroupId,
+        /// How the endpoint is a member now.
+        flags: MemberFlags,
+        /// From where in the order on.
+        sequence: Sequence,
+    },
     /// The candidate or member at the other side of a peer endpoint is gone, or has closed it.
     PeerClosed {
         /// The peer endpoint.
@@ -914,12 +925,9 @@ pub enum Notice {
         sequence: Sequence,
     },
     /// The next MESSAGE for this endpoint is a copy of one that went elsewhere.
-    Monitored {
-        /// The group that it went to.
-        group: Option<GroupName>,
-        /// The endpoint that it went to, if it went to one.
-        to: Option<EndpointId>,
-    },
+    Monitored(Box<Copied>),
+    /// Something that a monitor sees beside messages and views. It takes a place.
+    MonitoredChange(Box<MonitoredChange>),
     /// The membership of some group has changed, as a monitor is told. It takes a place.
     MonitoredView(Box<ViewNotice>),
     /// A monitor has missed something, and nothing came after it to say so.
@@ -958,12 +966,6 @@ enum NoticeForm {
         queued_messages: u64,
         #[serde(default, rename = "back_off_ms", with = "milliseconds")]
         back_off: Duration,
-    },
-    Monitored {
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        group: Option<GroupName>,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        to: Option<EndpointId>,
     },
     MonitoredView(Box<ViewNotice>),
     MonitorGap {
@@ -1025,6 +1027,12 @@ enum NoticeForm {
         peer: EndpointId,
         sequence: Sequence,
     },
+    FlagsChanged {
+        group_id: GroupId,
+        #[serde(default, with = "known_flag_names")]
+        flags: MemberFlags,
+        sequence: Sequence,
+    },
 }
 
 impl Notice {
@@ -1032,9 +1040,11 @@ impl Notice {
     #[must_use]
     pub fn is_charged(&self) -> bool {
         match self {
-            Self::View(_) | Self::MonitoredView(_) | Self::Owner(_) | Self::Candidate { .. } => {
-                true
-            }
+            Self::View(_)
+            | Self::MonitoredView(_)
+            | Self::MonitoredChange(_)
+            | Self::Owner(_)
+            | Self::Candidate { .. } => true,
             Self::Unknown { charged, .. } => *charged,
             _ => false,
         }
@@ -1054,7 +1064,6 @@ impl Notice {
                 back_off,
             } => Self::Evicted { group_id, sequence, reason, stalled, queued_messages, back_off },
             NoticeForm::View(view) => Self::View(view),
-            NoticeForm::Monitored { group, to } => Self::Monitored { group, to },
             NoticeForm::MonitoredView(view) => Self::MonitoredView(view),
             NoticeForm::MonitorGap { count, first, last } => {
                 Self::MonitorGap { gap: Gap { count, first, last } }
@@ -1089,6 +1098,9 @@ impl Notice {
                 Self::PeerStalled { group_id, peer, sequence }
             }
             NoticeForm::PeerClosed { peer, sequence } => Self::PeerClosed { peer, sequence },
+            NoticeForm::FlagsChanged { group_id, flags, sequence } => {
+                Self::FlagsChanged { group_id, flags, sequence }
+            }
         }
     }
 
@@ -1105,7 +1117,7 @@ impl Notice {
         "peer-gap",
         "peer-stalled",
         "peer-closed",
-        "monitored",
+        "flags-changed",
         "monitored-view",
         "monitor-gap",
     ];
@@ -1122,6 +1134,9 @@ impl Notice {
     pub(super) fn decode(body: &[u8], charged: bool) -> Result<Self, ControlError> {
         if cbor::text_under(body, "type").is_some_and(|kind| names::Form::KINDS.contains(&kind)) {
             return decode::<names::Form>(body).map(Self::from).and_then(|n| n.checked(charged));
+        }
+        if cbor::text_under(body, "type").is_some_and(|kind| seen::Form::KINDS.contains(&kind)) {
+            return decode::<seen::Form>(body).map(Self::from).and_then(|n| n.checked(charged));
         }
         match cbor::decode(body) {
             Ok(form) => Self::from_form(form).checked(charged),
@@ -1156,8 +1171,14 @@ impl Notice {
                 }
             }
             Self::View(view) => NoticeForm::View(view.clone()),
-            Self::Monitored { group, to } => {
-                NoticeForm::Monitored { group: group.clone(), to: *to }
+            Self::Monitored(copied) => {
+                return cbor::encode(out, &seen::Form::Monitored((**copied).clone()));
+            }
+            Self::MonitoredChange(change) => {
+                return cbor::encode(out, &seen::Form::from(&**change));
+            }
+            Self::FlagsChanged { group_id, flags, sequence } => {
+                NoticeForm::FlagsChanged { group_id: *group_id, flags: *flags, sequence: *sequence }
             }
             Self::MonitoredView(view) => NoticeForm::MonitoredView(view.clone()),
             Self::MonitorGap { gap } => {
@@ -1297,7 +1318,10 @@ mod flag_names {
 
     use super::MemberFlags;
 
-    pub(super) fn serialize<S: Serializer>(flags: &MemberFlags, s: S) -> Result<S::Ok, S::Error> {
+    pub(in super::super) fn serialize<S: Serializer>(
+        flags: &MemberFlags,
+        s: S,
+    ) -> Result<S::Ok, S::Error> {
         // Gathered first: of an iterator whose length is unknown serde would make an indefinite
         // array, which control messages do not use.
         s.collect_seq(super::names_of(*flags).collect::<Vec<_>>())
@@ -1318,14 +1342,16 @@ mod flag_names {
 }
 
 /// A list of names; one that is unknown is passed over, because it only tells something.
-mod known_flag_names {
+pub(super) mod known_flag_names {
     use serde::{Deserialize, Deserializer};
 
     use super::MemberFlags;
 
-    pub(super) use super::flag_names::serialize;
+    pub(in super::super) use super::flag_names::serialize;
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<MemberFlags, D::Error> {
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<MemberFlags, D::Error> {
         let names = Vec::<String>::deserialize(d)?;
         Ok(names.iter().filter_map(|name| super::flag_of(name)).collect())
     }

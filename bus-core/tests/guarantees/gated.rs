@@ -315,8 +315,65 @@ fn g4_new_terms_hold_from_their_place_on() {
     let after = alice.send(owner.group, "after");
     assert_rising(&[before.sequence, changed, after.sequence]);
     assert_eq!((before.recipients, after.recipients), (0, 2));
-    assert_eq!(alice.take_all(), ["after"]);
+    assert_eq!(alice.take(), "after");
+    assert!(matches!(alice.reader.try_receive(), Ok(Delivery::Flags { .. })), "it is told");
     assert_eq!(text(&owner.heard().1), "after");
+}
+
+/// No flags, and a filter on the member's behalf.
+fn filtered(filter: &str) -> Terms {
+    let mut terms = Terms::default();
+    terms.filter = Some(filter.parse().unwrap());
+    terms
+}
+
+#[test]
+fn g4_a_member_is_told_of_other_flags_and_not_of_its_owners_filter() {
+    let bus = bus(8);
+    let mut owner = Owner::on(&bus, "club");
+    let (mut alice, mut bob) = (Party::on(&bus), Party::on(&bus));
+    owner.take_in(&alice, "club", Terms::default());
+    owner.take_in(&bob, "club", Terms::default());
+    let set =
+        |who: &Party, terms| owner.party.endpoint.set_terms(owner.group, who.id(), terms).unwrap();
+    let hidden = filtered("key=k");
+    set(&alice, hidden.clone());
+    assert!(matches!(alice.reader.try_receive(), Err(ReceiveError::Empty)), "it cannot see that");
+    bob.send(owner.group, "rejected");
+    // What was queued comes first, and of several changes the last is told.
+    set(&bob, Terms::new(MemberFlags::LOOPBACK));
+    bob.send(owner.group, "mine");
+    let last = set(&bob, Terms::new(MemberFlags::DROP_WHEN_FULL));
+    assert_eq!(bob.take(), "mine");
+    let Ok(Delivery::Flags { group, flags, sequence }) = bob.reader.try_receive() else {
+        panic!("told of its flags")
+    };
+    assert_eq!((group, flags, sequence), (owner.group, MemberFlags::DROP_WHEN_FULL, last));
+    assert!(matches!(bob.reader.try_receive(), Err(ReceiveError::Empty)), "once");
+    // Nobody is told of a membership that has ended.
+    set(&bob, Terms::default());
+    bob.endpoint.leave(owner.group).unwrap();
+    assert!(matches!(bob.reader.try_receive(), Err(ReceiveError::Empty)));
+}
+
+#[test]
+fn g8_owners_filters_for_one_member_are_bounded_and_take_nothing_of_its_own() {
+    let bus = bus_with(Limits { filter_bytes: 100, ..Limits::default() });
+    let mut owner = Owner::on(&bus, "club");
+    let alice = Party::on(&bus);
+    owner.take_in(&alice, "club", filtered("key=short"));
+    alice.endpoint.set_filter(owner.group, Some("key=own".parse().unwrap())).unwrap();
+    let long = filtered(&format!("key={}", "x".repeat(60)));
+    let refused = owner.party.endpoint.set_terms(owner.group, alice.id(), long.clone());
+    let is_limit = |error: GateError| error.to_string().contains("filter_bytes");
+    assert!(is_limit(refused.unwrap_err()));
+    let (second, _) = owner.party.endpoint.create_gated(&"other".parse().unwrap(), None).unwrap();
+    let _asks = connect(&alice, "other");
+    let refused = owner.party.endpoint.admit(second, alice.id(), long);
+    assert!(is_limit(refused.unwrap_err()));
+    owner.party.endpoint.set_terms(owner.group, alice.id(), Terms::default()).unwrap();
+    let fits = filtered("key=fits");
+    owner.party.endpoint.admit(second, alice.id(), fits).unwrap();
 }
 
 #[test]
@@ -455,7 +512,10 @@ fn g8_a_stalled_owner_costs_its_members_send_to_peer_and_is_told() {
     assert_eq!(outcome(&mut alice.lane).unwrap().recipients, 1, "bob only");
     assert_eq!(outcome(&mut direct), Err(SendError::RecipientStalled(peer)));
     assert!(evictions.iter().all(|e| e.cause == EvictionCause::PeerStalled), "{evictions:?}");
-    assert_eq!(bob.take_all(), ["1", "3"], "nobody was put out of the group");
+    assert_eq!([bob.take(), bob.take()], ["1", "3"], "nobody was put out of the group");
+    let Ok(Delivery::Flags { flags: NONE, .. }) = bob.reader.try_receive() else {
+        panic!("its messages go to the owner no more")
+    };
     let mut stalled = Vec::new();
     while let Ok(delivery) = owner.party.reader.try_receive() {
         if let Delivery::Peer { peer, change: PeerChange::Stalled, group, .. } = delivery {

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use bus_core::{Bus, Destination, Limits, NameFlags, NameId, SendError};
+use bus_core::{
+    Bus, Destination, Draft, EvictionCause, Kind, Limits, NameFlags, NameId, SendError,
+};
 
 use crate::given::{Party, bus, bus_with};
 
@@ -41,6 +43,33 @@ fn who_has_less_to_do_is_given_more() {
     }
     assert_eq!(workers[1].take_all(), ["a", "b", "c"]);
     assert_eq!(workers[0].take_all(), ["busy"; 3]);
+}
+
+#[test]
+fn who_owes_more_answers_is_given_less() {
+    let bus = bus(8);
+    let (id, mut workers) = workers(&bus, 2);
+    let mut sender = Party::on(&bus);
+    let ask = |sender: &mut Party, text: &str| {
+        let draft = Draft { kind: Kind::Request { repeatable: false }, ..Draft::from(text) };
+        sender.lane.try_send(Destination::Name(id), draft).unwrap().sequence
+    };
+    let first = ask(&mut sender, "a");
+    let second = ask(&mut sender, "b");
+    // Both have taken what they were asked; one has answered.
+    assert_eq!(workers[0].take_all(), ["a"]);
+    assert_eq!(workers[1].take_all(), ["b"]);
+    workers[1].lane.try_send(Destination::Caller(second), "done").unwrap();
+    ask(&mut sender, "c");
+    let fourth = ask(&mut sender, "d");
+    assert_eq!(workers[1].take_all(), ["c"], "and then they are equal, and the first has its turn");
+    assert_eq!(workers[0].take_all(), ["d"]);
+    // Whatever ends a request ends what is owed.
+    assert!(workers[0].endpoint.decline_request(first));
+    assert!(workers[0].endpoint.decline_request(fourth));
+    ask(&mut sender, "e");
+    ask(&mut sender, "f");
+    assert_eq!(workers[0].take_all(), ["e"], "it owed nothing, and the other one answer");
 }
 
 #[test]
@@ -145,10 +174,11 @@ fn g8_a_stalled_worker_is_put_out_and_told() {
     let mut now = Duration::from_secs(1_000);
     bus.tick(now);
     sender.wait(id, "waits");
+    let mut logged = Vec::new();
     let mut tick = |times: u32| {
         for _ in 0..times {
             now += Duration::from_millis(100);
-            bus.tick(now);
+            logged.extend(bus.tick(now));
         }
     };
     tick(5);
@@ -162,6 +192,9 @@ fn g8_a_stalled_worker_is_put_out_and_told() {
     assert_eq!(info.owner_count, 1, "both were stalled by then, and one of them stays");
     let put_out = usize::from(info.owners[0].endpoint == workers[0].id());
     assert_eq!(workers[put_out].take_all(), ["fills", "-w stalled"]);
+    let [out] = &logged[..] else { panic!("{logged:?}") };
+    assert_eq!((out.endpoint, out.name.as_str()), (workers[put_out].id(), "w"));
+    assert_eq!(out.cause, EvictionCause::WorkerStalled);
     assert_eq!(
         sender.outcome(),
         Err(SendError::RecipientStalled(workers[1 - put_out].id())),

@@ -235,7 +235,7 @@ impl History {
                 trace.through = end.through;
             }
             // What came before the join is no part of what this listener heard of the order.
-            TraceLine::Retained(_) | TraceLine::State(_) => {}
+            TraceLine::Retained(_) | TraceLine::State(_) | TraceLine::Flags(_) => {}
             // What could not be joined again has had its end with the broker before. A new broker
             // is another history.
             TraceLine::Lost(_) | TraceLine::Reconnected(_) => {}

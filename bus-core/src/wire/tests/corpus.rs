@@ -5,11 +5,12 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::super::{
-    BrokerFrame, ChangeCode, ClaimChanged, ClientFrame, ControlError, EvictionReason, Failure,
-    FailureCode, Goodbye, GoodbyeCode, GroupInfo, Handle, Hello, Incarnation, LaneNumber,
-    MemberInfo, MessageFrame, MessageHead, NameInfo, Notice, OutcomeCode, Owner, OwnerChanged,
-    Request, Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial, Stats, Status,
-    ViewNotice, Welcome,
+    BrokerFrame, ChangeCode, ClaimChanged, ClientFrame, ControlError, Copied, CopyCode,
+    EvictionReason, Failure, FailureCode, Goodbye, GoodbyeCode, GroupInfo, Handle, Hello,
+    Incarnation, LaneNumber, MemberCode, MemberInfo, MessageFrame, MessageHead, MonitoredChange,
+    MonitoredMember, MonitoredOutcome, NameInfo, Notice, OutcomeCode, Owner, OwnerChanged, Request,
+    Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial, Stats, Status, ViewNotice,
+    Welcome,
 };
 use crate::{
     Attributes, Condition, ContentType, Credentials, Description, Destination, EndpointId, Filter,
@@ -398,17 +399,28 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
         endpoint: Handle::FIRST,
         notice: Notice::Claim(Box::new(ClaimChanged { name_id, name: clock(), sequence, event })),
     };
+    let owner_changed = |missed| OwnerChanged {
+        name_id,
+        name: clock(),
+        sequence,
+        old: Some(owner),
+        new: None,
+        owners: 0,
+        missed,
+    };
     let changed = |missed| BrokerFrame::Notice {
         endpoint: Handle::FIRST,
-        notice: Notice::Owner(Box::new(OwnerChanged {
-            name_id,
-            name: clock(),
-            sequence,
-            old: Some(owner),
-            new: None,
-            owners: 0,
-            missed,
-        })),
+        notice: Notice::Owner(Box::new(owner_changed(missed))),
+    };
+    let chat = || "org.example.Chat".parse().unwrap();
+    let monitored = |case, copied| {
+        let notice = Notice::Monitored(Box::new(copied));
+        (case, BrokerFrame::Notice { endpoint: Handle::FIRST, notice })
+    };
+    let copied = |group, to, name, kind, request| Copied { group, to, name, kind, request };
+    let seen = |case, change| {
+        let notice = Notice::MonitoredChange(Box::new(change));
+        (case, BrokerFrame::Notice { endpoint: Handle::FIRST, notice })
     };
     let incarnation = Incarnation::from_bytes(*b"0123456789abcdef");
     let peer = EndpointId::from_raw(5);
@@ -673,21 +685,46 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
                 })),
             },
         ),
-        (
-            "monitored",
-            BrokerFrame::Notice {
-                endpoint: Handle::FIRST,
-                notice: Notice::Monitored {
-                    group: Some("org.example.Chat".parse().unwrap()),
-                    to: None,
-                },
-            },
+        monitored("monitored", copied(Some(chat()), None, None, CopyCode::Message, None)),
+        monitored(
+            "monitored at an endpoint",
+            copied(None, Some(EndpointId::from_raw(4)), None, CopyCode::Reply, Some(sequence)),
+        ),
+        monitored(
+            "monitored request to a name",
+            copied(None, Some(EndpointId::from_raw(4)), Some(chat()), CopyCode::Request, None),
+        ),
+        seen("monitored owner", MonitoredChange::Owner(owner_changed(Some(gap())))),
+        seen(
+            "monitored outcome",
+            MonitoredChange::Outcome(MonitoredOutcome {
+                request: sequence,
+                sequence,
+                why: OutcomeCode::TimedOut,
+                caller: EndpointId::from_raw(4),
+                asked: EndpointId::from_raw(5),
+                missed: Some(gap()),
+            }),
+        ),
+        seen(
+            "monitored member",
+            MonitoredChange::Member(MonitoredMember {
+                group_id,
+                group: chat(),
+                sequence,
+                change: MemberCode::Terms,
+                endpoint: EndpointId::from_raw(4),
+                uid: 1000,
+                pid: 4242,
+                flags: MemberFlags::LOOPBACK,
+                missed: None,
+            }),
         ),
         (
-            "monitored at an endpoint",
+            "flags changed",
             BrokerFrame::Notice {
                 endpoint: Handle::FIRST,
-                notice: Notice::Monitored { group: None, to: Some(EndpointId::from_raw(4)) },
+                notice: Notice::FlagsChanged { group_id, flags: MemberFlags::LOOPBACK, sequence },
             },
         ),
         (

@@ -7,11 +7,11 @@ use ciborium::Value;
 
 use super::super::cbor::text_under;
 use super::super::{
-    BrokerFrame, ChangeCode, ClaimChanged, ClientFrame, EvictionReason, Failure, FailureCode,
-    Goodbye, GoodbyeCode, GroupInfo, HEADER_BYTES, Handle, Hello, Incarnation, LaneNumber, MAGIC,
-    MAX_FRAME_BYTES, MAX_PART, MAX_TEXT_BYTES, MessageFrame, MessageHead, Notice, OutcomeCode,
-    Request, Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial, ViewNotice, Welcome,
-    take_magic,
+    BrokerFrame, ChangeCode, ClaimChanged, ClientFrame, Copied, CopyCode, EvictionReason, Failure,
+    FailureCode, Goodbye, GoodbyeCode, GroupInfo, HEADER_BYTES, Handle, Hello, Incarnation,
+    LaneNumber, MAGIC, MAX_FRAME_BYTES, MAX_PART, MAX_TEXT_BYTES, MemberCode, MessageFrame,
+    MessageHead, Notice, OutcomeCode, Request, Response, Role, SendFlags, SendFrame, SendHead,
+    SendId, Serial, ViewNotice, Welcome, take_magic,
 };
 use super::{Direction, corpus, encoded};
 use crate::{
@@ -467,10 +467,13 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
             "broker NOTICE monitored",
             BrokerFrame::Notice {
                 endpoint,
-                notice: Notice::Monitored {
+                notice: Notice::Monitored(Box::new(Copied {
                     group: Some("org.example.Chat".parse().unwrap()),
                     to: None,
-                },
+                    name: None,
+                    kind: CopyCode::Message,
+                    request: None,
+                })),
             },
         ),
         (
@@ -543,7 +546,10 @@ fn the_page_names_every_code_operation_limit_and_bound() {
     let goodbyes = GoodbyeCode::ALL.iter().map(GoodbyeCode::as_str);
     let changes = ChangeCode::ALL.iter().map(ChangeCode::as_str);
     let outcomes = OutcomeCode::ALL.iter().map(OutcomeCode::as_str);
-    for word in operations.chain(failures).chain(goodbyes).chain(changes).chain(outcomes) {
+    let members = MemberCode::ALL.iter().map(MemberCode::as_str);
+    let copies = CopyCode::ALL.iter().map(CopyCode::as_str);
+    let told = changes.chain(outcomes).chain(members).chain(copies);
+    for word in operations.chain(failures).chain(goodbyes).chain(told) {
         assert!(PAGE.contains(&format!("`{word}`")), "{word}");
     }
     for (_, frame) in corpus::broker() {
