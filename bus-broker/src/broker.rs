@@ -28,6 +28,7 @@ use crate::ingress::{
 };
 use crate::listener::{ListenError, Listener};
 use crate::policy::{ReloadError, RulesInForce, Subject};
+use crate::rings::RingLedger;
 use crate::service::{Services, Starter, read_services};
 
 /// A broker that is ready to serve: clients can connect, and are answered once it runs.
@@ -134,6 +135,8 @@ pub(crate) struct Shared {
     /// How long a connection may take to say HELLO.
     pub(crate) greeting: Duration,
     pub(crate) address: Option<PathBuf>,
+    /// Memory that clients share with the broker.
+    pub(crate) rings: Arc<RingLedger>,
     pub(crate) counters: Counters,
     pub(crate) policy: RulesInForce,
     pub(crate) config: Config,
@@ -244,6 +247,7 @@ impl Broker {
             started: Instant::now(),
             greeting: config.greeting,
             address,
+            rings: Arc::new(RingLedger::new(config.ring_bytes)),
             counters: Counters::default(),
             policy: RulesInForce::new(config.whole_policy()?),
             config: config.clone(),

@@ -48,6 +48,9 @@ pub struct Config {
     /// place that others need.
     #[serde(with = "bus_core::duration_text")]
     pub greeting: Duration,
+    /// Bytes of shared memory that the rings of one user's connections may have; connections beyond
+    /// that keep to their sockets. 0 for no rings.
+    pub ring_bytes: u64,
     /// Sockets for programs that know nothing of Unisono.
     pub ingress: Vec<IngressConfig>,
     /// Who may do what: the rules `[[policy]]` of this configuration.
@@ -152,6 +155,7 @@ impl Default for Config {
             threads: None,
             limits: Limits::default(),
             greeting: Duration::from_secs(10),
+            ring_bytes: 128 << 20,
             ingress: Vec::new(),
             policy: Policy::private(rustix::process::geteuid().as_raw()),
             policy_directories: Vec::new(),

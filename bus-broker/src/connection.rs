@@ -17,9 +17,9 @@ use std::{
 
 use bus_core::{
     Credentials,
-    wire::{Goodbye, GoodbyeCode},
+    wire::{BrokerFrame, BrokerRings, ClientRings, Goodbye, GoodbyeCode},
 };
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use rustix::{event::epoll::EventFlags, io::Errno, net::sockopt};
 
 use crate::{
@@ -27,15 +27,18 @@ use crate::{
     credentials::PeerCredentials,
     door::DoorPlace,
     inbox::{Inbox, Part, Token},
-    output::{Output, SpareBuffers},
+    link::{Link, LinkError, is_at},
+    output::{Carried, Output, SpareBuffers, Turn},
     protocol::{Progress, Protocol},
+    rings::{Rings, Stage},
+    session::say,
     transport::{Arrived, Received, Sent, Socket},
 };
 
 /// A connection, owned by one I/O thread.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    socket: Socket,
+    link: Link,
     token: Token,
     span: tracing::Span,
     protocol: Protocol,
@@ -45,8 +48,18 @@ pub(crate) struct Connection {
     needs: usize,
     arrived: Arrived,
     output: Output,
-    /// The socket takes no more now.
+    /// There is no room for more now.
     output_blocked: bool,
+    /// It is the socket that has none.
+    socket_blocked: bool,
+    /// When rings may be asked for again.
+    rings_from: Option<Instant>,
+    /// They were asked for while other descriptors were under way.
+    rings_asked: bool,
+    /// Its ring is looked at in each turn.
+    pub(crate) is_hot: bool,
+    /// Already in the list of those whose bells are to be rung.
+    pub(crate) is_to_be_rung: bool,
     /// Frames in `unread` wait for their turn, or for the client to read; until then it is not
     /// read itself.
     input_paused: bool,
@@ -166,7 +179,7 @@ impl Connection {
         };
         tracing::debug!(parent: &span, "accepted");
         Self {
-            socket: Socket::new(socket),
+            link: Link::new(Socket::new(socket)),
             token,
             span,
             protocol,
@@ -175,6 +188,11 @@ impl Connection {
             arrived: Arrived::default(),
             output: Output::default(),
             output_blocked: false,
+            socket_blocked: false,
+            rings_from: None,
+            rings_asked: false,
+            is_hot: false,
+            is_to_be_rung: false,
             input_paused: false,
             interest: EventFlags::empty(),
             is_dirty: false,
@@ -234,7 +252,7 @@ impl Connection {
         workspace: &mut Workspace,
     ) -> Result<(), End> {
         if self.is_reading_one_frame() {
-            let received = self.socket.receive_rest(&mut self.unread);
+            let received = self.link.receive_rest(&mut self.unread);
             let Some(count) = self.unless_over(bytes_of(received))? else { return Ok(()) };
             shared.counters.bytes_read.add(count);
             if self.unread.len() < self.needs {
@@ -244,7 +262,7 @@ impl Connection {
             self.needs = 0;
             return self.interpret(&mut frames, shared, inbox, workspace);
         }
-        let received = self.socket.receive(&mut workspace.landing, &mut self.arrived);
+        let received = self.link.receive(&mut workspace.landing, &mut self.arrived);
         let Some(count) = self.unless_over(bytes_of(received))? else { return Ok(()) };
         if count == 0 {
             return Ok(());
@@ -321,11 +339,12 @@ impl Connection {
         }
         if self.output.is_urgent() {
             let before = self.output.len();
-            let sent = self.socket.send(&mut self.output).map_err(End::Socket)?;
+            let sent = self.link.send(&mut self.output)?;
             shared.counters.bytes_written.add(before - self.output.len());
-            self.output_blocked = sent == Sent::Rest;
+            self.output_blocked = sent != Sent::All;
+            self.socket_blocked = sent == Sent::Rest;
             if self.output.take_descriptors_lost() {
-                self.protocol.descriptors_lost();
+                self.descriptors_lost();
             }
         }
         self.output.give_back(&mut workspace.spare);
@@ -384,10 +403,10 @@ impl Connection {
     /// What epoll should watch for from now on, if that has changed.
     pub(crate) fn new_interest(&mut self) -> Option<EventFlags> {
         let mut wanted = EventFlags::empty();
-        if self.wants_input() {
+        if self.wants_input() && self.link.reads_socket() {
             wanted |= EventFlags::IN;
         }
-        if self.output_blocked {
+        if self.socket_blocked {
             wanted |= EventFlags::OUT;
         }
         (mem::replace(&mut self.interest, wanted) != wanted).then_some(wanted)
@@ -416,15 +435,25 @@ impl Connection {
     ) -> Result<(), End> {
         self.output.lend(&mut workspace.spare);
         let mut context = Context { shared, inbox, waiting_sends: &mut workspace.waiting_sends };
-        let progress =
-            self.protocol.input(frames, &mut self.arrived, &mut self.output, &mut context)?;
         self.needs = 0;
+        let progress = loop {
+            let progress =
+                self.protocol.input(frames, &mut self.arrived, &mut self.output, &mut context)?;
+            match progress {
+                Progress::Rings(rings) => self.turn(rings, frames, shared)?,
+                progress => break progress,
+            }
+        };
+        if mem::take(&mut self.rings_asked) {
+            self.offer_rings(shared)?;
+        }
         match progress {
             Progress::Needs(bytes) if bytes > OWN_BUFFER_BYTES => {
                 self.needs = bytes;
                 self.unread = Vec::with_capacity(bytes);
             }
             Progress::Needs(_) => {}
+            Progress::Rings(_) => unreachable!("dealt with above"),
             Progress::OutputFull | Progress::TurnOver | Progress::Waits => {
                 self.input_paused = true;
             }
@@ -432,7 +461,8 @@ impl Connection {
         self.unread.extend_from_slice(frames);
         if self.unread.is_empty() {
             self.unread = Vec::new();
-            if !self.arrived.descriptors.is_empty() || self.arrived.lost {
+            let may_be_early = self.link.reads_ring();
+            if (!self.arrived.descriptors.is_empty() || self.arrived.lost) && !may_be_early {
                 return Err(End::Fault(Goodbye::new(
                     GoodbyeCode::Protocol,
                     "descriptors came with bytes that begin no frame that has some",
@@ -440,6 +470,154 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    // ---- Rings in shared memory
+
+    pub(crate) fn rings(&self) -> Option<&Rings> {
+        self.link.rings()
+    }
+
+    pub(crate) fn rings_mut(&mut self) -> Option<&mut Rings> {
+        self.link.rings_mut()
+    }
+
+    /// Whether a read would find something in its ring.
+    pub(crate) fn has_ring_input(&self) -> bool {
+        self.wants_input() && self.link.has_ring_input()
+    }
+
+    /// Whether input comes by its ring.
+    pub(crate) fn reads_ring(&self) -> bool {
+        self.link.reads_ring()
+    }
+
+    /// Whether the socket has something to say although input comes by the ring.
+    pub(crate) fn reads_socket(&self) -> bool {
+        self.link.reads_socket()
+    }
+
+    /// Says to the client that we sleep; false if its ring is to be read first.
+    pub(crate) fn arm(&self) -> bool {
+        // Who is not read now is looked at when it is read again.
+        !self.wants_input() || !self.reads_ring() || self.rings().is_none_or(Rings::arm)
+    }
+
+    /// Gives up rings that it has; epoll has to forget their bell.
+    pub(crate) fn take_rings(&mut self) -> Option<Box<Rings>> {
+        self.link.take_rings()
+    }
+
+    /// Whether rings that it has were used since the last look.
+    pub(crate) fn has_used_rings(&mut self) -> Option<bool> {
+        self.rings_mut().map(|rings| mem::take(&mut rings.active))
+    }
+
+    /// Tells the client that its rings end, unless they are just being opened or ended.
+    pub(crate) fn end_rings(&mut self) -> bool {
+        let open = Stage::Open { output: true };
+        if self.ending || !is_at(self.rings(), open) {
+            return false;
+        }
+        say(BrokerFrame::Rings(BrokerRings::End), &mut self.output);
+        self.output.push_turn(Turn::ToSocket);
+        if let Some(rings) = self.rings_mut() {
+            rings.stage = Stage::Ending { output: true };
+        }
+        true
+    }
+
+    /// The client has said something about rings. `rest` is what was read behind that.
+    fn turn(
+        &mut self,
+        step: ClientRings,
+        rest: &mut BytesMut,
+        shared: &Arc<Shared>,
+    ) -> Result<(), End> {
+        match step {
+            ClientRings::Wanted if self.rings().is_none() && !self.rings_asked => {
+                self.offer_rings(shared)
+            }
+            ClientRings::Taken if is_at(self.rings(), Stage::Offered) => {
+                self.protocol.descriptors_done();
+                self.link.keep_early(rest);
+                rest.advance(rest.len());
+                let rings = self.link.rings_mut().expect("looked at above");
+                rings.open().map_err(|error| {
+                    let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+                    End::Socket(errno)
+                })?;
+                say(BrokerFrame::Rings(BrokerRings::Begin), &mut self.output);
+                self.output.push_turn(Turn::ToRings);
+                Ok(())
+            }
+            ClientRings::Declined if is_at(self.rings(), Stage::Offered) => {
+                self.protocol.descriptors_done();
+                self.rings_are_over();
+                Ok(())
+            }
+            ClientRings::Left if is_at(self.rings(), Stage::Ending { output: false }) => {
+                let left = self.rings().is_some_and(Rings::has_input);
+                if left || !rest.is_empty() {
+                    return Err(rings_fault("something comes behind RINGS_LEFT"));
+                }
+                self.rings_are_over();
+                Ok(())
+            }
+            step => Err(rings_fault(&format!("RINGS: {step:?}, and that is not next"))),
+        }
+    }
+
+    fn offer_rings(&mut self, shared: &Arc<Shared>) -> Result<(), End> {
+        let too_early = self.rings_from.is_some_and(|from| from > Instant::now());
+        let made = match self.protocol.begin_descriptors() {
+            Some(_) if too_early => {
+                self.protocol.descriptors_done();
+                None
+            }
+            Some(uid) => match Rings::new(&shared.rings, uid) {
+                Ok(rings) => Some(rings),
+                Err(error) => {
+                    self.protocol.descriptors_done();
+                    tracing::debug!(parent: &self.span, %error, "no rings");
+                    None
+                }
+            },
+            None => {
+                self.rings_asked = true;
+                return Ok(());
+            }
+        };
+        let Some(rings) = made else {
+            say(BrokerFrame::Rings(BrokerRings::Refused), &mut self.output);
+            return Ok(());
+        };
+        let (offered, files) = rings.offer();
+        let encode = |frame| {
+            let mut bytes = BytesMut::new();
+            BrokerFrame::Rings(frame).encode(&mut bytes).expect("it has a fixed length");
+            bytes.freeze()
+        };
+        let (with, without) = (encode(offered), encode(BrokerRings::Refused));
+        self.output.push_with_descriptors(with, without, Carried::Rings(files));
+        self.link.offer(rings);
+        Ok(())
+    }
+
+    /// Descriptors could not be sent; those of a message, or rings.
+    fn descriptors_lost(&mut self) {
+        self.protocol.descriptors_done();
+        if is_at(self.rings(), Stage::Offered) {
+            self.rings_are_over();
+        }
+    }
+
+    /// They are given back once epoll has forgotten them.
+    fn rings_are_over(&mut self) {
+        self.rings_from = Some(Instant::now() + RINGS_PAUSE);
+        if let Some(rings) = self.rings_mut() {
+            rings.stage = Stage::Over;
+        }
     }
 
     fn log(&self, end: &End, shared: &Shared) {
@@ -459,7 +637,7 @@ impl Connection {
 
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.link.as_fd()
     }
 }
 
@@ -481,15 +659,30 @@ impl End {
     }
 }
 
-fn bytes_of(received: Result<Received, Errno>) -> Result<usize, End> {
-    match received {
-        Ok(Received::Bytes(count)) => Ok(count),
-        Ok(Received::Nothing) => Ok(0),
-        Ok(Received::End) | Err(Errno::CONNRESET) => Err(End::Gone),
-        Err(error) => Err(End::Socket(error)),
+impl From<LinkError> for End {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::Socket(Errno::CONNRESET) => Self::Gone,
+            LinkError::Socket(error) => Self::Socket(error),
+            LinkError::Ring(error) => rings_fault(&error.to_string()),
+        }
     }
 }
 
+fn bytes_of(received: Result<Received, LinkError>) -> Result<usize, End> {
+    match received? {
+        Received::Bytes(count) => Ok(count),
+        Received::Nothing => Ok(0),
+        Received::End => Err(End::Gone),
+    }
+}
+
+fn rings_fault(text: &str) -> End {
+    End::Fault(Goodbye::new(GoodbyeCode::Protocol, text))
+}
+
+/// How long after its rings a client may not have new ones: making them is work.
+const RINGS_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
 /// The longest message of an ingress whose socket does not say how much it holds.
 const DEFAULT_MAXIMUM: usize = 64 << 10;
 /// Bytes of one read: about a thousand small frames, and a third of what a socket holds.

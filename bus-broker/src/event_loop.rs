@@ -35,6 +35,7 @@ use crate::courtesy::Courtesy;
 use crate::door::Door;
 use crate::inbox::{Inbox, Shelf, Token};
 use crate::ingress::IngressListener;
+use crate::rings::{Rings, Stage};
 
 /// One thread's part of a broker, before and while it runs.
 #[derive(Debug)]
@@ -54,6 +55,15 @@ pub(crate) struct IoThread {
     /// Connections whose output was put off, and until when.
     put_off: Vec<Token>,
     put_off_until: Option<Instant>,
+    /// Connections whose rings are looked at in each turn; those of the others are armed.
+    hot: Vec<Token>,
+    /// Turns without a look at epoll.
+    turns_by_rings: u32,
+    /// Connections whose clients' bells are to be rung, and since when.
+    bells: Vec<Token>,
+    bells_since: Option<Instant>,
+    /// When to look which rings are idle.
+    rings_look: Option<Instant>,
     /// Connections with an unfinished message that may become late, each once, and when to look.
     timed: BTreeSet<(Instant, u64)>,
     stopping: bool,
@@ -86,6 +96,11 @@ impl IoThread {
             lingering: VecDeque::new(),
             put_off: Vec::new(),
             put_off_until: None,
+            hot: Vec::new(),
+            turns_by_rings: 0,
+            bells: Vec::new(),
+            bells_since: None,
+            rings_look: None,
             timed: BTreeSet::new(),
             stopping: false,
         })
@@ -97,15 +112,30 @@ impl IoThread {
         let mut shelf = Shelf::default();
         let mut courtesy = Courtesy::default();
         while !(self.stopping && self.connections.is_empty()) {
-            let timeout = self.sleep_at_most().map(timespec);
+            let mut timeout = match self.has_ring_input() {
+                true => Some(NO_TIME),
+                false => self.sleep_at_most().map(timespec),
+            };
             events.clear();
             if timeout != Some(NO_TIME) && courtesy.pays() {
                 thread::yield_now();
-                // An error will come again below.
-                let found = epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&NO_TIME));
-                courtesy.note(found.is_ok_and(|count| count > 0));
+                let by_ring = self.has_ring_input();
+                if by_ring {
+                    timeout = Some(NO_TIME);
+                } else {
+                    // An error will come again below.
+                    let events = spare_capacity(&mut events);
+                    let found = epoll::wait(&self.epoll, events, Some(&NO_TIME));
+                    courtesy.note(found.is_ok_and(|count| count > 0));
+                }
+                if by_ring {
+                    courtesy.note(true);
+                }
             }
-            let waited = match events.is_empty() {
+            if timeout != Some(NO_TIME) && events.is_empty() && !self.arm_rings() {
+                timeout = Some(NO_TIME);
+            }
+            let waited = match events.is_empty() && !self.passes_epoll_over() {
                 true => epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()),
                 false => Ok(events.len()),
             };
@@ -124,9 +154,13 @@ impl IoThread {
                 for event in events.drain(..) {
                     self.handle(event.data.u64(), event.flags);
                 }
+                self.read_rings();
                 shelf = self.take_inbox(shelf);
                 if !self.gathers(turn_began) {
                     break;
+                }
+                if self.has_ring_input() {
+                    continue;
                 }
                 match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&NO_TIME)) {
                     Ok(0) | Err(_) => break,
@@ -136,6 +170,8 @@ impl IoThread {
             self.hurry_put_off();
             self.end_late();
             self.flush();
+            self.ring_bells();
+            self.end_idle_rings();
             self.end_lingering();
             self.accept_again();
         }
@@ -199,11 +235,12 @@ impl IoThread {
         let waiting = (self.workspace.waiting_sends > 0).then_some(TICK);
         let accept = self.accept_again.map(until);
         let put_off = self.put_off_until.map(until);
+        let rings = self.rings_look.map(until);
         // The bus counts one second a tick at most.
         let deadline = self.shared.bus.next_deadline().map(|left| left.min(LONGEST_TICK));
         let timed = self.timed.first().map(|(at, _)| until(*at));
         let (services, looks) = (services.map(until), looks.map(until));
-        [lingering, waiting, accept, put_off, deadline, timed, services, looks]
+        [lingering, waiting, accept, put_off, rings, deadline, timed, services, looks]
             .into_iter()
             .flatten()
             .min()
@@ -245,6 +282,7 @@ impl IoThread {
         match data {
             BELL => self.inbox.silence(),
             LISTENERS => self.accept(),
+            data if data & RING_BELL != 0 => self.heed_bell(Token::from_u64(data & !RING_BELL)),
             data => self.handle_connection(Token::from_u64(data), flags),
         }
     }
@@ -256,6 +294,16 @@ impl IoThread {
         let mut result = Ok(());
         if flags.contains(EventFlags::OUT) {
             connection.unblock();
+        }
+        if connection.reads_ring() {
+            if flags.intersects(EventFlags::HUP | EventFlags::ERR) {
+                return self.hung_up(token);
+            }
+            if !connection.reads_socket() {
+                // It is to be marked in the ring where this belongs; until then it stays there.
+                mark_dirty(connection, &mut self.dirty);
+                return;
+            }
         }
         if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
             result = if connection.wants_input() {
@@ -364,6 +412,7 @@ impl IoThread {
                 connection.is_timed = true;
                 self.timed.insert((at, token.as_u64()));
             }
+            let has_rings = connection.rings().is_some();
             match flushed {
                 Ok(Flushed::Idle) => self.update_interest(token),
                 Ok(Flushed::More) => {
@@ -379,6 +428,9 @@ impl IoThread {
                 }
                 Ok(Flushed::Finished) => self.remove(token),
                 Err(end) => self.conclude(token, Err(end)),
+            }
+            if has_rings {
+                self.attend_rings(token);
             }
         }
         for token in again {
@@ -407,6 +459,162 @@ impl IoThread {
         }
     }
 
+    // ---- Rings in shared memory
+
+    /// Whether a ring that is looked at in each turn has something.
+    fn has_ring_input(&self) -> bool {
+        let has_input = |token: &Token| {
+            let connection = self.connections.get(token.index as usize);
+            connection.is_some_and(|one| one.token() == *token && one.has_ring_input())
+        };
+        self.hot.iter().any(has_input)
+    }
+
+    /// Whether this turn has its input from rings. Now and then it is epoll's turn all the same.
+    fn passes_epoll_over(&mut self) -> bool {
+        let passes = self.turns_by_rings < MOST_TURNS_BY_RINGS && self.has_ring_input();
+        self.turns_by_rings = if passes { self.turns_by_rings + 1 } else { 0 };
+        passes
+    }
+
+    /// Reads each ring that has something, once.
+    fn read_rings(&mut self) {
+        for at in (0..self.hot.len()).rev() {
+            let token = self.hot[at];
+            let Some(connection) = find(&mut self.connections, token) else {
+                self.hot.swap_remove(at);
+                continue;
+            };
+            if connection.has_ring_input() {
+                let result = connection.read(&self.shared, &self.inbox, &mut self.workspace);
+                self.conclude(token, result);
+            }
+        }
+    }
+
+    /// Tells the clients of all rings that the thread sleeps. False if one of these has something.
+    fn arm_rings(&mut self) -> bool {
+        let connections = &mut self.connections;
+        self.hot.retain(|token| {
+            let Some(connection) = find(connections, *token) else {
+                return false;
+            };
+            let stays = !connection.wants_input() || !connection.arm();
+            connection.is_hot = stays;
+            stays
+        });
+        !self.has_ring_input()
+    }
+
+    /// A client has rung: it has put something into its ring, or made room in ours.
+    fn heed_bell(&mut self, token: Token) {
+        let Some(connection) = find(&mut self.connections, token) else {
+            return;
+        };
+        if let Some(rings) = connection.rings() {
+            rings.silence();
+        }
+        connection.unblock();
+        mark_dirty(connection, &mut self.dirty);
+        warm(connection, &mut self.hot);
+    }
+
+    /// The client is gone. What it has put into its ring before counts.
+    fn hung_up(&mut self, token: Token) {
+        let Some(connection) = find(&mut self.connections, token) else {
+            return;
+        };
+        let mut result = Ok(());
+        for _ in 0..READS_OF_THE_DEAD {
+            if result.is_err() || !connection.has_ring_input() {
+                break;
+            }
+            result = connection.read(&self.shared, &self.inbox, &mut self.workspace);
+        }
+        self.conclude(token, result.and(Err(End::Gone)));
+    }
+
+    /// Does what a flush has left to be done about a connection's rings.
+    fn attend_rings(&mut self, token: Token) {
+        let Some(connection) = find(&mut self.connections, token) else {
+            return;
+        };
+        let Some(rings) = connection.rings_mut() else {
+            return;
+        };
+        if rings.stage == Stage::Over {
+            if let Some(rings) = connection.take_rings() {
+                self.forget_bell(*rings);
+            }
+            return;
+        }
+        if !std::mem::replace(&mut rings.is_watched, true) {
+            let data = EventData::new_u64(token.as_u64() | RING_BELL);
+            if let Err(error) = epoll::add(&self.epoll, rings.bell(), data, EventFlags::IN) {
+                tracing::error!(%error, "a bell cannot be watched, and its connection is closed");
+                return self.remove(token);
+            }
+            self.rings_look.get_or_insert_with(|| Instant::now() + RINGS_IDLE);
+        }
+        let owes = rings.owes_bell();
+        // From when they are opened until the first sleep: nobody has said yet that we sleep.
+        if rings.has_turned_in() && !std::mem::replace(&mut rings.was_hot, true) {
+            warm(connection, &mut self.hot);
+        }
+        if owes && !std::mem::replace(&mut connection.is_to_be_rung, true) {
+            self.bells.push(token);
+        }
+    }
+
+    /// Rings those clients that sleep beside their input. While there is more to read this is put off:
+    /// what comes of it goes with the same waking, and waking each of many takes longer than all else.
+    fn ring_bells(&mut self) {
+        if self.bells.is_empty() {
+            return;
+        }
+        let sleepers = u32::try_from(self.bells.len()).unwrap_or(u32::MAX);
+        let since = *self.bells_since.get_or_insert_with(Instant::now);
+        let bound = BELL_WAITS.saturating_mul(sleepers).min(BELL_WAITS_MOST);
+        if self.has_ring_input() && since.elapsed() < bound {
+            return;
+        }
+        self.bells_since = None;
+        for token in std::mem::take(&mut self.bells) {
+            if let Some(connection) = find(&mut self.connections, token) {
+                connection.is_to_be_rung = false;
+                if let Some(rings) = connection.rings_mut() {
+                    rings.ring();
+                }
+            }
+        }
+    }
+
+    /// Takes back the rings through which nothing has passed for a while.
+    fn end_idle_rings(&mut self) {
+        let now = Instant::now();
+        if self.rings_look.is_none_or(|at| at > now) {
+            return;
+        }
+        let mut any = false;
+        for (_, connection) in &mut self.connections {
+            match connection.has_used_rings() {
+                Some(true) => any = true,
+                Some(false) if connection.end_rings() => {
+                    mark_dirty(connection, &mut self.dirty);
+                }
+                _ => {}
+            }
+        }
+        self.rings_look = any.then(|| now + RINGS_IDLE);
+    }
+
+    /// The client has the bell too, so closing it would not make epoll forget it.
+    fn forget_bell(&self, rings: Rings) {
+        if rings.is_watched {
+            let _ = epoll::delete(&self.epoll, rings.bell());
+        }
+    }
+
     fn end_lingering(&mut self) {
         while let Some((until, token)) = self.lingering.front().copied() {
             let lives = find(&mut self.connections, token).is_some();
@@ -421,6 +629,9 @@ impl IoThread {
     fn remove(&mut self, token: Token) {
         if find(&mut self.connections, token).is_some() {
             let mut connection = self.connections.remove(token.index as usize);
+            if let Some(rings) = connection.take_rings() {
+                self.forget_bell(*rings);
+            }
             connection.end(&End::Gone, &self.shared, &self.inbox, &mut self.workspace);
             // Dropped here: the socket closes, and epoll forgets it.
             if self.accept_again.is_some() {
@@ -476,6 +687,15 @@ fn find(connections: &mut Slab<Connection>, token: Token) -> Option<&mut Connect
     (connection.token() == token).then_some(connection)
 }
 
+fn warm(connection: &mut Connection, hot: &mut Vec<Token>) {
+    if !std::mem::replace(&mut connection.is_hot, true) {
+        hot.push(connection.token());
+        if let Some(rings) = connection.rings() {
+            rings.disarm();
+        }
+    }
+}
+
 fn mark_dirty(connection: &mut Connection, dirty: &mut Vec<Token>) {
     if !std::mem::replace(&mut connection.is_dirty, true) {
         dirty.push(connection.token());
@@ -493,6 +713,18 @@ fn timespec(duration: Duration) -> Timespec {
 const BELL: u64 = u64::MAX;
 /// Epoll's word for all listening sockets.
 const LISTENERS: u64 = u64::MAX - 1;
+/// With a token: epoll's word for the bell of its rings. Indices are limited to 2^20.
+const RING_BELL: u64 = 1 << 63;
+/// Turns in a row whose input is all from rings.
+const MOST_TURNS_BY_RINGS: u32 = 8;
+/// Reads that empty the ring of a client that is gone.
+const READS_OF_THE_DEAD: usize = 8;
+/// How long a bell may wait for each of those that are to be rung: about what waking takes.
+const BELL_WAITS: Duration = Duration::from_micros(8);
+/// The longest that a bell waits.
+const BELL_WAITS_MOST: Duration = Duration::from_micros(500);
+/// How long rings may be idle.
+const RINGS_IDLE: Duration = Duration::from_secs(5);
 /// Events taken at once.
 const EVENTS_A_TURN: usize = 256;
 /// The longest that a greeting may take.

@@ -21,6 +21,7 @@
 //! | `inbox` | what threads have for each other, and how a sleeper is woken |
 //! | `event_loop`, `acceptor` | a thread's turn; taking and refusing connections |
 //! | `connection` | a socket, an unfinished frame, output, a conversation |
+//! | `link`, `rings` | the way to the client: a socket, and rings in shared memory |
 //! | `transport`, `output` | bytes and descriptors in and out; what waits to be written |
 //! | `protocol` | which conversation: the first bytes decide |
 //! | `session` | Unisono's own: frames, calls; `session/port` an endpoint, `session/sending` and `session/lane_queue` a lane |
@@ -47,11 +48,13 @@ mod event_loop;
 mod helper;
 mod inbox;
 mod ingress;
+mod link;
 mod listener;
 mod logging;
 mod output;
 mod policy;
 mod protocol;
+mod rings;
 mod sandbox;
 mod service;
 mod session;

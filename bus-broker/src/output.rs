@@ -36,14 +36,39 @@ struct Segment {
     bytes: Bytes,
     shared: bool,
     descriptors: Option<Attached>,
+    /// It has no bytes: those behind it go another way.
+    turn: Option<Turn>,
+}
+
+/// Which way output goes from a place in it on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// By the ring.
+    ToRings,
+    /// By the socket.
+    ToSocket,
 }
 
 /// Descriptors that leave with the first byte of a segment.
 #[derive(Debug)]
 struct Attached {
-    message: Arc<Message>,
+    carried: Carried,
     /// What is sent instead if the system takes no more descriptors.
     without: Bytes,
+}
+
+/// Whose descriptors they are.
+#[derive(Debug)]
+pub(crate) enum Carried {
+    Message(Arc<Message>),
+    Rings(Arc<[OwnedFd]>),
+}
+
+/// The first piece of output, and what goes with its first byte.
+#[derive(Debug)]
+pub(crate) struct Front<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) descriptors: &'a [OwnedFd],
 }
 
 /// One write: as much as goes out with one system call.
@@ -83,24 +108,54 @@ impl Output {
         self.seal();
         self.sealed_bytes += bytes.len();
         self.shared_bytes += bytes.len();
-        self.sealed.push_back(Segment { bytes, shared: true, descriptors: None });
+        self.sealed.push_back(Segment { bytes, shared: true, descriptors: None, turn: None });
     }
 
-    /// Appends the head of a frame that brings the descriptors of `message`, and what to say
+    /// What is put in from here on goes another way.
+    pub(crate) fn push_turn(&mut self, turn: Turn) {
+        self.seal();
+        let bytes = Bytes::new();
+        let turn = Some(turn);
+        self.sealed.push_back(Segment { bytes, shared: false, descriptors: None, turn });
+    }
+
+    /// Whether it goes another way from some place on.
+    pub(crate) fn has_turn(&self) -> bool {
+        self.sealed.iter().any(|segment| segment.turn.is_some())
+    }
+
+    /// Takes a turn that is next.
+    pub(crate) fn take_turn(&mut self) -> Option<Turn> {
+        let turn = self.sealed.front()?.turn?;
+        self.sealed.pop_front();
+        Some(turn)
+    }
+
+    /// The first piece up to the next turn.
+    pub(crate) fn front(&self) -> Option<Front<'_>> {
+        let Some(first) = self.sealed.front() else {
+            let bytes = &self.tail[..];
+            return (!bytes.is_empty()).then_some(Front { bytes, descriptors: &[] });
+        };
+        if first.turn.is_some() {
+            return None;
+        }
+        let attached = first.descriptors.as_ref();
+        let descriptors = attached.map_or(&[][..], |attached| attached.carried.descriptors());
+        Some(Front { bytes: &first.bytes, descriptors })
+    }
+
+    /// Appends the head of a frame that brings the descriptors of `carried`, and what to say
     /// instead if they cannot be sent.
-    pub(crate) fn push_with_descriptors(
-        &mut self,
-        head: Bytes,
-        without: Bytes,
-        message: Arc<Message>,
-    ) {
+    pub(crate) fn push_with_descriptors(&mut self, head: Bytes, without: Bytes, carried: Carried) {
         self.urgent = true;
         self.seal();
         self.sealed_bytes += head.len();
         self.sealed.push_back(Segment {
             bytes: head,
             shared: false,
-            descriptors: Some(Attached { message, without }),
+            descriptors: Some(Attached { carried, without }),
+            turn: None,
         });
     }
 
@@ -129,11 +184,14 @@ impl Output {
         let mut batch =
             Batch { slices: [IoSlice::new(&[]); MAX_SLICES], count: 0, bytes: 0, descriptors: &[] };
         for segment in &self.sealed {
+            if segment.turn.is_some() {
+                return batch;
+            }
             if let Some(attached) = &segment.descriptors {
                 if batch.count > 0 {
                     return batch;
                 }
-                batch.descriptors = attached.message.descriptors();
+                batch.descriptors = attached.carried.descriptors();
             }
             if !batch.push(&segment.bytes) {
                 return batch;
@@ -206,7 +264,16 @@ impl Output {
         if !self.tail.is_empty() {
             let bytes = self.tail.split().freeze();
             self.sealed_bytes += bytes.len();
-            self.sealed.push_back(Segment { bytes, shared: false, descriptors: None });
+            self.sealed.push_back(Segment { bytes, shared: false, descriptors: None, turn: None });
+        }
+    }
+}
+
+impl Carried {
+    fn descriptors(&self) -> &[OwnedFd] {
+        match self {
+            Self::Message(message) => message.descriptors(),
+            Self::Rings(files) => files,
         }
     }
 }
@@ -249,8 +316,24 @@ mod tests {
     }
 
     /// The core makes messages only by committing them.
-    fn message_with_descriptor() -> Arc<Message> {
-        crate::testing::message_with_descriptor()
+    fn message_with_descriptor() -> Carried {
+        Carried::Message(crate::testing::message_with_descriptor())
+    }
+
+    #[test]
+    fn what_is_behind_a_turn_waits_for_it() {
+        let mut output = Output::default();
+        output.frames().extend_from_slice(b"before");
+        output.push_turn(Turn::ToRings);
+        output.frames().extend_from_slice(b"after");
+        assert_eq!(text(&output.batch()), b"before");
+        assert_eq!(output.front().unwrap().bytes, b"before");
+        assert_eq!((output.take_turn(), output.has_turn()), (None, true));
+        output.advance(6);
+        assert!(output.batch().slices().is_empty() && output.front().is_none());
+        assert_eq!(output.take_turn(), Some(Turn::ToRings));
+        assert_eq!(output.front().unwrap().bytes, b"after");
+        assert!(!output.has_turn());
     }
 
     trait Concat {

@@ -19,7 +19,10 @@ use crate::{
     session::{Session, say},
     transport::Arrived,
 };
-use bus_core::{Credentials, wire};
+use bus_core::{
+    Credentials,
+    wire::{self, ClientRings},
+};
 
 /// The state of a connection's conversation.
 #[derive(Debug)]
@@ -44,6 +47,8 @@ pub(crate) enum Progress {
     TurnOver,
     /// It takes nothing more until something has happened on the bus.
     Waits,
+    /// It has come to a frame about rings, and goes on once that is dealt with.
+    Rings(ClientRings),
 }
 
 impl Protocol {
@@ -117,11 +122,20 @@ impl Protocol {
         }
     }
 
-    /// Descriptors that were put into `output` could not be sent, and the client was told so.
-    pub(crate) fn descriptors_lost(&mut self) {
+    /// Descriptors that were put into `output` are there, or could not be sent, and the client was
+    /// told so.
+    pub(crate) fn descriptors_done(&mut self) {
+        if let Self::Unisono(session) = self {
+            session.descriptors_done();
+        }
+    }
+
+    /// Whether a frame with descriptors of the broker's own may go out now; then it is under way, and
+    /// goes to this user.
+    pub(crate) fn begin_descriptors(&mut self) -> Option<u32> {
         match self {
-            Self::Undecided { .. } | Self::Ingress(_) => {}
-            Self::Unisono(session) => session.descriptors_lost(),
+            Self::Unisono(session) => session.begin_descriptors().then(|| session.uid()),
+            Self::Undecided { .. } | Self::Ingress(_) => None,
         }
     }
 

@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 
 use bus_core::wire::{
     BrokerFrame, COPY_BYTES, ClientFrame, Copied, EvictionReason, Failure, FailureCode, Goodbye,
-    GoodbyeCode, Handle, Hello, MAX_DESCRIPTORS, MessageHead, Notice, Role, SendFlags, SendFrame,
-    SendId, Serial, VERSION, ViewNotice, Welcome, encode_message, encode_message_head,
+    GoodbyeCode, Handle, Hello, MAX_DESCRIPTORS, MessageHead, Notice, RINGS_FEATURE, Role,
+    SendFlags, SendFrame, SendId, Serial, VERSION, ViewNotice, Welcome, encode_message,
+    encode_message_head,
 };
 use bus_core::{
     Credentials, Delivery, Destination, Draft, EndpointId, Eviction, EvictionCause, Gap, GroupName,
@@ -28,7 +29,7 @@ use bytes::{Buf, BytesMut};
 use crate::broker::Shared;
 use crate::connection::{Context, End};
 use crate::inbox::{Part, Signal, Token};
-use crate::output::Output;
+use crate::output::{Carried, Output};
 use crate::policy::{Action, Gate};
 use crate::protocol::Progress;
 use crate::transport::Arrived;
@@ -65,6 +66,8 @@ pub(crate) struct Session {
     /// The client has not yet taken the descriptors of the last frame that had some.
     descriptors_out: bool,
     listings: Listings,
+    /// The greeting has switched on rings.
+    knows_rings: bool,
 }
 
 impl Session {
@@ -85,7 +88,13 @@ impl Session {
             holding: VecDeque::new(),
             descriptors_out: false,
             listings: Listings::default(),
+            knows_rings: false,
         }
+    }
+
+    /// Whether a frame with descriptors may go out now; then it is under way.
+    pub(crate) fn begin_descriptors(&mut self) -> bool {
+        !std::mem::replace(&mut self.descriptors_out, true)
     }
 
     /// Until when it has to greet, if it has not.
@@ -129,6 +138,10 @@ impl Session {
                 ClientFrame::decode(unread)
             };
             match frame.map_err(|error| bad_frame(&error))? {
+                // Where bytes travel is the connection's business.
+                Some(ClientFrame::Rings(rings)) if self.knows_rings => {
+                    return Ok(Progress::Rings(rings));
+                }
                 Some(frame) => self.act(frame, arrived, output, context)?,
                 None => return Ok(Progress::Needs(needed)),
             }
@@ -179,9 +192,14 @@ impl Session {
         !self.readable.is_empty() || self.listings.is_under_way()
     }
 
-    /// The descriptors that were on their way could not be sent.
-    pub(crate) fn descriptors_lost(&mut self) {
+    /// The descriptors that were on their way are there, or could not be sent.
+    pub(crate) fn descriptors_done(&mut self) {
         self.descriptors_taken();
+    }
+
+    /// Whose connection it is.
+    pub(crate) fn uid(&self) -> u32 {
+        self.credentials.uid
     }
 
     /// Closes all endpoints: they leave their groups, and their waiting sends end.
@@ -290,6 +308,9 @@ impl Session {
                 }
                 self.descriptors_taken();
             }
+            ClientFrame::Rings(_) => {
+                return Err(fault("a frame about rings, which the greeting has not switched on"));
+            }
             ClientFrame::Goodbye(goodbye) => return Err(End::Left(goodbye)),
         }
         Ok(())
@@ -315,9 +336,11 @@ impl Session {
             End::NoPlace(Goodbye::new(GoodbyeCode::LimitExceeded, failure.text))
         })?;
         self.greeting_until = None;
+        self.knows_rings =
+            shared.rings.allows_any() && hello.features.iter().any(|known| known == RINGS_FEATURE);
         let welcome = Welcome {
             version,
-            features: Vec::new(),
+            features: self.knows_rings.then(|| RINGS_FEATURE.to_owned()).into_iter().collect(),
             incarnation: shared.incarnation,
             endpoint,
             limits: shared.bus.limits().clone(),
@@ -536,7 +559,8 @@ fn deliver(handle: Handle, message: &Arc<Message>, how: How, output: &mut Output
         encode_message_head(&mut with, &head, attributes, payload.len()).expect(fits);
         let lost = MessageHead { descriptors: 0, descriptors_lost: true, ..head };
         encode_message_head(&mut without, &lost, attributes, payload.len()).expect(fits);
-        output.push_with_descriptors(with.freeze(), without.freeze(), Arc::clone(message));
+        let carried = Carried::Message(Arc::clone(message));
+        output.push_with_descriptors(with.freeze(), without.freeze(), carried);
     }
     if payload.len() > SHARE_BYTES {
         output.push_shared(payload.as_bytes().clone());

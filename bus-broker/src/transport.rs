@@ -1,13 +1,12 @@
 //! Bytes and descriptors in and out of one connection, and nothing about what they mean.
 //!
-//! This is the narrow place between a connection's protocol and how its bytes travel: whatever
-//! else comes to carry them stands beside [`Socket`] and offers the same three calls.
+//! [`Link`](crate::link::Link) puts rings in shared memory beside the socket.
 //!
 //! Every call is non-blocking, raises no signal, and is repeated when a signal handler of the
 //! process (an embedding one may have them) interrupts it.
 
 use std::{
-    io::IoSliceMut,
+    io::{IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
@@ -46,6 +45,8 @@ pub(crate) enum Sent {
     All,
     /// The other end has to read first.
     Rest,
+    /// The other end has to read its ring first, and rings when it has.
+    RingFull,
 }
 
 /// Descriptors that came and that no frame has claimed yet.
@@ -112,37 +113,58 @@ impl Socket {
 
     /// Writes what `output` holds, as far as the socket takes it.
     pub(crate) fn send(&self, output: &mut Output) -> Result<Sent, Errno> {
-        while !output.is_empty() {
+        loop {
             let batch = output.batch();
-            let offered = batch.bytes;
-            let borrowed: Vec<BorrowedFd<'_>> =
-                batch.descriptors.iter().map(OwnedFd::as_fd).collect();
-            let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            if !borrowed.is_empty() {
-                let fits = control.push(SendAncillaryMessage::ScmRights(&borrowed));
-                debug_assert!(fits, "the limits allow no message more than {MAX_DESCRIPTORS}");
+            let (offered, has_descriptors) = (batch.bytes, !batch.descriptors.is_empty());
+            // What is left goes another way.
+            if offered == 0 {
+                return Ok(Sent::All);
             }
-            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-            let sent = retry_on_intr(|| {
-                rustix::net::sendmsg(&self.0, batch.slices(), &mut control, flags)
-            });
-            match sent {
-                Ok(sent) => {
+            match self.write(batch.slices(), batch.descriptors) {
+                Ok(Some(sent)) => {
                     output.advance(sent);
                     if sent < offered {
                         return Ok(Sent::Rest);
                     }
                 }
-                Err(Errno::AGAIN) => return Ok(Sent::Rest),
+                Ok(None) => return Ok(Sent::Rest),
                 Err(error @ (Errno::PIPE | Errno::CONNRESET)) => return Err(error),
                 // Too many of this user are on their way through sockets, or they are of a kind
                 // that must not be passed. That is their sender's doing, not this client's.
-                Err(_) if !borrowed.is_empty() => output.lose_descriptors(),
+                Err(_) if has_descriptors => output.lose_descriptors(),
                 Err(error) => return Err(error),
             }
         }
-        Ok(Sent::All)
+    }
+
+    /// Writes as much of `bytes` as the socket takes, with descriptors; `None` if that is nothing.
+    pub(crate) fn send_some(
+        &self,
+        bytes: &[u8],
+        descriptors: &[OwnedFd],
+    ) -> Result<Option<usize>, Errno> {
+        self.write(&[IoSlice::new(bytes)], descriptors)
+    }
+
+    fn write(
+        &self,
+        slices: &[IoSlice<'_>],
+        descriptors: &[OwnedFd],
+    ) -> Result<Option<usize>, Errno> {
+        let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(OwnedFd::as_fd).collect();
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !borrowed.is_empty() {
+            let fits = control.push(SendAncillaryMessage::ScmRights(&borrowed));
+            debug_assert!(fits, "the limits allow no message more than {MAX_DESCRIPTORS}");
+        }
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let sent = retry_on_intr(|| rustix::net::sendmsg(&self.0, slices, &mut control, flags));
+        match sent {
+            Ok(sent) => Ok(Some(sent)),
+            Err(Errno::AGAIN) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 

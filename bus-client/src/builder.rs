@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bus_core::wire::Hello;
+use bus_core::wire::{Hello, RINGS_FEATURE};
 
 use crate::bus::Bus;
 use crate::connection::{Connection, GreetingError};
@@ -37,6 +37,31 @@ pub struct Builder {
     timeout: Duration,
     backlog: Amount,
     reconnect: Option<Reconnect>,
+    transport: Option<Transport>,
+}
+
+/// How the bytes of a connection travel. What is promised is the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Transport {
+    /// Through the socket.
+    #[default]
+    Socket,
+    /// Through memory that is shared with the broker, from the first message on and while there are
+    /// some; through the socket where the broker has none to share.
+    Ring,
+}
+
+impl std::str::FromStr for Transport {
+    type Err = ConnectError;
+
+    fn from_str(text: &str) -> Result<Self, ConnectError> {
+        match text {
+            "socket" => Ok(Self::Socket),
+            "ring" => Ok(Self::Ring),
+            _ => Err(ConnectError::BadTransport { transport: text.to_owned() }),
+        }
+    }
 }
 
 impl Builder {
@@ -47,6 +72,7 @@ impl Builder {
             timeout: GREETING_TIMEOUT,
             backlog: BACKLOG,
             reconnect: None,
+            transport: None,
         }
     }
 
@@ -117,6 +143,13 @@ impl Builder {
         self
     }
 
+    /// How the bytes travel. Without it `UNISONO_TRANSPORT` (`socket` or `ring`) says so, and then it is
+    /// the socket.
+    pub fn transport(mut self, transport: Transport) -> Self {
+        self.transport = Some(transport);
+        self
+    }
+
     /// Connects. Blocks until the broker has answered the greeting, at most for the time set.
     ///
     /// # Errors
@@ -152,7 +185,15 @@ impl Builder {
         path: Option<PathBuf>,
         keep: Option<Box<dyn Any + Send + Sync>>,
     ) -> Result<Bus, ConnectError> {
+        let transport = match (self.transport, env::var("UNISONO_TRANSPORT")) {
+            (Some(transport), _) => transport,
+            (None, Ok(text)) if !text.is_empty() => text.parse()?,
+            (None, _) => Transport::default(),
+        };
         let mut hello = Hello::new();
+        if transport == Transport::Ring {
+            hello.features.push(RINGS_FEATURE.to_owned());
+        }
         hello.program = self.program;
         let address = address.to_owned();
         let comeback = path

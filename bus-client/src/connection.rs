@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 
 use bus_core::Limits;
 use bus_core::wire::{
-    BrokerFrame, ClientFrame, Hello, MAGIC, Request, Response, Serial, VERSION, Welcome,
+    BrokerFrame, ClientFrame, Hello, MAGIC, RINGS_FEATURE, Request, Response, Serial, VERSION,
+    Welcome,
 };
 use bytes::{Buf, BytesMut};
 use parking_lot::{Mutex, MutexGuard};
@@ -80,7 +81,7 @@ impl Connection {
         let mut inflow = Inflow::new();
         let welcome = greet(&transport, &mut inflow, hello, timeout)?;
         let transport = Arc::new(transport);
-        let state = State::new(
+        let mut state = State::new(
             Arc::clone(&transport),
             inflow,
             welcome.limits.clone(),
@@ -88,6 +89,9 @@ impl Connection {
             backlog,
             comeback,
         );
+        if welcome.features.iter().any(|feature| feature == RINGS_FEATURE) {
+            state.wish_rings();
+        }
         Ok(Self {
             state: Mutex::new(state),
             beacon,

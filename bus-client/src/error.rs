@@ -93,6 +93,12 @@ pub enum ConnectError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// No way for bytes to travel is called so: name another one.
+    #[error("{transport:?} is no transport; expected socket or ring")]
+    BadTransport {
+        /// What was named.
+        transport: String,
+    },
     /// Nobody answers there: start the broker, or give another address.
     #[error("cannot connect to the broker at {address}: {source}")]
     Unreachable {

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 
 use std::io::IoSliceMut;
 
-use bus_core::wire::{BrokerFrame, MAX_DESCRIPTORS, MessageView};
+use bus_core::wire::{BrokerFrame, BrokerRings, MAX_DESCRIPTORS, MessageView};
 use bytes::BytesMut;
 use rustix::io::Errno;
 
@@ -117,7 +117,7 @@ impl Inflow {
         Ok(match read {
             read if read.bytes == 0 => Filled::End,
             // A read ends early after bytes that carried descriptors.
-            read if read.bytes < room && !read.descriptors => Filled::Drained,
+            read if read.bytes < room && !read.descriptors && !read.more => Filled::Drained,
             _ => Filled::More,
         })
     }
@@ -157,6 +157,10 @@ impl Inflow {
             }
         }
         let mut arrival = Arrival { frame, attached: None };
+        if let Frame::Other(BrokerFrame::Rings(BrokerRings::Offered { .. })) = &arrival.frame {
+            let descriptors = std::mem::take(&mut self.descriptors);
+            arrival.attached = Some(Box::new(Attached { descriptors, lost: false }));
+        }
         if let Frame::Message(message) = &arrival.frame
             && (message.descriptors() > 0 || message.descriptors_lost())
         {
@@ -180,6 +184,12 @@ impl Inflow {
             arrival.attached = Some(Box::new(attached));
         }
         Ok(Some(arrival))
+    }
+
+    /// Takes what has come behind the last frame.
+    pub(crate) fn take_rest(&mut self) -> Vec<u8> {
+        self.go_on();
+        std::mem::take(&mut self.unread).into()
     }
 
     /// Goes on to what came behind a large frame.

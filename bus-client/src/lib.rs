@@ -146,6 +146,7 @@ mod pending;
 mod reactor;
 mod reconnect;
 mod request;
+mod rings;
 mod send;
 mod state;
 mod transport;
@@ -158,7 +159,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use builder::Builder;
+pub use builder::{Builder, Transport};
 pub use bus::{Bus, Cork, Endpoint, Events, JoinFuture, Lane, ReceiveFuture};
 #[cfg(feature = "embedded")]
 pub use embedded::{EmbeddedBroker, EmbeddedBuilder};

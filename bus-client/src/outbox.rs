@@ -16,6 +16,7 @@ use bus_core::wire::{ClientFrame, EncodeError, SendHead, Serial, encode_send, en
 use bytes::{Buf, Bytes, BytesMut};
 use rustix::io::Errno;
 
+use crate::rings::Turn;
 use crate::transport::Transport;
 
 /// Frames on their way out, oldest first.
@@ -31,6 +32,8 @@ pub(crate) struct Outbox {
 struct Chunk {
     bytes: ChunkBytes,
     carried: Option<Carried>,
+    /// It has no bytes: those behind it go another way.
+    turn: Option<Turn>,
 }
 
 #[derive(Debug)]
@@ -113,14 +116,24 @@ impl Outbox {
                     send: head.id.serial,
                     chunks: if apart { 2 } else { 1 },
                 }),
+                turn: None,
             });
         }
         if apart {
             self.bytes += payload.len();
-            self.chunks
-                .push_back(Chunk { bytes: ChunkBytes::Whole(payload.clone()), carried: None });
+            self.chunks.push_back(Chunk {
+                bytes: ChunkBytes::Whole(payload.clone()),
+                carried: None,
+                turn: None,
+            });
         }
         Ok(())
+    }
+
+    /// What is put here from now on goes another way.
+    pub(crate) fn put_turn(&mut self, turn: Turn) {
+        let bytes = ChunkBytes::Whole(Bytes::new());
+        self.chunks.push_back(Chunk { bytes, carried: None, turn: Some(turn) });
     }
 
     /// Forgets everything.
@@ -131,7 +144,12 @@ impl Outbox {
 
     /// Writes what the socket takes.
     pub(crate) fn write(&mut self, transport: &Transport) -> Result<Written, Errno> {
-        while !self.chunks.is_empty() {
+        while let Some(first) = self.chunks.front() {
+            if let Some(turn) = first.turn {
+                self.chunks.pop_front();
+                transport.turn_out(turn);
+                continue;
+            }
             match self.write_some(transport) {
                 Ok(bytes) => self.written(bytes),
                 Err(Errno::AGAIN) => return Ok(Written::Blocked),
@@ -151,7 +169,7 @@ impl Outbox {
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let mut count = 0;
         for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
-            if count > 0 && chunk.carried.is_some() {
+            if count > 0 && (chunk.carried.is_some() || chunk.turn.is_some()) {
                 break;
             }
             *slice = IoSlice::new(chunk.bytes.as_slice());
@@ -166,6 +184,9 @@ impl Outbox {
         self.bytes -= bytes;
         while let Some(chunk) = self.chunks.front_mut() {
             chunk.carried = None;
+            if chunk.turn.is_some() {
+                return;
+            }
             let part = chunk.bytes.as_slice().len().min(bytes);
             bytes -= part;
             match &mut chunk.bytes {
@@ -205,7 +226,8 @@ impl Outbox {
         if !is_open {
             let mut buffer = std::mem::take(&mut self.spare);
             buffer.reserve(BUFFER_BYTES);
-            self.chunks.push_back(Chunk { bytes: ChunkBytes::Open(buffer), carried: None });
+            let bytes = ChunkBytes::Open(buffer);
+            self.chunks.push_back(Chunk { bytes, carried: None, turn: None });
         }
         match self.chunks.back_mut() {
             Some(Chunk { bytes: ChunkBytes::Open(buffer), .. }) => buffer,

@@ -18,6 +18,7 @@
 //! | `state/request` | what this program asks and is asked, from receipt to outcome |
 //! | `state/relief` | reading ahead for those who wait for a send |
 //! | `state/call`, `state/watch` | other questions, and what their answers change |
+//! | `state/rings` | going over to rings in shared memory, and back |
 //! | `state/views` | who is in a group that is watched |
 //! | `state/kept`, `state/away` | what endpoints have, and the time between two brokers |
 
@@ -52,6 +53,7 @@ mod listing;
 mod names;
 mod relief;
 mod request;
+mod rings;
 mod send;
 mod target;
 mod views;
@@ -66,6 +68,7 @@ use relief::Reader;
 pub(crate) use relief::Sender;
 use request::RequestEntry;
 pub(crate) use request::{Answer, AskedState, Reply};
+pub(crate) use rings::RingWish;
 pub(crate) use send::{Ask, CancelReason, Form, NewSend};
 use send::{SendEntry, Stage};
 pub(crate) use target::{GroupTarget, Target};
@@ -117,6 +120,7 @@ pub(crate) struct State {
     /// Somebody has the pollable descriptor.
     polled: bool,
     signalled: bool,
+    rings: RingWish,
     /// Why there is no broker.
     gone: Option<BrokerGone>,
     incarnation: Incarnation,
@@ -158,6 +162,7 @@ impl State {
             attention: false,
             polled: false,
             signalled: false,
+            rings: RingWish::None,
             gone: None,
             incarnation,
             comeback: comeback.map(Box::new),
@@ -234,7 +239,9 @@ impl State {
         if !forked {
             // In a forked child the socket is still its parent's.
             self.transport.shut_down();
+            self.transport.drop_rings();
         }
+        self.rings = RingWish::None;
         self.outbox.clear();
         self.output = Output::Idle;
         self.queued_sends = 0;
@@ -329,6 +336,7 @@ impl State {
     /// All I/O that is possible without blocking.
     pub(crate) fn turn(&mut self) {
         self.before_sleep();
+        self.transport.look_at_socket();
         self.read();
         self.flush(Urgency::Now);
     }
@@ -350,7 +358,9 @@ impl State {
     pub(crate) fn settle(&mut self) -> Vec<Waker> {
         if self.polled {
             let gone = self.gone().is_some();
+            let beside_input = self.gone.is_none() && !self.transport.arm();
             let wanted = self.attention
+                || beside_input
                 || self
                     .endpoints
                     .iter()
@@ -409,6 +419,9 @@ impl State {
                 Ok(Written::All) => {
                     // Sends may have waited for room in the outbox.
                     self.pump_all();
+                }
+                Ok(Written::Blocked) if self.transport.is_ring_full() => {
+                    return self.set_output(Output::RingFull);
                 }
                 Ok(Written::Blocked) => return self.set_output(Output::Pending),
                 Ok(Written::TooManyDescriptors(serial)) => {
@@ -520,11 +533,15 @@ impl State {
     fn arrive(&mut self, arrival: Arrival) -> Result<(), String> {
         let message = match arrival.frame {
             Frame::Message(message) => message,
+            Frame::Other(BrokerFrame::Rings(rings)) => {
+                return self.rings_frame(rings, arrival.attached);
+            }
             Frame::Other(frame) => return self.arrive_other(frame),
         };
         if message.descriptors() > 0 {
             self.outbox.put(&ClientFrame::DescriptorsTaken);
         }
+        self.note_traffic();
         let endpoint = message.endpoint();
         if let Some(copied) = self.monitored_next(endpoint) {
             return self.deliver(endpoint, Item::Monitored { message, copied });
@@ -544,7 +561,9 @@ impl State {
 
     fn arrive_other(&mut self, frame: BrokerFrame) -> Result<(), String> {
         match frame {
-            BrokerFrame::Message(_) => unreachable!("a message is read where it lies"),
+            BrokerFrame::Message(_) | BrokerFrame::Rings(_) => {
+                unreachable!("dealt with where it was read")
+            }
             BrokerFrame::Notice { endpoint, notice } => match notice {
                 Notice::Outcome { request, why, .. } => {
                     self.outcome_arrived(endpoint.get() as usize, request, Answer::Ended(why))

@@ -1,7 +1,7 @@
 //! The way to the broker: bytes and descriptors in, bytes and descriptors out, and readiness.
 //!
-//! Everything above this file sees a [`Transport`] and no socket, so that another way (rings in
-//! shared memory) can take its place. Invariants: nothing here blocks but
+//! Everything above this file sees a [`Transport`] and no socket, and does not know whether a socket
+//! or rings in shared memory (`rings`) carry its bytes. Invariants: nothing here blocks but
 //! [`wait`](Transport::wait) and [`connect`]; every descriptor is close-on-exec; no write raises
 //! `SIGPIPE`; a call that a signal interrupted is made again.
 //!
@@ -20,9 +20,11 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bus_core::wire::MAX_DESCRIPTORS;
+use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -35,12 +37,23 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
 
-/// A stream socket, and what it takes to wait for it.
+use crate::rings::{RingSleep, Rings, Turn};
+
+/// A stream socket, rings where there are some, and what it takes to wait for them.
 #[derive(Debug)]
 pub(crate) struct Transport {
-    socket: OwnedFd,
+    socket: Socket,
+    /// Locked for moments only: reads and writes are made under the connection's lock.
+    rings: Mutex<Option<Rings>>,
+    sleep: Mutex<Option<Arc<RingSleep>>>,
+    /// The socket is to be looked at although input comes by the ring.
+    looks_at_socket: AtomicBool,
     beacon: Arc<Beacon>,
 }
+
+/// A connected stream socket.
+#[derive(Debug)]
+pub(crate) struct Socket(OwnedFd);
 
 /// What wakes threads and main loops, whatever socket there is.
 #[derive(Debug)]
@@ -57,6 +70,8 @@ pub(crate) struct Read {
     pub(crate) bytes: usize,
     /// Whether descriptors came along.
     pub(crate) descriptors: bool,
+    /// Whether there is more, though less came than there was room for.
+    pub(crate) more: bool,
 }
 
 /// What a sleeper waits for beside input and the bell.
@@ -66,6 +81,8 @@ pub(crate) enum Output {
     Idle,
     /// Output waits for room in the socket.
     Pending,
+    /// Output waits for room in the ring, and the broker rings when there is.
+    RingFull,
     /// There is no socket: the broker is gone, and the timer tells when to look for another.
     Away,
 }
@@ -133,7 +150,13 @@ impl Transport {
     pub(crate) fn new(socket: OwnedFd, beacon: Arc<Beacon>) -> io::Result<Self> {
         let epoll = &beacon.epoll;
         epoll::add(epoll, &socket, epoll::EventData::new_u64(0), interest(Output::Idle))?;
-        Ok(Self { socket, beacon })
+        Ok(Self {
+            socket: Socket(socket),
+            rings: Mutex::default(),
+            sleep: Mutex::default(),
+            looks_at_socket: AtomicBool::new(false),
+            beacon,
+        })
     }
 
     /// Takes over another socket in this one's place, which main loops need not notice.
@@ -143,6 +166,7 @@ impl Transport {
 
     /// Ends the stream; [`pollable`](Beacon::pollable) does not look at it any more.
     pub(crate) fn retire(&self) {
+        self.drop_rings();
         let _ = epoll::delete(&self.beacon.epoll, &self.socket);
         self.shut_down();
     }
@@ -152,27 +176,20 @@ impl Transport {
         self.beacon.set_timer(after);
     }
 
-    /// Reads what is there, into one slice after the other. Descriptors are appended to `descriptors`; those for which this
-    /// process has no room are lost.
+    /// Reads what is there, into one slice after the other. Descriptors are appended to
+    /// `descriptors`; those for which this process has no room are lost.
     pub(crate) fn read(
         &self,
         into: &mut [IoSliceMut<'_>],
         descriptors: &mut Vec<OwnedFd>,
     ) -> Result<Read, Errno> {
-        let mut space =
-            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS as usize))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let received = retry_on_intr(|| {
-            recvmsg(&self.socket, into, &mut control, RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC)
-        })?;
-        let mut read = Read { bytes: received.bytes, descriptors: false };
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = message {
-                read.descriptors = true;
-                descriptors.extend(rights);
+        match &mut *self.rings.lock() {
+            Some(rings) if rings.has_input_turned() => {
+                let looks = self.looks_at_socket.swap(false, Ordering::Relaxed);
+                rings.read(&self.socket, into, descriptors, looks)
             }
+            _ => self.socket.read(into, descriptors),
         }
-        Ok(read)
     }
 
     /// Writes as much as there is room for; at least one byte. The descriptors go with the first.
@@ -181,21 +198,79 @@ impl Transport {
         slices: &[IoSlice<'_>],
         descriptors: &[OwnedFd],
     ) -> Result<usize, Errno> {
-        let mut borrowed = [self.socket.as_fd(); MAX_DESCRIPTORS as usize];
-        let borrowed = &mut borrowed[..descriptors.len()];
-        for (place, descriptor) in borrowed.iter_mut().zip(descriptors) {
-            *place = descriptor.as_fd();
+        match &mut *self.rings.lock() {
+            Some(rings) if rings.has_output_turned() => {
+                rings.write(&self.socket, slices, descriptors)
+            }
+            _ => self.socket.write(slices, descriptors),
         }
-        let mut space =
-            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS as usize))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !borrowed.is_empty() {
-            let pushed = control.push(SendAncillaryMessage::ScmRights(borrowed));
-            assert!(pushed, "the space is for as many as a frame may have");
+    }
+
+    // ---- Rings
+
+    /// Has rings from now on, which nothing uses yet. False if that cannot be.
+    pub(crate) fn set_rings(&self, rings: Rings) -> bool {
+        let sleep = Arc::clone(rings.sleep());
+        let data = epoll::EventData::new_u64(3);
+        if epoll::add(&self.beacon.epoll, sleep.bell(), data, epoll::EventFlags::IN).is_err() {
+            return false;
         }
-        retry_on_intr(|| {
-            sendmsg(&self.socket, slices, &mut control, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
-        })
+        *self.rings.lock() = Some(rings);
+        true
+    }
+
+    /// Input comes by the ring from here on. `early` was read behind that place.
+    pub(crate) fn turn_in(&self, early: Vec<u8>) -> bool {
+        let mut rings = self.rings.lock();
+        let Some(rings) = rings.as_mut() else {
+            return false;
+        };
+        rings.turn_in(early);
+        *self.sleep.lock() = Some(Arc::clone(rings.sleep()));
+        true
+    }
+
+    /// Input comes by the socket again. False if that is not next.
+    pub(crate) fn turn_in_back(&self) -> bool {
+        *self.sleep.lock() = None;
+        self.rings.lock().as_mut().is_some_and(Rings::turn_in_back)
+    }
+
+    /// Output goes another way from here on.
+    pub(crate) fn turn_out(&self, turn: Turn) {
+        match turn {
+            Turn::ToRings => {
+                if let Some(rings) = self.rings.lock().as_mut() {
+                    rings.turn_out();
+                }
+            }
+            Turn::ToSocket => self.drop_rings(),
+        }
+    }
+
+    /// Unmaps what there is.
+    pub(crate) fn drop_rings(&self) {
+        let sleep = self.sleep.lock().take();
+        if let Some(rings) = self.rings.lock().take() {
+            // The broker has this bell too, so epoll would not forget it.
+            let _ = epoll::delete(&self.beacon.epoll, rings.sleep().bell());
+        }
+        drop(sleep);
+    }
+
+    /// Whether output waits for room in the ring, and not in the socket.
+    pub(crate) fn is_ring_full(&self) -> bool {
+        self.rings.lock().as_ref().is_some_and(Rings::is_full)
+    }
+
+    /// The next read is to notice the end of the socket, though input comes by the ring.
+    pub(crate) fn look_at_socket(&self) {
+        self.looks_at_socket.store(true, Ordering::Relaxed);
+    }
+
+    /// Makes [`pollable`](Beacon::pollable) readable when the ring has something. False if it has now.
+    pub(crate) fn arm(&self) -> bool {
+        self.sleep.lock().as_ref().is_none_or(|sleep| sleep.arm())
     }
 
     /// Sleeps until there is input, the bell is rung, output can go on, or the time has passed.
@@ -204,20 +279,38 @@ impl Transport {
         let bell = &self.beacon.bell;
         let timer = self.beacon.timer.as_ref().unwrap_or(bell);
         let (socket, flags) = match output {
-            Output::Idle => (&self.socket, PollFlags::IN),
-            Output::Pending => (&self.socket, PollFlags::IN | PollFlags::OUT),
+            Output::Idle | Output::RingFull => (&self.socket.0, PollFlags::IN),
+            Output::Pending => (&self.socket.0, PollFlags::IN | PollFlags::OUT),
             Output::Away => (timer, PollFlags::IN),
         };
+        let ring = self.sleep.lock().clone();
+        if ring.as_ref().is_some_and(|ring| !ring.fall_asleep()) {
+            return Ok(());
+        }
+        let ring_bell = ring.as_ref().map_or(bell.as_fd(), |ring| ring.bell());
+        // Without a ring or a timer it is the bell once more.
         let waits = &mut [
             PollFd::new(socket, flags),
             PollFd::new(bell, PollFlags::IN),
+            PollFd::from_borrowed_fd(ring_bell, PollFlags::IN),
             PollFd::new(timer, PollFlags::IN),
         ];
-        // Without a timer the third is the bell once more.
-        let waits = &mut waits[..2 + usize::from(self.beacon.timer.is_some())];
+        let count = match (&ring, &self.beacon.timer) {
+            (_, Some(_)) => 4,
+            (Some(_), None) => 3,
+            (None, None) => 2,
+        };
+        let waits = &mut waits[..count];
         // What no clock can count is for ever.
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        match poll(waits, timeout.as_ref()) {
+        let polled = poll(waits, timeout.as_ref());
+        if let Some(ring) = &ring {
+            ring.woke(!waits[2].revents().is_empty());
+            if !waits[0].revents().is_empty() {
+                self.look_at_socket();
+            }
+        }
+        match polled {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -263,9 +356,72 @@ impl Transport {
     }
 }
 
+impl Socket {
+    /// Reads what is there, into one slice after the other. Descriptors are appended to `descriptors`; those for which this
+    /// process has no room are lost.
+    pub(crate) fn read(
+        &self,
+        into: &mut [IoSliceMut<'_>],
+        descriptors: &mut Vec<OwnedFd>,
+    ) -> Result<Read, Errno> {
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS as usize))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = retry_on_intr(|| {
+            recvmsg(&self.0, into, &mut control, RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC)
+        })?;
+        let mut read = Read { bytes: received.bytes, ..Read::default() };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                read.descriptors = true;
+                descriptors.extend(rights);
+            }
+        }
+        Ok(read)
+    }
+
+    /// Writes as much as there is room for; at least one byte. The descriptors go with the first.
+    pub(crate) fn write(
+        &self,
+        slices: &[IoSlice<'_>],
+        descriptors: &[OwnedFd],
+    ) -> Result<usize, Errno> {
+        let mut borrowed = [self.0.as_fd(); MAX_DESCRIPTORS as usize];
+        let borrowed = &mut borrowed[..descriptors.len()];
+        for (place, descriptor) in borrowed.iter_mut().zip(descriptors) {
+            *place = descriptor.as_fd();
+        }
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS as usize))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !borrowed.is_empty() {
+            let pushed = control.push(SendAncillaryMessage::ScmRights(borrowed));
+            assert!(pushed, "the space is for as many as a frame may have");
+        }
+        retry_on_intr(|| {
+            sendmsg(&self.0, slices, &mut control, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+        })
+    }
+
+    /// Whether the other end is closed and nothing is left to be read.
+    pub(crate) fn is_closed(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        match retry_on_intr(|| rustix::net::recv(&self.0, &mut [0], flags)) {
+            Ok((_, bytes)) => bytes == 0,
+            Err(error) => error != Errno::AGAIN,
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 fn interest(output: Output) -> epoll::EventFlags {
     match output {
-        Output::Idle | Output::Away => epoll::EventFlags::IN,
+        Output::Idle | Output::RingFull | Output::Away => epoll::EventFlags::IN,
         Output::Pending => epoll::EventFlags::IN | epoll::EventFlags::OUT,
     }
 }

@@ -32,6 +32,7 @@
 //! | `gated` | groups whose owner decides who is admitted, and their peer endpoints |
 //! | `endpoint`, `lane`, `receiver` | the public handles |
 //! | `holdings` | what an endpoint has by name, for who decides what it may have |
+//! | [`ring`] | bytes from one process to another through memory that both have |
 //! | [`wire`], [`framing`] | bytes to frames, of our protocol and of any other |
 #![deny(unsafe_code)]
 
@@ -69,6 +70,7 @@ mod receiver;
 mod repeat;
 mod request;
 mod retained;
+pub mod ring;
 mod send;
 mod sync;
 mod view;

@@ -50,3 +50,80 @@ impl RingOut {
         }
     }
 }
+
+/// Memory of one side of a ring in shared memory, in which loom sees who touches which cell.
+#[derive(Debug)]
+pub struct ModelMemory {
+    /// The page's words, in the order of [`WORDS`].
+    words: Vec<crate::sync::AtomicU64>,
+    heads: Vec<crate::sync::AtomicU64>,
+    cells: Vec<crate::sync::UnsafeCell<[u8; 56]>>,
+}
+
+// SAFETY: what it is for is that loom finds two threads at one cell at a time.
+#[expect(unsafe_code, reason = "loom checks every access")]
+unsafe impl Sync for ModelMemory {}
+
+/// Offsets of the page's words.
+const WORDS: [usize; 6] = [0, 128, 256, 384, 512, 1024];
+
+impl ModelMemory {
+    /// Memory for a ring of so many cells.
+    #[must_use]
+    pub fn new(cells: usize) -> Self {
+        let word = |_| crate::sync::AtomicU64::new(0);
+        Self {
+            words: (0..WORDS.len()).map(word).collect(),
+            heads: (0..cells).map(word).collect(),
+            cells: (0..cells).map(|_| crate::sync::UnsafeCell::new([0; 56])).collect(),
+        }
+    }
+
+    fn cell(at: usize) -> (usize, usize) {
+        ((at - 4096) / 64, (at - 4096) % 64)
+    }
+}
+
+impl crate::ring::Memory for ModelMemory {
+    fn word(&self, at: usize) -> &crate::sync::AtomicU64 {
+        match WORDS.iter().position(|word| *word == at) {
+            Some(index) => &self.words[index],
+            None => &self.heads[Self::cell(at).0],
+        }
+    }
+
+    #[expect(unsafe_code, reason = "loom checks every access")]
+    fn put(&self, at: usize, bytes: &[u8]) {
+        let (cell, from) = Self::cell(at);
+        // SAFETY: loom ends the model if somebody else is at this cell.
+        self.cells[cell].with_mut(|place| unsafe {
+            (&mut (*place))[from - 8..from - 8 + bytes.len()].copy_from_slice(bytes);
+        });
+    }
+
+    #[expect(unsafe_code, reason = "loom checks every access")]
+    fn get(&self, at: usize, into: &mut [u8]) {
+        let (cell, from) = Self::cell(at);
+        // SAFETY: as above.
+        self.cells[cell].with(|place| unsafe {
+            into.copy_from_slice(&(&(*place))[from - 8..from - 8 + into.len()]);
+        });
+    }
+}
+
+/// The two ends of a ring of so few cells that a model wraps it. Records have one cell each.
+#[must_use]
+pub fn shared_ring(
+    cells: u32,
+) -> (
+    crate::ring::RingWriter<crate::sync::RingArc<ModelMemory>>,
+    crate::ring::RingReader<crate::sync::RingArc<ModelMemory>>,
+) {
+    let side = || crate::sync::RingArc::new(ModelMemory::new(cells as usize));
+    let (writers, readers) = (side(), side());
+    let size = crate::ring::RingSize::of_cells(cells);
+    (
+        crate::ring::RingWriter::new(writers.clone(), readers.clone(), size),
+        crate::ring::RingReader::new(readers, writers, size),
+    )
+}

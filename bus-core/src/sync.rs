@@ -402,6 +402,22 @@ mutants! {
     LentNotCompared,
     /// What was lent is given back before it is held no more.
     LentBackEarly,
+    /// The tail of a ring in shared memory is published, or looked at, with no ordering.
+    RingTailRelaxed,
+    /// What was consumed of a ring in shared memory is told, or looked at, with no ordering.
+    RingConsumedRelaxed,
+    /// No fence between publishing in a ring and looking whether its reader sleeps.
+    NoFenceInPublish,
+    /// No fence between saying that a ring's reader sleeps and looking for bytes.
+    NoFenceInArm,
+    /// No fence between saying that a ring's writer waits and looking for room.
+    NoFenceInWantRoom,
+    /// No fence between giving cells back and looking whether the ring's writer waits.
+    NoFenceInFinish,
+    /// That a ring's reader holds nothing any more is looked at with no ordering.
+    HoldingRelaxed,
+    /// Cells that the reader holds are written to.
+    HeldNotPassed,
 }
 
 #[cfg(not(bus_loom))]

@@ -13,6 +13,7 @@
 //! |---|---|
 //! | `header` | the 16 bytes of every frame, and which kind may say what in them |
 //! | `client`, `broker` | the frames of either direction |
+//! | `rings` | going over to rings in shared memory, and back |
 //! | `body` | what both directions share |
 //! | `control`, `code`, `views`, `names`, `seen`, `filter_form` | bodies in CBOR, and what is in them |
 //! | `cbor` | what is checked before serde sees a body |
@@ -31,6 +32,7 @@ mod filter_form;
 mod header;
 mod limits_form;
 mod names;
+mod rings;
 mod seen;
 mod view;
 mod views;
@@ -52,6 +54,7 @@ pub use control::{
 };
 pub use header::{HEADER_BYTES, Handle, LaneNumber, MAX_DESCRIPTORS, MAX_LANES, Serial};
 pub use names::{ClaimChanged, NameInfo, Owner, OwnerChanged};
+pub use rings::{BrokerRings, ClientRings, RINGS_DESCRIPTORS, RINGS_FEATURE};
 pub use seen::{Copied, MonitoredChange, MonitoredMember, MonitoredOutcome};
 pub use view::MessageView;
 pub use views::ViewNotice;

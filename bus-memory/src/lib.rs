@@ -17,4 +17,4 @@ mod segment;
 
 pub use mapping::Mapping;
 pub use seals::{FileError, check_fixed_size, check_read_only, check_unchangeable, read_at};
-pub use segment::Segment;
+pub use segment::{Segment, seal_writable};

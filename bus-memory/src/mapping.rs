@@ -180,6 +180,20 @@ impl Mapping {
     }
 }
 
+impl bus_core::ring::Memory for Mapping {
+    fn word(&self, at: usize) -> &AtomicU64 {
+        Self::word(self, at)
+    }
+
+    fn put(&self, at: usize, bytes: &[u8]) {
+        self.copy_in(at, bytes);
+    }
+
+    fn get(&self, at: usize, into: &mut [u8]) {
+        self.copy_out(at, into);
+    }
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: it was mapped with this length, and nothing that refers to it outlives it.

@@ -7,7 +7,9 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
+};
 
 use crate::Mapping;
 
@@ -50,7 +52,23 @@ impl Segment {
     ///
     /// The system's.
     pub fn seal(&self) -> io::Result<()> {
-        fcntl_add_seals(&self.file, SealFlags::FUTURE_WRITE | SealFlags::SEAL)?;
+        seal_writable(self.file.as_fd())
+    }
+
+    /// Its file and this process's mapping, which does not need the file any more.
+    #[must_use]
+    pub fn into_parts(self) -> (OwnedFd, Mapping) {
+        (self.file, self.mapping)
+    }
+
+    /// Takes all its pages now. Without that they come one by one at their first use, where want of
+    /// memory is a signal and no error.
+    ///
+    /// # Errors
+    ///
+    /// The system's: no memory.
+    pub fn take_pages(&self) -> io::Result<()> {
+        fallocate(&self.file, FallocateFlags::empty(), 0, self.mapping.len() as u64)?;
         Ok(())
     }
 
@@ -71,6 +89,16 @@ impl Segment {
     pub fn is_empty(&self) -> bool {
         self.mapping.is_empty()
     }
+}
+
+/// As [`Segment::seal`], for a file whose segment was taken apart.
+///
+/// # Errors
+///
+/// The system's.
+pub fn seal_writable(file: BorrowedFd<'_>) -> io::Result<()> {
+    fcntl_add_seals(file, SealFlags::FUTURE_WRITE | SealFlags::SEAL)?;
+    Ok(())
 }
 
 impl AsFd for Segment {
@@ -114,6 +142,14 @@ mod tests {
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&segment.as_fd()));
         let again = std::fs::File::options().read(true).write(true).open(path).unwrap();
         assert!(Mapping::read_write(again.as_fd(), 4096).is_err(), "opening it anew does not help");
+    }
+
+    #[test]
+    fn pages_are_taken_at_once_also_of_what_is_sealed() {
+        let segment = Segment::for_readers("test", 1 << 20).unwrap();
+        assert!(crate::check_fixed_size(segment.as_fd(), 1 << 20).is_err(), "holes");
+        segment.take_pages().unwrap();
+        crate::check_fixed_size(segment.as_fd(), 1 << 20).unwrap();
     }
 
     #[test]

@@ -19,5 +19,6 @@ mod reader;
 mod requests;
 mod reserve;
 mod retained;
+mod shared_ring;
 mod waiting;
 mod wakers;

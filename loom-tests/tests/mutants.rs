@@ -30,6 +30,7 @@
 //! | G4, G5 names | a message against a change of owner; waiting sends; workers that make room at once | `names::*` | `SkipOwnershipCheck`, `OwnerChangeServesNobody`, `WaitAtOneWorker`, `AgainWithoutKey` |
 //! | gated groups | admission, withdrawal, expulsion and the owner's end against members | `gated::*` | `OutsiderSends`, `ShareServesNobody`, `AdmittedTooEarly`, `GoneOwnerKeepsPeers`, `WithdrawForgetsAdmission` |
 //! | G8, G10 accounts | charges and what is given back, of one connection and of two | `accounts::*` | `HeldNotCompared`, `LentNotCompared`, `LentBackEarly` |
+//! | rings between processes | cells that are used again; going to sleep on either side; what is held | `shared_ring::*` | `RingTailRelaxed`, `RingConsumedRelaxed`, `NoFenceInPublish`, `NoFenceInArm`, `NoFenceInWantRoom`, `NoFenceInFinish`, `HoldingRelaxed`, `HeldNotPassed` |
 //! | the queue | a ring that wraps; a reader that goes to sleep; two that want to read | `queue::*`, `reader::*`, `waiting::g5_a_message_*` | `TailRelaxed`, `HeadRelaxed`, `SleepWithoutLook`, `SeatTakenTwice`, `QueueMadeTwice` |
 
 use std::collections::BTreeSet;
@@ -55,6 +56,14 @@ const CAUGHT: &[(&str, &str)] = &[
     ("OutcomeMonitorsNotCompared", "monitor::g4_a_monitor_that_begins_before_an_outcome_sees_it"),
     ("RetainWithoutHome", "retained::g4_the_retained_message_is_the_last_in_the_order"),
     ("StateBeforeJoin", "retained::g4_a_join_with_state_leaves_no_hole_and_gets_nothing_twice"),
+    ("RingTailRelaxed", "shared_ring::shared_ring_hands_over_finished_cells_across_its_wrap"),
+    ("RingConsumedRelaxed", "shared_ring::shared_ring_hands_over_finished_cells_across_its_wrap"),
+    ("NoFenceInPublish", "shared_ring::shared_ring_wakes_a_reader_that_goes_to_sleep"),
+    ("NoFenceInArm", "shared_ring::shared_ring_wakes_a_reader_that_goes_to_sleep"),
+    ("NoFenceInWantRoom", "shared_ring::shared_ring_wakes_a_writer_that_waits_for_room"),
+    ("NoFenceInFinish", "shared_ring::shared_ring_wakes_a_writer_that_waits_for_room"),
+    ("HoldingRelaxed", "shared_ring::shared_ring_passes_over_what_is_held"),
+    ("HeldNotPassed", "shared_ring::shared_ring_passes_over_what_is_held"),
     ("SequenceFromOneClock", "order::g2_sequences_rise_where_clocks_differ"),
     ("AdvanceOneClock", "order::g2_sequences_rise_where_clocks_differ"),
     ("SequenceWithoutLock", "order::g2_sequences_of_disjoint_sends_are_unique"),

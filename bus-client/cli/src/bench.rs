@@ -30,7 +30,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 pub(crate) use options::{NOTES, Options, WorkerOptions};
 
 use self::{
-    options::Peer,
+    options::{Peer, Transport},
     plan::{Limit, Plan, Workload},
     report::Figures,
     stage::Outcome,
@@ -86,7 +86,16 @@ pub(crate) fn work(options: &WorkerOptions) -> Result<Exit, Failure> {
 
 /// Ours first, then the peers that were asked for and are there.
 fn systems(options: &Options, output: &Output) -> Vec<System> {
-    let mut systems = vec![System::Unisono];
+    let mut systems = Vec::new();
+    for transport in &options.transport {
+        let system = match transport {
+            Transport::Socket => System::Unisono,
+            Transport::Ring => System::UnisonoRing,
+        };
+        if !systems.contains(&system) {
+            systems.push(system);
+        }
+    }
     let asked = options.peer.iter().flat_map(|peer| match peer {
         Peer::One(system) => std::slice::from_ref(system),
         Peer::All => System::value_variants(),
@@ -205,7 +214,7 @@ fn measure(
                         // The user wants no more: as quiet an end as that of a closed pipe.
                         return Err(Failure::ClosedPipe);
                     }
-                    Err(error) if plan.system == System::Unisono => {
+                    Err(error) if plan.system.is_ours() => {
                         return Err(Failure::about(name, error));
                     }
                     Err(error) => {

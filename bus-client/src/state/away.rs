@@ -22,8 +22,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bus_core::wire::{
-    BrokerFrame, ClientFrame, Failure, Goodbye, GoodbyeCode, Hello, Incarnation, MAGIC, Request,
-    Response, Welcome,
+    BrokerFrame, ClientFrame, Failure, Goodbye, GoodbyeCode, Hello, Incarnation, MAGIC,
+    RINGS_FEATURE, Request, Response, Welcome,
 };
 use bus_core::{EndpointId, GroupId, GroupName, NameId, Sequence};
 use bytes::BytesMut;
@@ -339,6 +339,9 @@ impl State {
         let comeback = self.comeback.as_mut().expect("the caller has looked");
         (comeback.phase, comeback.since) = (Phase::There, Instant::now());
         let now = comeback.since;
+        if welcome.features.iter().any(|feature| feature == RINGS_FEATURE) {
+            self.wish_rings();
+        }
         self.incarnation = welcome.incarnation;
         self.limits = welcome.limits;
         self.gone = None;

@@ -347,6 +347,7 @@ impl State {
                 });
             }
         }
+        self.note_traffic();
         let Some(Entry::Send(send)) = self.pending.get_mut(serial) else {
             unreachable!("it was there a moment ago");
         };

@@ -8,8 +8,8 @@ use super::body::{self, both};
 use super::client::outline;
 use super::header::{FLAGS_OFFSET, Header, KIND_OFFSET, Outline, Shape, u16_at, u32_at, u64_at};
 use super::{
-    EncodeError, Failure, Goodbye, HEADER_BYTES, Handle, MAX_FRAME_BYTES, Notice, Response, SendId,
-    Serial, Welcome, WireError,
+    BrokerRings, EncodeError, Failure, Goodbye, HEADER_BYTES, Handle, MAX_FRAME_BYTES, Notice,
+    Response, SendId, Serial, Welcome, WireError,
 };
 use crate::{Attributes, Credentials, EndpointId, Gap, GroupId, NameId, Receipt, Sequence};
 
@@ -77,6 +77,8 @@ pub enum BrokerFrame {
     },
     /// The descriptors of the last frame that had some are off the socket.
     DescriptorsTaken,
+    /// About rings in shared memory.
+    Rings(BrokerRings),
     /// The last frame.
     Goodbye(Goodbye),
 }
@@ -204,7 +206,10 @@ impl BrokerFrame {
             },
             kind::WRITABLE => Self::Writable { endpoint, serial: header.serial() },
             both::DESCRIPTORS_TAKEN => Self::DescriptorsTaken,
-            _ => Self::decode_control(&header, bytes)?,
+            _ => match BrokerRings::decode(&header, bytes)? {
+                Some(rings) => Self::Rings(rings),
+                None => Self::decode_control(&header, bytes)?,
+            },
         };
         body::pass(unread, header.length);
         Ok(Some(frame))
@@ -262,6 +267,10 @@ impl BrokerFrame {
             }
             Self::DescriptorsTaken => {
                 body::put(out, Outline::new(&both::DESCRIPTORS_TAKEN_SHAPE), &[]);
+                Ok(())
+            }
+            Self::Rings(rings) => {
+                rings.encode(out);
                 Ok(())
             }
             Self::Goodbye(goodbye) => {
@@ -614,7 +623,7 @@ fn shape_of(kind: u8) -> Option<&'static Shape> {
         kind::WRITABLE => &WRITABLE,
         both::DESCRIPTORS_TAKEN => &both::DESCRIPTORS_TAKEN_SHAPE,
         both::GOODBYE => &both::GOODBYE_SHAPE,
-        _ => return None,
+        _ => return BrokerRings::shape_of(kind),
     })
 }
 

@@ -7,8 +7,8 @@ use bytes::{Bytes, BytesMut};
 use super::body::{self, both};
 use super::header::{Header, Outline, Shape, u16_at, u32_at, u64_at};
 use super::{
-    ControlError, EncodeError, Goodbye, HEADER_BYTES, Handle, Hello, LaneNumber, MAX_FRAME_BYTES,
-    Request, Serial, WireError,
+    ClientRings, ControlError, EncodeError, Goodbye, HEADER_BYTES, Handle, Hello, LaneNumber,
+    MAX_FRAME_BYTES, Request, Serial, WireError,
 };
 use crate::{Attributes, Destination, EndpointId, GroupId, MAX_ATTRIBUTES_BYTES, NameId, Sequence};
 
@@ -80,6 +80,8 @@ pub enum ClientFrame {
     },
     /// The descriptors of the last frame that had some are off the socket.
     DescriptorsTaken,
+    /// About rings in shared memory.
+    Rings(ClientRings),
     /// The last frame.
     Goodbye(Goodbye),
 }
@@ -219,7 +221,10 @@ impl ClientFrame {
             }
             kind::UNWATCH => Self::Unwatch { endpoint: header.endpoint(), serial: header.serial() },
             both::DESCRIPTORS_TAKEN => Self::DescriptorsTaken,
-            _ => Self::decode_control(&header, bytes)?,
+            kind => match ClientRings::decode(kind) {
+                Some(rings) => Self::Rings(rings),
+                None => Self::decode_control(&header, bytes)?,
+            },
         };
         body::pass(unread, header.length);
         Ok(Some(frame))
@@ -290,6 +295,10 @@ impl ClientFrame {
             }
             Self::DescriptorsTaken => {
                 body::put(out, Outline::new(&both::DESCRIPTORS_TAKEN_SHAPE), &[]);
+                Ok(())
+            }
+            Self::Rings(rings) => {
+                rings.encode(out);
                 Ok(())
             }
             Self::Goodbye(goodbye) => {
@@ -469,7 +478,7 @@ fn shape_of(kind: u8) -> Option<&'static Shape> {
         kind::UNWATCH => &UNWATCH,
         both::DESCRIPTORS_TAKEN => &both::DESCRIPTORS_TAKEN_SHAPE,
         both::GOODBYE => &both::GOODBYE_SHAPE,
-        _ => return None,
+        _ => return ClientRings::shape_of(kind),
     })
 }
 

@@ -61,7 +61,7 @@ pub(crate) trait Responder {
 
 pub(crate) fn sender(plan: &Plan) -> io::Result<Box<dyn Sender>> {
     Ok(match plan.system {
-        System::Unisono => Box::new(unisono::GroupSender::new(plan)?),
+        System::Unisono | System::UnisonoRing => Box::new(unisono::GroupSender::new(plan)?),
         System::DbusDaemon | System::DbusBroker | System::Busd => {
             Box::new(dbus::SignalSender::new(plan)?)
         }
@@ -75,7 +75,9 @@ pub(crate) fn sender(plan: &Plan) -> io::Result<Box<dyn Sender>> {
 
 pub(crate) fn receiver(plan: &Plan, index: usize) -> io::Result<Box<dyn Receiver>> {
     Ok(match plan.system {
-        System::Unisono => Box::new(unisono::MemberReceiver::new(plan, index)?),
+        System::Unisono | System::UnisonoRing => {
+            Box::new(unisono::MemberReceiver::new(plan, index)?)
+        }
         System::DbusDaemon | System::DbusBroker | System::Busd => {
             Box::new(dbus::SignalReceiver::new(plan)?)
         }
@@ -93,7 +95,7 @@ pub(crate) type MakeCaller = Box<dyn FnOnce(&Go) -> io::Result<Box<dyn Caller>>>
 
 pub(crate) fn caller(plan: &Plan) -> io::Result<MakeCaller> {
     Ok(match plan.system {
-        System::Unisono => {
+        System::Unisono | System::UnisonoRing => {
             let connected = unisono::DirectCaller::connect(plan)?;
             Box::new(move |go| Ok(Box::new(connected.to(first(go)?)?)))
         }
@@ -118,7 +120,7 @@ pub(crate) fn caller(plan: &Plan) -> io::Result<MakeCaller> {
 
 pub(crate) fn responder(plan: &Plan) -> io::Result<Box<dyn Responder>> {
     Ok(match plan.system {
-        System::Unisono => Box::new(unisono::DirectResponder::new(plan)?),
+        System::Unisono | System::UnisonoRing => Box::new(unisono::DirectResponder::new(plan)?),
         System::DbusDaemon | System::DbusBroker | System::Busd => {
             Box::new(dbus::MethodResponder::new(plan)?)
         }
@@ -131,7 +133,7 @@ pub(crate) fn responder(plan: &Plan) -> io::Result<Box<dyn Responder>> {
 /// Connects and is greeted; the connection lives as long as the value.
 pub(crate) fn connect(plan: &Plan) -> io::Result<Box<dyn Any>> {
     Ok(match plan.system {
-        System::Unisono => Box::new(unisono::connect(plan)?),
+        System::Unisono | System::UnisonoRing => Box::new(unisono::connect(plan)?),
         System::DbusDaemon | System::DbusBroker | System::Busd => {
             Box::new(dbus::Connection::open(plan)?)
         }
@@ -145,7 +147,7 @@ pub(crate) fn connect(plan: &Plan) -> io::Result<Box<dyn Any>> {
 /// The fan-out sender of `fair`: each send waits until it has its place.
 pub(crate) fn waiting_sender(plan: &Plan) -> io::Result<Box<dyn Sender>> {
     match plan.system {
-        System::Unisono => Ok(Box::new(unisono::WaitingSender::new(plan)?)),
+        System::Unisono | System::UnisonoRing => Ok(Box::new(unisono::WaitingSender::new(plan)?)),
         _ => Err(unsupported(plan)),
     }
 }
@@ -153,7 +155,9 @@ pub(crate) fn waiting_sender(plan: &Plan) -> io::Result<Box<dyn Sender>> {
 /// A small sender of `fair`, which writes to these receivers in turn.
 pub(crate) fn small_sender(plan: &Plan, receivers: &[usize]) -> io::Result<Box<dyn Sender>> {
     match plan.system {
-        System::Unisono => Ok(Box::new(unisono::SmallSender::new(plan, receivers)?)),
+        System::Unisono | System::UnisonoRing => {
+            Ok(Box::new(unisono::SmallSender::new(plan, receivers)?))
+        }
         _ => Err(unsupported(plan)),
     }
 }

@@ -54,9 +54,9 @@ pub(crate) struct Options {
     /// Runs of each system, in turn
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) runs: u16,
-    /// How the bytes travel
-    #[arg(long, value_name = "NAME", default_value = "socket")]
-    pub(crate) transport: Transport,
+    /// How our bytes travel; of several the first is compared with the others
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "socket")]
+    pub(crate) transport: Vec<Transport>,
     /// Use the bus as a library in one process, with a thread for each sender and receiver
     #[arg(long, conflicts_with_all = ["peer", "transport", "slow"])]
     pub(crate) in_process: bool,
@@ -87,6 +87,8 @@ pub(crate) struct WorkerOptions {
 pub(crate) enum Transport {
     /// A Unix stream socket
     Socket,
+    /// Rings in shared memory
+    Ring,
 }
 
 /// CPUs to stay on.
@@ -107,7 +109,7 @@ fn peer(text: &str) -> Result<Peer, String> {
     System::from_str(text, false).map(Peer::One).map_err(|_| {
         let names: Vec<_> = System::value_variants()
             .iter()
-            .filter(|system| **system != System::Unisono)
+            .filter(|system| !system.is_ours())
             .map(|system| system.name())
             .collect();
         format!("one of {}, or all", names.join(", "))
@@ -158,7 +160,7 @@ mod tests {
     #[test]
     fn peers_have_the_names_that_they_print() {
         for system in System::value_variants() {
-            if *system != System::Unisono {
+            if !system.is_ours() {
                 assert_eq!(peer(system.name()), Ok(Peer::One(*system)));
             }
         }

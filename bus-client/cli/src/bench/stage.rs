@@ -226,7 +226,7 @@ fn broker(plan: &Plan, patience: Patience<'_>) -> io::Result<Option<Broker>> {
     let what = format!("the broker of {}", plan.system.name());
     let process = match plan.system {
         System::RawUnix | System::UdpMulticast | System::Zeromq => return Ok(None),
-        System::Unisono | System::Relay => {
+        System::Unisono | System::UnisonoRing | System::Relay => {
             let mut process = Process::worker(what)?;
             let (plan, role) = (plan.clone(), Role::Broker);
             process.tell(&Task { plan, role })?;

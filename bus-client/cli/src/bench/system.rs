@@ -14,6 +14,9 @@ pub(crate) enum System {
     /// Ours
     #[value(skip)]
     Unisono,
+    /// Ours, through rings in shared memory
+    #[value(skip)]
+    UnisonoRing,
     /// The reference message bus
     DbusDaemon,
     /// The fast message bus; this program acts as its controller
@@ -36,6 +39,7 @@ impl System {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Unisono => "unisono",
+            Self::UnisonoRing => "unisono-ring",
             Self::DbusDaemon => "dbus-daemon",
             Self::DbusBroker => "dbus-broker",
             Self::Busd => "busd",
@@ -52,6 +56,7 @@ impl System {
         match self {
             Self::Nats => "tcp",
             Self::UdpMulticast => "udp",
+            Self::UnisonoRing => "ring",
             _ => "socket",
         }
     }
@@ -59,7 +64,7 @@ impl System {
     /// What it does not guarantee that we do.
     pub(crate) fn lacks(self) -> &'static str {
         match self {
-            Self::Unisono => "",
+            Self::Unisono | Self::UnisonoRing => "",
             Self::DbusDaemon => {
                 "all or nothing; back-pressure: it queues, then refuses or disconnects"
             }
@@ -81,7 +86,15 @@ impl System {
 
     /// Whether it keeps one order of all senders at all receivers.
     pub(crate) fn promises_one_order(self) -> bool {
-        matches!(self, Self::Unisono | Self::DbusDaemon | Self::DbusBroker | Self::Relay)
+        matches!(
+            self,
+            Self::Unisono | Self::UnisonoRing | Self::DbusDaemon | Self::DbusBroker | Self::Relay
+        )
+    }
+
+    /// Whether it is ours, whatever carries its bytes.
+    pub(crate) fn is_ours(self) -> bool {
+        matches!(self, Self::Unisono | Self::UnisonoRing)
     }
 
     /// Whether nothing is lost while senders keep within the window.
@@ -92,7 +105,7 @@ impl System {
     /// Why a workload cannot be run with it.
     pub(crate) fn cannot(self, workload: Workload, size: usize) -> Option<&'static str> {
         match self {
-            Self::Unisono => None,
+            _ if self.is_ours() => None,
             _ if workload == Workload::Fair => Some("its sends do not wait"),
             _ if workload == Workload::Filter => Some("its filters are others, or it has none"),
             Self::RawUnix | Self::Relay if workload.is_about_connections() => {

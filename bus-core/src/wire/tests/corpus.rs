@@ -5,12 +5,12 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::super::{
-    BrokerFrame, ChangeCode, ClaimChanged, ClientFrame, ControlError, Copied, CopyCode,
-    EvictionReason, Failure, FailureCode, Goodbye, GoodbyeCode, GroupInfo, Handle, Hello,
-    Incarnation, LaneNumber, MemberCode, MemberInfo, MessageFrame, MessageHead, MonitoredChange,
-    MonitoredMember, MonitoredOutcome, NameInfo, Notice, OutcomeCode, Owner, OwnerChanged, Request,
-    Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial, Stats, Status, ViewNotice,
-    Welcome,
+    BrokerFrame, BrokerRings, ChangeCode, ClaimChanged, ClientFrame, ClientRings, ControlError,
+    Copied, CopyCode, EvictionReason, Failure, FailureCode, Goodbye, GoodbyeCode, GroupInfo,
+    Handle, Hello, Incarnation, LaneNumber, MemberCode, MemberInfo, MessageFrame, MessageHead,
+    MonitoredChange, MonitoredMember, MonitoredOutcome, NameInfo, Notice, OutcomeCode, Owner,
+    OwnerChanged, Request, Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial, Stats,
+    Status, ViewNotice, Welcome,
 };
 use crate::{
     Attributes, Condition, ContentType, Credentials, Description, Destination, EndpointId, Filter,
@@ -299,6 +299,10 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
         ),
         ("unwatch", ClientFrame::Unwatch { endpoint: Handle::FIRST, serial: serial(6) }),
         ("descriptors taken", ClientFrame::DescriptorsTaken),
+        ("rings wanted", ClientFrame::Rings(ClientRings::Wanted)),
+        ("rings taken", ClientFrame::Rings(ClientRings::Taken)),
+        ("rings declined", ClientFrame::Rings(ClientRings::Declined)),
+        ("rings left", ClientFrame::Rings(ClientRings::Left)),
         ("goodbye", ClientFrame::Goodbye(Goodbye::new(GoodbyeCode::Done, ""))),
     ]
 }
@@ -768,6 +772,16 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
         ),
         ("writable", BrokerFrame::Writable { endpoint: Handle::FIRST, serial: serial(6) }),
         ("descriptors taken", BrokerFrame::DescriptorsTaken),
+        (
+            "rings",
+            BrokerFrame::Rings(BrokerRings::Offered {
+                submission_bytes: 4 << 10,
+                delivery_bytes: 1 << 20,
+            }),
+        ),
+        ("rings refused", BrokerFrame::Rings(BrokerRings::Refused)),
+        ("rings begin", BrokerFrame::Rings(BrokerRings::Begin)),
+        ("rings end", BrokerFrame::Rings(BrokerRings::End)),
         ("goodbye", BrokerFrame::Goodbye(Goodbye::new(GoodbyeCode::Shutdown, "the session ends"))),
     ]
 }

@@ -7,11 +7,11 @@ use ciborium::Value;
 
 use super::super::cbor::text_under;
 use super::super::{
-    BrokerFrame, ChangeCode, ClaimChanged, ClientFrame, Copied, CopyCode, EvictionReason, Failure,
-    FailureCode, Goodbye, GoodbyeCode, GroupInfo, HEADER_BYTES, Handle, Hello, Incarnation,
-    LaneNumber, MAGIC, MAX_FRAME_BYTES, MAX_PART, MAX_TEXT_BYTES, MemberCode, MessageFrame,
-    MessageHead, Notice, OutcomeCode, Request, Response, Role, SendFlags, SendFrame, SendHead,
-    SendId, Serial, ViewNotice, Welcome, take_magic,
+    BrokerFrame, BrokerRings, ChangeCode, ClaimChanged, ClientFrame, ClientRings, Copied, CopyCode,
+    EvictionReason, Failure, FailureCode, Goodbye, GoodbyeCode, GroupInfo, HEADER_BYTES, Handle,
+    Hello, Incarnation, LaneNumber, MAGIC, MAX_FRAME_BYTES, MAX_PART, MAX_TEXT_BYTES, MemberCode,
+    MessageFrame, MessageHead, Notice, OutcomeCode, Request, Response, Role, SendFlags, SendFrame,
+    SendHead, SendId, Serial, ViewNotice, Welcome, take_magic,
 };
 use super::{Direction, corpus, encoded};
 use crate::{
@@ -199,6 +199,10 @@ fn client_examples() -> Vec<(&'static str, ClientFrame)> {
         ("client CANCEL", ClientFrame::Cancel(id())),
         ("client RESUME", ClientFrame::Resume { endpoint, lane: LaneNumber::FIRST }),
         ("client FLUSH", ClientFrame::Flush),
+        ("client RINGS_WANTED", ClientFrame::Rings(ClientRings::Wanted)),
+        ("client RINGS_TAKEN", ClientFrame::Rings(ClientRings::Taken)),
+        ("client RINGS_DECLINED", ClientFrame::Rings(ClientRings::Declined)),
+        ("client RINGS_LEFT", ClientFrame::Rings(ClientRings::Left)),
         ("client CREDIT", ClientFrame::Credit { endpoint, messages: 2, bytes: 300 }),
         (
             "client WATCH",
@@ -488,6 +492,16 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
             },
         ),
         ("broker WRITABLE", BrokerFrame::Writable { endpoint, serial: corpus::serial(4) }),
+        (
+            "broker RINGS",
+            BrokerFrame::Rings(BrokerRings::Offered {
+                submission_bytes: 128 << 10,
+                delivery_bytes: 256 << 10,
+            }),
+        ),
+        ("broker RINGS_REFUSED", BrokerFrame::Rings(BrokerRings::Refused)),
+        ("broker RINGS_BEGIN", BrokerFrame::Rings(BrokerRings::Begin)),
+        ("broker RINGS_END", BrokerFrame::Rings(BrokerRings::End)),
         ("either DESCRIPTORS_TAKEN", BrokerFrame::DescriptorsTaken),
         ("either GOODBYE", BrokerFrame::Goodbye(Goodbye::new(GoodbyeCode::Done, ""))),
     ]

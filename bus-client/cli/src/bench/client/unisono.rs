@@ -4,18 +4,23 @@ use std::{collections::VecDeque, io};
 
 use bus_client::{
     Bus, Condition, EndpointId, Event, Filter, Group, JoinOptions, Member, Message, Outgoing,
-    Pattern, PendingSend, RemoteEndpoint, Sequence,
+    Pattern, PendingSend, RemoteEndpoint, Sequence, Transport,
 };
 
 use super::{Caller, Receiver, Responder, Sender};
 use crate::bench::{
     plan::{Plan, Workload},
     stamp::Stamp,
+    system::System,
 };
 
 pub(super) fn connect(plan: &Plan) -> io::Result<Bus> {
     let address = plan.socket().display().to_string();
-    let builder = Bus::builder().address(address).program("unisono-bench");
+    let transport = match plan.system {
+        System::UnisonoRing => Transport::Ring,
+        _ => Transport::Socket,
+    };
+    let builder = Bus::builder().address(address).program("unisono-bench").transport(transport);
     builder.connect().map_err(io::Error::other)
 }
 

@@ -1,0 +1,255 @@
+//! Rings in shared memory, against a stream of bytes, and against a peer that writes anything.
+
+#![expect(clippy::cast_possible_truncation, reason = "bytes of a pattern")]
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bus_core::ring::{Held, Memory, RingError, RingRead, RingReader, RingSize, RingWriter};
+use proptest::prelude::*;
+
+/// Memory of one side, on the heap.
+#[derive(Debug)]
+struct Heap(Box<[AtomicU64]>);
+
+impl Heap {
+    fn new(size: RingSize) -> Arc<Self> {
+        Arc::new(Self((0..size.memory_bytes() / 8).map(|_| AtomicU64::new(0)).collect()))
+    }
+
+    fn byte(&self, at: usize) -> u8 {
+        self.0[at / 8].load(Ordering::Relaxed).to_le_bytes()[at % 8]
+    }
+
+    fn set_byte(&self, at: usize, byte: u8) {
+        let mut bytes = self.0[at / 8].load(Ordering::Relaxed).to_le_bytes();
+        bytes[at % 8] = byte;
+        self.0[at / 8].store(u64::from_le_bytes(bytes), Ordering::Relaxed);
+    }
+}
+
+impl Memory for Heap {
+    fn word(&self, at: usize) -> &AtomicU64 {
+        assert_eq!(at % 8, 0);
+        &self.0[at / 8]
+    }
+
+    fn put(&self, at: usize, bytes: &[u8]) {
+        for (offset, byte) in bytes.iter().enumerate() {
+            self.set_byte(at + offset, *byte);
+        }
+    }
+
+    fn get(&self, at: usize, into: &mut [u8]) {
+        for (offset, byte) in into.iter_mut().enumerate() {
+            *byte = self.byte(at + offset);
+        }
+    }
+}
+
+const SIZE: RingSize = RingSize::of_bytes(4096).unwrap();
+
+type Ends = (RingWriter<Arc<Heap>>, RingReader<Arc<Heap>>, Arc<Heap>, Arc<Heap>);
+
+fn ends() -> Ends {
+    let (writers, readers) = (Heap::new(SIZE), Heap::new(SIZE));
+    (
+        RingWriter::new(writers.clone(), readers.clone(), SIZE),
+        RingReader::new(readers.clone(), writers.clone(), SIZE),
+        writers,
+        readers,
+    )
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Write(usize),
+    Copy(u32),
+    Read(usize),
+    Hold,
+    Release(usize),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        4 => (0..700usize).prop_map(Act::Write),
+        1 => (1..100u32).prop_map(Act::Copy),
+        4 => (1..900usize).prop_map(Act::Read),
+        1 => Just(Act::Hold),
+        1 => (0..8usize).prop_map(Act::Release),
+    ]
+}
+
+/// What the stream has: bytes here, and those that come by the socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Piece {
+    Byte(u8),
+    Copy(u32),
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// Whatever is written, read and held in which order: nothing is lost, doubled, moved, or written
+    /// over while it is held; and a ring of which nothing is held or unread takes something.
+    #[test]
+    fn what_is_written_is_read_in_its_order(acts in prop::collection::vec(act(), 1..200)) {
+        let (mut writer, mut reader, ..) = ends();
+        let mut model = VecDeque::new();
+        let mut held: Vec<(Held, Vec<u8>)> = Vec::new();
+        let mut next = 0_u8;
+        for act in acts {
+            match act {
+                Act::Write(length) => {
+                    let bytes: Vec<u8> = (0..length).map(|at| next.wrapping_add(at as u8)).collect();
+                    let written = writer.write(&bytes).unwrap();
+                    if model.is_empty() && held.is_empty() && length > 0 {
+                        prop_assert!(written > 0, "an empty ring has room");
+                    }
+                    next = next.wrapping_add(written as u8);
+                    model.extend(bytes[..written].iter().map(|byte| Piece::Byte(*byte)));
+                    let _ = writer.publish();
+                }
+                Act::Copy(bytes) => {
+                    if writer.write_copy(bytes).unwrap() {
+                        model.push_back(Piece::Copy(bytes));
+                    }
+                    let _ = writer.publish();
+                }
+                Act::Read(length) => {
+                    let mut into = vec![0; length];
+                    match reader.read(&mut into).unwrap() {
+                        RingRead::Bytes(count) => {
+                            for byte in &into[..count] {
+                                prop_assert_eq!(model.pop_front(), Some(Piece::Byte(*byte)));
+                            }
+                        }
+                        RingRead::Copy(bytes) => {
+                            prop_assert_eq!(model.pop_front(), Some(Piece::Copy(bytes)));
+                        }
+                        RingRead::Nothing => prop_assert!(model.is_empty()),
+                    }
+                    let _ = reader.finish();
+                }
+                Act::Hold => {
+                    if let Some(taken) = reader.hold().unwrap() {
+                        let mut bytes = vec![0; 4096];
+                        let count = reader.copy_held(&taken, 0, &mut bytes);
+                        bytes.truncate(count);
+                        for byte in &bytes {
+                            prop_assert_eq!(model.pop_front(), Some(Piece::Byte(*byte)));
+                        }
+                        held.push((taken, bytes));
+                    }
+                    let _ = reader.finish();
+                }
+                Act::Release(at) => {
+                    if at < held.len() {
+                        let (taken, _) = held.swap_remove(at);
+                        let _ = reader.release(&taken);
+                    }
+                }
+            }
+            for (taken, bytes) in &held {
+                let mut now = vec![0; bytes.len()];
+                reader.copy_held(taken, 0, &mut now);
+                prop_assert_eq!(&now, bytes, "held, and written over");
+            }
+        }
+    }
+
+    /// Whatever the reader writes into its memory, the writer fills no cell that it may not, and
+    /// does not panic; whatever the writer writes, the reader takes no more than there is.
+    #[test]
+    fn g10_a_peer_that_writes_anything_gets_errors_and_nothing_else(
+        flips in prop::collection::vec(
+            (prop_oneof![
+                Just(0usize), Just(128), Just(256), Just(384), Just(512), 1024..1040usize, 4096..4400usize
+            ], 0..8usize, any::<u8>(), any::<bool>()),
+            1..300,
+        ),
+    ) {
+        let (mut writer, mut reader, writers, readers) = ends();
+        let mut failed = (false, false);
+        for (at, byte, value, whose) in flips {
+            let memory = if whose { &writers } else { &readers };
+            memory.set_byte(at + byte, value);
+            if !failed.0 {
+                let tried = writer.write(&[7; 100]).and_then(|_| {
+                    let _ = writer.publish();
+                    writer.want_room()
+                });
+                failed.0 = tried.is_err();
+            }
+            if !failed.1 {
+                let mut into = [0; 200];
+                let tried = reader.read(&mut into);
+                let _ = reader.finish();
+                failed.1 = tried.is_err();
+                if let Ok(RingRead::Bytes(count)) = tried {
+                    prop_assert!(count <= into.len());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn positions_that_go_back_or_jump_ahead_are_told() {
+    let (mut writer, mut reader, writers, readers) = ends();
+    assert_eq!(writer.write(&[1; 4000]).unwrap(), 4000);
+    let _ = writer.publish();
+    readers.word(256).store(64, Ordering::Relaxed);
+    assert!(matches!(writer.is_consumed(), Err(RingError::JumpedAhead { to: 64, most: 63, .. })));
+    readers.word(256).store(10, Ordering::Relaxed);
+    assert_eq!(writer.is_consumed(), Ok(false));
+    readers.word(256).store(9, Ordering::Relaxed);
+    assert!(matches!(writer.is_consumed(), Err(RingError::WentBack { from: 10, to: 9, .. })));
+
+    writers.word(0).store(65, Ordering::Relaxed);
+    let read = reader.read(&mut [0; 8]);
+    assert!(matches!(read, Err(RingError::JumpedAhead { to: 65, most: 64, .. })), "{read:?}");
+    writers.word(0).store(63, Ordering::Relaxed);
+    // The first record says that it is longer than what was published.
+    writers.word(4096).store(4096 | 1 << 32, Ordering::Relaxed);
+    let read = reader.read(&mut [0; 8]);
+    assert!(matches!(read, Err(RingError::BadRecord { state: 1, bytes: 4096, .. })), "{read:?}");
+    writers.word(4096).store(8 | 9 << 32, Ordering::Relaxed);
+    let read = reader.read(&mut [0; 8]);
+    assert!(matches!(read, Err(RingError::BadRecord { state: 9, .. })), "{read:?}");
+}
+
+#[test]
+fn a_ring_full_of_held_records_is_full_and_each_that_is_released_makes_room() {
+    let (mut writer, mut reader, ..) = ends();
+    let mut held = Vec::new();
+    // Half of the ring may be held.
+    for _ in 0..32 {
+        assert_eq!(writer.write(&[1; 56]).unwrap(), 56);
+        let _ = writer.publish();
+        held.push(reader.hold().unwrap().unwrap());
+        let _ = reader.finish();
+    }
+    assert_eq!(writer.write(&[2; 56]).unwrap(), 56);
+    let _ = writer.publish();
+    assert_eq!(reader.hold().unwrap(), None, "no more than half");
+    let mut into = [0; 56];
+    // A hundred laps go by beside what is held.
+    assert_eq!(reader.read(&mut into).unwrap(), RingRead::Bytes(56));
+    let _ = reader.finish();
+    for round in 0..3200_u32 {
+        assert_eq!(writer.write(&[round as u8; 56]).unwrap(), 56, "{round}");
+        let _ = writer.publish();
+        assert_eq!(reader.read(&mut into).unwrap(), RingRead::Bytes(56));
+        assert_eq!(into, [round as u8; 56]);
+        let _ = reader.finish();
+    }
+    for one in held {
+        let mut bytes = [0; 56];
+        assert_eq!(reader.copy_held(&one, 0, &mut bytes), 56);
+        assert_eq!(bytes, [1; 56]);
+        let _ = reader.release(&one);
+    }
+    assert_eq!(writer.write(&[3; 4000]).unwrap(), 4000, "all of it is free again");
+}
