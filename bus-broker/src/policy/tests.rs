@@ -211,3 +211,154 @@ fn open_to_whom_nothing_is_denied() {
         assert_eq!(policy(text).allows_everything(&user(uid)), expected, "{case}");
     }
 }
+
+mod model {
+    //! Rules against the sentence that describes them, said once more and as plainly as possible.
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NAMES: [&str; 4] = ["a", "a.b", "a.b.c", "z"];
+    const PATTERNS: [&str; 5] = ["*", "a", "a.*", "a.b.*", "z"];
+
+    #[derive(Clone, Debug)]
+    struct Plain {
+        allow: bool,
+        actions: Option<Vec<Action>>,
+        on: Option<Vec<&'static str>>,
+        users: Option<Vec<u32>>,
+        executables: Option<Vec<&'static str>>,
+    }
+
+    fn rule() -> impl Strategy<Value = Plain> {
+        let actions = proptest::sample::subsequence(Action::ALL.to_vec(), 1..4);
+        let on = proptest::sample::subsequence(PATTERNS.to_vec(), 1..3);
+        let users = proptest::sample::subsequence(vec![0, 1000, 7, 8], 1..3);
+        let executables = proptest::sample::subsequence(vec!["/x", "/d/*"], 1..3);
+        let maybe = proptest::option::of::<proptest::strategy::BoxedStrategy<_>>;
+        (
+            any::<bool>(),
+            maybe(actions.boxed()),
+            proptest::option::of(on),
+            proptest::option::of(users),
+            proptest::option::weighted(0.2, executables),
+        )
+            .prop_map(|(allow, actions, on, users, executables)| Plain {
+                allow,
+                actions,
+                on,
+                users,
+                executables,
+            })
+    }
+
+    fn text(rules: &[Plain]) -> String {
+        let mut text = String::new();
+        for rule in rules {
+            text += "[[policy]]\n";
+            let effect = if rule.allow { "allow" } else { "deny" };
+            let actions = rule.actions.as_ref();
+            let words = actions.map(|all| all.iter().map(|a| a.as_str()).collect::<Vec<_>>());
+            text += &match words {
+                Some(words) => format!("{effect} = {words:?}\n"),
+                None => format!("{effect} = \"*\"\n"),
+            };
+            for (key, list) in [("on", &rule.on), ("executables", &rule.executables)] {
+                if let Some(list) = list {
+                    text += &format!("{key} = {list:?}\n");
+                }
+            }
+            if let Some(users) = &rule.users {
+                text += &format!("users = {users:?}\n");
+            }
+        }
+        text
+    }
+
+    fn matches(pattern: &str, name: &str) -> bool {
+        match pattern.strip_suffix('*') {
+            Some(beginning) => name.starts_with(beginning),
+            None => name == pattern,
+        }
+    }
+
+    fn allowed(rules: &[Plain], subject: &Subject, action: Action, name: &str) -> bool {
+        let is_about_a_name = !matches!(action, Action::Connect | Action::Direct);
+        let mut answer = subject.uid == 1000 || subject.uid == 0;
+        for rule in rules {
+            let about_action = rule.actions.as_ref().is_none_or(|all| all.contains(&action));
+            let about_name = match &rule.on {
+                None => true,
+                Some(on) if is_about_a_name => on.iter().any(|pattern| matches(pattern, name)),
+                Some(_) => rule.actions.is_some(),
+            };
+            let about_user = rule.users.as_ref().is_none_or(|users| users.contains(&subject.uid));
+            let about_program = match (&rule.executables, &subject.executable) {
+                (None, _) => true,
+                (Some(_), None) => !rule.allow,
+                (Some(paths), Some(path)) => paths.iter().any(|pattern| matches(pattern, path)),
+            };
+            if about_action && about_name && about_user && about_program {
+                answer = rule.allow;
+            }
+        }
+        answer
+    }
+
+    fn subject_of(uid: u32, executable: Option<&str>) -> Subject {
+        Subject { executable: executable.map(str::to_owned), ..user(uid) }
+    }
+
+    proptest! {
+        #[test]
+        fn the_rules_decide_as_the_sentence_says(
+            rules in proptest::collection::vec(rule(), 0..6),
+            uid in proptest::sample::select(vec![0, 1000, 7]),
+            executable in proptest::sample::select(vec![None, Some("/x"), Some("/d/y"), Some("/z")]),
+        ) {
+            let policy = policy(&text(&rules));
+            let subject = subject_of(uid, executable);
+            let mut everything = true;
+            for action in Action::ALL {
+                for on in NAMES {
+                    let expected = allowed(&rules, &subject, action, on);
+                    prop_assert_eq!(allows(&policy, &subject, action, on), expected, "{} {}", action, on);
+                    everything &= expected;
+                }
+                // What is allowed for all there can be is allowed for each.
+                if policy.decide(&subject, action, None).allowed {
+                    prop_assert!(NAMES.iter().all(|on| allowed(&rules, &subject, action, on)));
+                }
+            }
+            if policy.allows_everything(&subject) {
+                prop_assert!(everything);
+            }
+        }
+
+        #[test]
+        fn a_gate_says_what_the_rules_in_force_say(
+            turns in proptest::collection::vec(proptest::collection::vec(rule(), 0..4), 1..4),
+            uid in proptest::sample::select(vec![0, 1000, 7]),
+        ) {
+            let bus = bus_core::Bus::new(bus_core::Limits::default(), 7).unwrap();
+            let credentials = bus_core::Credentials { uid, pid: 1 };
+            let endpoint = bus.open_endpoint(credentials).unwrap();
+            let groups: Vec<_> =
+                NAMES.iter().map(|on| endpoint.create_group(&name(on)).unwrap().0).collect();
+            let in_force = RulesInForce::new(Policy::private(1000));
+            let mut gate = Gate::new(Box::new(subject_of(uid, Some("/x"))), &in_force);
+            for rules in turns {
+                in_force.replace(policy(&text(&rules)));
+                let subject = subject_of(uid, Some("/x"));
+                // Twice: the second time it is kept.
+                for (on, group) in NAMES.iter().zip(&groups).chain(NAMES.iter().zip(&groups)) {
+                    let destination = bus_core::Destination::Group(*group);
+                    let expected = allowed(&rules, &subject, Action::Send, on);
+                    let found = gate.check_send(&in_force, &bus, destination).is_ok();
+                    prop_assert_eq!(found, expected, "{}", on);
+                }
+            }
+        }
+    }
+}
