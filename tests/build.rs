@@ -7,12 +7,18 @@
 //! `tests::needs` fails it with what to install.
 
 use std::env;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 fn main() {
     println!("cargo::rerun-if-env-changed=UNISONO_REQUIRE");
     println!("cargo::rerun-if-env-changed=PATH");
     let required = env::var("UNISONO_REQUIRE").is_ok_and(|wanted| wanted == "all");
+    // Only root can be somebody else for a while.
+    println!("cargo::rustc-check-cfg=cfg(has_root)");
+    if required || std::fs::metadata("/proc/self").is_ok_and(|this| this.uid() == 0) {
+        println!("cargo::rustc-cfg=has_root");
+    }
     for program in PROGRAMS {
         let name = program.replace('-', "_");
         println!("cargo::rustc-check-cfg=cfg(has_{name})");
@@ -36,4 +42,4 @@ fn find(program: &str) -> Option<PathBuf> {
 }
 
 /// What the tests use beside what they build.
-const PROGRAMS: [&str; 2] = ["sha256sum", "systemd-analyze"];
+const PROGRAMS: [&str; 3] = ["setpriv", "sha256sum", "systemd-analyze"];

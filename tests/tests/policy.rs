@@ -2,11 +2,14 @@
 //! identity. (Tables of decisions are with the rules, in `bus-broker/src/policy`.)
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use bus_client::{Bus, ConnectError, JoinError, QueryError, SendError};
 use tests::broker::Broker;
 use tests::deadline::eventually;
+use tests::needs::needs;
+use tests::process::{Ended, Launch};
 use tests::programs;
 
 fn connect_at(address: &Path) -> Result<Bus, ConnectError> {
@@ -271,4 +274,65 @@ fn a_flood_of_connections_at_a_sandboxes_socket_leaves_the_session_alone() {
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string()),
     });
+}
+
+/// A bus that lets everybody as far as its rules, as a machine's does.
+fn open_to_all(rules: &str) -> Broker {
+    let broker = Broker::with(rules);
+    let mode = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("it is ours");
+    };
+    mode(broker.socket().parent().expect("in a directory"), 0o755);
+    mode(broker.socket(), 0o666);
+    // Where this was built others may not get to.
+    fs::copy(programs::unisono(), broker.file("unisono")).expect("there is room");
+    broker
+}
+
+/// The command line as another user, in these groups.
+fn as_user(broker: &Broker, uid: u32, groups: &str, line: &str) -> Ended {
+    drop(needs("setpriv", "util-linux"));
+    Launch::new("setpriv")
+        .line(&format!("--reuid={uid} --regid={uid} --groups={groups} --inh-caps=-all"))
+        .arg(broker.file("unisono"))
+        .line(line)
+        .env("UNISONO_ADDRESS", broker.socket())
+        .run()
+}
+
+#[test]
+#[cfg_attr(not(all(has_setpriv, has_root)), ignore = "needs setpriv, and to be root")]
+fn needs_setpriv_other_users_are_told_apart_by_the_kernel() {
+    let broker = open_to_all(
+        r#"[[policy]]
+allow = ["connect", "call"]
+on = ["org.example.Clock"]
+users = [4242]
+
+[[policy]]
+allow = ["connect", "join", "create"]
+on = ["org.example.Audio.*"]
+user_groups = [29]
+"#,
+    );
+    let as_user = |uid, groups, line| as_user(&broker, uid, groups, line);
+    let refused = as_user(4343, "4343", "status").with(1);
+    assert!(refused.errors.contains("no rule allows it"), "{}", refused.errors);
+
+    let _clock = broker.unisono("serve org.example.Clock -- cat").start();
+    let bus = connect(&broker);
+    eventually("owned", || match bus.find_name("org.example.Clock") {
+        Ok(Some(_)) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    assert_eq!(as_user(4242, "4242", "call org.example.Clock now x").with(0).output, "x\n");
+    for line in ["own org.example.Clock", "listen org.example.A", "monitor", "reload"] {
+        let refused = as_user(4242, "4242", line).with(1);
+        assert!(refused.errors.contains("permission"), "{line}: {}", refused.errors);
+    }
+    let listed = as_user(4242, "4242", "names").with(0).output;
+    assert!(listed.contains("org.example.Clock"), "{listed}");
+
+    as_user(4343, "29", "listen org.example.Audio.Main -t 50ms").with(3);
+    assert!(as_user(4343, "29", "listen org.example.Other").with(1).errors.contains("no rule"));
 }
