@@ -18,6 +18,7 @@ use crate::broker::{Origin, Peer, Shared};
 use crate::credentials::PeerCredentials;
 use crate::door::Door;
 use crate::helper::Parked;
+use crate::inbox::Inbox;
 use crate::ingress::IngressListener;
 
 /// The listening sockets, and the descriptor in reserve.
@@ -58,17 +59,18 @@ impl Acceptor {
     }
 
     /// Takes those who wait, as many as one turn allows.
-    pub(crate) fn accept(&mut self, shared: &Arc<Shared>) -> Accepted {
+    pub(crate) fn accept(&mut self, shared: &Arc<Shared>, inbox: &Inbox) -> Accepted {
         for at in 0..self.doors.len() {
             for _ in 0..ACCEPTS_A_TURN {
                 match self.doors[at].listener.accept() {
-                    Ok(socket) => self.admit(at, socket, shared),
+                    Ok(socket) => self.admit(at, socket, shared, inbox),
                     Err(Errno::AGAIN) => break,
                     // It was gone before it was taken.
                     Err(Errno::CONNABORTED | Errno::PERM) => {}
                     Err(Errno::MFILE | Errno::NFILE) if self.reserve.is_some() => {
                         self.reserve = None;
                         if let Ok(socket) = self.doors[at].listener.accept() {
+                            inbox.counters.connections_refused.add(1);
                             self.refuse(&socket, "the broker has no descriptor left");
                         }
                         self.renew_reserve();
@@ -115,7 +117,7 @@ impl Acceptor {
                 self.refusing = false;
                 let _ = shared.assign(socket, Origin::Ingress(place), connection);
             }
-            _ if !std::mem::replace(&mut self.refusing, true) => {
+            _ if ingress.count_refused(&mut self.refusing) => {
                 let identity = ingress.identity();
                 tracing::warn!(identity, "an ingress has as many streams as it may have");
             }
@@ -123,16 +125,18 @@ impl Acceptor {
         }
     }
 
-    fn admit(&mut self, at: usize, socket: OwnedFd, shared: &Arc<Shared>) {
+    fn admit(&mut self, at: usize, socket: OwnedFd, shared: &Arc<Shared>, inbox: &Inbox) {
         let door = match self.doors[at].take_place() {
             Ok(door) => door,
             Err(limit) => {
+                inbox.counters.connections_refused.add(1);
                 let text = format!("this socket has {limit} connections already");
                 return self.refuse(&socket, &text);
             }
         };
         match shared.take_connection_place() {
             Err(limit) => {
+                inbox.counters.connections_refused.add(1);
                 let text = format!("the broker has {limit} connections already");
                 self.refuse(&socket, &text);
             }

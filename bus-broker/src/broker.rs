@@ -27,9 +27,13 @@ use crate::ingress::{
     Ingress, IngressAddress, IngressConfig, IngressError, IngressListener, IngressPlace,
 };
 use crate::listener::{ListenError, Listener};
+use crate::log_limit::LogLimit;
+use crate::metrics::Metrics;
 use crate::policy::{ReloadError, RulesInForce, Subject};
 use crate::rings::RingLedger;
+use crate::roster::Roster;
 use crate::service::{Services, Starter, read_services};
+use crate::tally::Counters;
 
 /// A broker that is ready to serve: clients can connect, and are answered once it runs.
 ///
@@ -52,6 +56,7 @@ pub struct Broker {
     shared: Arc<Shared>,
     threads: Vec<IoThread>,
     ingress_addresses: Vec<IngressAddress>,
+    metrics: Option<Metrics>,
 }
 
 /// Speaks to a broker from elsewhere in its process. Cheap to clone.
@@ -67,6 +72,9 @@ pub enum BindError {
     /// The socket; see there.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The socket for metrics; see there.
+    #[error("metrics: {0}")]
+    Metrics(#[source] ListenError),
     /// A limit is out of its range.
     #[error(transparent)]
     Limit(#[from] LimitError),
@@ -137,30 +145,20 @@ pub(crate) struct Shared {
     pub(crate) address: Option<PathBuf>,
     /// Memory that clients share with the broker.
     pub(crate) rings: Arc<RingLedger>,
-    pub(crate) counters: Counters,
     pub(crate) policy: RulesInForce,
     pub(crate) config: Config,
     pub(crate) services: Services,
     pub(crate) helper: OnceLock<Arc<HelperLink>>,
+    /// Who is connected.
+    pub(crate) roster: Roster,
+    pub(crate) log_limit: LogLimit,
+    ingresses: OnceLock<Vec<Arc<Ingress>>>,
     inboxes: Vec<Arc<Inbox>>,
     connections: AtomicUsize,
     /// Numbers connections for the logs.
     numbers: AtomicU64,
     stopping: AtomicBool,
 }
-
-/// What the broker counts beside what the bus does.
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    pub(crate) refused: Counter,
-    pub(crate) protocol_errors: Counter,
-    pub(crate) bytes_read: Counter,
-    pub(crate) bytes_written: Counter,
-}
-
-/// A number that only grows, counted by many threads and exact for none at an instant.
-#[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
 
 /// A connection that has been accepted and has no thread yet.
 #[derive(Debug)]
@@ -242,17 +240,19 @@ impl Broker {
             .collect::<io::Result<Vec<_>>>()
             .map_err(system("make an eventfd"))?;
         let shared = Arc::new(Shared {
-            bus: Bus::with_ids_after(config.limits.clone(), seed, series)?,
+            bus: Bus::recording_after(config.limits.clone(), seed, series, config.recorder.size())?,
             incarnation: Incarnation::from_bytes(incarnation),
             started: Instant::now(),
             greeting: config.greeting,
             address,
             rings: Arc::new(RingLedger::new(config.ring_bytes)),
-            counters: Counters::default(),
             policy: RulesInForce::new(config.whole_policy()?),
             config: config.clone(),
             services: Services::default(),
             helper: OnceLock::new(),
+            roster: Roster::default(),
+            log_limit: LogLimit::default(),
+            ingresses: OnceLock::new(),
             inboxes: inboxes.clone(),
             connections: AtomicUsize::new(0),
             numbers: AtomicU64::new(1),
@@ -260,7 +260,10 @@ impl Broker {
         });
         let ingresses = config.ingress.iter().map(|ingress| open_ingress(ingress, &shared.bus));
         let ingresses = ingresses.collect::<Result<Vec<_>, _>>()?;
+        let opened = ingresses.iter().map(|listener| Arc::clone(&listener.ingress));
+        shared.ingresses.get_or_init(|| opened.collect());
         let ingress_addresses = ingresses.iter().filter_map(IngressListener::address).collect();
+        let metrics = Metrics::bind(&config.metrics).map_err(BindError::Metrics)?;
         // The first thread accepts for all.
         let mut sockets = Some((doors, ingresses));
         let threads = inboxes
@@ -271,7 +274,7 @@ impl Broker {
             })
             .collect::<io::Result<Vec<_>>>()
             .map_err(system("make an epoll instance"))?;
-        Ok(Self { shared, threads, ingress_addresses })
+        Ok(Self { shared, threads, ingress_addresses, metrics })
     }
 
     /// Gives it a helper: from now on services are started, and clients' processes looked at, by
@@ -332,7 +335,16 @@ impl Broker {
     ///
     /// See [`RunError`]. All connections have been closed in any case.
     pub fn run(self) -> Result<(), RunError> {
-        let Self { shared, threads, ingress_addresses: _ } = self;
+        let Self { shared, threads, ingress_addresses: _, metrics } = self;
+        let metrics = metrics.map(|metrics| metrics.start(Arc::clone(&shared))).transpose();
+        // It ends with this call.
+        let _metrics = match metrics {
+            Ok(metrics) => metrics,
+            Err(source) => {
+                shared.stop();
+                return Err(RunError::System { action: "start a thread for metrics", source });
+            }
+        };
         let mut threads = threads.into_iter();
         let first = threads.next().expect("there is at least one thread");
         let others = threads.enumerate().map(|(at, thread)| {
@@ -421,6 +433,18 @@ impl Shared {
         self.connections.load(Ordering::Relaxed)
     }
 
+    /// What all threads have counted.
+    pub(crate) fn counters(&self) -> Counters {
+        let mut sum = Counters::default();
+        self.inboxes.iter().for_each(|inbox| sum.add(&inbox.counters));
+        sum
+    }
+
+    /// The ingresses that are open.
+    pub(crate) fn ingresses(&self) -> &[Arc<Ingress>] {
+        self.ingresses.get().map_or(&[], Vec::as_slice)
+    }
+
     /// Counts a connection in, or says what the limit is.
     pub(crate) fn take_connection_place(self: &Arc<Self>) -> Result<ConnectionPlace, u32> {
         let limit = self.bus.limits().connections;
@@ -479,18 +503,6 @@ impl Drop for ConnectionPlace {
         if let Some(thread) = &self.thread {
             thread.load().fetch_sub(1, Ordering::Relaxed);
         }
-    }
-}
-
-impl Counter {
-    pub(crate) fn add(&self, count: usize) {
-        if count != 0 {
-            self.0.fetch_add(count as u64, Ordering::Relaxed);
-        }
-    }
-
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
     }
 }
 

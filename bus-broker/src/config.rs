@@ -13,8 +13,8 @@ use std::{
     time::Duration,
 };
 
-use bus_core::{GroupName, LimitError, Limits};
-use serde::{Deserialize, Serialize};
+use bus_core::{GroupName, LimitError, Limits, RecorderSize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::ingress::IngressConfig;
 use crate::policy::{Policy, RuleForms, read_directory};
@@ -73,6 +73,10 @@ pub struct Config {
     source: Option<PathBuf>,
     /// How far the program `bus-broker` confines itself.
     pub sandbox: SandboxMode,
+    /// What is kept of past messages, for `unisono why`.
+    pub recorder: RecorderConfig,
+    /// Where what is counted is told to what watches over the system.
+    pub metrics: MetricsConfig,
     /// What the program `bus-broker` logs, and how. A broker inside another program logs through
     /// that program's `tracing` subscriber and ignores this.
     pub log: LogConfig,
@@ -137,6 +141,58 @@ pub struct LogConfig {
     pub format: LogFormat,
 }
 
+/// What is kept of past messages: `[recorder]`. Of each a few words, and nothing of its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct RecorderConfig {
+    /// How many bytes it may take; 0 switches it off.
+    #[serde(deserialize_with = "recorder_bytes")]
+    pub bytes: usize,
+}
+
+impl RecorderConfig {
+    /// Who puts a wrong number into it has none.
+    pub(crate) fn size(self) -> RecorderSize {
+        RecorderSize::bytes(self.bytes).unwrap_or(RecorderSize::off())
+    }
+}
+
+fn recorder_bytes<'de, D: Deserializer<'de>>(d: D) -> Result<usize, D::Error> {
+    let bytes = usize::deserialize(d)?;
+    if bytes != 0
+        && let Err(error) = RecorderSize::bytes(bytes)
+    {
+        return Err(de::Error::custom(error));
+    }
+    Ok(bytes)
+}
+
+/// A socket for OpenMetrics: `[metrics]`. There is none by default.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct MetricsConfig {
+    /// The path of the Unix socket, which speaks HTTP.
+    pub listen: Option<PathBuf>,
+    /// How many groups are listed at most, those with the most messages; 0 for none.
+    pub groups: u16,
+    /// How many endpoints are listed at most, those that others wait for first.
+    pub endpoints: u16,
+}
+
+impl Default for RecorderConfig {
+    fn default() -> Self {
+        Self { bytes: 1 << 20 }
+    }
+}
+
+impl Default for MetricsConfig {
+    fn default() -> Self {
+        Self { listen: None, groups: 100, endpoints: 200 }
+    }
+}
+
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -165,6 +221,8 @@ impl Default for Config {
             rules: RuleForms::default(),
             source: None,
             sandbox: SandboxMode::default(),
+            recorder: RecorderConfig::default(),
+            metrics: MetricsConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -383,11 +441,15 @@ mod tests {
     #[test]
     fn every_setting_can_be_given() {
         let text = "listen = \"unix:/run/x/bus\"\nthreads = 3\n[limits]\nqueue_messages = 7\n\
-                    [log]\nfilter = \"debug\"\nformat = \"json\"\n";
+                    [recorder]\nbytes = 65536\n[metrics]\nlisten = \"/run/x/metrics\"\n\
+                    groups = 3\n[log]\nfilter = \"debug\"\nformat = \"json\"\n";
         let config = Config::from_toml(text, Path::new("bus.toml")).unwrap();
         assert_eq!(config.listen, Listen::Path("/run/x/bus".into()));
         assert_eq!(config.thread_count(), 3);
         assert_eq!(config.limits.queue_messages, 7);
+        assert_eq!(config.recorder.bytes, 65_536);
+        assert_eq!(config.metrics.listen.as_deref(), Some("/run/x/metrics".as_ref()));
+        assert_eq!((config.metrics.groups, config.metrics.endpoints), (3, 200));
         assert_eq!(config.log.filter, "debug");
         assert_eq!(config.log.format, LogFormat::Json);
     }
@@ -401,6 +463,7 @@ mod tests {
             ("no threads", "threads = 0\n", "bus.toml:1:11: "),
             ("empty address", "listen = \"unix:\"\n", "bus.toml:1:10: "),
             ("wrong format", "[log]\n  format = \"xml\"\n", "bus.toml:2:12: "),
+            ("a recorder too small", "[recorder]\nbytes = 10\n", "bus.toml:2:9: "),
             ("unknown limit", "[limits]\nqueue = 7\n", "bus.toml:2:1: "),
             ("far ingress", "[[ingress]]\nlisten = \"tcp:10.0.0.1:9\"\n", "bus.toml:2:10: "),
             ("ingress without a group", "\n[[ingress]]\nlisten = \"unix:/x\"\n", "bus.toml:2:1: "),

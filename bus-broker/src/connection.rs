@@ -28,9 +28,11 @@ use crate::{
     door::DoorPlace,
     inbox::{Inbox, Part, Token},
     link::{Link, LinkError, is_at},
+    log_limit::{LogEvent, Verdict},
     output::{Carried, Output, SpareBuffers, Turn},
     protocol::{Progress, Protocol},
     rings::{Rings, Stage},
+    roster::{Client, ClientEntry},
     session::say,
     transport::{Arrived, Received, Sent, Socket},
 };
@@ -74,6 +76,7 @@ pub(crate) struct Connection {
     /// Already among those whose unfinished messages are looked at in time.
     pub(crate) is_timed: bool,
     ending: bool,
+    entry: ClientEntry,
     _place: ConnectionPlace,
     _door: Option<DoorPlace>,
 }
@@ -95,6 +98,8 @@ pub(crate) struct Workspace {
 pub(crate) struct Context<'a> {
     pub(crate) shared: &'a Arc<Shared>,
     pub(crate) inbox: &'a Arc<Inbox>,
+    /// Whose connection it is.
+    pub(crate) client: &'a Arc<Client>,
     pub(crate) waiting_sends: &'a mut usize,
 }
 
@@ -158,9 +163,24 @@ impl Workspace {
 }
 
 impl Connection {
-    pub(crate) fn new(newcomer: Newcomer, token: Token, greeting_until: Instant) -> Self {
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        newcomer: Newcomer,
+        token: Token,
+        greeting_until: Instant,
+    ) -> Self {
         let Newcomer { socket, origin, number, place } = newcomer;
         let mut came_in = None;
+        let (credentials, ingress) = match &origin {
+            Origin::Client(peer) => {
+                let PeerCredentials { uid, pid, .. } = peer.credentials;
+                (Credentials { uid, pid }, None)
+            }
+            Origin::Ingress(place) => {
+                (Credentials::UNAUTHENTICATED, Some(place.identity().to_owned()))
+            }
+        };
+        let entry = ClientEntry::new(shared, number, credentials, ingress);
         let (span, protocol) = match origin {
             Origin::Client(peer) => {
                 let Peer { credentials: PeerCredentials { uid, pid, .. }, subject, door } = *peer;
@@ -200,6 +220,7 @@ impl Connection {
             is_watched: true,
             is_timed: false,
             ending: false,
+            entry,
             _place: place,
             _door: came_in,
         }
@@ -254,7 +275,7 @@ impl Connection {
         if self.is_reading_one_frame() {
             let received = self.link.receive_rest(&mut self.unread);
             let Some(count) = self.unless_over(bytes_of(received))? else { return Ok(()) };
-            shared.counters.bytes_read.add(count);
+            self.count_read(inbox, count);
             if self.unread.len() < self.needs {
                 return Ok(());
             }
@@ -267,7 +288,7 @@ impl Connection {
         if count == 0 {
             return Ok(());
         }
-        shared.counters.bytes_read.add(count);
+        self.count_read(inbox, count);
         let mut frames = mem::take(&mut workspace.frames);
         frames.clear();
         frames.extend_from_slice(&self.unread);
@@ -308,7 +329,9 @@ impl Connection {
             return;
         }
         self.output.lend(&mut workspace.spare);
-        let mut context = Context { shared, inbox, waiting_sends: &mut workspace.waiting_sends };
+        let client = self.entry.client();
+        let waiting_sends = &mut workspace.waiting_sends;
+        let mut context = Context { shared, inbox, client, waiting_sends };
         self.protocol.ready(part, &mut self.output, &mut context);
     }
 
@@ -340,7 +363,9 @@ impl Connection {
         if self.output.is_urgent() {
             let before = self.output.len();
             let sent = self.link.send(&mut self.output)?;
-            shared.counters.bytes_written.add(before - self.output.len());
+            let written = before - self.output.len();
+            inbox.counters.bytes_written.add(written);
+            self.entry.client().bytes_written.add(written);
             self.output_blocked = sent != Sent::All;
             self.socket_blocked = sent == Sent::Rest;
             if self.output.take_descriptors_lost() {
@@ -387,10 +412,12 @@ impl Connection {
         if self.ending {
             return;
         }
-        self.log(end, shared);
+        self.log(end, shared, inbox);
         self.ending = true;
         self.output.lend(&mut workspace.spare);
-        let mut context = Context { shared, inbox, waiting_sends: &mut workspace.waiting_sends };
+        let client = self.entry.client();
+        let waiting_sends = &mut workspace.waiting_sends;
+        let mut context = Context { shared, inbox, client, waiting_sends };
         self.protocol.close(end, &mut self.output, &mut context);
         // Replies of an ingress that came before its end are as good as any.
         if end.goodbye().is_none() && !matches!(end, End::Ingress(_)) {
@@ -434,9 +461,11 @@ impl Connection {
         workspace: &mut Workspace,
     ) -> Result<(), End> {
         self.output.lend(&mut workspace.spare);
-        let mut context = Context { shared, inbox, waiting_sends: &mut workspace.waiting_sends };
         self.needs = 0;
         let progress = loop {
+            let client = self.entry.client();
+            let waiting_sends = &mut workspace.waiting_sends;
+            let mut context = Context { shared, inbox, client, waiting_sends };
             let progress =
                 self.protocol.input(frames, &mut self.arrived, &mut self.output, &mut context)?;
             match progress {
@@ -620,17 +649,36 @@ impl Connection {
         }
     }
 
-    fn log(&self, end: &End, shared: &Shared) {
+    fn count_read(&self, inbox: &Inbox, count: usize) {
+        inbox.counters.bytes_read.add(count);
+        self.entry.client().bytes_read.add(count);
+    }
+
+    fn log(&self, end: &End, shared: &Shared, inbox: &Inbox) {
         let _entered = self.span.enter();
-        match end {
-            End::Gone | End::Left(_) | End::Shutdown => tracing::debug!(reason = %end, "closed"),
-            End::UnknownProtocol | End::Fault(_) | End::Ingress(_) => {
-                shared.counters.protocol_errors.add(1);
-                tracing::warn!(reason = %end, "ended: the peer broke the protocol");
+        let event = match end {
+            End::Gone | End::Left(_) | End::Shutdown | End::Socket(_) => {
+                return tracing::debug!(reason = %end, "closed");
             }
-            End::NoPlace(_) | End::Denied(_) => tracing::warn!(reason = %end, "refused"),
-            End::TooSlow => tracing::warn!(reason = %end, "closed"),
-            End::Socket(_) => tracing::debug!(reason = %end, "closed"),
+            End::UnknownProtocol | End::Fault(_) | End::Ingress(_) => LogEvent::Protocol,
+            End::NoPlace(_) | End::Denied(_) => LogEvent::NoPlace,
+            End::TooSlow => LogEvent::TooSlow,
+        };
+        if event == LogEvent::Protocol {
+            inbox.counters.protocol_errors.add(1);
+            self.protocol.count_failure();
+        }
+        let client = self.entry.client();
+        let verdict = shared.log_limit.ask(event, client.credentials(), Instant::now());
+        let Verdict::Log { suppressed } = verdict else { return };
+        let program = client.program();
+        let program = program.as_deref();
+        match event {
+            LogEvent::Protocol => {
+                tracing::warn!(reason = %end, program, suppressed, "ended: the peer broke the protocol");
+            }
+            LogEvent::NoPlace => tracing::warn!(reason = %end, program, suppressed, "refused"),
+            _ => tracing::warn!(reason = %end, program, suppressed, "closed"),
         }
     }
 }

@@ -35,6 +35,7 @@ use crate::courtesy::Courtesy;
 use crate::door::Door;
 use crate::inbox::{Inbox, Shelf, Token};
 use crate::ingress::IngressListener;
+use crate::log_limit::{LogEvent, Verdict};
 use crate::rings::{Rings, Stage};
 
 /// One thread's part of a broker, before and while it runs.
@@ -250,9 +251,14 @@ impl IoThread {
         // A clock before 1970 is no reason to stop.
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         for evicted in self.shared.bus.tick(now.unwrap_or_default()) {
+            let limit = &self.shared.log_limit;
+            let verdict = limit.ask(LogEvent::Evicted, evicted.credentials, Instant::now());
+            let Verdict::Log { suppressed } = verdict else { continue };
             if evicted.cause == EvictionCause::WorkerStalled {
                 tracing::warn!(
                     endpoint = %evicted.endpoint,
+                    program = self.shared.roster.program(evicted.endpoint),
+                    suppressed,
                     uid = evicted.credentials.uid,
                     pid = evicted.credentials.pid,
                     name = %evicted.name,
@@ -265,6 +271,8 @@ impl IoThread {
             }
             tracing::warn!(
                 endpoint = %evicted.endpoint,
+                program = self.shared.roster.program(evicted.endpoint),
+                suppressed,
                 uid = evicted.credentials.uid,
                 pid = evicted.credentials.pid,
                 group = %evicted.name,
@@ -385,7 +393,8 @@ impl IoThread {
         let now = Instant::now();
         let greeting_until =
             now.checked_add(self.shared.greeting).unwrap_or(now + LONGEST_GREETING);
-        let connection = entry.insert(Connection::new(newcomer, token, greeting_until));
+        let connection =
+            entry.insert(Connection::new(&self.shared, newcomer, token, greeting_until));
         if let Some(at) = connection.deadline() {
             connection.is_timed = true;
             self.timed.insert((at, token.as_u64()));
@@ -641,7 +650,7 @@ impl IoThread {
     }
 
     fn accept(&mut self) {
-        if self.acceptor.accept(&self.shared) == Accepted::TryLater {
+        if self.acceptor.accept(&self.shared, &self.inbox) == Accepted::TryLater {
             self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
             self.watch_listeners(EventFlags::empty());
         }

@@ -23,6 +23,7 @@ use bus_core::wire::{Handle, LaneNumber, Serial};
 use rustix::event::EventfdFlags;
 
 use crate::broker::Newcomer;
+use crate::tally::ThreadCounters;
 
 /// One I/O thread's inbox.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub(crate) struct Inbox {
     bell: OwnedFd,
     /// Connections of the thread, those still in the inbox included.
     connections: AtomicUsize,
+    /// What the thread counts; it alone writes there.
+    pub(crate) counters: ThreadCounters,
 }
 
 /// What is in it.
@@ -81,6 +84,7 @@ impl Inbox {
         Ok(Self {
             shelf: Mutex::default(),
             connections: AtomicUsize::new(0),
+            counters: ThreadCounters::default(),
             bell: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         })
     }

@@ -27,6 +27,7 @@ use std::time::Duration;
 use bus_core::framing::{
     BpfFramer, Endianness, Framer, LengthPrefix, LengthPrefixError, LoadError, Unisono, Width,
 };
+use bus_core::wire::inside::IngressTraffic;
 use bus_core::{
     Attributes, AttributesError, Bus, CreateError, Credentials, Destination, Endpoint, GroupId,
     GroupName, LimitExceeded, OwnError,
@@ -34,6 +35,7 @@ use bus_core::{
 use serde::Deserialize;
 
 use crate::listener::ListenError;
+use crate::tally::Counter;
 
 pub(crate) use listener::IngressListener;
 pub(crate) use stream::IngressStream;
@@ -265,6 +267,19 @@ pub(crate) struct Ingress {
     _creator: Endpoint,
     most: u32,
     streams: AtomicU32,
+    feeds: String,
+    pub(crate) counts: IngressCounts,
+}
+
+/// What has come in at an ingress. A stream adds to it once for each read, not for each message.
+#[derive(Debug, Default)]
+pub(crate) struct IngressCounts {
+    accepted: Counter,
+    refused: Counter,
+    pub(crate) failed: Counter,
+    pub(crate) messages: Counter,
+    pub(crate) bytes: Counter,
+    pub(crate) replies: Counter,
 }
 
 /// One of the streams that an ingress may have; given back when dropped.
@@ -299,6 +314,8 @@ impl Ingress {
             _creator: creator,
             most: config.connections.get(),
             streams: AtomicU32::new(0),
+            feeds: config.feeds.to_string(),
+            counts: IngressCounts::default(),
         }))
     }
 
@@ -306,10 +323,33 @@ impl Ingress {
         self.identity.as_str()
     }
 
+    /// Counts a stream that is refused. True if it is the first one after others were taken, which
+    /// `refusing` remembers.
+    pub(crate) fn count_refused(&self, refusing: &mut bool) -> bool {
+        self.counts.refused.add(1);
+        !std::mem::replace(refusing, true)
+    }
+
+    /// What has come in.
+    pub(crate) fn traffic(&self) -> IngressTraffic {
+        IngressTraffic {
+            ingress: self.identity().to_owned(),
+            feeds: self.feeds.clone(),
+            streams: self.streams.load(Ordering::Relaxed).into(),
+            accepted: self.counts.accepted.get(),
+            refused: self.counts.refused.get(),
+            failed: self.counts.failed.get(),
+            messages: self.counts.messages.get(),
+            bytes: self.counts.bytes.get(),
+            replies: self.counts.replies.get(),
+        }
+    }
+
     /// A place for another stream; `None` if all are taken.
     pub(crate) fn take_place(self: &Arc<Self>) -> Option<IngressPlace> {
         let add_one = |count| (count < self.most).then_some(count + 1);
         self.streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add_one).ok()?;
+        self.counts.accepted.add(1);
         Some(IngressPlace { ingress: Arc::clone(self) })
     }
 }

@@ -26,7 +26,9 @@
 //! | `protocol` | which conversation: the first bytes decide |
 //! | `session` | Unisono's own: frames, calls; `session/port` an endpoint, `session/sending` and `session/lane_queue` a lane |
 //! | `ingress`, `ingress/` | programs that know nothing of Unisono: framed streams that feed a group or a name |
-//! | `logging` | the program's logs |
+//! | `tally`, `roster` | what threads count; which program is behind a connection and an endpoint |
+//! | `metrics`, `metrics/` | OpenMetrics on a socket of their own |
+//! | `logging`, `log_limit` | the program's logs, and how often the same is said of the same peer |
 //!
 //! **Invariant:** a connection belongs to one thread, and nobody else touches it. What the bus or
 //! another thread has for it goes through the thread's inbox.
@@ -50,14 +52,18 @@ mod inbox;
 mod ingress;
 mod link;
 mod listener;
+mod log_limit;
 mod logging;
+mod metrics;
 mod output;
 mod policy;
 mod protocol;
 mod rings;
+mod roster;
 mod sandbox;
 mod service;
 mod session;
+mod tally;
 mod transport;
 
 #[cfg(test)]
@@ -66,8 +72,8 @@ mod testing;
 pub use activation::{ActivationError, activation_sockets};
 pub use broker::{BindError, Broker, BrokerHandle, ConnectError, RunError};
 pub use config::{
-    CommandServices, Config, ConfigError, EmptyAddress, Listen, LogConfig, LogFormat, Place,
-    SocketConfig,
+    CommandServices, Config, ConfigError, EmptyAddress, Listen, LogConfig, LogFormat,
+    MetricsConfig, Place, RecorderConfig, SocketConfig,
 };
 pub use helper::{HELPER_ARGUMENT, Helper, run_helper};
 pub use ingress::{

@@ -205,6 +205,13 @@ impl Protocol {
         }
     }
 
+    /// It has ended with an error.
+    pub(crate) fn count_failure(&self) {
+        if let Self::Ingress(stream) = self {
+            stream.count_failure();
+        }
+    }
+
     /// Gives up everything that the connection has on the bus, and says goodbye if the protocol
     /// has a word for that and the client may still hear it.
     pub(crate) fn close(&mut self, end: &End, output: &mut Output, context: &mut Context<'_>) {

@@ -135,6 +135,7 @@ fn socket_directories(config: &Config) -> Vec<PathBuf> {
         IngressAddress::Tcp(_) => None,
     });
     directories.extend(ingresses);
+    directories.extend(config.metrics.listen.as_deref().map(directory_of));
     directories
 }
 

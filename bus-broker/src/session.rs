@@ -32,13 +32,17 @@ use crate::inbox::{Part, Signal, Token};
 use crate::output::{Carried, Output};
 use crate::policy::{Action, Gate};
 use crate::protocol::Progress;
+use crate::roster::EndpointEntry;
 use crate::transport::Arrived;
 use listings::Listings;
 use port::Port;
 
+pub(crate) use calls::stats;
+
 mod calls;
 mod failure;
 mod gated;
+pub(crate) mod inside;
 mod lane_queue;
 mod listings;
 mod monitoring;
@@ -336,6 +340,9 @@ impl Session {
             End::NoPlace(Goodbye::new(GoodbyeCode::LimitExceeded, failure.text))
         })?;
         self.greeting_until = None;
+        if let Some(name) = &hello.program {
+            context.client.set_name(name);
+        }
         self.knows_rings =
             shared.rings.allows_any() && hello.features.iter().any(|known| known == RINGS_FEATURE);
         let welcome = Welcome {
@@ -417,7 +424,8 @@ impl Session {
             .map_err(|error| failure::of_limit(&error))?;
         let id = endpoint.id();
         let waker = Signal::waker(context.inbox, self.token, Part::Queue(handle));
-        self.ports.insert(handle, Box::new(Port::new(handle, endpoint, waker)));
+        let entry = EndpointEntry::new(context.shared, context.client, id);
+        self.ports.insert(handle, Box::new(Port::new(handle, endpoint, waker, entry)));
         self.set_readable(handle);
         Ok(id)
     }
@@ -696,7 +704,7 @@ fn refuse(id: SendId, failure: Failure, output: &mut Output, context: &Context<'
     if context.shared.is_stopping() {
         return;
     }
-    context.shared.counters.refused.add(1);
+    context.inbox.counters.refused.add(1);
     let failure = Box::new(failure);
     say(BrokerFrame::Refused { id, failure }, output);
 }

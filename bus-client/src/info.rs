@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use bus_core::wire::inside::QueueTimes;
 use bus_core::{EndpointId, GroupId, GroupName, Limits, MemberFlags, Retain, Sequence, wire};
 use serde::Serialize;
 
@@ -92,10 +93,14 @@ pub struct Stats {
     pub endpoints: u64,
     /// Groups that exist now.
     pub groups: u64,
+    /// Well-known names that are claimed or watched now.
+    pub names: u64,
     /// Connections now.
     pub connections: u64,
     /// Messages committed since the start.
     pub messages: u64,
+    /// Bytes of these, attributes and payloads, each counted once.
+    pub message_bytes: u64,
     /// Messages put into queues since the start: one message to three members counts three.
     pub deliveries: u64,
     /// Messages that drop-when-full members have missed since the start.
@@ -108,6 +113,14 @@ pub struct Stats {
     pub bytes_read: u64,
     /// Bytes written to connections since the start.
     pub bytes_written: u64,
+    /// Connections refused since the start because there were as many as there may be.
+    pub connections_refused: u64,
+    /// Lines that were not logged since the start, because many were like them.
+    pub log_lines_suppressed: u64,
+    /// How long the broker has been running, in microseconds.
+    pub uptime_us: u64,
+    /// How long messages were in queues.
+    pub time_in_queue: QueueTimes,
 }
 
 /// What the broker is.
@@ -186,14 +199,20 @@ impl From<wire::Stats> for Stats {
             open_requests: stats.open_requests,
             endpoints: stats.endpoints,
             groups: stats.groups,
+            names: stats.names,
             connections: stats.connections,
             messages: stats.messages,
+            message_bytes: stats.message_bytes,
             deliveries: stats.deliveries,
             dropped: stats.dropped,
             refused: stats.refused,
             protocol_errors: stats.protocol_errors,
             bytes_read: stats.bytes_read,
             bytes_written: stats.bytes_written,
+            connections_refused: stats.connections_refused,
+            log_lines_suppressed: stats.log_lines_suppressed,
+            uptime_us: stats.uptime_us,
+            time_in_queue: stats.time_in_queue,
         }
     }
 }

@@ -136,6 +136,7 @@ mod inflow;
 mod info;
 mod lane;
 mod listing;
+mod look;
 mod message;
 mod monitor;
 pub mod mux;
@@ -187,6 +188,7 @@ pub use send::{PendingSend, SendFuture};
 pub use views::{Change, Interest, InterestFuture, MembersWatch, ViewChange, WatchOptions};
 pub use watch::Writable;
 
+pub use bus_core::wire::inside;
 pub use bus_core::{
     Condition, ContentType, Credentials, Description, EndpointId, FILTER_SECTION, Filter,
     FilterError, FilterProgram, GroupId, GroupName, Limits, MAX_RETAINED_MESSAGES, NameError,

@@ -34,10 +34,12 @@ use crate::name_registry::NameInfo;
 use crate::name_route::NameRoute;
 use crate::notice::{Eviction, EvictionCause};
 use crate::queue;
+use crate::recorder::{Ending, PutOut, Recorder, RecorderSize};
 use crate::request::Deadlines;
 use crate::retained::{Retain, Retained};
 use crate::send::{Effects, Route, SendError};
-use crate::sync::{AtomicU64, Mutant, Mutex, MutexGuard, Ordering, mutated};
+use crate::sync::{Aside, AtomicU64, Mutant, Mutex, MutexGuard, Ordering, mutated};
+use crate::tally::TimeInQueue;
 use crate::view::{Change, Step};
 use crate::wait::{Changed, Stalled, WaitingRoom};
 
@@ -79,6 +81,9 @@ pub(crate) struct BusInner {
     pub(crate) locks: LockSet,
     pub(crate) monitors: Monitors,
     pub(crate) deadlines: Deadlines,
+    pub(crate) recorder: Recorder,
+    /// Times in queues of endpoints that have been closed.
+    pub(crate) past_dwell: Aside<TimeInQueue>,
     /// What the last tick was told, in nanoseconds since the Unix epoch; it becomes `now` once it
     /// counts in `running`. So a deadline that is made of both comes late in a race, never early.
     told: AtomicU64,
@@ -347,8 +352,12 @@ pub struct Stats {
     pub groups: usize,
     /// Sends that wait for room.
     pub waiting_sends: usize,
+    /// Well-known names that are claimed or watched.
+    pub names: usize,
     /// Messages committed.
     pub messages: u64,
+    /// Bytes of these, attributes and payloads, each counted once.
+    pub bytes: u64,
     /// Places taken in queues by them.
     pub deliveries: u64,
     /// Times a drop-when-full member missed one.
@@ -365,7 +374,7 @@ impl Bus {
     ///
     /// A limit is out of its range.
     pub fn new(limits: Limits, seed: u64) -> Result<Self, crate::LimitError> {
-        Self::with_ids_after(limits, seed, 0)
+        Self::recording(limits, seed, RecorderSize::off())
     }
 
     /// As [`new`](Self::new), with the ids of endpoints, groups and names counted from `after` on.
@@ -380,6 +389,33 @@ impl Bus {
         seed: u64,
         after: u64,
     ) -> Result<Self, crate::LimitError> {
+        Self::recording_after(limits, seed, after, RecorderSize::off())
+    }
+
+    /// As [`new`](Self::new), with a flight recorder, which [`why`](Self::why) asks.
+    ///
+    /// # Errors
+    ///
+    /// A limit is out of its range.
+    pub fn recording(
+        limits: Limits,
+        seed: u64,
+        recorder: RecorderSize,
+    ) -> Result<Self, crate::LimitError> {
+        Self::recording_after(limits, seed, 0, recorder)
+    }
+
+    /// Both: [`with_ids_after`](Self::with_ids_after) and [`recording`](Self::recording).
+    ///
+    /// # Errors
+    ///
+    /// A limit is out of its range.
+    pub fn recording_after(
+        limits: Limits,
+        seed: u64,
+        after: u64,
+        recorder: RecorderSize,
+    ) -> Result<Self, crate::LimitError> {
         limits.check()?;
         let hasher = RandomState::with_seeds(seed, 0, 0, 0);
         let inner = |this: &Weak<BusInner>| BusInner {
@@ -388,9 +424,11 @@ impl Bus {
             hasher,
             waiting: Mutex::new(WaitingRoom::default()),
             directory: Mutex::new(Directory::with_ids_after(after)),
-            locks: LockSet::new(),
+            locks: LockSet::new(recorder),
             monitors: Monitors::default(),
             deadlines: Deadlines::default(),
+            recorder: Recorder::new(recorder),
+            past_dwell: Aside::default(),
             told: AtomicU64::new(0),
             now: AtomicU64::new(0),
             running: AtomicU64::new(0),
@@ -504,7 +542,9 @@ impl Bus {
             endpoints: directory.endpoints.len(),
             groups: directory.group_count(),
             waiting_sends,
+            names: directory.registry.len(),
             messages: counters.messages,
+            bytes: counters.bytes,
             deliveries: counters.deliveries,
             dropped: counters.dropped,
             open_requests: counters.requests - counters.answered,
@@ -682,6 +722,7 @@ impl BusInner {
             return;
         }
         let (producer, consumer) = queue::ring(core.capacity.ring_places());
+        core.begin_dwell();
         let mut shard = self.locks.acquire_one(lock);
         if has(&shard) && !mutated(Mutant::QueueMadeTwice) {
             drop(shard);
@@ -968,6 +1009,10 @@ impl BusInner {
         let watching =
             if one.is_none() { std::mem::take(&mut record.watching) } else { Vec::new() };
         let was_monitor = one.is_none() && std::mem::take(&mut record.monitoring);
+        let put_out = match &departure {
+            Departure::Evict(eviction) => PutOut::of(&eviction.cause),
+            _ => None,
+        };
         let change = match departure {
             Departure::Leave(_) | Departure::ShutReceive => Change::Left,
             Departure::Evict(_) => Change::Evicted,
@@ -1076,6 +1121,13 @@ impl BusInner {
         ended_peers.extend(severed.places().map(|place| held.remove(place)));
         drop(held);
 
+        if closing {
+            self.note_ending(core, sequence);
+        }
+        for (step, before) in steps.iter().zip(&retired) {
+            let group = (step.group.id, &step.group.name);
+            self.recorder.membership_changed(group, before, &step.next, sequence, put_out);
+        }
         for step in steps.iter().filter(|step| step.next.ended) {
             directory.remove_group(step.group.id);
             for watcher in step.next.watchers() {
@@ -1110,6 +1162,17 @@ impl BusInner {
             self.abandon_requests(requests);
         }
         Some(sequence)
+    }
+
+    /// Keeps what an endpoint has come to that is closed.
+    fn note_ending(&self, core: &EndpointCore, sequence: Sequence) {
+        let mut taken = Sequence::from_raw(0);
+        if let Some(dwell) = core.dwell() {
+            self.past_dwell.lock().add(&dwell.sum());
+            taken = dwell.acknowledged();
+        }
+        let (endpoint, credentials, handed) = (core.id(), core.credentials, core.taken());
+        self.recorder.ended(Ending { endpoint, credentials, sequence, handed, taken });
     }
 
     /// Resolves a destination for a lane that does not know it.

@@ -11,6 +11,7 @@ use crate::membership::Membership;
 use crate::name::GroupName;
 use crate::retained::{Retain, Retained, Store};
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, Snapshot};
+use crate::tally::GroupTally;
 
 /// A group that lives or has lived: handles outlast it, and its last membership says `ended`.
 pub(crate) struct Group {
@@ -25,12 +26,15 @@ pub(crate) struct Group {
     /// What it retains. Every send to a group that retains holds the home lock, and every join all
     /// of them, so nobody ever waits for this mutex under the locks.
     store: Option<(Retain, Mutex<Store>)>,
+    /// What was sent to it. Behind a pointer: senders' lines are no neighbours of the generation.
+    pub(crate) tally: Box<GroupTally>,
 }
 
 impl Group {
     pub(crate) fn new(id: GroupId, name: GroupName, home: LockIndex, gate: Option<u16>) -> Self {
         let membership = Snapshot::new(Arc::new(Membership::empty()));
-        Self { id, name, home, gate, membership, generation: AtomicU64::new(0), store: None }
+        let (generation, tally) = (AtomicU64::new(0), Box::default());
+        Self { id, name, home, gate, membership, generation, store: None, tally }
     }
 
     /// The same, retaining messages.

@@ -8,7 +8,7 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 
 use crossbeam_utils::CachePadded;
@@ -28,6 +28,7 @@ use crate::queue::{Consumer, Entry, Producer};
 use crate::request::{Asked, NEVER, Outcome, Requests};
 use crate::retained::Retained;
 use crate::sync::{AtomicBool, AtomicU64, Mutant, Mutex, MutexGuard, Ordering, fence, mutated};
+use crate::tally::{Blocking, Dwell, LONGEST_RUN, LaneTallies, Run};
 use crate::view::ViewChange;
 
 /// How much a queue holds before it has no room.
@@ -122,6 +123,11 @@ impl Drops {
     /// Messages dropped since the membership began.
     pub(crate) fn total(&self) -> u64 {
         self.total.load(Ordering::Relaxed)
+    }
+
+    /// The same, of messages to groups.
+    pub(crate) fn missed_messages(&self) -> u64 {
+        if self.lost == Lost::Messages { self.total() } else { 0 }
     }
 
     fn record(&self, sequence: Sequence) {
@@ -238,6 +244,11 @@ impl Intake {
     /// Replaces the list of losses and gives back the old one, to be dropped without the lock.
     pub(crate) fn replace_drops(&mut self, drops: Vec<Arc<Drops>>) -> Vec<Arc<Drops>> {
         std::mem::replace(&mut self.drops, drops)
+    }
+
+    /// Messages and bytes that were ever put in.
+    pub(crate) fn pushed(&self) -> (u64, u64) {
+        (self.pushed_messages, self.pushed_bytes)
     }
 
     /// Messages and bytes that wait to be taken.
@@ -538,6 +549,12 @@ pub(crate) struct EndpointCore {
     /// Requests that it was given and that have no outcome yet.
     owed: AtomicU64,
     pub(crate) seat: Mutex<Seat>,
+    /// What its lanes have sent.
+    pub(crate) sending: LaneTallies,
+    /// How long it has made sends wait.
+    pub(crate) blocking: Blocking,
+    /// What its reader has taken; made with its ring.
+    dwell: OnceLock<Box<Dwell>>,
 }
 
 /// What the reader moves.
@@ -625,9 +642,37 @@ pub(crate) struct ReaderState {
     pub(crate) passed_over: u64,
     /// What was drained, takes a place still, and is counted elsewhere as well.
     pub(crate) charged: VecDeque<Charged>,
+    /// Messages that were drained and take their places still, the oldest first; no more than the
+    /// queue has places.
+    runs: VecDeque<Run>,
 }
 
 impl ReaderState {
+    /// Notes that a message was drained last.
+    pub(crate) fn drained(&mut self, message: &Message) {
+        let (time, sequence) = (message.commit_time(), message.sequence());
+        let last = self.drained_messages - self.passed_over;
+        match self.runs.back_mut() {
+            Some(run) if run.time == time && run.count < LONGEST_RUN => {
+                *run = Run { last, count: run.count + 1, time, sequence };
+            }
+            _ => self.runs.push_back(Run { last, count: 1, time, sequence }),
+        }
+    }
+
+    /// So many messages' places are free: notes how long those were in the queue.
+    pub(crate) fn freed(&mut self, core: &EndpointCore, freed: u64, now: u64) {
+        let freed = freed - self.passed_over;
+        while let Some(run) = self.runs.pop_front_if(|run| run.last <= freed) {
+            let Some(dwell) = core.dwell() else { continue };
+            // Without a clock there are no times.
+            if run.time != 0 {
+                dwell.add(now.saturating_sub(run.time), run.count);
+            }
+            dwell.acknowledge(run.sequence);
+        }
+    }
+
     /// Notes that what was drained last is counted elsewhere as well.
     pub(crate) fn charge(&mut self, bytes: u64, share: Option<Arc<EndpointCore>>) {
         let number = self.drained_messages - self.passed_over;
@@ -715,6 +760,9 @@ impl EndpointCore {
             asked: Mutex::new(Asked::default()),
             owed: zero(),
             seat: Mutex::new(Seat::default()),
+            sending: LaneTallies::default(),
+            blocking: Blocking::default(),
+            dwell: OnceLock::new(),
         }
     }
 
@@ -735,6 +783,21 @@ impl EndpointCore {
     pub(crate) fn process(&self) -> Process {
         let pid = Process::Pid(self.credentials.pid);
         self.account.as_ref().map_or(pid, Account::process)
+    }
+
+    /// It may receive from now on.
+    pub(crate) fn begin_dwell(&self) {
+        self.dwell.get_or_init(Box::default);
+    }
+
+    /// What its reader has taken, if it could ever receive.
+    pub(crate) fn dwell(&self) -> Option<&Dwell> {
+        self.dwell.get().map(|dwell| &**dwell)
+    }
+
+    /// Messages that it has sent.
+    pub(crate) fn serials(&self) -> u64 {
+        self.serial.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_closed(&self) -> bool {

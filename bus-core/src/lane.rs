@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::account::{Charge, Resource};
 use crate::attributes::Attributes;
@@ -11,9 +11,11 @@ use crate::endpoint::WatchError;
 use crate::id::EndpointId;
 use crate::intake::{EndpointCore, Opened};
 use crate::message::{Destination, Draft, Message};
+use crate::recorder::{RefusalReason, RefusalRecord};
 use crate::request::{Kind, Requested};
 use crate::send::{Attempt, Effects, Outgoing, Receipt, Route, SendError, Standing};
 use crate::sync::Parker;
+use crate::tally::LaneTally;
 use crate::wait::{Entered, WaitKey};
 
 /// How many destinations a lane keeps resolved.
@@ -34,6 +36,9 @@ pub struct Lane {
     effects: Effects,
     /// The endpoint has memory for its requests.
     may_ask: bool,
+    tally: Arc<LaneTally>,
+    /// Bytes of the waiting send, and since when of the bus's running time it waits.
+    waiting_since: (u64, Duration),
 }
 
 /// How a submitted send stands.
@@ -50,7 +55,8 @@ pub enum Submitted {
 impl Lane {
     pub(crate) fn new(bus: Bus, core: Arc<EndpointCore>) -> Self {
         let (routes, effects) = (Vec::new(), Effects::default());
-        Self { bus, core, routes, waiting: None, effects, may_ask: false }
+        let (tally, waiting_since) = (core.sending.open(), (0, Duration::ZERO));
+        Self { bus, core, routes, waiting: None, effects, may_ask: false, tally, waiting_since }
     }
 
     /// The endpoint that it sends for.
@@ -93,7 +99,43 @@ impl Lane {
         self.start(to, draft.into(), Some(waker))
     }
 
+    /// Starts a send, and counts it.
     fn start(
+        &mut self,
+        to: Destination,
+        draft: Draft,
+        waker: Option<Waker>,
+    ) -> Result<Submitted, SendError> {
+        let bytes = (draft.attributes.encoded().len() + draft.payload.len()) as u64;
+        let started = self.attempt(to, draft, waker);
+        match &started {
+            Ok(Submitted::Committed(_)) => self.tally.bytes.add(bytes),
+            Ok(Submitted::Waiting) => {
+                self.tally.waits.add(1);
+                self.waiting_since = (bytes, self.bus.inner.running());
+            }
+            Err(error) => self.note_refusal(to, bytes, error),
+        }
+        started
+    }
+
+    #[cold]
+    fn note_refusal(&self, to: Destination, bytes: u64, error: &SendError) {
+        self.tally.refused.add(1);
+        let bus = &self.bus.inner;
+        if bus.recorder.is_on() {
+            bus.recorder.refused(RefusalRecord {
+                sender: self.core.id(),
+                credentials: self.core.credentials,
+                to,
+                time: bus.now(),
+                bytes,
+                why: RefusalReason::of(error),
+            });
+        }
+    }
+
+    fn attempt(
         &mut self,
         to: Destination,
         mut draft: Draft,
@@ -204,7 +246,19 @@ impl Lane {
     pub fn poll_outcome(&mut self) -> Option<Result<Receipt, SendError>> {
         let outcome = self.bus.inner.waiting.lock().take_outcome(self.waiting?)?;
         self.waiting = None;
-        Some(receipt_of(outcome))
+        Some(self.decided(outcome))
+    }
+
+    /// Counts what the waiting send came to.
+    fn decided(&self, outcome: Result<Option<Receipt>, SendError>) -> Result<Receipt, SendError> {
+        let (bytes, since) = self.waiting_since;
+        let waited = self.bus.inner.running().saturating_sub(since);
+        self.tally.waited_nanos.add(u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX));
+        match &outcome {
+            Ok(_) => self.tally.bytes.add(bytes),
+            Err(_) => self.tally.refused.add(1),
+        }
+        receipt_of(outcome)
     }
 
     /// Whether a send of this lane waits, or has been decided and not yet been asked for.
@@ -220,7 +274,7 @@ impl Lane {
         let bus = &self.bus.inner;
         let outcome = bus.waiting.lock().cancel(bus, key, &mut self.effects);
         self.effects.run();
-        Some(receipt_of(outcome))
+        Some(self.decided(outcome))
     }
 
     /// Sends, and blocks the thread until all recipients have room.
@@ -347,6 +401,7 @@ impl Drop for CancelOnDrop<'_> {
 impl Drop for Lane {
     fn drop(&mut self) {
         self.cancel();
+        self.core.sending.close(&self.tally);
         self.core.shut(Opened::Lane);
     }
 }

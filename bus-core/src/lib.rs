@@ -30,6 +30,7 @@
 //! | `name_route`, `description` | which of its workers gets a message; what a service says of itself |
 //! | `listing` | groups, names and members, for one place in the order |
 //! | `gated` | groups whose owner decides who is admitted, and their peer endpoints |
+//! | `tally`, `recorder`, `inside` | what is counted, what is kept of past messages, and who may ask |
 //! | `endpoint`, `lane`, `receiver` | the public handles |
 //! | `holdings` | what an endpoint has by name, for who decides what it may have |
 //! | [`ring`] | bytes from one process to another through memory that both have |
@@ -48,6 +49,7 @@ mod gated;
 mod group;
 mod holdings;
 mod id;
+mod inside;
 mod intake;
 mod lane;
 mod limits;
@@ -67,12 +69,14 @@ mod notice;
 mod ownership;
 mod queue;
 mod receiver;
+mod recorder;
 mod repeat;
 mod request;
 mod retained;
 pub mod ring;
 mod send;
 mod sync;
+mod tally;
 mod view;
 mod wait;
 pub mod wire;
@@ -98,6 +102,9 @@ pub use filter::{
 pub use gated::{Candidacy, GateError, MAX_REASON_BYTES, Terms};
 pub use holdings::Holding;
 pub use id::{EndpointId, GroupId, NameId, Sequence};
+pub use inside::{
+    About, EndpointTraffic, Fate, GroupCounts, RecipientFate, Refusal, Story, WaitingSend, Why,
+};
 pub use lane::{Lane, Submitted, Watch};
 #[doc(hidden)]
 pub use limits::duration_text;
@@ -114,8 +121,10 @@ pub use name_registry::{Claimed, LISTED_OWNERS, NameInfo, NameWatching, OwnError
 pub use notice::{Candidate, Eviction, EvictionCause, PeerChange};
 pub use ownership::NameFlags;
 pub use receiver::{CreditError, Delivery, ReceiveError, Receiver};
+pub use recorder::{PutOut, RecorderSize, RefusalReason};
 pub use request::{Ended, Kind, Outcome, RequestEnd};
 pub use retained::{MAX_RETAINED_MESSAGES, Retain};
 pub use send::{FullRecipients, NAMED_RECIPIENTS, Receipt, SendError};
+pub use tally::{DWELL_BOUNDS, GroupTraffic, Sent, TimeInQueue};
 pub use view::{Change, Interest, ViewChange, Watching};
 pub use wait::{MISSED_OFFERS, PATIENCE};

@@ -22,6 +22,7 @@ use slab::Slab;
 
 use crate::id::{EndpointId, Sequence};
 use crate::intake::Intake;
+use crate::recorder::{RecorderSize, Track};
 use crate::sync::{Mutant, Mutex, MutexGuard, mutated};
 
 /// How many locks a bus has.
@@ -94,12 +95,16 @@ pub(crate) struct Shard {
     pub(crate) intakes: Slab<Intake>,
     /// What commits whose lowest lock this is have done.
     pub(crate) counters: Counters,
+    /// The last of these commits, for who asks what became of them.
+    pub(crate) track: Track,
 }
 
 /// Counts of one lock's commits. Kept under the lock, so that counting costs no shared line.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) messages: u64,
+    /// Of these, each counted once.
+    pub(crate) bytes: u64,
     pub(crate) deliveries: u64,
     pub(crate) dropped: u64,
     pub(crate) requests: u64,
@@ -113,8 +118,13 @@ pub(crate) struct LockSet {
 }
 
 impl LockSet {
-    pub(crate) fn new() -> Self {
-        let shard = || Shard { clock: 0, intakes: Slab::new(), counters: Counters::default() };
+    pub(crate) fn new(recorder: RecorderSize) -> Self {
+        let shard = || Shard {
+            clock: 0,
+            intakes: Slab::new(),
+            counters: Counters::default(),
+            track: Track::new(recorder),
+        };
         Self { locks: std::array::from_fn(|_| CachePadded::new(Mutex::new(shard()))) }
     }
 
@@ -201,6 +211,7 @@ impl Held<'_> {
         let mut sum = Counters::default();
         for (_, shard) in self.shards() {
             sum.messages += shard.counters.messages;
+            sum.bytes += shard.counters.bytes;
             sum.deliveries += shard.counters.deliveries;
             sum.dropped += shard.counters.dropped;
             sum.requests += shard.counters.requests;
@@ -211,7 +222,12 @@ impl Held<'_> {
 
     /// The counters of this commit: those of the lowest held lock.
     pub(crate) fn counters(&mut self) -> Option<&mut Counters> {
-        self.shards().next().map(|(_, shard)| &mut shard.counters)
+        self.lowest().map(|(_, shard)| &mut shard.counters)
+    }
+
+    /// The lowest held lock, and what it guards: where this commit is counted.
+    pub(crate) fn lowest(&mut self) -> Option<(usize, &mut Shard)> {
+        self.shards().next()
     }
 }
 

@@ -6,9 +6,12 @@
 use std::sync::Arc;
 
 use crate::id::EndpointId;
+use crate::lock_set::{LockBits, LockIndex, LockSet};
 use crate::message::{Credentials, Destination, Message, Payload};
 use crate::queue::{self, Consumer, Entry, Producer};
+use crate::recorder::RecorderSize;
 use crate::sync::Mutant;
+use crate::tally::GroupTally;
 
 /// The names of all mutants.
 pub fn mutants() -> impl Iterator<Item = &'static str> {
@@ -126,4 +129,35 @@ pub fn shared_ring(
         crate::ring::RingWriter::new(writers.clone(), readers.clone(), size),
         crate::ring::RingReader::new(readers, writers, size),
     )
+}
+
+/// What a group's commits count, and the locks under which they do.
+#[derive(Debug)]
+pub struct Counted {
+    locks: LockSet,
+    tally: GroupTally,
+}
+
+/// Nothing has been counted yet.
+#[must_use]
+pub fn counted() -> Counted {
+    Counted { locks: LockSet::new(RecorderSize::off()), tally: GroupTally::seen() }
+}
+
+impl Counted {
+    /// Counts one commit that holds these locks.
+    pub fn commit(&self, locks: &[u64]) {
+        let mut bits = LockBits::NONE;
+        locks.iter().for_each(|lock| bits.insert(LockIndex::from_hash(*lock)));
+        let mut held = self.locks.acquire(bits);
+        if let Some((lowest, _)) = held.lowest() {
+            self.tally.add(lowest, 0, 0, 0);
+        }
+    }
+
+    /// How many commits were counted.
+    #[must_use]
+    pub fn commits(&self) -> u64 {
+        self.tally.sum().messages
+    }
 }

@@ -217,6 +217,11 @@ impl NameRegistry {
         self.last = after;
     }
 
+    /// Names that are claimed or watched.
+    pub(crate) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
     pub(crate) fn get(&self, id: NameId) -> Option<&Arc<Name>> {
         self.by_id.get(&id)
     }

@@ -236,6 +236,7 @@ impl Receiver {
                         }
                         continue;
                     }
+                    self.state.drained(&message);
                     return Some(Delivery::Message { message, missed });
                 }
                 Some(Entry::FromPeer { message, missed, share }) => {
@@ -253,6 +254,7 @@ impl Receiver {
                         continue;
                     }
                     let peer = share.id();
+                    self.state.drained(&message);
                     self.state.charge(bytes, Some(share));
                     return Some(Delivery::FromPeer { peer, message, missed });
                 }
@@ -357,6 +359,8 @@ impl Receiver {
     /// Frees places, and what they were of peer endpoints' shares; serves those who wait for them.
     fn free(&mut self, messages: u64, bytes: u64) {
         let owed = self.core.free(messages, bytes);
+        let freed = self.core.freed().0;
+        self.state.freed(&self.core, freed, self.bus.inner.now());
         if !self.state.charged.is_empty() {
             self.free_charged();
         }

@@ -23,6 +23,7 @@ use crate::lock_set::{Held, IntakePlace, LockBits};
 use crate::membership::{Member, MemberFlags, Membership};
 use crate::message::{Destination, Message, Stamp};
 use crate::monitor::{Addressee, MonitorList, Monitored};
+use crate::name::GroupName;
 use crate::name_route::NameRoute;
 use crate::request::{self, Open};
 
@@ -361,6 +362,14 @@ impl Route {
                     None => Addressee::Endpoint(one),
                 }
             }
+        }
+    }
+
+    /// The name of the group that it leads to.
+    pub(crate) fn group_name(&self) -> Option<GroupName> {
+        match self {
+            Self::Group { group, .. } => Some(group.name.clone()),
+            _ => None,
         }
     }
 
@@ -940,6 +949,7 @@ impl BusInner {
             store.put(&message, &mut effects.displaced);
         }
         let mut receipt = Receipt { sequence, sender_serial, after, recipients: 0, dropped: 0 };
+        let log = self.begin_log(&mut held, &outgoing.route);
         let mut callee = None;
         let first = message.repeats();
         for recipient in outgoing.route.recipients() {
@@ -968,6 +978,7 @@ impl BusInner {
                 if !mutated(Mutant::DropWakesNobody) {
                     effects.wake(intake.take_reader_of_gap());
                 }
+                log.missed(&mut held, recipient.name);
             } else if let Route::Caller { id, .. } = outgoing.route {
                 intake.requests.take(id);
                 if message.charged_bytes() <= u64::from(self.limits.reply_bytes) {
@@ -984,10 +995,12 @@ impl BusInner {
                 let Some(peer) = recipient.peer else {
                     intake.push(Arc::clone(&message), missed);
                     effects.wake(intake.take_reader());
+                    log.chosen(&mut held, recipient.name);
                     continue;
                 };
                 intake.push_from_peer(Arc::clone(&message), missed, Arc::clone(&peer.share));
                 effects.wake(intake.take_reader());
+                log.chosen(&mut held, recipient.name);
                 if let Some(share) = held.intake(peer.share.place) {
                     share.charge(sequence, message.charged_bytes());
                 }
@@ -1007,12 +1020,10 @@ impl BusInner {
             list.tell(&mut held, &seen, effects);
         }
         if let Some(counters) = held.counters() {
-            counters.messages += 1;
-            counters.deliveries += u64::from(receipt.recipients);
-            counters.dropped += u64::from(receipt.dropped);
             counters.requests += u64::from(outgoing.until.is_some() && first.is_none());
             counters.answered += u64::from(matches!(outgoing.route, Route::Caller { .. }));
         }
+        log.end(&mut held, &outgoing.route, &message, &receipt);
         if let (Some(_), Some(asked)) = (outgoing.until, callee.and_then(|at| held.intake(at))) {
             asked.core.owe();
         }

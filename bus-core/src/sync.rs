@@ -230,6 +230,83 @@ pub(crate) use modelled::{Mutex, MutexGuard, Parker, Snapshot};
 #[cfg(not(any(bus_loom, bus_shuttle)))]
 pub(crate) use real::{Mutex, MutexGuard, Parker, Snapshot};
 
+/// A count that has one writer at a time, and that anybody may read.
+///
+/// It orders nothing and nothing depends on it, so both sides are relaxed and the writer needs no
+/// read-modify-write. What makes the writer the only one is said where the count lives. Models do
+/// not explore it, but for those that ask for it with [`seen`](Self::seen).
+#[derive(Debug)]
+pub(crate) struct Tally(TallyCell);
+
+#[cfg(not(bus_loom))]
+type TallyCell = std::sync::atomic::AtomicU64;
+
+#[cfg(bus_loom)]
+#[derive(Debug)]
+enum TallyCell {
+    Unseen(std::sync::atomic::AtomicU64),
+    Seen(loom::sync::atomic::AtomicU64),
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        let cell = std::sync::atomic::AtomicU64::new(0);
+        #[cfg(bus_loom)]
+        let cell = TallyCell::Unseen(cell);
+        Self(cell)
+    }
+}
+
+impl Tally {
+    /// One that a model explores.
+    #[cfg(bus_loom)]
+    pub(crate) fn seen() -> Self {
+        Self(TallyCell::Seen(loom::sync::atomic::AtomicU64::new(0)))
+    }
+
+    /// Counts `more`.
+    #[inline]
+    pub(crate) fn add(&self, more: u64) {
+        self.set(self.get().wrapping_add(more));
+    }
+
+    /// Puts a value in its place.
+    #[inline]
+    pub(crate) fn set(&self, value: u64) {
+        #[cfg(not(bus_loom))]
+        self.0.store(value, Ordering::Relaxed);
+        #[cfg(bus_loom)]
+        match &self.0 {
+            TallyCell::Unseen(cell) => cell.store(value, Ordering::Relaxed),
+            TallyCell::Seen(cell) => cell.store(value, Ordering::Relaxed),
+        }
+    }
+
+    /// The count so far, or one shortly before it.
+    #[inline]
+    pub(crate) fn get(&self) -> u64 {
+        #[cfg(not(bus_loom))]
+        let value = self.0.load(Ordering::Relaxed);
+        #[cfg(bus_loom)]
+        let value = match &self.0 {
+            TallyCell::Unseen(cell) => cell.load(Ordering::Relaxed),
+            TallyCell::Seen(cell) => cell.load(Ordering::Relaxed),
+        };
+        value
+    }
+}
+
+/// A mutex around what is only counted and told, for the rare writer and for who asks. Nothing else
+/// is locked while it is held, and nothing depends on it, so models do not explore it.
+#[derive(Debug, Default)]
+pub(crate) struct Aside<T>(parking_lot::Mutex<T>);
+
+impl<T> Aside<T> {
+    pub(crate) fn lock(&self) -> parking_lot::MutexGuard<'_, T> {
+        self.0.lock()
+    }
+}
+
 impl Wake for Parker {
     fn wake(self: Arc<Self>) {
         self.unpark();
@@ -296,6 +373,8 @@ mutants! {
     RetainWithoutHome,
     /// What a group retains is copied for a joiner before the locks of the join are held.
     StateBeforeJoin,
+    /// A group's commits are counted in one place, whichever locks they hold.
+    TallyInOneCell,
     /// The sequence is drawn from the lowest held lock's clock alone.
     SequenceFromOneClock,
     /// A commit moves on the clock of its lowest held lock only.

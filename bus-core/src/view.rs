@@ -313,6 +313,8 @@ impl BusInner {
             effects.wake(intake.take_reader());
         }
         drop(held);
+        let group = (step.group.id, &step.group.name);
+        self.recorder.membership_changed(group, &old, &step.next, sequence, None);
         then(&mut directory, sequence, effects);
         drop(directory);
         drop((old, old_drops));

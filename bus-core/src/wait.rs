@@ -51,7 +51,7 @@
 //! The waiting room is a mutex of its own, taken before the directory and the bus's 8 locks. A send
 //! that meets neither a full queue nor a waiting send never takes it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
@@ -63,6 +63,7 @@ use crate::bus::BusInner;
 use crate::id::{EndpointId, GroupId, NameId};
 use crate::intake::{EndpointCore, Interest};
 use crate::message::Destination;
+use crate::name::GroupName;
 use crate::ownership::Ownership;
 use crate::send::{Attempt, Effects, FullRecipients, Outgoing, Receipt, SendError, Standing};
 use crate::sync::{Mutant, mutated};
@@ -91,6 +92,8 @@ struct Wait {
     /// Where it stands in line, and since when of the bus's running time.
     at: Stand,
     since: Duration,
+    /// Since when it waits.
+    began: Duration,
     /// The queues whose reserve places it keeps.
     kept: Vec<EndpointId>,
     waker: Option<Waker>,
@@ -195,6 +198,8 @@ pub(crate) struct WaitingRoom {
     unsettled: Vec<EndpointId>,
     /// Since when endpoints have been full while sends waited for them.
     stalls: HashMap<EndpointId, Progress>,
+    /// The bus's running time when it was last looked at here.
+    clock: Duration,
 }
 
 /// An endpoint that is stalled, and the groups in which it holds up senders.
@@ -257,7 +262,7 @@ impl WaitingRoom {
             }
         };
         let at = Stand::of(&outgoing, at);
-        let key = self.insert(Interest::Send, outgoing, waker);
+        let key = self.insert(bus, Interest::Send, outgoing, waker);
         self.register(bus, key, at);
         if !mutated(Mutant::NoSecondLook) {
             self.settle(bus, key, effects);
@@ -286,7 +291,7 @@ impl WaitingRoom {
             }
         };
         let at = Stand::of(&outgoing, at);
-        let key = self.insert(Interest::Watch, outgoing, waker);
+        let key = self.insert(bus, Interest::Watch, outgoing, waker);
         self.register(bus, key, at);
         self.settle(bus, key, effects);
         match self.take_outcome(key) {
@@ -315,7 +320,13 @@ impl WaitingRoom {
         bus.attempt(outgoing, Standing::Newcomer, effects)
     }
 
-    fn insert(&mut self, interest: Interest, outgoing: Outgoing, waker: Waker) -> WaitKey {
+    fn insert(
+        &mut self,
+        bus: &BusInner,
+        interest: Interest,
+        outgoing: Outgoing,
+        waker: Waker,
+    ) -> WaitKey {
         let ticket = self.tickets;
         self.tickets += 1;
         self.sending += usize::from(interest == Interest::Send);
@@ -325,6 +336,7 @@ impl WaitingRoom {
             outgoing: Some(outgoing),
             at: Stand::Nowhere,
             since: Duration::ZERO,
+            began: bus.running(),
             kept: Vec::new(),
             waker: Some(waker),
             outcome: None,
@@ -358,6 +370,11 @@ impl WaitingRoom {
             let was_first = line.sends.keys().next() == Some(&wait.ticket);
             line.of(wait.interest).remove(&wait.ticket);
             line.core.unregister(wait.interest);
+            if wait.interest == Interest::Send {
+                let stood = self.clock.saturating_sub(wait.since);
+                line.core.blocking.sends.add(1);
+                line.core.blocking.nanos.add(u64::try_from(stood.as_nanos()).unwrap_or(u64::MAX));
+            }
             if line.is_empty() {
                 self.lines.remove(&at);
             } else if was_first && !line.sends.is_empty() && !mutated(Mutant::ServeOnlyOne) {
@@ -420,8 +437,9 @@ impl WaitingRoom {
                 return Settled::Decided;
             };
             let generation = outgoing.route.generation();
-            let turn =
-                Turn { lines: &self.lines, ticket: wait.ticket, at: &wait.at, now: bus.running() };
+            let now = bus.running();
+            self.clock = now;
+            let turn = Turn { lines: &self.lines, ticket: wait.ticket, at: &wait.at, now };
             let attempt = bus.attempt(&mut outgoing, Standing::Waiter(turn), effects);
             let changed = outgoing.route.generation() != generation;
             let sender = outgoing.sender.id();
@@ -567,6 +585,7 @@ impl WaitingRoom {
         if mutated(Mutant::CancelLeavesSend) {
             return Err(SendError::Cancelled);
         }
+        self.clock = bus.running();
         // Who cancels needs no wake-up.
         effects.discard(None, self.waits[key.0].waker.take());
         self.decide(key, Err(SendError::Cancelled), effects);
@@ -611,6 +630,7 @@ impl WaitingRoom {
         now: Duration,
         effects: &mut Effects,
     ) -> Vec<Stalled> {
+        self.clock = now;
         // The oldest first: what it gives up may be all that a younger one lacks, which then has
         // nothing to give up.
         let mut next = 0;
@@ -779,6 +799,59 @@ impl WaitingRoom {
     pub(crate) fn sending(&self) -> usize {
         self.sending
     }
+
+    /// Sends that wait, in the order in which they came: at most `most`, those after `after`.
+    /// Looks at each wait once, and keeps no more than it gives.
+    pub(crate) fn list(&self, now: Duration, after: Option<u64>, most: usize) -> Vec<Waiting> {
+        let sends = self.waits.iter().filter(|(_, wait)| {
+            wait.interest == Interest::Send
+                && wait.outgoing.is_some()
+                && after.is_none_or(|after| wait.ticket > after)
+        });
+        let mut first: BinaryHeap<(Ticket, usize)> = BinaryHeap::with_capacity(most + 1);
+        for (at, wait) in sends {
+            first.push((wait.ticket, at));
+            if first.len() > most {
+                first.pop();
+            }
+        }
+        let listed = first.into_sorted_vec().into_iter();
+        listed
+            .filter_map(|(_, at)| {
+                let wait = &self.waits[at];
+                let outgoing = wait.outgoing.as_ref()?;
+                let message = outgoing.message.as_deref();
+                Some(Waiting {
+                    ticket: wait.ticket,
+                    sender: Arc::clone(&outgoing.sender),
+                    to: outgoing.route.destination(),
+                    group: outgoing.route.group_name(),
+                    bytes: message.map_or(0, |message| message.charged_bytes()),
+                    waited: now.saturating_sub(wait.began),
+                    at: wait.at.queues().take(MOST_LISTED).map(Arc::clone).collect(),
+                    stood: now.saturating_sub(wait.since),
+                })
+            })
+            .collect()
+    }
+}
+
+/// Queues of which one waiting send is said to stand in line.
+const MOST_LISTED: usize = 16;
+
+/// A send that waits, as it is listed.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) ticket: u64,
+    pub(crate) sender: Arc<EndpointCore>,
+    pub(crate) to: Destination,
+    pub(crate) group: Option<GroupName>,
+    pub(crate) bytes: u64,
+    pub(crate) waited: Duration,
+    /// The queues in whose lines it stands.
+    pub(crate) at: Vec<Arc<EndpointCore>>,
+    /// How long it has stood there.
+    pub(crate) stood: Duration,
 }
 
 /// Which reserve places a send gives up.

@@ -16,6 +16,7 @@
 //! | `rings` | going over to rings in shared memory, and back |
 //! | `body` | what both directions share |
 //! | `control`, `code`, `views`, `names`, `seen`, `filter_form` | bodies in CBOR, and what is in them |
+//! | [`inside`] | what is asked and told of counters and past messages |
 //! | `cbor` | what is checked before serde sees a body |
 
 use bytes::{Buf, BytesMut};
@@ -30,6 +31,7 @@ mod code;
 mod control;
 mod filter_form;
 mod header;
+pub mod inside;
 mod limits_form;
 mod names;
 mod rings;

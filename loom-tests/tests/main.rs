@@ -20,5 +20,6 @@ mod requests;
 mod reserve;
 mod retained;
 mod shared_ring;
+mod tally;
 mod waiting;
 mod wakers;

@@ -31,6 +31,7 @@
 //! | gated groups | admission, withdrawal, expulsion and the owner's end against members | `gated::*` | `OutsiderSends`, `ShareServesNobody`, `AdmittedTooEarly`, `GoneOwnerKeepsPeers`, `WithdrawForgetsAdmission` |
 //! | G8, G10 accounts | charges and what is given back, of one connection and of two | `accounts::*` | `HeldNotCompared`, `LentNotCompared`, `LentBackEarly` |
 //! | rings between processes | cells that are used again; going to sleep on either side; what is held | `shared_ring::*` | `RingTailRelaxed`, `RingConsumedRelaxed`, `NoFenceInPublish`, `NoFenceInArm`, `NoFenceInWantRoom`, `NoFenceInFinish`, `HoldingRelaxed`, `HeldNotPassed` |
+//! | counting | commits to one group under different locks | `tally::*` | `TallyInOneCell` |
 //! | the queue | a ring that wraps; a reader that goes to sleep; two that want to read | `queue::*`, `reader::*`, `waiting::g5_a_message_*` | `TailRelaxed`, `HeadRelaxed`, `SleepWithoutLook`, `SeatTakenTwice`, `QueueMadeTwice` |
 
 use std::collections::BTreeSet;
@@ -64,6 +65,7 @@ const CAUGHT: &[(&str, &str)] = &[
     ("NoFenceInFinish", "shared_ring::shared_ring_wakes_a_writer_that_waits_for_room"),
     ("HoldingRelaxed", "shared_ring::shared_ring_passes_over_what_is_held"),
     ("HeldNotPassed", "shared_ring::shared_ring_passes_over_what_is_held"),
+    ("TallyInOneCell", "tally::commits_that_share_no_lock_are_both_counted"),
     ("SequenceFromOneClock", "order::g2_sequences_rise_where_clocks_differ"),
     ("AdvanceOneClock", "order::g2_sequences_rise_where_clocks_differ"),
     ("SequenceWithoutLock", "order::g2_sequences_of_disjoint_sends_are_unique"),

@@ -28,6 +28,8 @@ use crate::connection::{Context, End};
 use crate::inbox::{Part, Signal, Token};
 use crate::output::Output;
 use crate::protocol::Progress;
+use crate::roster::EndpointEntry;
+use crate::tally::Counter;
 use crate::transport::Arrived;
 
 /// The conversation with a program that does not know that there is one.
@@ -58,6 +60,7 @@ struct Line {
     waker: Waker,
     replies: Option<Replies>,
     _endpoint: Endpoint,
+    _entry: EndpointEntry,
 }
 
 /// Requests that are not answered to the program, in their order, and their replies as they come.
@@ -102,16 +105,34 @@ impl IngressStream {
         arrived: &mut Arrived,
         context: &mut Context<'_>,
     ) -> Result<Progress, End> {
+        let (mut messages, mut bytes) = (0, 0);
+        let progress = self.take_messages(unread, arrived, context, |message| {
+            messages += 1;
+            bytes += message.len() as u64;
+        });
+        let counts = &self.ingress.counts;
+        counts.messages.add(messages);
+        counts.bytes.add(bytes);
+        progress
+    }
+
+    fn take_messages(
+        &mut self,
+        unread: &mut BytesMut,
+        arrived: &mut Arrived,
+        context: &mut Context<'_>,
+        mut count: impl FnMut(&Bytes),
+    ) -> Result<Progress, End> {
         // Nobody here has a use for descriptors; they are closed.
         *arrived = Arrived::default();
         self.failure()?;
         let began = Instant::now();
-        for count in 1_u32.. {
+        for number in 1_u32.. {
             if self.is_held() {
                 self.waits_since.get_or_insert(began);
                 return Ok(Progress::Waits);
             }
-            if count.is_multiple_of(MESSAGES_A_LOOK) && began.elapsed() > TURN {
+            if number.is_multiple_of(MESSAGES_A_LOOK) && began.elapsed() > TURN {
                 return Ok(Progress::TurnOver);
             }
             let now = self.counted(began);
@@ -120,6 +141,7 @@ impl IngressStream {
                 None => return Ok(Progress::Needs(self.assembly.length().map_or(0, Into::into))),
                 Some(length) => {
                     let message = take(unread, length);
+                    count(&message);
                     self.send(message, context)?;
                 }
             }
@@ -180,8 +202,9 @@ impl IngressStream {
 
     /// Puts the replies whose turn it is into `output`, while it has room.
     pub(crate) fn fill(&mut self, output: &mut Output) {
+        let ingress = Arc::clone(&self.ingress);
         let Some(replies) = self.replies() else { return };
-        if let Err(end) = replies.fill(output) {
+        if let Err(end) = replies.fill(output, &ingress.counts.replies) {
             self.failed = Some(end);
         }
         self.stop_waiting();
@@ -233,6 +256,11 @@ impl IngressStream {
         self.assembly.expire(now).map_err(failed)
     }
 
+    /// It has ended with an error.
+    pub(crate) fn count_failure(&self) {
+        self.ingress.counts.failed.add(1);
+    }
+
     pub(crate) fn close(&mut self, context: &mut Context<'_>) {
         if std::mem::take(&mut self.is_submitted) {
             *context.waiting_sends -= 1;
@@ -276,7 +304,8 @@ impl Line {
             awake: true,
         });
         let waker = waker(Part::Lane(Handle::FIRST, LaneNumber::FIRST));
-        Ok(Self { lane, waker, replies, _endpoint: endpoint })
+        let entry = EndpointEntry::new(context.shared, context.client, endpoint.id());
+        Ok(Self { lane, waker, replies, _endpoint: endpoint, _entry: entry })
     }
 
     /// A message has taken its place; if it was a request, its reply is owed.
@@ -288,14 +317,14 @@ impl Line {
 }
 
 impl Replies {
-    fn fill(&mut self, output: &mut Output) -> Result<(), End> {
+    fn fill(&mut self, output: &mut Output, written: &Counter) -> Result<(), End> {
         while self.awake && output.has_room_for_messages() {
             match self.receiver.drain() {
                 Some(delivery) => self.take(delivery)?,
                 None if self.receiver.sleep(self.waker.clone()) => self.awake = false,
                 None => {}
             }
-            self.say(output)?;
+            self.say(output, written)?;
         }
         Ok(())
     }
@@ -320,7 +349,7 @@ impl Replies {
         Ok(())
     }
 
-    fn say(&mut self, output: &mut Output) -> Result<(), End> {
+    fn say(&mut self, output: &mut Output, written: &Counter) -> Result<(), End> {
         while let Some((_, Some(reply))) = self.open.front() {
             let reply = Arc::clone(reply);
             self.open.pop_front();
@@ -331,6 +360,7 @@ impl Replies {
                 output.frames().extend_from_slice(payload);
             }
             self.release(&reply)?;
+            written.add(1);
         }
         Ok(())
     }

@@ -2,10 +2,12 @@
 
 use bus_core::{
     GroupId, JoinOptions,
-    wire::{Failure, FailureCode, Handle, Request, Response, Stats, Status, VERSION},
+    wire::{
+        Failure, FailureCode, Handle, Request, Response, Stats, Status, VERSION, inside::QueueTimes,
+    },
 };
 
-use super::{Session, failure, listings::group_info, no_such_port, port::Port};
+use super::{Session, failure, inside, listings::group_info, no_such_port, port::Port};
 use crate::{broker::Shared, connection::Context, output::Output};
 
 impl Session {
@@ -31,6 +33,9 @@ impl Session {
                     Err(Box::new(failure))
                 }
             },
+            Request::Look(look) => {
+                inside::look(look, shared).map(|seen| Response::Seen(Box::new(seen)))
+            }
             Request::OpenEndpoint => self.open_endpoint(handle, context),
             Request::CloseEndpoint => self.close_endpoint(handle, output, context),
             Request::ShutdownReceive => {
@@ -177,22 +182,29 @@ fn status(shared: &Shared) -> Status {
     }
 }
 
-fn stats(shared: &Shared) -> Stats {
+/// What the broker and its bus count.
+pub(crate) fn stats(shared: &Shared) -> Stats {
     let bus = shared.bus.stats();
-    let counters = &shared.counters;
+    let counters = shared.counters();
     Stats {
         waiting_sends: bus.waiting_sends as u64,
         open_requests: bus.open_requests,
         endpoints: bus.endpoints as u64,
         groups: bus.groups as u64,
         connections: shared.connection_count() as u64,
+        names: bus.names as u64,
         messages: bus.messages,
+        message_bytes: bus.bytes,
         deliveries: bus.deliveries,
         dropped: bus.dropped,
-        refused: counters.refused.get(),
-        protocol_errors: counters.protocol_errors.get(),
-        bytes_read: counters.bytes_read.get(),
-        bytes_written: counters.bytes_written.get(),
+        refused: counters.refused,
+        protocol_errors: counters.protocol_errors,
+        bytes_read: counters.bytes_read,
+        bytes_written: counters.bytes_written,
+        connections_refused: counters.connections_refused,
+        log_lines_suppressed: shared.log_limit.suppressed(),
+        uptime_us: u64::try_from(shared.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+        time_in_queue: QueueTimes::from(&shared.bus.time_in_queues()),
     }
 }
 

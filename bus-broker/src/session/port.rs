@@ -19,6 +19,7 @@ use crate::{
     connection::Context,
     inbox::{Part, Signal, Token},
     output::Output,
+    roster::EndpointEntry,
 };
 
 /// An endpoint of a connection.
@@ -38,10 +39,16 @@ pub(super) struct Port {
     /// Nothing more will come than is in the queue.
     receive_shut: bool,
     endpoint: Endpoint,
+    _entry: EndpointEntry,
 }
 
 impl Port {
-    pub(super) fn new(handle: Handle, endpoint: Endpoint, waker: Waker) -> Self {
+    pub(super) fn new(
+        handle: Handle,
+        endpoint: Endpoint,
+        waker: Waker,
+        entry: EndpointEntry,
+    ) -> Self {
         let receiver = endpoint.receiver().expect("nobody else knows this endpoint yet");
         Self {
             handle,
@@ -54,6 +61,7 @@ impl Port {
             held: None,
             receive_shut: false,
             endpoint,
+            _entry: entry,
         }
     }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::cbor::{self, CborError, DecodeError};
 use super::filter_form::BAD_FILTER;
+use super::inside::{Look, QueueTimes, Seen};
 use super::names::{self, ClaimChanged, NameInfo, Owner, OwnerChanged};
 use super::seen::{self, Copied, MonitoredChange};
 use super::{EvictionReason, FailureCode, GoodbyeCode, OutcomeCode, ViewNotice, WireError};
@@ -142,6 +143,8 @@ pub enum Request {
     Stats,
     /// Read the rules of the policy again. Answered by [`Response::Reloaded`].
     Reload,
+    /// What goes on inside, and why? For the bus's own user. Answered by [`Response::Seen`].
+    Look(Look),
     /// Opens an endpoint under the handle in the frame's header. Answered by
     /// [`Response::Opened`].
     OpenEndpoint,
@@ -373,6 +376,7 @@ impl Request {
         "status",
         "stats",
         "reload",
+        "look",
         "open-endpoint",
         "close-endpoint",
         "shutdown-receive",
@@ -453,6 +457,8 @@ pub enum Response {
         /// How many rules there are now beside the built-in one.
         rules: u32,
     },
+    /// To [`Request::Look`].
+    Seen(Box<Seen>),
     /// To [`Request::OpenEndpoint`].
     Opened {
         /// The new endpoint's id.
@@ -692,10 +698,14 @@ pub struct Stats {
     pub endpoints: u64,
     /// Groups now.
     pub groups: u64,
+    /// Well-known names that are claimed or watched now.
+    pub names: u64,
     /// Connections now.
     pub connections: u64,
     /// Messages committed.
     pub messages: u64,
+    /// Bytes of these, attributes and payloads, each counted once.
+    pub message_bytes: u64,
     /// Messages put into queues: one with three recipients counts three.
     pub deliveries: u64,
     /// Deliveries that did not happen because a drop-when-full member had no room.
@@ -708,6 +718,14 @@ pub struct Stats {
     pub bytes_read: u64,
     /// Bytes written to connections.
     pub bytes_written: u64,
+    /// Connections refused because there were as many as there may be.
+    pub connections_refused: u64,
+    /// Lines that were not logged, because many were like them.
+    pub log_lines_suppressed: u64,
+    /// How long the broker has been running.
+    pub uptime_us: u64,
+    /// How long messages were in queues.
+    pub time_in_queue: QueueTimes,
 }
 
 /// Why something that was asked for did not happen.

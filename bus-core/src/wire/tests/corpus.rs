@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::super::inside::{
+    Awaited, Fate, GroupTraffic, Known, Look, Seen, Story, To, WaitingSend, Whose,
+};
 use super::super::{
     BrokerFrame, BrokerRings, ChangeCode, ClaimChanged, ClientFrame, ClientRings, ControlError,
     Copied, CopyCode, EvictionReason, Failure, FailureCode, Goodbye, GoodbyeCode, GroupInfo,
@@ -69,6 +72,59 @@ pub(super) fn send(attributes: Attributes, payload: &[u8]) -> ClientFrame {
     })
 }
 
+fn whose(pid: u32) -> Whose {
+    Whose { uid: 1000, pid, connection: Some(2), program: Some("clock".into()) }
+}
+
+pub(super) fn seen_group() -> GroupTraffic {
+    GroupTraffic {
+        group: "org.example.Chat".parse().unwrap(),
+        group_id: GroupId::from_raw(9),
+        members: 3,
+        messages: 10,
+        bytes: 100,
+        deliveries: 30,
+        dropped: 1,
+    }
+}
+
+fn seen_wait() -> WaitingSend {
+    let to = Destination::Group(GroupId::from_raw(9));
+    WaitingSend {
+        ticket: 7,
+        sender: EndpointId::from_raw(4),
+        of: whose(17),
+        to: To::new(to, Some("org.example.Chat".parse().unwrap())),
+        bytes: 64,
+        waited_us: 1_500,
+        waits_for: vec![Awaited { endpoint: EndpointId::from_raw(5), of: whose(18) }],
+        stood_us: 1_000,
+    }
+}
+
+fn seen_story() -> Story {
+    let told = crate::RecipientFate {
+        endpoint: EndpointId::from_raw(5),
+        credentials: None,
+        peer: None,
+        fate: crate::Fate::Dropped,
+    };
+    Story {
+        sequence: Sequence::from_raw(81),
+        known: Known::Message,
+        oldest: None,
+        sender: Some(EndpointId::from_raw(4)),
+        of: Some(whose(17)),
+        to: To::new(Destination::Endpoint(EndpointId::from_raw(5)), None),
+        commit_time: 1,
+        bytes: 64,
+        recipients: 0,
+        incomplete: false,
+        fates: vec![Fate { of: Some(whose(18)), ..Fate::from(&told) }],
+        more: false,
+    }
+}
+
 pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
     let call =
         |request| ClientFrame::Call { endpoint: Handle::from_raw(1), serial: serial(5), request };
@@ -90,6 +146,26 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
         ("status", call(Request::Status)),
         ("stats", call(Request::Stats)),
         ("reload", call(Request::Reload)),
+        ("look at groups", call(Request::Look(Look::Groups { after: Some(group()), max: 5 }))),
+        (
+            "look at endpoints",
+            call(Request::Look(Look::Endpoints { after: Some(EndpointId::from_raw(4)), max: 5 })),
+        ),
+        ("look at waits", call(Request::Look(Look::Waits { after: None, max: 5 }))),
+        ("look at connections", call(Request::Look(Look::Connections { after: Some(3), max: 5 }))),
+        ("look at ingresses", call(Request::Look(Look::Ingresses))),
+        (
+            "look why",
+            call(Request::Look(Look::Why {
+                sequence: Sequence::from_raw(81),
+                after: None,
+                max: 5,
+            })),
+        ),
+        (
+            "look at refusals",
+            call(Request::Look(Look::Refusals { endpoint: None, group: Some(group()), max: 5 })),
+        ),
         ("open", call(Request::OpenEndpoint)),
         ("close", call(Request::CloseEndpoint)),
         ("shutdown", call(Request::ShutdownReceive)),
@@ -456,6 +532,19 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
         ("stats", done(Response::Stats(Box::new(Stats { messages: 7, ..Stats::default() })))),
         ("reloaded", done(Response::Reloaded { rules: 3 })),
         ("opened", done(Response::Opened { endpoint: EndpointId::from_raw(4) })),
+        (
+            "seen groups",
+            done(Response::Seen(Box::new(Seen::Groups { groups: vec![seen_group()], more: true }))),
+        ),
+        (
+            "seen waits",
+            done(Response::Seen(Box::new(Seen::Waits { waits: vec![seen_wait()], more: false }))),
+        ),
+        ("seen why", done(Response::Seen(Box::new(Seen::Why(Box::new(seen_story())))))),
+        (
+            "seen ingresses",
+            done(Response::Seen(Box::new(Seen::Ingresses { ingresses: Vec::new() }))),
+        ),
         ("closed", done(Response::Closed)),
         ("shut", done(Response::Shut { sequence })),
         ("created", done(Response::Created { group_id, sequence })),

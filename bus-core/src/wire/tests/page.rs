@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use ciborium::Value;
 
 use super::super::cbor::text_under;
+use super::super::inside::{Look, Seen};
 use super::super::{
     BrokerFrame, BrokerRings, ChangeCode, ClaimChanged, ClientFrame, ClientRings, Copied, CopyCode,
     EvictionReason, Failure, FailureCode, Goodbye, GoodbyeCode, GroupInfo, HEADER_BYTES, Handle,
@@ -104,6 +105,14 @@ fn client_examples() -> Vec<(&'static str, ClientFrame)> {
         (
             "client CALL ping",
             ClientFrame::Call { endpoint, serial: Serial::FIRST, request: Request::Ping },
+        ),
+        (
+            "client CALL look",
+            ClientFrame::Call {
+                endpoint,
+                serial: corpus::serial(2),
+                request: Request::Look(Look::Groups { after: None, max: 256 }),
+            },
         ),
         (
             "client CALL join",
@@ -278,6 +287,17 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
         (
             "broker DONE pong",
             BrokerFrame::Done { endpoint, serial: Serial::FIRST, response: Response::Pong },
+        ),
+        (
+            "broker DONE seen",
+            BrokerFrame::Done {
+                endpoint,
+                serial: corpus::serial(2),
+                response: Response::Seen(Box::new(Seen::Groups {
+                    groups: vec![corpus::seen_group()],
+                    more: false,
+                })),
+            },
         ),
         (
             "broker DONE joined",
