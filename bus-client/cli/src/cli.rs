@@ -96,6 +96,12 @@ pub(crate) enum Verb {
     Admit(Admit),
     /// Show the broker's counters
     Stats(Listing),
+    /// Show what the bus does, live: groups, endpoints, and who makes whom wait
+    #[command(after_long_help = TOP_FORMS)]
+    Top(Top),
+    /// Tell what became of a message at each recipient, or why sends were refused
+    #[command(after_long_help = WHY_FORMS)]
+    Why(Why),
     /// Show the broker's version, incarnation and limits
     Status(Listing),
     /// Measure how long the broker takes to answer
@@ -208,6 +214,161 @@ With --json a line is an object with a \"type\":
   message   name, and what `listen --json` tells of a message
   reconnected  as `listen` has it; the name was claimed again
   end       reason";
+
+const TOP_FORMS: &str = "\
+Rates are those of the last interval. P50 and P99 are how long messages were in queues since the start, \
+from their commits until the application had taken them; BLOCKS is how many sends wait for the endpoint \
+now, BLOCKED how long others have waited. This program's own endpoint is not listed.
+
+Keys: g groups, m members, w who waits for whom, Tab the next view, s the next sort key, p pause, + and - \
+the interval, arrows and pages, q quit.
+
+With --json an object a line: seconds, stats (as `stats --json`), rates, groups, endpoints, waits.";
+
+const WHY_FORMS: &str = "\
+The broker keeps a few words of each of the last messages ([recorder] in its settings), and nothing of \
+their content. A recipient's fate is one of these:
+  taken     the application has taken it
+  handed    its connection was given it, and has not said that it was taken
+  queued    it waits in the queue
+  lost      the endpoint was closed before it was taken
+  gone      the endpoint was closed; more is not known any more
+  dropped   there was no room, and the member has DROP_WHEN_FULL
+  filtered  a filter did not want it
+  sender    it is the sender's own, without LOOPBACK
+  put-out   it was evicted or expelled before
+  unknown   it has been overwritten
+
+With --json one object, or for refusals an object a line. The status is 1 where nothing is known.";
+
+/// Options of `top`.
+#[derive(Debug, Args)]
+pub(crate) struct Top {
+    /// What to show
+    #[arg(long, short, value_enum, default_value = "members", value_name = "WHAT")]
+    pub(crate) view: TopView,
+    /// What stands first
+    #[arg(long, short, value_enum, value_name = "KEY")]
+    pub(crate) sort: Option<TopSort>,
+    /// How long between two looks
+    #[arg(long, short, value_name = "T", default_value = "1s", value_parser = duration::parse)]
+    pub(crate) interval: Duration,
+    /// Show this many rows at most, with --once
+    #[arg(long, short = 'n', value_name = "N")]
+    pub(crate) rows: Option<usize>,
+    /// Print one table and end
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Print a JSON object for each interval
+    #[arg(long, short)]
+    pub(crate) json: bool,
+}
+
+/// Views of `top`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum TopView {
+    /// Groups, and what is sent to them
+    Groups,
+    /// Endpoints, their queues, and what goes in and out
+    Members,
+    /// Sends that wait, and for whom
+    Waits,
+}
+
+impl TopView {
+    /// The one after it.
+    pub(crate) fn next(self) -> Self {
+        match self {
+            Self::Groups => Self::Members,
+            Self::Members => Self::Waits,
+            Self::Waits => Self::Groups,
+        }
+    }
+}
+
+/// Sort keys of `top`. A view that has none of them keeps its own order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum TopSort {
+    /// Messages a second
+    Rate,
+    /// Messages a second into the queue
+    In,
+    /// Messages a second sent
+    Out,
+    /// Bytes a second, or in the queue
+    Bytes,
+    /// Messages in the queue
+    Queue,
+    /// How long messages are in the queue
+    Time,
+    /// How long others have waited for it
+    Blocked,
+    /// Messages missed
+    Dropped,
+    /// Members, or memberships
+    Members,
+    /// The group's name, or the endpoint
+    Name,
+}
+
+impl TopSort {
+    const ALL: [Self; 10] = [
+        Self::Rate,
+        Self::In,
+        Self::Out,
+        Self::Bytes,
+        Self::Queue,
+        Self::Time,
+        Self::Blocked,
+        Self::Dropped,
+        Self::Members,
+        Self::Name,
+    ];
+
+    /// The next one, and after the last none.
+    pub(crate) fn after(sort: Option<Self>) -> Option<Self> {
+        let at = sort.and_then(|sort| Self::ALL.iter().position(|other| *other == sort));
+        Self::ALL.get(at.map_or(0, |at| at + 1)).copied()
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Rate => "rate",
+            Self::In => "in",
+            Self::Out => "out",
+            Self::Bytes => "bytes",
+            Self::Queue => "queue",
+            Self::Time => "time",
+            Self::Blocked => "blocked",
+            Self::Dropped => "dropped",
+            Self::Members => "members",
+            Self::Name => "name",
+        }
+    }
+}
+
+/// Options of `why`.
+#[derive(Debug, Args)]
+pub(crate) struct Why {
+    /// The message's sequence, as receipts, `listen --json` and logs tell it
+    #[arg(value_name = "SEQUENCE", required_unless_present_any = ["endpoint", "group", "refused"])]
+    pub(crate) sequence: Option<u64>,
+    /// Show the last refused sends of this endpoint, to it, or for want of its room
+    #[arg(long, short, value_name = "ENDPOINT", conflicts_with_all = ["sequence", "group"])]
+    pub(crate) endpoint: Option<u64>,
+    /// Show the last refused sends to this group
+    #[arg(long, short, value_name = "GROUP", conflicts_with = "sequence")]
+    pub(crate) group: Option<String>,
+    /// Show the last refused sends of everybody
+    #[arg(long, conflicts_with_all = ["sequence", "group", "endpoint"])]
+    pub(crate) refused: bool,
+    /// Show this many refused sends at most
+    #[arg(long, short = 'n', value_name = "N")]
+    pub(crate) count: Option<u32>,
+    /// Print JSON
+    #[arg(long, short)]
+    pub(crate) json: bool,
+}
 
 /// Options of `names`.
 #[derive(Debug, Args)]

@@ -34,10 +34,12 @@ mod run;
 mod send;
 mod serve;
 mod signals;
+mod top;
 mod trace;
 mod verify;
 mod watch;
 mod watch_name;
+mod why;
 
 use std::process::ExitCode;
 
@@ -100,6 +102,8 @@ fn dispatch(cli: &Cli, signals: Signals, output: &mut Output) -> Result<ExitCode
         Verb::Watch(options) => watch::run(options, &stay(options.comeback)?, &notice, output)?,
         Verb::Admit(options) => owner::admit(options, &connect()?, &notice, output)?,
         Verb::Stats(options) => listing::stats(options, &connect()?, output)?,
+        Verb::Top(options) => top::run(options, &connect()?, &notice, output)?,
+        Verb::Why(options) => why::run(options, &connect()?, output)?,
         Verb::Status(options) => listing::status(options, &connect()?, output)?,
         Verb::Policy(cli::PolicyVerb::Check(options)) => policy::check(options, output)?,
         Verb::Reload => policy::reload(&connect()?, output)?,
