@@ -399,6 +399,10 @@ impl Session {
             refuse(id, no_such_port(id.endpoint), output, context);
             return Ok(());
         };
+        if let Some(failure) = &denied {
+            let (sender, to) = (port.endpoint().id(), send.head.destination);
+            bus.note_refusal(sender, self.credentials, to, &failure.text);
+        }
         let draft = Draft {
             attributes: send.attributes,
             payload: send.payload.into(),
