@@ -28,6 +28,9 @@ pub fn log_to_stderr(config: &LogConfig) -> Result<(), LogFilterError> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        // It would be told on standard error, by a macro that panics where that is what fails: a
+        // full disk under the log would end connections.
+        .log_internal_errors(false)
         .with_target(false);
     // An error means that a subscriber was there before, and that one is served.
     let _ = match config.format {

@@ -15,6 +15,7 @@
 //! | [`incarnations`] | the same of listeners that went on with another broker |
 //! | [`deadline`] | waiting: for an event, with one deadline, without sleeping |
 //! | [`needs`] | programs that a test needs and a machine may lack |
+//! | [`soak`], [`fuzz`] | bad luck for as long as one likes; the program `soak` |
 //! | [`random`] | numbers that are the same in every run |
 //!
 //! **Waiting.** No test sleeps for something to have happened meanwhile. What can be an event is
@@ -30,6 +31,7 @@
 
 pub mod broker;
 pub mod deadline;
+pub mod fuzz;
 pub mod incarnations;
 pub mod needs;
 pub mod process;
@@ -37,4 +39,5 @@ pub mod programs;
 pub mod random;
 pub mod raw;
 pub mod senders;
+pub mod soak;
 pub mod trace;

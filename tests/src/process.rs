@@ -189,6 +189,13 @@ impl Process {
         kill(pid, signal).expect(&self.what);
     }
 
+    /// Sends it a signal, unless it has ended.
+    pub fn signal_if_there(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().try_into().unwrap());
+        // Nobody has taken its end, so the number is its own.
+        let _ = kill(pid, signal);
+    }
+
     /// Stops it, and waits until it stands.
     pub fn stop(&self) {
         self.signal(Signal::SIGSTOP);

@@ -30,6 +30,10 @@ pub fn unisono() -> PathBuf {
 fn directory() -> &'static Path {
     static DIRECTORY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let found = DIRECTORY.get_or_init(|| {
+        // Others than those that this run would build, such as with sanitizers.
+        if let Some(directory) = env::var_os("UNISONO_PROGRAMS") {
+            return Ok(directory.into());
+        }
         let directory = profile_directory();
         if !up_to_date(&directory) {
             build(&directory)?;
@@ -41,10 +45,8 @@ fn directory() -> &'static Path {
 
 fn profile_directory() -> PathBuf {
     let exe = env::current_exe().unwrap();
-    let deps = exe
-        .ancestors()
-        .find(|path| path.ends_with("deps"))
-        .expect("cargo runs tests from a directory deps");
+    // Tests run from a directory `deps` in it, and programs from itself.
+    let deps = exe.ancestors().find(|path| path.ends_with("deps")).unwrap_or(&exe);
     deps.parent().expect("in a profile's directory").to_owned()
 }
 

@@ -11,6 +11,10 @@ mod reference;
 #[path = "../../tests/framing/rules.rs"]
 mod rules;
 
+fn now() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
 fuzz_target!(|input: &[u8]| {
     rules::hold_to_the_rules(input);
 });

@@ -55,11 +55,7 @@ pub fn hold_to_the_rules<F: Direction>(stream: &[u8]) {
                 assert_eq!(encoded(&decoded), again, "encoding is settled");
             }
             Ok(None) => {
-                assert_eq!(
-                    unread.len(),
-                    before,
-                    "nothing is taken of a frame that is not whole"
-                );
+                assert_eq!(unread.len(), before, "nothing is taken of a frame that is not whole");
                 assert!(needed.is_ok_and(|needed| needed > before));
                 return;
             }
@@ -73,8 +69,6 @@ pub fn hold_to_the_rules<F: Direction>(stream: &[u8]) {
 
 fn encoded<F: Direction>(frame: &F) -> BytesMut {
     let mut out = BytesMut::new();
-    frame
-        .encode(&mut out)
-        .expect("a frame that was decoded fits a frame");
+    frame.encode(&mut out).expect("a frame that was decoded fits a frame");
     out
 }

@@ -2,14 +2,13 @@
 //! inputs that are changed at random.
 
 use std::num::NonZeroUsize;
-use std::time::Instant;
 
 use bus_core::framing::bpf::{Outcome, Program};
 use bus_core::framing::{
     Assembly, BpfFramer, Endianness, FrameError, Framer, LengthPrefix, Unisono, Unread, Width,
 };
 
-use super::reference;
+use super::{now, reference};
 
 /// Takes bytes for a file, for a program with a stream behind it, and for a framing with a stream;
 /// says whether there was a program that may run.
@@ -104,11 +103,6 @@ pub(crate) fn frames(
             }
         }
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the caller brings the clock, and that is here")]
-pub(crate) fn now() -> Instant {
-    Instant::now()
 }
 
 /// The longest message in these tests.
