@@ -138,3 +138,23 @@ pub(super) const SEES_GROUP: [Action; 4] =
     [Action::Send, Action::Join, Action::Watch, Action::Create];
 /// The same for a name.
 pub(super) const SEES_NAME: [Action; 3] = [Action::Call, Action::Watch, Action::Own];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is not named falls to the owner alone, which is safe and may be wrong.
+    #[test]
+    fn every_operation_is_named() {
+        let this = include_str!("permission.rs");
+        for operation in Request::OPERATIONS {
+            let words = operation.split('-').map(|word| {
+                let (first, rest) = word.split_at(1);
+                first.to_uppercase() + rest
+            });
+            let variant: String = words.collect();
+            let is_named = |end: char| this.contains(&format!("Request::{variant}{end}"));
+            assert!([' ', '\n', '('].into_iter().any(is_named), "{operation}");
+        }
+    }
+}
