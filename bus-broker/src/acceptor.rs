@@ -7,6 +7,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bus_core::wire::{BrokerFrame, Goodbye, GoodbyeCode};
 use bytes::BytesMut;
@@ -15,11 +16,13 @@ use rustix::io::Errno;
 use rustix::net::SendFlags;
 
 use crate::broker::{Origin, Peer, Shared};
+use crate::connection_rate::ConnectionRate;
 use crate::credentials::PeerCredentials;
 use crate::door::Door;
 use crate::helper::Parked;
 use crate::inbox::Inbox;
 use crate::ingress::IngressListener;
+use crate::peer_process;
 
 /// The listening sockets, and the descriptor in reserve.
 #[derive(Debug, Default)]
@@ -27,6 +30,8 @@ pub(crate) struct Acceptor {
     doors: Vec<Door>,
     ingresses: Vec<IngressListener>,
     reserve: Option<OwnedFd>,
+    /// How often who may connect; made with the first.
+    rate: Option<ConnectionRate>,
     /// The last connection was refused; said once in the log.
     refusing: bool,
 }
@@ -112,7 +117,7 @@ impl Acceptor {
 
     fn admit_stream(&mut self, at: usize, socket: OwnedFd, shared: &Arc<Shared>) {
         let ingress = &self.ingresses[at].ingress;
-        match (ingress.take_place(), shared.take_connection_place()) {
+        match (ingress.take_place(), shared.take_stream_place()) {
             (Some(place), Ok(connection)) => {
                 self.refusing = false;
                 let _ = shared.assign(socket, Origin::Ingress(place), connection);
@@ -134,36 +139,49 @@ impl Acceptor {
                 return self.refuse(&socket, &text);
             }
         };
-        match shared.take_connection_place() {
+        let credentials = match PeerCredentials::of(&socket) {
+            Ok(credentials) => credentials,
+            Err(error) => {
+                return tracing::warn!(%error, "a peer has no credentials, and is closed");
+            }
+        };
+        let PeerCredentials { uid, pid, .. } = credentials;
+        let process = peer_process::of(&socket, pid, &shared.ledger);
+        let rate = shared.bus.limits().user_connection_rate;
+        let counts = self.rate.get_or_insert_with(|| ConnectionRate::new(rate));
+        if let Err(wait) = counts.count(uid, process, Instant::now()) {
+            let text = format!(
+                "the limit user_connection_rate of {rate} a second is reached, half of them for one \
+                 process; try again in {wait:.0?}"
+            );
+            inbox.counters.connections_refused.add(1);
+            return self.refuse(&socket, &text);
+        }
+        match shared.take_connection_place(uid, pid, process) {
             Err(limit) => {
                 inbox.counters.connections_refused.add(1);
-                let text = format!("the broker has {limit} connections already");
-                self.refuse(&socket, &text);
+                self.refuse(&socket, &limit.to_string());
             }
-            Ok(place) => match PeerCredentials::of(&socket) {
-                Err(error) => tracing::warn!(%error, "a peer has no credentials, and is closed"),
-                Ok(credentials) => {
-                    self.refusing = false;
-                    let mut subject = credentials.subject(&socket, self.doors[at].identity());
-                    // With a helper always, so that rules which ask for it later find it.
-                    let helper = shared.helper.get();
-                    if helper.is_none() && shared.policy.get().asks_for_processes() {
-                        let process = credentials.process(&socket);
-                        (subject.executable, subject.sandbox) =
-                            (process.executable, process.sandbox);
-                    }
-                    let peer = Box::new(Peer { credentials, subject, door });
-                    let parked = Parked { socket, peer, place };
-                    let parked = match helper {
-                        Some(helper) => helper.look_at(credentials.pid, parked).err(),
-                        None => Some(parked),
-                    };
-                    if let Some(Parked { socket, peer, place }) = parked {
-                        // The only other answer is that the broker ends, and then it is closed.
-                        let _ = shared.assign(socket, Origin::Client(peer), place);
-                    }
+            Ok(place) => {
+                self.refusing = false;
+                let mut subject = credentials.subject(&socket, self.doors[at].identity());
+                // With a helper always, so that rules which ask for it later find it.
+                let helper = shared.helper.get();
+                if helper.is_none() && shared.policy.get().asks_for_processes() {
+                    let process = credentials.process(&socket);
+                    (subject.executable, subject.sandbox) = (process.executable, process.sandbox);
                 }
-            },
+                let peer = Box::new(Peer { credentials, subject, door });
+                let parked = Parked { socket, peer, place };
+                let parked = match helper {
+                    Some(helper) => helper.look_at(pid, parked).err(),
+                    None => Some(parked),
+                };
+                if let Some(Parked { socket, peer, place }) = parked {
+                    // The only other answer is that the broker ends, and then it is closed.
+                    let _ = shared.assign(socket, Origin::Client(peer), place);
+                }
+            }
         }
     }
 

@@ -6,13 +6,15 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bus_core::wire::Incarnation;
-use bus_core::{Bus, LimitError};
+use bus_core::{
+    Account, Bus, Charge, Credentials, Ledger, LimitError, LimitExceeded, Process, Resource,
+};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::rand::GetRandomFlags;
 
@@ -29,6 +31,7 @@ use crate::ingress::{
 use crate::listener::{ListenError, Listener};
 use crate::log_limit::LogLimit;
 use crate::metrics::Metrics;
+use crate::peer_process;
 use crate::policy::{ReloadError, RulesInForce, Subject};
 use crate::rings::RingLedger;
 use crate::roster::Roster;
@@ -123,12 +126,9 @@ pub enum ConnectError {
     /// The broker has ended or is about to.
     #[error("the broker has ended")]
     Ended,
-    /// The broker has as many connections as it may have.
-    #[error("the broker has {limit} connections already")]
-    LimitExceeded {
-        /// The limit.
-        limit: u32,
-    },
+    /// The broker, or this user, has as many connections as it may have.
+    #[error(transparent)]
+    LimitExceeded(#[from] LimitExceeded),
     /// The system gave no pair of sockets.
     #[error("cannot make a pair of sockets: {0}")]
     System(#[from] io::Error),
@@ -138,6 +138,8 @@ pub enum ConnectError {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) bus: Bus,
+    /// Who holds how much.
+    pub(crate) ledger: Ledger,
     pub(crate) incarnation: Incarnation,
     pub(crate) started: Instant,
     /// How long a connection may take to say HELLO.
@@ -155,8 +157,6 @@ pub(crate) struct Shared {
     ingresses: OnceLock<Vec<Arc<Ingress>>>,
     inboxes: Vec<Arc<Inbox>>,
     connections: AtomicUsize,
-    /// Numbers connections for the logs.
-    numbers: AtomicU64,
     stopping: AtomicBool,
 }
 
@@ -165,7 +165,6 @@ pub(crate) struct Shared {
 pub(crate) struct Newcomer {
     pub(crate) socket: OwnedFd,
     pub(crate) origin: Origin,
-    pub(crate) number: u64,
     pub(crate) place: ConnectionPlace,
 }
 
@@ -193,6 +192,8 @@ pub(crate) struct ConnectionPlace {
     shared: Arc<Shared>,
     /// The thread that has the connection, once one has.
     thread: Option<Arc<Inbox>>,
+    account: Account,
+    _charge: Charge,
 }
 
 impl Broker {
@@ -239,7 +240,12 @@ impl Broker {
             .map(|_| Inbox::new().map(Arc::new))
             .collect::<io::Result<Vec<_>>>()
             .map_err(system("make an eventfd"))?;
+        let ledger = Ledger::new(&config.limits);
+        for (uid, limits) in config.users.limits(&config.limits) {
+            ledger.set_limits(uid, limits);
+        }
         let shared = Arc::new(Shared {
+            ledger,
             bus: Bus::recording_after(config.limits.clone(), seed, series, config.recorder.size())?,
             incarnation: Incarnation::from_bytes(incarnation),
             started: Instant::now(),
@@ -255,7 +261,6 @@ impl Broker {
             ingresses: OnceLock::new(),
             inboxes: inboxes.clone(),
             connections: AtomicUsize::new(0),
-            numbers: AtomicU64::new(1),
             stopping: AtomicBool::new(false),
         });
         let ingresses = config.ingress.iter().map(|ingress| open_ingress(ingress, &shared.bus));
@@ -409,8 +414,8 @@ impl BrokerHandle {
         .map_err(io::Error::from)?;
         rustix::io::ioctl_fionbio(&ours, true).map_err(io::Error::from)?;
         let credentials = PeerCredentials::of(&ours).map_err(io::Error::from)?;
-        let place = self.shared.take_connection_place();
-        let place = place.map_err(|limit| ConnectError::LimitExceeded { limit })?;
+        let process = peer_process::of(&ours, credentials.pid, &self.shared.ledger);
+        let place = self.shared.take_connection_place(credentials.uid, credentials.pid, process)?;
         let subject = credentials.subject(&ours, None);
         let peer = Box::new(Peer { credentials, subject, door: None });
         if self.shared.assign(ours, Origin::Client(peer), place) {
@@ -445,15 +450,38 @@ impl Shared {
         self.ingresses.get().map_or(&[], Vec::as_slice)
     }
 
-    /// Counts a connection in, or says what the limit is.
-    pub(crate) fn take_connection_place(self: &Arc<Self>) -> Result<ConnectionPlace, u32> {
+    /// Opens the account of a connection and counts the connection in, for its user and for all.
+    ///
+    /// # Errors
+    ///
+    /// The limit of either.
+    pub(crate) fn take_connection_place(
+        self: &Arc<Self>,
+        uid: u32,
+        pid: u32,
+        process: Process,
+    ) -> Result<ConnectionPlace, LimitExceeded> {
+        let account = self.ledger.open(uid, pid, process);
+        let charge = account.charge(Resource::Connections, 1)?;
         let limit = self.bus.limits().connections;
         let most = usize::try_from(limit).unwrap_or(usize::MAX);
         let add_one = |count| (count < most).then_some(count + 1);
         match self.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add_one) {
-            Ok(_) => Ok(ConnectionPlace { shared: Arc::clone(self), thread: None }),
-            Err(_) => Err(limit),
+            Ok(_) => Ok(ConnectionPlace {
+                shared: Arc::clone(self),
+                thread: None,
+                account,
+                _charge: charge,
+            }),
+            Err(_) => Err(LimitExceeded::new("connections", limit.into())),
         }
+    }
+
+    /// The same for a stream of an ingress, of which nobody knows whose it is: each is by itself.
+    pub(crate) fn take_stream_place(self: &Arc<Self>) -> Result<ConnectionPlace, LimitExceeded> {
+        let Credentials { uid, pid } = Credentials::UNAUTHENTICATED;
+        let process = Process::Unknown(self.ledger.next_number());
+        self.take_connection_place(uid, pid, process)
     }
 
     /// Gives a connection to the thread that has the fewest. False if the broker ends.
@@ -467,13 +495,7 @@ impl Shared {
         let thread = thread.expect("there is at least one thread");
         thread.load().fetch_add(1, Ordering::Relaxed);
         place.thread = Some(Arc::clone(thread));
-        let newcomer = Newcomer {
-            socket,
-            origin,
-            number: self.numbers.fetch_add(1, Ordering::Relaxed),
-            place,
-        };
-        thread.post_newcomer(newcomer)
+        thread.post_newcomer(Newcomer { socket, origin, place })
     }
 
     /// The rules have changed: every thread looks whether its connections may have what they have.
@@ -494,6 +516,13 @@ impl Shared {
                 inbox.post_stop();
             }
         }
+    }
+}
+
+impl ConnectionPlace {
+    /// What is charged for what the connection has.
+    pub(crate) fn account(&self) -> &Account {
+        &self.account
     }
 }
 

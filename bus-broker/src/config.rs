@@ -20,6 +20,7 @@ use crate::ingress::IngressConfig;
 use crate::policy::{Policy, RuleForms, read_directory};
 use crate::sandbox::SandboxMode;
 use crate::service::default_directories;
+use crate::user_limits::UsersConfig;
 
 /// Settings of one broker.
 ///
@@ -44,6 +45,8 @@ pub struct Config {
     pub threads: Option<NonZeroUsize>,
     /// Every bound of the bus, told to each client in its greeting.
     pub limits: Limits,
+    /// Limits of particular users.
+    pub users: UsersConfig,
     /// How long a connection may take to say HELLO, so that one that says nothing does not keep a
     /// place that others need.
     #[serde(with = "bus_core::duration_text")]
@@ -210,6 +213,7 @@ impl Default for Config {
             listen: Listen::default(),
             threads: None,
             limits: Limits::default(),
+            users: UsersConfig::default(),
             greeting: Duration::from_secs(10),
             ring_bytes: 128 << 20,
             ingress: Vec::new(),
@@ -335,9 +339,14 @@ impl Config {
         if let Err(source) = config.limits.check() {
             return Err(ConfigError::Limit {
                 path: path.to_owned(),
-                place: Place::of(text, offset_of_limit(text, source.name)),
+                place: Place::of(text, offset_of(text, &["limits", source.name])),
                 source,
             });
+        }
+        if let Err((source, keys)) = config.users.check(&config.limits) {
+            let keys = keys.each_ref().map(String::as_str);
+            let place = Place::of(text, offset_of(text, &keys));
+            return Err(ConfigError::Limit { path: path.to_owned(), place, source });
         }
         Ok(config)
     }
@@ -406,17 +415,15 @@ impl fmt::Display for Place {
     }
 }
 
-/// Where the value of a limit stands. The text was parsed once already, so a limit that is wrong is
-/// there: the defaults are in range.
-fn offset_of_limit(text: &str, name: &str) -> usize {
-    let Ok(table) = toml::de::DeTable::parse(text) else {
+/// Where the value stands to which these keys lead. The text was parsed once already, so a limit
+/// that is wrong is there: the defaults are in range.
+fn offset_of(text: &str, keys: &[&str]) -> usize {
+    let (Ok(table), [first, rest @ ..]) = (toml::de::DeTable::parse(text), keys) else {
         return 0;
     };
-    table
-        .get_ref()
-        .get("limits")
-        .and_then(|limits| limits.get_ref().get(name))
-        .map_or(0, |value| value.span().start)
+    let found = table.get_ref().get(*first);
+    let found = rest.iter().fold(found, |found, key| found?.get_ref().get(*key));
+    found.map_or(0, |value| value.span().start)
 }
 
 /// More threads than this gain little on a desktop: all of them meet in the 8 locks of one bus.
@@ -465,6 +472,10 @@ mod tests {
             ("wrong format", "[log]\n  format = \"xml\"\n", "bus.toml:2:12: "),
             ("a recorder too small", "[recorder]\nbytes = 10\n", "bus.toml:2:9: "),
             ("unknown limit", "[limits]\nqueue = 7\n", "bus.toml:2:1: "),
+            ("unknown user limit", "[users.0.limits]\nmoons = 1\n", "bus.toml:2:1: "),
+            ("unknown user", "[users.\"no one\".limits]\n", "bus.toml:1:"),
+            ("one user twice", "[users.0.limits]\n[users.root.limits]\n", "bus.toml:1:"),
+            ("too much for a user", "[users.0.limits]\nconnections = 0\n", "bus.toml:2:15: "),
             ("far ingress", "[[ingress]]\nlisten = \"tcp:10.0.0.1:9\"\n", "bus.toml:2:10: "),
             ("ingress without a group", "\n[[ingress]]\nlisten = \"unix:/x\"\n", "bus.toml:2:1: "),
         ] {

@@ -16,7 +16,7 @@ use std::{
 };
 
 use bus_core::{
-    Credentials,
+    Account, Credentials,
     wire::{BrokerFrame, BrokerRings, ClientRings, Goodbye, GoodbyeCode},
 };
 use bytes::{Buf, Bytes, BytesMut};
@@ -77,7 +77,7 @@ pub(crate) struct Connection {
     pub(crate) is_timed: bool,
     ending: bool,
     entry: ClientEntry,
-    _place: ConnectionPlace,
+    place: ConnectionPlace,
     _door: Option<DoorPlace>,
 }
 
@@ -101,6 +101,8 @@ pub(crate) struct Context<'a> {
     /// Whose connection it is.
     pub(crate) client: &'a Arc<Client>,
     pub(crate) waiting_sends: &'a mut usize,
+    /// What is charged for what the connection has.
+    pub(crate) account: &'a Account,
 }
 
 /// Why a connection ends.
@@ -169,7 +171,8 @@ impl Connection {
         token: Token,
         greeting_until: Instant,
     ) -> Self {
-        let Newcomer { socket, origin, number, place } = newcomer;
+        let Newcomer { socket, origin, place } = newcomer;
+        let number = place.account().number();
         let mut came_in = None;
         let (credentials, ingress) = match &origin {
             Origin::Client(peer) => {
@@ -190,11 +193,12 @@ impl Connection {
                 let credentials = Credentials { uid, pid };
                 (span, Protocol::new(token, credentials, subject, greeting_until))
             }
-            Origin::Ingress(place) => {
-                let span = tracing::info_span!("ingress", number, identity = place.identity());
+            Origin::Ingress(stream) => {
+                let identity = stream.identity();
+                let span = tracing::info_span!("ingress", number, identity);
                 // Unless the ingress says otherwise, a message may fill the socket's buffer.
                 let buffer = sockopt::socket_recv_buffer_size(&socket).unwrap_or(DEFAULT_MAXIMUM);
-                (span, Protocol::ingress(token, place, buffer))
+                (span, Protocol::ingress(token, stream, buffer))
             }
         };
         tracing::debug!(parent: &span, "accepted");
@@ -221,7 +225,7 @@ impl Connection {
             is_timed: false,
             ending: false,
             entry,
-            _place: place,
+            place,
             _door: came_in,
         }
     }
@@ -331,7 +335,8 @@ impl Connection {
         self.output.lend(&mut workspace.spare);
         let client = self.entry.client();
         let waiting_sends = &mut workspace.waiting_sends;
-        let mut context = Context { shared, inbox, client, waiting_sends };
+        let account = self.place.account();
+        let mut context = Context { shared, inbox, client, waiting_sends, account };
         self.protocol.ready(part, &mut self.output, &mut context);
     }
 
@@ -417,7 +422,8 @@ impl Connection {
         self.output.lend(&mut workspace.spare);
         let client = self.entry.client();
         let waiting_sends = &mut workspace.waiting_sends;
-        let mut context = Context { shared, inbox, client, waiting_sends };
+        let account = self.place.account();
+        let mut context = Context { shared, inbox, client, waiting_sends, account };
         self.protocol.close(end, &mut self.output, &mut context);
         // Replies of an ingress that came before its end are as good as any.
         if end.goodbye().is_none() && !matches!(end, End::Ingress(_)) {
@@ -465,7 +471,8 @@ impl Connection {
         let progress = loop {
             let client = self.entry.client();
             let waiting_sends = &mut workspace.waiting_sends;
-            let mut context = Context { shared, inbox, client, waiting_sends };
+            let account = self.place.account();
+            let mut context = Context { shared, inbox, client, waiting_sends, account };
             let progress =
                 self.protocol.input(frames, &mut self.arrived, &mut self.output, &mut context)?;
             match progress {

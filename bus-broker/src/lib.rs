@@ -9,10 +9,11 @@
 //!
 //! | file | what it knows |
 //! |---|---|
-//! | `config` | what a broker is told, and where a file is wrong |
+//! | `config`, `user_limits` | what a broker is told, and where a file is wrong |
 //! | `listener`, `activation` | the socket, and who may own its path; sockets from systemd |
 //! | `door` | a socket and who its clients are |
-//! | `credentials` | who is at the other end |
+//! | `credentials`, `peer_process` | who is at the other end, and which process |
+//! | `connection_rate` | how often a user and a process may connect |
 //! | `service`, `service/` | what is started when somebody sends to its name |
 //! | `helper`, `helper/` | a process of the program's own that starts services and looks at processes |
 //! | `sandbox`, `sandbox/` | what the program gives up before it serves |
@@ -43,6 +44,7 @@ mod activation;
 mod broker;
 mod config;
 mod connection;
+mod connection_rate;
 mod courtesy;
 mod credentials;
 mod door;
@@ -56,6 +58,7 @@ mod log_limit;
 mod logging;
 mod metrics;
 mod output;
+mod peer_process;
 mod policy;
 mod protocol;
 mod rings;
@@ -65,6 +68,7 @@ mod service;
 mod session;
 mod tally;
 mod transport;
+mod user_limits;
 
 #[cfg(test)]
 mod testing;
@@ -87,3 +91,4 @@ pub use policy::{
     group_id, groups_of, user_id,
 };
 pub use sandbox::{SandboxError, SandboxMode, enter_sandbox};
+pub use user_limits::UsersConfig;

@@ -22,7 +22,7 @@ use bus_core::wire::{
 };
 use bus_core::{
     Credentials, Delivery, Destination, Draft, EndpointId, Eviction, EvictionCause, Gap, GroupName,
-    Kind, Message, Monitored, PeerChange,
+    Kind, Message, Monitored, PeerChange, Resource,
 };
 use bytes::{Buf, BytesMut};
 
@@ -39,10 +39,12 @@ use port::Port;
 
 pub(crate) use calls::stats;
 
+mod accounts;
 mod calls;
 mod failure;
 mod gated;
 pub(crate) mod inside;
+mod lane_charge;
 mod lane_queue;
 mod listings;
 mod monitoring;
@@ -238,8 +240,9 @@ impl Session {
                     answer_call(endpoint, serial, Err(failure), output, context);
                     return Ok(());
                 }
-                let bus = &context.shared.bus;
-                match self.listings.begin(endpoint, serial, &request, bus) {
+                let Shared { bus, ledger, .. } = &**context.shared;
+                let uid = self.credentials.uid;
+                match self.listings.begin(endpoint, serial, &request, (bus, ledger), uid) {
                     Some(Ok(())) => return Ok(()),
                     Some(Err(failure)) => {
                         answer_call(endpoint, serial, Err(failure), output, context);
@@ -350,7 +353,7 @@ impl Session {
             features: self.knows_rings.then(|| RINGS_FEATURE.to_owned()).into_iter().collect(),
             incarnation: shared.incarnation,
             endpoint,
-            limits: shared.bus.limits().clone(),
+            limits: shared.bus.limits().clone().for_user(context.account.limits()),
         };
         say(BrokerFrame::Welcome(Box::new(welcome)), output);
         tracing::debug!(
@@ -395,6 +398,16 @@ impl Session {
         };
         let Shared { policy, bus, .. } = &**context.shared;
         let denied = self.gate.check_send(policy, bus, send.head.destination).err();
+        let charge = match descriptors.len() {
+            0 => None,
+            count => match context.account.charge(Resource::Descriptors, count as u64) {
+                Ok(charge) => Some(charge),
+                Err(limit) => {
+                    refuse(id, failure::of_limit(&limit), output, context);
+                    return Ok(());
+                }
+            },
+        };
         let Some(port) = self.ports.get_mut(&id.endpoint) else {
             refuse(id, no_such_port(id.endpoint), output, context);
             return Ok(());
@@ -409,7 +422,7 @@ impl Session {
             deadline: send.head.deadline,
             descriptors,
             kind: kind_of(send.head.flags),
-            charge: None,
+            charge,
         };
         port.send(self.token, &send.head, (draft, denied), output, context).map_err(|exceeded| {
             fault(format!("lane {} of endpoint {}: {exceeded}", id.lane, id.endpoint))
@@ -424,7 +437,7 @@ impl Session {
         let endpoint = context
             .shared
             .bus
-            .open_endpoint(self.credentials)
+            .open_endpoint_for(self.credentials, context.account)
             .map_err(|error| failure::of_limit(&error))?;
         let id = endpoint.id();
         let waker = Signal::waker(context.inbox, self.token, Part::Queue(handle));

@@ -121,6 +121,7 @@
     allow(rustdoc::broken_intra_doc_links, reason = "links to what the feature brings")
 )]
 
+mod accounts;
 mod builder;
 mod bus;
 mod clock;
@@ -160,6 +161,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use accounts::AccountInfo;
 pub use builder::{Builder, Transport};
 pub use bus::{Bus, Cork, Endpoint, Events, JoinFuture, Lane, ReceiveFuture};
 #[cfg(feature = "embedded")]

@@ -41,7 +41,7 @@ pub struct Listing<T> {
 }
 
 impl<T> Listing<T> {
-    fn begin(
+    pub(crate) fn begin(
         endpoint: &Endpoint,
         request: Request,
         about: Option<GroupName>,
@@ -65,7 +65,7 @@ impl<T> Listing<T> {
 
     /// The place in the order for which the whole listing holds. A list of members is the view
     /// there. A list of groups or names has nothing that came later, and lacks what has gone
-    /// since.
+    /// since. A list of accounts has no place, and this is 0.
     #[must_use]
     pub fn sequence(&self) -> Sequence {
         self.sequence

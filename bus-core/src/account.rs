@@ -293,6 +293,22 @@ impl Ledger {
         Some(user.usage())
     }
 
+    /// A number for a connection that has no account, from the same count. Does not block.
+    #[must_use]
+    pub fn next_number(&self) -> u64 {
+        let mut users = self.inner.users.lock();
+        users.last += 1;
+        users.last
+    }
+
+    /// Connections of a user, those after the one of the number `after`: at most `most`. Does not
+    /// block.
+    #[must_use]
+    pub fn connections(&self, uid: u32, after: u64, most: usize) -> Vec<ConnectionUsage> {
+        let user = self.inner.users.lock().open.get(&uid).and_then(Weak::upgrade);
+        user.map_or_else(Vec::new, |user| user.connections(after, most))
+    }
+
     /// The users that have connections, ascending. Does not block.
     #[must_use]
     pub fn users(&self) -> Vec<u32> {
@@ -325,11 +341,8 @@ impl User {
     }
 
     fn usage(&self) -> UserUsage {
-        // Taken out of the table first: dropping the last of one enters the table again.
-        let open: Vec<Arc<Connection>> =
-            self.members.lock().connections.values().filter_map(Weak::upgrade).collect();
+        let connections = self.connections(0, usize::MAX);
         let mut held = Amounts::default();
-        let connections: Vec<ConnectionUsage> = open.iter().map(|open| open.usage()).collect();
         for resource in Resource::ALL {
             let all = connections.iter().map(|connection| connection.held.get(resource));
             held.set(resource, all.sum());
@@ -337,6 +350,17 @@ impl User {
         let Self { uid, limits, assured, .. } = *self;
         let refused = read(&self.refused);
         UserUsage { uid, limits, assured, held, refused, connections }
+    }
+
+    fn connections(&self, after: u64, most: usize) -> Vec<ConnectionUsage> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        // Taken out of the table first: dropping the last of one enters the table again.
+        let open: Vec<Arc<Connection>> = {
+            let members = self.members.lock();
+            let rest = members.connections.range((Excluded(after), Unbounded));
+            rest.filter_map(|(_, open)| open.upgrade()).take(most).collect()
+        };
+        open.iter().map(|open| open.usage()).collect()
     }
 
     /// The process that holds the most of what is lent.

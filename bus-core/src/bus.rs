@@ -121,7 +121,8 @@ fn by(holders: Option<&Holders>) -> String {
 
 impl LimitExceeded {
     /// A limit that is not a user's.
-    pub(crate) const fn new(limit: &'static str, value: u64) -> Self {
+    #[must_use]
+    pub const fn new(limit: &'static str, value: u64) -> Self {
         Self { limit, value, holders: None }
     }
 

@@ -51,8 +51,8 @@ pub use code::{
     ChangeCode, CopyCode, EvictionReason, FailureCode, GoodbyeCode, MemberCode, OutcomeCode,
 };
 pub use control::{
-    ControlError, Failure, Goodbye, GroupInfo, Hello, Incarnation, MAX_TEXT_BYTES, MemberInfo,
-    Notice, Request, Response, Stats, Status, Welcome,
+    AccountInfo, ControlError, Failure, Goodbye, GroupInfo, Held, Hello, Incarnation,
+    MAX_TEXT_BYTES, MemberInfo, Notice, Request, Response, Stats, Status, Welcome,
 };
 pub use header::{HEADER_BYTES, Handle, LaneNumber, MAX_DESCRIPTORS, MAX_LANES, Serial};
 pub use names::{ClaimChanged, NameInfo, Owner, OwnerChanged};

@@ -4,6 +4,7 @@
 //! fails if the broker has died meanwhile or a thread of it has panicked; of one that fails, the
 //! broker's log is printed.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -62,7 +63,25 @@ impl Broker {
         Self::start_in(directory, socket, config, environment)
     }
 
+    /// A broker run by another program, with these words before its own.
+    #[must_use]
+    pub fn run_by(before: &[&str], config: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("bus");
+        Self::start_as(before, directory, socket, config, &[])
+    }
+
     fn start_in(
+        directory: TempDir,
+        socket: PathBuf,
+        config: &str,
+        environment: &[(&str, &str)],
+    ) -> Self {
+        Self::start_as(&[], directory, socket, config, environment)
+    }
+
+    fn start_as(
+        before: &[&str],
         directory: TempDir,
         socket: PathBuf,
         config: &str,
@@ -70,7 +89,10 @@ impl Broker {
     ) -> Self {
         let file = directory.path().join("broker.toml");
         fs::write(&file, config).unwrap();
-        let mut child = Command::new(programs::bus_broker())
+        let broker = programs::bus_broker();
+        let mut words = before.iter().map(OsStr::new).chain([broker.as_os_str()]);
+        let mut child = Command::new(words.next().unwrap())
+            .args(words)
             .arg("--listen")
             .arg(&socket)
             .arg("--config")

@@ -9,6 +9,7 @@
 //! | [`programs`] | finds `bus-broker` and `unisono`, and builds them where they are missing |
 //! | [`broker`] | a broker on a private socket, killed and looked after when it is dropped |
 //! | [`process`] | a program whose lines, signals and end a test waits for |
+//! | [`program`] | another program of the same user, whose connections a test uses |
 //! | [`raw`] | a client that is nothing but the codec on a socket |
 //! | [`senders`] | processes that send for as long as a test wants them to |
 //! | [`trace`] | what `listen --json` printed, and the guarantees it must show |
@@ -35,6 +36,7 @@ pub mod fuzz;
 pub mod incarnations;
 pub mod needs;
 pub mod process;
+pub mod program;
 pub mod programs;
 pub mod random;
 pub mod raw;

@@ -10,9 +10,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use bus_core::wire::{
-    BrokerFrame, ClientFrame, Failure, Goodbye, Handle, Hello, LaneNumber, MAGIC, MemberInfo,
-    MessageFrame, Notice, Request, Response, SendFlags, SendFrame, SendHead, SendId, Serial, Stats,
-    Welcome,
+    AccountInfo, BrokerFrame, ClientFrame, Failure, Goodbye, Handle, Hello, LaneNumber, MAGIC,
+    MemberInfo, MessageFrame, Notice, Request, Response, SendFlags, SendFrame, SendHead, SendId,
+    Serial, Stats, Welcome,
 };
 use bus_core::{Attributes, Destination, EndpointId, GroupId, GroupName, MemberFlags, Receipt};
 use bytes::BytesMut;
@@ -45,7 +45,12 @@ impl RawClient {
     /// A connection that has said nothing yet.
     #[must_use]
     pub fn silent(socket: &Path) -> Self {
-        let stream = UnixStream::connect(socket).unwrap();
+        Self::over(UnixStream::connect(socket).unwrap())
+    }
+
+    /// The same on a connection that somebody else has made.
+    #[must_use]
+    pub fn over(stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
         Self {
@@ -300,6 +305,24 @@ impl RawClient {
             }
             if is_last {
                 return Ok(all);
+            }
+        }
+    }
+
+    /// Who holds how much, as far as this client may see it.
+    pub fn accounts(&mut self) -> Vec<AccountInfo> {
+        let serial = self.next_serial();
+        let request = Request::Accounts;
+        self.say(&ClientFrame::Call { endpoint: Handle::FIRST, serial, request });
+        let mut all = Vec::new();
+        loop {
+            let (part, is_last) = self.listed(serial).unwrap();
+            match part {
+                Response::Accounts { accounts } => all.extend(accounts),
+                other => panic!("{other:?}"),
+            }
+            if is_last {
+                return all;
             }
         }
     }

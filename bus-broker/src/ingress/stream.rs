@@ -293,7 +293,8 @@ impl IngressStream {
 impl Line {
     fn open(token: Token, ingress: &Ingress, context: &Context<'_>) -> Result<Self, End> {
         let bus = &context.shared.bus;
-        let endpoint = bus.open_endpoint(Credentials::UNAUTHENTICATED).map_err(failed)?;
+        let endpoint =
+            bus.open_endpoint_for(Credentials::UNAUTHENTICATED, context.account).map_err(failed)?;
         let lane = endpoint.lane().map_err(failed)?;
         let waker = |part| Signal::waker(context.inbox, token, part);
         let replies = ingress.asks().then(|| Replies {

@@ -119,6 +119,8 @@ const ALWAYS: &[c_long] = &[
     libc::SYS_dup3,
     libc::SYS_fcntl,
     libc::SYS_fstat,
+    // Whether a pidfd's number is its process's.
+    libc::SYS_fstatfs,
     libc::SYS_pipe2,
     // Files of a reload, its own sockets' ends. Landlock says which.
     libc::SYS_openat,

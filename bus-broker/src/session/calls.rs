@@ -24,7 +24,11 @@ impl Session {
         }
         match request {
             Request::Ping => Ok(Response::Pong),
-            Request::Status => Ok(Response::Status(Box::new(status(shared)))),
+            Request::Status => {
+                let mut status = status(shared);
+                status.limits = status.limits.for_user(context.account.limits());
+                Ok(Response::Status(Box::new(status)))
+            }
             Request::Stats => Ok(Response::Stats(Box::new(stats(shared)))),
             Request::Reload => match shared.reload() {
                 Ok(rules) => Ok(Response::Reloaded { rules }),

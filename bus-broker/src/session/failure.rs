@@ -3,11 +3,13 @@
 use bus_core::{
     CreateError, FilterChangeError, GateError, JoinError, LeaveError, LimitExceeded, MonitorError,
     OwnError, SendError, WatchError,
-    wire::{Failure, FailureCode},
+    wire::{Failure, FailureCode, Held},
 };
 
 pub(super) fn of_limit(error: &LimitExceeded) -> Failure {
-    Failure::new(FailureCode::LimitExceeded, error.to_string()).with_limit(error.limit, error.value)
+    let failure = Failure::new(FailureCode::LimitExceeded, error.to_string());
+    let held = error.holders.as_deref().map(Held::from);
+    failure.with_limit(error.limit, error.value).with_held(held)
 }
 
 pub(super) fn of_send(error: &SendError) -> Failure {

@@ -129,6 +129,17 @@ impl<T> LaneQueue<T> {
         Ok(Arrival::Queued)
     }
 
+    /// A send that arrived is refused for want of something other than its place: as if it had had
+    /// its turn.
+    pub(super) fn refuse(&mut self, place: Place) {
+        self.refuses |= place.patience == Patience::Refuse;
+    }
+
+    /// Bytes of those that have no answer yet.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Hands out the next send, which becomes the head, unless there is a head.
     pub(super) fn next(&mut self) -> Option<(Place, T)> {
         if self.head.is_some() {
@@ -280,6 +291,16 @@ mod tests {
         let finished = lane.finish(Outcome::Refused).unwrap();
         assert_eq!(finished.fallen, vec![]);
         assert_eq!(next(&mut lane), Some(2));
+    }
+
+    #[test]
+    fn g3_a_send_that_is_refused_on_arrival_takes_those_behind_it_along() {
+        let mut lane = lane(&[waits(1)]);
+        lane.refuse(waits(2));
+        assert_eq!(lane.arrive(waits(3), ()), Ok(Arrival::Queued), "it was ready to wait");
+        lane.refuse(refuses(4));
+        assert_eq!(lane.arrive(waits(5), ()), Ok(Arrival::Refused));
+        assert_eq!((lane.len(), lane.bytes()), (2, 20));
     }
 
     #[test]

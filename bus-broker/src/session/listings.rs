@@ -12,10 +12,10 @@ use bus_core::wire::{
     BrokerFrame, Failure, FailureCode, GroupInfo, Handle, MAX_PART, MemberInfo, NameInfo, Owner,
     Request, Response, Serial,
 };
-use bus_core::{Bus, Groups, Members, Names};
+use bus_core::{Bus, Groups, Ledger, Members, Names};
 
 use super::permission::{SEES_GROUP, SEES_NAME};
-use super::{calls::no_such_group, say};
+use super::{accounts::Accounts, calls::no_such_group, say};
 use crate::output::Output;
 use crate::policy::Gate;
 
@@ -36,6 +36,7 @@ enum Entries {
     Groups(Groups),
     Names(Names),
     Members(Members),
+    Accounts(Accounts),
 }
 
 impl Listings {
@@ -46,11 +47,13 @@ impl Listings {
         endpoint: Handle,
         serial: Serial,
         request: &Request,
-        bus: &Bus,
+        (bus, ledger): (&Bus, &Ledger),
+        uid: u32,
     ) -> Option<Result<(), Box<Failure>>> {
         let entries = match request {
             Request::Groups => Entries::Groups(bus.groups()),
             Request::Names => Entries::Names(bus.names()),
+            Request::Accounts => Entries::Accounts(Accounts::seen_by(uid, ledger)),
             Request::Members { group_id } => match bus.members(*group_id) {
                 Some(members) => Entries::Members(members),
                 None => return Some(Err(Box::new(no_such_group(*group_id)))),
@@ -138,6 +141,7 @@ impl Entries {
                 names.retain(|info| gate.sees(&SEES_NAME, &info.name));
                 (Response::Names { sequence: rest.sequence(), names }, is_last)
             }
+            Self::Accounts(rest) => rest.part(),
             Self::Members(rest) => {
                 let members = rest.by_ref().take(MAX_PART).map(member_info).collect();
                 let is_last = rest.len() == 0;

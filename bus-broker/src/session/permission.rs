@@ -23,6 +23,7 @@ impl Session {
             Request::Ping
             | Request::Status
             | Request::Stats
+            | Request::Accounts
             | Request::OpenEndpoint
             | Request::CloseEndpoint
             | Request::ShutdownReceive

@@ -126,7 +126,7 @@ impl Port {
                     let part = Part::Lane(self.handle, id.lane);
                     let waker = Signal::waker(context.inbox, token, part);
                     let limits = context.shared.bus.limits();
-                    place.insert(Box::new(SendingLane::new(lane, waker, limits)))
+                    place.insert(Box::new(SendingLane::new(lane, waker, limits, context.account)))
                 }
                 Err(error) => {
                     refuse(id, failure::of_limit(&error), output, context);

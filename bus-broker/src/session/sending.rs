@@ -8,7 +8,7 @@ use std::{
 };
 
 use bus_core::{
-    Destination, Draft, Kind, Lane, Limits, Receipt, SendError, Submitted,
+    Account, Destination, Draft, Kind, Lane, Limits, Receipt, SendError, Submitted,
     wire::{
         Failure, FailureCode, Handle, LaneNumber, SendFlags, SendHead, SendId, Serial,
         encode_receipt,
@@ -17,6 +17,7 @@ use bus_core::{
 
 use super::{
     failure,
+    lane_charge::LaneCharge,
     lane_queue::{
         Arrival, Cancellation, LaneQueue, Outcome, Patience, Place, Window, WindowExceeded,
     },
@@ -39,6 +40,7 @@ pub(super) struct SendingLane {
     waits: bool,
     /// The head, while the service that it goes to is being started.
     parked: Option<Parked>,
+    charge: LaneCharge,
 }
 
 /// A send to a name that nobody owns yet.
@@ -51,12 +53,13 @@ struct Parked {
 }
 
 impl SendingLane {
-    pub(super) fn new(lane: Lane, waker: Waker, limits: &Limits) -> Self {
+    pub(super) fn new(lane: Lane, waker: Waker, limits: &Limits, account: &Account) -> Self {
         let window = Window {
             messages: usize::try_from(limits.lane_messages).unwrap_or(usize::MAX),
             bytes: limits.lane_bytes,
         };
-        Self { queue: LaneQueue::new(window), lane, waker, waits: false, parked: None }
+        let charge = LaneCharge::new(account);
+        Self { queue: LaneQueue::new(window), lane, waker, waits: false, parked: None, charge }
     }
 
     /// Takes a SEND in, and hands the bus what it can take; not what is denied.
@@ -78,11 +81,63 @@ impl SendingLane {
             independent: head.flags.contains(SendFlags::INDEPENDENT),
             receipt_may_wait: head.flags.contains(SendFlags::RECEIPT_MAY_WAIT),
         };
+        let is_first = self.queue.len() == 0;
+        let charged = match is_first {
+            true => Ok(()),
+            false => self.charge.set(self.queue.len() + 1, self.queue.bytes() + place.bytes),
+        };
+        if let Err(limit) = charged {
+            self.queue.refuse(place);
+            refuse(head.id, failure::of_limit(&limit), output, context);
+            return Ok(());
+        }
         match self.queue.arrive(place, (head.destination, draft, denied))? {
-            Arrival::Queued => self.go_on(head.id.endpoint, head.id.lane, output, context),
-            Arrival::Refused => refuse(head.id, lane_refused(), output, context),
+            Arrival::Queued if is_first => {
+                self.go_on(head.id.endpoint, head.id.lane, output, context);
+                self.pay_for_first(head.id, output, context);
+            }
+            // Something is ahead of it.
+            Arrival::Queued => {}
+            Arrival::Refused => {
+                self.settle();
+                refuse(head.id, lane_refused(), output, context);
+            }
         }
         Ok(())
+    }
+
+    /// A send that found the lane empty has had its turn: if it waits it is charged, or ends if that
+    /// is too much.
+    fn pay_for_first(&mut self, id: SendId, output: &mut Output, context: &mut Context<'_>) {
+        if self.queue.len() == 0 {
+            return;
+        }
+        let Err(limit) = self.charge.set(self.queue.len(), self.queue.bytes()) else {
+            return;
+        };
+        if self.parked.take().is_some() {
+            self.answer_denied(id.endpoint, id.lane, failure::of_limit(&limit), output, context);
+            return self.settle();
+        }
+        // It may have been committed meanwhile, and then it has its receipt.
+        let Some(outcome) = self.lane.cancel() else {
+            return;
+        };
+        self.stop_waiting(context);
+        match outcome {
+            Err(SendError::Cancelled) => {
+                let _ = self.queue.finish(Outcome::Refused);
+                refuse(id, failure::of_limit(&limit), output, context);
+            }
+            outcome => self.answer(id.endpoint, id.lane, outcome, output, context),
+        }
+        self.settle();
+    }
+
+    /// The lane holds less than before.
+    fn settle(&mut self) {
+        let less = self.charge.set(self.queue.len(), self.queue.bytes());
+        debug_assert!(less.is_ok(), "less is never refused");
     }
 
     /// The head's waker was called.
@@ -95,6 +150,7 @@ impl SendingLane {
     ) {
         if let Some(outcome) = self.parked.as_ref().and_then(|parked| parked.wait.outcome()) {
             self.service_decided(endpoint, number, outcome, output, context);
+            self.settle();
         } else if let Some(outcome) = self.lane.poll_outcome() {
             self.stop_waiting(context);
             // It was there when the wait began.
@@ -102,22 +158,28 @@ impl SendingLane {
             let code = ended.then_some(FailureCode::GroupEnded);
             self.answer_as(endpoint, number, outcome, code, output, context);
             self.go_on(endpoint, number, output, context);
+            self.settle();
         }
     }
 
     pub(super) fn cancel(&mut self, id: SendId, output: &mut Output, context: &mut Context<'_>) {
         match self.queue.cancel(id.serial) {
             Cancellation::Unknown => {}
-            Cancellation::Removed => refuse(id, cancelled(), output, context),
+            Cancellation::Removed => {
+                self.settle();
+                refuse(id, cancelled(), output, context);
+            }
             Cancellation::IsHead if self.parked.take().is_some() => {
                 self.answer_denied(id.endpoint, id.lane, cancelled(), output, context);
                 self.go_on(id.endpoint, id.lane, output, context);
+                self.settle();
             }
             Cancellation::IsHead => {
                 if let Some(outcome) = self.lane.cancel() {
                     self.stop_waiting(context);
                     self.answer(id.endpoint, id.lane, outcome, output, context);
                     self.go_on(id.endpoint, id.lane, output, context);
+                    self.settle();
                 }
             }
         }
@@ -140,6 +202,7 @@ impl SendingLane {
             self.stop_waiting(context);
             self.answer(endpoint, number, outcome, output, context);
         }
+        self.settle();
     }
 
     pub(super) fn resume(&mut self) {

@@ -94,6 +94,8 @@ pub(crate) enum Verb {
     /// Own a gated group, and admit who asks for it
     #[command(after_long_help = OWNER_FORMS)]
     Admit(Admit),
+    /// Show who holds how much: each user, and each of his connections
+    Accounts(Listing),
     /// Show the broker's counters
     Stats(Listing),
     /// Show what the bus does, live: groups, endpoints, and who makes whom wait

@@ -1,9 +1,11 @@
-//! The verbs that only show something: `groups`, `members`, `stats`, `status`.
+//! The verbs that only show something: `groups`, `members`, `accounts`, `stats`, `status`.
 //!
 //! With `--json`, lists are an object a line, so that they can be read as they come; what is one
 //! thing is one object.
 
-use bus_client::{Bus, Listing, MemberInfo};
+use std::collections::BTreeMap;
+
+use bus_client::{AccountInfo, Bus, Listing, MemberInfo};
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use serde_json::Value;
@@ -58,6 +60,41 @@ pub(crate) fn members(
         "FLAGS",
     ];
     table(header, members.iter().map(member_row), output)
+}
+
+/// Shows who holds how much.
+pub(crate) fn accounts(
+    options: &cli::Listing,
+    bus: &Bus,
+    output: &mut Output,
+) -> Result<Exit, Failure> {
+    if options.json {
+        return lines(bus.list_accounts()?, output);
+    }
+    let accounts = bus.list_accounts()?.collect::<Result<Vec<_>, _>>()?;
+    let rows = accounts.iter().map(account_row);
+    table(["UID", "CONNECTION", "PID", "HOLDS", "REFUSED"], rows, output)
+}
+
+/// What is 0 is left out.
+fn account_row(account: &AccountInfo) -> [String; 5] {
+    let limits = account.limits.as_ref();
+    let some = |amounts: &BTreeMap<&'static str, u64>, of: Option<&BTreeMap<_, u64>>| {
+        let some = amounts.iter().filter(|(_, amount)| **amount != 0);
+        let texts = some.map(|(name, amount)| match of.and_then(|of| of.get(name)) {
+            Some(limit) => format!("{name}={amount}/{limit}"),
+            None => format!("{name}={amount}"),
+        });
+        texts.collect::<Vec<_>>().join(" ")
+    };
+    let or_dash = |number: Option<String>| number.unwrap_or_else(|| "-".to_owned());
+    [
+        account.uid.to_string(),
+        or_dash(account.connection.map(|number| number.to_string())),
+        or_dash(account.pid.map(|pid| pid.to_string())),
+        some(&account.held, limits),
+        account.refused.as_ref().map_or_else(String::new, |refused| some(refused, None)),
+    ]
 }
 
 /// Shows the counters.

@@ -101,6 +101,7 @@ fn dispatch(cli: &Cli, signals: Signals, output: &mut Output) -> Result<ExitCode
         Verb::Monitor(options) => monitor::run(options, &stay(options.comeback)?, &notice, output)?,
         Verb::Watch(options) => watch::run(options, &stay(options.comeback)?, &notice, output)?,
         Verb::Admit(options) => owner::admit(options, &connect()?, &notice, output)?,
+        Verb::Accounts(options) => listing::accounts(options, &connect()?, output)?,
         Verb::Stats(options) => listing::stats(options, &connect()?, output)?,
         Verb::Top(options) => top::run(options, &connect()?, &notice, output)?,
         Verb::Why(options) => why::run(options, &connect()?, output)?,

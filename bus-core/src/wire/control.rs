@@ -18,8 +18,8 @@ use super::names::{self, ClaimChanged, NameInfo, Owner, OwnerChanged};
 use super::seen::{self, Copied, MonitoredChange};
 use super::{EvictionReason, FailureCode, GoodbyeCode, OutcomeCode, ViewNotice, WireError};
 use crate::{
-    Description, EndpointId, Filter, Gap, GroupId, GroupName, Interest, Limits, MemberFlags,
-    NAMED_RECIPIENTS, NameError, NameFlags, NameId, Retain, Sequence,
+    Amounts, Description, EndpointId, Filter, Gap, GroupId, GroupName, Holders, Interest, Limits,
+    MemberFlags, NAMED_RECIPIENTS, NameError, NameFlags, NameId, Retain, Sequence,
 };
 
 /// The client's greeting, its first frame.
@@ -145,6 +145,9 @@ pub enum Request {
     Reload,
     /// What goes on inside, and why? For the bus's own user. Answered by [`Response::Seen`].
     Look(Look),
+    /// Who holds how much? A listing, answered by [`Response::Accounts`]: of the user who asks, and
+    /// of all users to the one that the broker runs as and to root.
+    Accounts,
     /// Opens an endpoint under the handle in the frame's header. Answered by
     /// [`Response::Opened`].
     OpenEndpoint,
@@ -377,6 +380,7 @@ impl Request {
         "stats",
         "reload",
         "look",
+        "accounts",
         "open-endpoint",
         "close-endpoint",
         "shutdown-receive",
@@ -459,6 +463,11 @@ pub enum Response {
     },
     /// To [`Request::Look`].
     Seen(Box<Seen>),
+    /// To [`Request::Accounts`]; in parts.
+    Accounts {
+        /// The next of them: each user, and then his connections.
+        accounts: Vec<AccountInfo>,
+    },
     /// To [`Request::OpenEndpoint`].
     Opened {
         /// The new endpoint's id.
@@ -728,6 +737,62 @@ pub struct Stats {
     pub time_in_queue: QueueTimes,
 }
 
+/// What a user's connections hold and may hold, or what one of them holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountInfo {
+    /// Which user.
+    pub uid: u32,
+    /// Of a connection: its number, as in the broker's log. Without it the entry is of all
+    /// connections of the user, and comes before theirs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection: Option<u64>,
+    /// Of a connection: its process id; 0 if the broker cannot see it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// What it holds, or they hold.
+    #[serde(default)]
+    pub held: Amounts,
+    /// Of a user: the limits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Amounts>,
+    /// Of a user: what each connection has in any case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assured: Option<Amounts>,
+    /// Of a user: how often something was refused, since the user has had connections without a
+    /// break.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Amounts>,
+}
+
+/// Who held what when a limit of a user was met; see [`crate::Holders`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Held {
+    /// Whose limit it is.
+    pub uid: u32,
+    /// What was asked for.
+    pub asked: u64,
+    /// What the connection holds.
+    pub connection: u64,
+    /// What the connections of its process hold of what is lent.
+    pub program: u64,
+    /// What all connections of the user hold of what is lent.
+    pub user: u64,
+    /// What is lent to all of them together at most.
+    pub lent: u64,
+    /// The process that holds the most of it.
+    pub most_pid: u32,
+    /// What that holds.
+    pub most: u64,
+}
+
+impl From<&Holders> for Held {
+    fn from(holders: &Holders) -> Self {
+        let Holders { uid, asked, connection, program, user, lent, most_pid, most } = *holders;
+        Self { uid, asked, connection, program, user, lent, most_pid, most }
+    }
+}
+
 /// Why something that was asked for did not happen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{text} ({code})")]
@@ -749,6 +814,9 @@ pub struct Failure {
     /// Its value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_value: Option<u64>,
+    /// With a limit of a user: who holds what.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
     /// With `back-off`: how long to wait before it is worth trying again.
     #[serde(
         default,
@@ -770,6 +838,7 @@ impl Failure {
             full_count: 0,
             limit: None,
             limit_value: None,
+            held: None,
             retry_after: None,
         }
     }
@@ -787,6 +856,13 @@ impl Failure {
     pub fn with_limit(mut self, name: &str, value: u64) -> Self {
         self.limit = Some(clip(name, 64).to_owned());
         self.limit_value = Some(value);
+        self
+    }
+
+    /// Says who holds what of it.
+    #[must_use]
+    pub fn with_held(mut self, held: Option<Held>) -> Self {
+        self.held = held;
         self
     }
 

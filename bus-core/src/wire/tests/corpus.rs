@@ -8,17 +8,17 @@ use super::super::inside::{
     Awaited, Fate, GroupTraffic, Known, Look, Seen, Story, To, WaitingSend, Whose,
 };
 use super::super::{
-    BrokerFrame, BrokerRings, ChangeCode, ClaimChanged, ClientFrame, ClientRings, ControlError,
-    Copied, CopyCode, EvictionReason, Failure, FailureCode, Goodbye, GoodbyeCode, GroupInfo,
-    Handle, Hello, Incarnation, LaneNumber, MemberCode, MemberInfo, MessageFrame, MessageHead,
-    MonitoredChange, MonitoredMember, MonitoredOutcome, NameInfo, Notice, OutcomeCode, Owner,
-    OwnerChanged, Request, Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial, Stats,
-    Status, ViewNotice, Welcome,
+    AccountInfo, BrokerFrame, BrokerRings, ChangeCode, ClaimChanged, ClientFrame, ClientRings,
+    ControlError, Copied, CopyCode, EvictionReason, Failure, FailureCode, Goodbye, GoodbyeCode,
+    GroupInfo, Handle, Held, Hello, Incarnation, LaneNumber, MemberCode, MemberInfo, MessageFrame,
+    MessageHead, MonitoredChange, MonitoredMember, MonitoredOutcome, NameInfo, Notice, OutcomeCode,
+    Owner, OwnerChanged, Request, Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial,
+    Stats, Status, ViewNotice, Welcome,
 };
 use crate::{
-    Attributes, Condition, ContentType, Credentials, Description, Destination, EndpointId, Filter,
-    FilterProgram, Gap, GroupId, Interest, Limits, MemberFlags, NameEvent, NameFlags, NameId,
-    Operation, Pattern, Receipt, Retain, Sequence,
+    Amounts, Attributes, Condition, ContentType, Credentials, Description, Destination, EndpointId,
+    Filter, FilterProgram, Gap, GroupId, Interest, Limits, MemberFlags, NameEvent, NameFlags,
+    NameId, Operation, Pattern, Receipt, Resource, Retain, Sequence,
 };
 
 pub(super) fn serial(number: u32) -> Serial {
@@ -166,6 +166,7 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
             "look at refusals",
             call(Request::Look(Look::Refusals { endpoint: None, group: Some(group()), max: 5 })),
         ),
+        ("accounts", call(Request::Accounts)),
         ("open", call(Request::OpenEndpoint)),
         ("close", call(Request::CloseEndpoint)),
         ("shutdown", call(Request::ShutdownReceive)),
@@ -435,6 +436,8 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
         |response| BrokerFrame::Done { endpoint: Handle::from_raw(1), serial: serial(5), response };
     let failure = Failure::new(FailureCode::NoSuchGroup, "group 9 has ended");
     let sequence = Sequence::from_raw(1001);
+    let mut amounts = Amounts::default();
+    amounts.set(Resource::Bytes, 1 << 40);
     let group_id = GroupId::from_raw(9);
     let group = |creator| GroupInfo {
         name: "org.example.Chat".parse().unwrap(),
@@ -531,6 +534,27 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
         ),
         ("stats", done(Response::Stats(Box::new(Stats { messages: 7, ..Stats::default() })))),
         ("reloaded", done(Response::Reloaded { rules: 3 })),
+        (
+            "accounts",
+            done(Response::Accounts {
+                accounts: vec![
+                    AccountInfo {
+                        uid: 1000,
+                        limits: Some(amounts),
+                        refused: Some(Amounts::default()),
+                        held: amounts,
+                        ..AccountInfo::default()
+                    },
+                    AccountInfo {
+                        uid: 1000,
+                        connection: Some(4),
+                        pid: Some(17),
+                        held: amounts,
+                        ..AccountInfo::default()
+                    },
+                ],
+            }),
+        ),
         ("opened", done(Response::Opened { endpoint: EndpointId::from_raw(4) })),
         (
             "seen groups",
@@ -629,7 +653,9 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
                 endpoint: Handle::FIRST,
                 serial: serial(5),
                 failure: Box::new(
-                    Failure::new(FailureCode::LimitExceeded, "").with_limit("memberships", 64),
+                    Failure::new(FailureCode::LimitExceeded, "")
+                        .with_limit("memberships", 64)
+                        .with_held(Some(Held { uid: 1000, most: 7, ..Held::default() })),
                 ),
             },
         ),
