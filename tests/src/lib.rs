@@ -17,6 +17,7 @@
 //! | [`deadline`] | waiting: for an event, with one deadline, without sleeping |
 //! | [`needs`] | programs that a test needs and a machine may lack |
 //! | [`soak`], [`fuzz`] | bad luck for as long as one likes; the program `soak` |
+//! | [`transcripts`] | recorded conversations, to be had again |
 //! | [`random`] | numbers that are the same in every run |
 //!
 //! **Waiting.** No test sleeps for something to have happened meanwhile. What can be an event is
@@ -43,3 +44,4 @@ pub mod raw;
 pub mod senders;
 pub mod soak;
 pub mod trace;
+pub mod transcripts;
