@@ -146,10 +146,12 @@ impl Acceptor {
             }
         };
         let PeerCredentials { uid, pid, .. } = credentials;
+        // Who came in at a door with an account of its own pays from that.
+        let payer = self.doors[at].account().unwrap_or(uid);
         let process = peer_process::of(&socket, pid, &shared.ledger);
         let rate = shared.bus.limits().user_connection_rate;
         let counts = self.rate.get_or_insert_with(|| ConnectionRate::new(rate));
-        if let Err(wait) = counts.count(uid, process, Instant::now()) {
+        if let Err(wait) = counts.count(payer, process, Instant::now()) {
             let text = format!(
                 "the limit user_connection_rate of {rate} a second is reached, half of them for one \
                  process; try again in {wait:.0?}"
@@ -157,7 +159,7 @@ impl Acceptor {
             inbox.counters.connections_refused.add(1);
             return self.refuse(&socket, &text);
         }
-        match shared.take_connection_place(uid, pid, process) {
+        match shared.take_connection_place(payer, pid, process) {
             Err(limit) => {
                 inbox.counters.connections_refused.add(1);
                 self.refuse(&socket, &limit.to_string());

@@ -21,7 +21,7 @@ use rustix::rand::GetRandomFlags;
 use crate::config::ConfigError;
 use crate::config::{Config, Listen};
 use crate::credentials::PeerCredentials;
-use crate::door::{Door, DoorPlace};
+use crate::door::{Door, DoorPlace, account_of};
 use crate::event_loop::IoThread;
 use crate::helper::{Helper, HelperLink};
 use crate::inbox::Inbox;
@@ -225,8 +225,8 @@ impl Broker {
 
     fn new(config: &Config, mut doors: Vec<Door>) -> Result<Self, BindError> {
         let address = doors.first().map(|door| door.listener.address().to_owned());
-        for socket in &config.socket {
-            doors.push(Door::of(socket, Listener::bind(&socket.path)?));
+        for (at, socket) in config.socket.iter().enumerate() {
+            doors.push(Door::of(socket, at, Listener::bind(&socket.path)?));
         }
         let mut random = [0; 32];
         fill_randomly(&mut random).map_err(system("get random bytes"))?;
@@ -243,6 +243,9 @@ impl Broker {
         let ledger = Ledger::new(&config.limits);
         for (uid, limits) in config.users.limits(&config.limits) {
             ledger.set_limits(uid, limits);
+        }
+        for (at, socket) in config.socket.iter().enumerate() {
+            ledger.set_limits(account_of(at), socket.budget(&config.limits));
         }
         let shared = Arc::new(Shared {
             ledger,

@@ -13,14 +13,14 @@ use std::{
     time::Duration,
 };
 
-use bus_core::{GroupName, LimitError, Limits, RecorderSize};
+use bus_core::{Amounts, GroupName, LimitError, Limits, RecorderSize};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::ingress::IngressConfig;
 use crate::policy::{Policy, RuleForms, read_directory};
 use crate::sandbox::SandboxMode;
 use crate::service::default_directories;
-use crate::user_limits::UsersConfig;
+use crate::user_limits::{AccountLimits, UsersConfig};
 
 /// Settings of one broker.
 ///
@@ -114,6 +114,17 @@ pub struct SocketConfig {
     /// How many connections they may have at a time, within the bus's limit.
     #[serde(default = "default_connections")]
     pub connections: NonZeroU32,
+    /// What they may have together, where it is not what a user may have: the keys of
+    /// `[users.NAME.limits]`.
+    #[serde(default)]
+    pub limits: AccountLimits,
+}
+
+impl SocketConfig {
+    /// What its clients may have together.
+    pub(crate) fn budget(&self, limits: &Limits) -> Amounts {
+        self.limits.over(limits.of_user())
+    }
 }
 
 fn default_connections() -> NonZeroU32 {
@@ -347,6 +358,13 @@ impl Config {
             let keys = keys.each_ref().map(String::as_str);
             let place = Place::of(text, offset_of(text, &keys));
             return Err(ConfigError::Limit { path: path.to_owned(), place, source });
+        }
+        for socket in &config.socket {
+            let limits = config.limits.clone().for_user(socket.budget(&config.limits));
+            if let Err(source) = limits.check() {
+                let place = Place::of(text, offset_of(text, &["socket"]));
+                return Err(ConfigError::Limit { path: path.to_owned(), place, source });
+            }
         }
         Ok(config)
     }

@@ -91,4 +91,4 @@ pub use policy::{
     group_id, groups_of, user_id,
 };
 pub use sandbox::{SandboxError, SandboxMode, enter_sandbox};
-pub use user_limits::UsersConfig;
+pub use user_limits::{AccountLimits, UsersConfig};

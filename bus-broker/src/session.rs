@@ -241,8 +241,8 @@ impl Session {
                     return Ok(());
                 }
                 let Shared { bus, ledger, .. } = &**context.shared;
-                let uid = self.credentials.uid;
-                match self.listings.begin(endpoint, serial, &request, (bus, ledger), uid) {
+                let user = (!self.gate.is_trusted()).then(|| context.account.uid());
+                match self.listings.begin(endpoint, serial, &request, (bus, ledger), user) {
                     Some(Ok(())) => return Ok(()),
                     Some(Err(failure)) => {
                         answer_call(endpoint, serial, Err(failure), output, context);

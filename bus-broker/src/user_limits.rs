@@ -45,11 +45,22 @@ type Keys = Box<[String; 4]>;
 #[serde(deny_unknown_fields)]
 struct Form {
     #[serde(default)]
-    limits: LimitsForm,
+    limits: AccountLimits,
 }
 
-#[derive(Default)]
-struct LimitsForm(Vec<(Resource, u64)>);
+/// Some limits of one user, or of a socket's clients together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AccountLimits(Vec<(Resource, u64)>);
+
+impl AccountLimits {
+    /// Those of `common` with these in their places.
+    pub(crate) fn over(&self, mut common: Amounts) -> Amounts {
+        for (resource, value) in &self.0 {
+            common.set(*resource, *value);
+        }
+        common
+    }
+}
 
 impl UsersConfig {
     /// The users of whom something is said, in its order.
@@ -112,22 +123,22 @@ impl<'de> Deserialize<'de> for UsersConfig {
     }
 }
 
-impl<'de> Deserialize<'de> for LimitsForm {
+impl<'de> Deserialize<'de> for AccountLimits {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         struct Map;
         impl<'de> Visitor<'de> for Map {
-            type Value = LimitsForm;
+            type Value = AccountLimits;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("limits of a user")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<LimitsForm, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<AccountLimits, A::Error> {
                 let mut limits = Vec::new();
                 while let Some(Name(resource)) = map.next_key()? {
                     limits.push((resource, map.next_value()?));
                 }
-                Ok(LimitsForm(limits))
+                Ok(AccountLimits(limits))
             }
         }
         d.deserialize_map(Map)

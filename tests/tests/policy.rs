@@ -336,3 +336,45 @@ user_groups = [29]
     as_user(4343, "29", "listen org.example.Audio.Main -t 50ms").with(3);
     assert!(as_user(4343, "29", "listen org.example.Other").with(1).errors.contains("no rule"));
 }
+
+#[test]
+fn a_socket_with_an_identity_has_a_budget_of_its_own() {
+    let boxed = tempfile::tempdir().unwrap();
+    let path = boxed.path().join("bus");
+    let broker = Broker::with(&format!(
+        r#"[[socket]]
+path = {path:?}
+identity = "org.example.Box"
+connections = 3
+limits = {{ memberships = 12 }}
+
+[[policy]]
+allow = ["join", "create"]
+sockets = ["org.example.Box"]
+"#
+    ));
+    let inside = connect_at(&path).expect("it has places");
+    let outside = connect(&broker);
+    let joins = |bus: &Bus| {
+        let mut joined = Vec::new();
+        loop {
+            match bus.join(&format!("org.g{}", joined.len())) {
+                Ok(member) if joined.len() < 20 => joined.push(member),
+                Ok(_) => return (20, String::new()),
+                Err(error) => return (joined.len(), error.to_string()),
+            }
+        }
+    };
+    let (count, why) = joins(&inside);
+    assert!((1..=12).contains(&count), "{count}: {why}");
+    assert!(why.contains("memberships") && why.contains("12"), "{why}");
+    assert_eq!(joins(&outside).0, 20, "the session's programs do not notice");
+    // It sees its own account, and not that of the user whose it is.
+    let accounts = Launch::new(programs::unisono())
+        .line("accounts --json")
+        .env("UNISONO_ADDRESS", &path)
+        .run()
+        .with(0);
+    let uids: Vec<_> = accounts.json_lines().iter().map(|line| line["uid"].as_u64()).collect();
+    assert!(!uids.is_empty() && uids.iter().all(|uid| *uid == Some(0xffff_0000)), "{uids:?}");
+}

@@ -1,7 +1,7 @@
 //! Who holds how much, as a listing: each user, and then his connections.
 //!
-//! Invariant: who asks sees his own user's accounts; only root and the user that the broker runs as
-//! see all. Nothing of it waits here but how far it has got.
+//! Invariant: who asks sees the accounts of his own user, or of the socket that he came in at; only root
+//! and the user that the broker runs as see all. Nothing of it waits here but how far it has got.
 
 use std::collections::VecDeque;
 
@@ -19,11 +19,10 @@ pub(super) struct Accounts {
 }
 
 impl Accounts {
-    /// What this user may see.
-    pub(super) fn seen_by(uid: u32, ledger: &Ledger) -> Self {
-        let own = rustix::process::getuid().as_raw();
-        let all = uid == own || uid == 0;
-        let users = ledger.users().into_iter().filter(|user| all || *user == uid).collect();
+    /// What may be seen: one user's, or all.
+    pub(super) fn seen_by(user: Option<u32>, ledger: &Ledger) -> Self {
+        let shown = |uid: &u32| user.is_none_or(|user| user == *uid);
+        let users = ledger.users().into_iter().filter(shown).collect();
         Self { ledger: ledger.clone(), users, after: None }
     }
 

@@ -48,12 +48,12 @@ impl Listings {
         serial: Serial,
         request: &Request,
         (bus, ledger): (&Bus, &Ledger),
-        uid: u32,
+        user: Option<u32>,
     ) -> Option<Result<(), Box<Failure>>> {
         let entries = match request {
             Request::Groups => Entries::Groups(bus.groups()),
             Request::Names => Entries::Names(bus.names()),
-            Request::Accounts => Entries::Accounts(Accounts::seen_by(uid, ledger)),
+            Request::Accounts => Entries::Accounts(Accounts::seen_by(user, ledger)),
             Request::Members { group_id } => match bus.members(*group_id) {
                 Some(members) => Entries::Members(members),
                 None => return Some(Err(Box::new(no_such_group(*group_id)))),
