@@ -32,6 +32,7 @@ use bus_core::wire::{
     Serial,
 };
 use bus_core::{EndpointId, GroupName, Limits};
+use bus_memory::ForkMark;
 use rustix::io::Errno;
 use slab::Slab;
 
@@ -121,6 +122,8 @@ pub(crate) struct State {
     polled: bool,
     signalled: bool,
     rings: RingWish,
+    /// Where there are rings: tells a child from its parent without a system call.
+    fork_mark: Option<ForkMark>,
     /// Why there is no broker.
     gone: Option<BrokerGone>,
     incarnation: Incarnation,
@@ -163,6 +166,7 @@ impl State {
             polled: false,
             signalled: false,
             rings: RingWish::None,
+            fork_mark: None,
             gone: None,
             incarnation,
             comeback: comeback.map(Box::new),
@@ -241,7 +245,7 @@ impl State {
             self.transport.shut_down();
             self.transport.drop_rings();
         }
-        self.rings = RingWish::None;
+        (self.rings, self.fork_mark) = (RingWish::None, None);
         self.outbox.clear();
         self.output = Output::Idle;
         self.queued_sends = 0;
@@ -288,11 +292,18 @@ impl State {
 
     /// Whether this process is a child of the one that connected; then the connection is lost.
     fn is_fork(&mut self) -> bool {
-        if self.pid == std::process::id() {
+        if self.is_same_process() {
             return false;
         }
         self.lose(GoneReason::Forked);
         true
+    }
+
+    fn is_same_process(&self) -> bool {
+        match &self.fork_mark {
+            Some(mark) => mark.is_same_process(),
+            None => self.pid == std::process::id(),
+        }
     }
 
     #[cfg(test)]
@@ -358,7 +369,9 @@ impl State {
     pub(crate) fn settle(&mut self) -> Vec<Waker> {
         if self.polled {
             let gone = self.gone().is_some();
-            let beside_input = self.gone.is_none() && !self.transport.arm();
+            // Only those who have rings have the mark; a child must not touch its parent's.
+            let has_rings = self.fork_mark.as_ref().is_some_and(ForkMark::is_same_process);
+            let beside_input = has_rings && !self.transport.arm();
             let wanted = self.attention
                 || beside_input
                 || self

@@ -220,6 +220,7 @@ impl<M: Memory> RingWriter<M> {
     ///
     /// See [`RingError`].
     pub fn write(&mut self, bytes: &[u8]) -> Result<usize, RingError> {
+        self.begin_again(cells_of(bytes.len()))?;
         let mut written = 0;
         while written < bytes.len() {
             let left = &bytes[written..];
@@ -309,6 +310,24 @@ impl<M: Memory> RingWriter<M> {
     pub fn is_consumed(&mut self) -> Result<bool, RingError> {
         self.look()?;
         Ok(self.consumed == self.tail)
+    }
+
+    /// Goes back to the beginning of a ring that is empty: those cells are in the caches, and a reader
+    /// that keeps up never needs more than them. Not for what would not fit there.
+    fn begin_again(&mut self, wanted: u64) -> Result<(), RingError> {
+        let index = self.tail % self.cells;
+        let is_late = index > 0 && index >= self.cells / 4;
+        if !is_late || wanted > index || self.tail != self.published {
+            return Ok(());
+        }
+        self.look()?;
+        let holds = self.theirs.word(HOLDING).load(acquire_unless(Mutant::HoldingRelaxed)) != 0;
+        if self.consumed == self.tail && !holds {
+            let rest = self.cells - index;
+            let bytes = u32::try_from(room_in(rest)).expect("a ring has at most 1 MiB");
+            self.put_record(State::Skip, bytes, rest);
+        }
+        Ok(())
     }
 
     /// How many cells lie free from the tail on, up to the end of the memory; held ones are passed

@@ -7,14 +7,17 @@
 //! | file | what it knows |
 //! |---|---|
 //! | `seals` | what the kernel promises of a memory file: who can still write it, or change its size |
-//! | `mapping` | a file in this process's memory. All `unsafe` code of the crate is there |
+//! | `fork` | whether this process is still the one that it was |
+//! | `mapping` | a file in this process's memory. Its `unsafe` code and that of `fork` is all that there is |
 //! | `segment` | memory that this process makes for others |
 #![deny(unsafe_code)]
 
+mod fork;
 mod mapping;
 mod seals;
 mod segment;
 
+pub use fork::ForkMark;
 pub use mapping::Mapping;
 pub use seals::{FileError, check_fixed_size, check_read_only, check_unchangeable, read_at};
 pub use segment::{Segment, seal_writable};

@@ -5,6 +5,7 @@
 //! connection keeps to its socket and asks again much later.
 
 use bus_core::wire::{BrokerRings, ClientFrame, ClientRings};
+use bus_memory::ForkMark;
 
 use super::State;
 use crate::inflow::Attached;
@@ -52,7 +53,10 @@ impl State {
             ) => {
                 let files = attached.map(|attached| attached.descriptors).unwrap_or_default();
                 let rings = Rings::map(files, submission_bytes, delivery_bytes);
-                if rings.is_some_and(|rings| self.transport.set_rings(rings)) {
+                self.fork_mark = ForkMark::new()
+                    .ok()
+                    .filter(|_| rings.is_some_and(|rings| self.transport.set_rings(rings)));
+                if self.fork_mark.is_some() {
                     self.rings = RingWish::Have;
                     self.outbox.put(&ClientFrame::Rings(ClientRings::Taken));
                     self.outbox.put_turn(Turn::ToRings);
@@ -74,6 +78,7 @@ impl State {
                 }
                 self.outbox.put(&ClientFrame::Rings(ClientRings::Left));
                 self.outbox.put_turn(Turn::ToSocket);
+                self.fork_mark = None;
                 self.rings = RingWish::After { messages: AFTER_IDLE, refusals: 0 };
             }
             (frame, _) => return Err(format!("{frame:?} about rings, and that is not next")),

@@ -1,0 +1,71 @@
+//! An inspector that keeps what it is asked, and answers late, out of order and in batches.
+//!
+//! ```text
+//! cargo run -p bus-client --example late_answers --features embedded
+//! ```
+//!
+//! Requests come through a ring in memory that this process shares with the broker. They are kept for
+//! as long as the inspector likes: it decides on a whole stream at once, here on the parts of a text
+//! that come in any order. What it keeps keeps nobody waiting: taking a request gives its place in
+//! the queue back, and its bytes have been copied out of the ring. The answers of a batch leave
+//! together, with one publication in the ring; each caller gets its own, whenever that is.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::thread;
+
+use bus_client::{Bus, EmbeddedBroker, Message, PendingCall, Transport};
+
+/// Requests that are kept before the inspector makes up its mind.
+const BATCH: usize = 16;
+/// Batches that are asked for.
+const BATCHES: usize = 4;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let broker = EmbeddedBroker::start()?;
+    let connect = || Bus::builder().address(broker.address()).transport(Transport::Ring).connect();
+    let (inspector, caller) = (connect()?, connect()?);
+    let to = inspector.endpoint_id();
+    let inspecting = thread::spawn(move || inspect(&inspector).map_err(|error| error.to_string()));
+
+    // All are asked before one is answered.
+    let mut calls: Vec<(usize, PendingCall)> = Vec::new();
+    for number in 0..BATCH * BATCHES {
+        calls.push((number, caller.start_call(to, format!("part {number}"))?));
+    }
+    for (number, call) in calls {
+        let answer = call.wait()?;
+        println!("{number:2}: {}", answer.text().unwrap_or("?"));
+    }
+    inspecting.join().expect("no panic")?;
+    Ok(())
+}
+
+/// Keeps requests until there is a batch of them, then answers those of even numbers in order, and
+/// then the others from the last to the first.
+fn inspect(bus: &Bus) -> Result<(), Box<dyn Error>> {
+    for batch in 0..BATCHES {
+        let mut kept: BTreeMap<usize, Message> = BTreeMap::new();
+        while kept.len() < BATCH {
+            let Some(message) = bus.receive()?.into_message().filter(Message::is_request) else {
+                continue;
+            };
+            let number = message.text().and_then(|text| text.strip_prefix("part "));
+            kept.insert(number.ok_or("no part")?.parse()?, message);
+        }
+        let even = kept.iter().filter(|(number, _)| *number % 2 == 0);
+        let odd = kept.iter().rev().filter(|(number, _)| *number % 2 == 1);
+        // They leave together.
+        let cork = bus.cork();
+        let mut answers = Vec::new();
+        for (place, (_, message)) in even.chain(odd).enumerate() {
+            let text = message.text().unwrap_or_default();
+            answers.push(message.start_reply(format!("{text}: batch {batch}, answer {place}"))?);
+        }
+        drop(cork);
+        for answer in answers {
+            let _ = answer.wait()?;
+        }
+    }
+    Ok(())
+}
