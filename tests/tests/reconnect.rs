@@ -62,7 +62,14 @@ fn g2_histories_of_listeners_that_outlive_their_brokers_agree_within_each() {
             until_printed(trace, "joined", round + 1);
         }
         let senders = Senders::with(&broker, "storm --lines --wait-members 3", 2);
-        broker.until("all are in the middle", |stats| stats.messages > 300);
+        for sender in 0..2 {
+            let receipts = broker.file(&format!("receipts.{sender}"));
+            eventually("it is in the middle", || match fs::metadata(&receipts) {
+                Ok(file) if file.len() > 0 => Ok(()),
+                other => Err(format!("{other:?}")),
+            });
+        }
+        broker.until("both are", |stats| stats.messages > 300);
         broker = kill(broker);
         for (sender, (sent, ended)) in senders.stop().into_iter().enumerate() {
             // What is cut off in mid-stream does not go on by itself.
