@@ -16,7 +16,7 @@ use std::{
 };
 
 use bus_core::{
-    Account, Credentials,
+    Account, Credentials, Resource,
     wire::{BrokerFrame, BrokerRings, ClientRings, Goodbye, GoodbyeCode},
 };
 use bytes::{Buf, Bytes, BytesMut};
@@ -31,7 +31,7 @@ use crate::{
     log_limit::{LogEvent, Verdict},
     output::{Carried, Output, SpareBuffers, Turn},
     protocol::{Progress, Protocol},
-    rings::{Rings, Stage},
+    rings::{NoRings, Rings, Stage},
     roster::{Client, ClientEntry},
     session::say,
     transport::{Arrived, Received, Sent, Socket},
@@ -604,6 +604,15 @@ impl Connection {
         }
     }
 
+    /// Rings whose memory the connection's account is charged for.
+    fn make_rings(&self, shared: &Shared, uid: u32) -> Result<Rings, NoRings> {
+        let account = self.place.account();
+        let pinned = account.charge(Resource::PinnedBytes, Rings::BYTES as u64)?;
+        let mut rings = Rings::new(&shared.rings, uid)?;
+        rings.pinned = Some(pinned);
+        Ok(rings)
+    }
+
     fn offer_rings(&mut self, shared: &Arc<Shared>) -> Result<(), End> {
         let too_early = self.rings_from.is_some_and(|from| from > Instant::now());
         let made = match self.protocol.begin_descriptors() {
@@ -611,7 +620,7 @@ impl Connection {
                 self.protocol.descriptors_done();
                 None
             }
-            Some(uid) => match Rings::new(&shared.rings, uid) {
+            Some(uid) => match self.make_rings(shared, uid) {
                 Ok(rings) => Some(rings),
                 Err(error) => {
                     self.protocol.descriptors_done();

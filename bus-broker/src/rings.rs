@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex};
 
 use bus_core::ring::{RingError, RingReader, RingSize, RingSleeper, RingWriter};
 use bus_core::wire::BrokerRings;
+use bus_core::{Charge, LimitExceeded};
 use bus_memory::{Mapping, Segment};
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -42,6 +43,8 @@ pub(crate) struct Rings {
     pub(crate) was_hot: bool,
     /// Something has passed since the last look.
     pub(crate) active: bool,
+    /// What the connection's account is charged for the memory.
+    pub(crate) pinned: Option<Charge>,
     _charge: RingCharge,
 }
 
@@ -89,16 +92,21 @@ pub(crate) enum NoRings {
         /// Whose they would be.
         uid: u32,
     },
+    /// Its account has none left for the memory.
+    #[error(transparent)]
+    Account(#[from] LimitExceeded),
     /// The system has no memory or no descriptors.
     #[error("cannot make rings: {0}")]
     System(#[from] io::Error),
 }
 
 impl Rings {
+    /// Bytes of memory that the rings of one connection have.
+    pub(crate) const BYTES: usize = SUBMISSION.memory_bytes() + DELIVERY.memory_bytes();
+
     /// Makes rings for a connection of user `uid`.
     pub(crate) fn new(ledger: &Arc<RingLedger>, uid: u32) -> Result<Self, NoRings> {
-        let bytes = SUBMISSION.memory_bytes() + DELIVERY.memory_bytes();
-        let charge = ledger.charge(uid, bytes as u64).ok_or(NoRings::Limit { uid })?;
+        let charge = ledger.charge(uid, Self::BYTES as u64).ok_or(NoRings::Limit { uid })?;
         let submission = Segment::for_a_writer("unisono-submission", SUBMISSION.memory_bytes())?;
         submission.take_pages()?;
         let delivery = Segment::for_readers("unisono-delivery", DELIVERY.memory_bytes())?;
@@ -121,6 +129,7 @@ impl Rings {
             is_watched: false,
             was_hot: false,
             active: true,
+            pinned: None,
             _charge: charge,
         })
     }

@@ -105,10 +105,6 @@ pub struct Limits {
     pub user_pinned_bytes: u64,
     /// Connections that one user may make in a second, half of them by one process.
     pub user_connection_rate: u64,
-    /// How long descriptors may lie at the broker until their recipients take them; then they are
-    /// closed, and the message comes marked.
-    #[serde(with = "duration_text")]
-    pub descriptor_time: Duration,
     /// How long an endpoint may stay full while others wait for it before it is stalled (G8).
     #[serde(with = "duration_text")]
     pub stall: Duration,
@@ -170,7 +166,6 @@ impl Default for Limits {
             user_requests: 65_536,
             user_pinned_bytes: 1 << 30,
             user_connection_rate: 5_000,
-            descriptor_time: Duration::from_secs(60),
             stall: Duration::from_secs(10),
             request_deadline: Duration::from_secs(25),
         }
@@ -244,7 +239,6 @@ impl Limits {
             ("user_requests", self.user_requests, 0, 1 << 24),
             ("user_pinned_bytes", self.user_pinned_bytes, 0, 1 << 40),
             ("user_connection_rate", self.user_connection_rate, 1, 1 << 20),
-            ("descriptor_time", millis(self.descriptor_time), 100, 86_400_000),
             ("stall", millis(self.stall), 100, 600_000),
             ("request_deadline", millis(self.request_deadline), 1, 86_400_000),
         ];

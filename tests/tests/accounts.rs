@@ -529,3 +529,87 @@ fn g8_what_a_killed_program_held_is_given_back() {
 fn held_of_user(accounts: &[AccountInfo]) -> BTreeMap<&'static str, u64> {
     accounts[0].held.iter().map(|(resource, amount)| (resource.name(), amount)).collect()
 }
+
+/// Runs a program in user and pid namespaces of its own, in which this user is root.
+const UNSHARED: [&str; 6] =
+    ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child=SIGKILL"];
+
+/// Whether the system lets this user make namespaces. Where it does not, the test says so and ends.
+fn can_unshare() -> bool {
+    let mut words = UNSHARED.iter().copied().chain(["true"]);
+    let tried = std::process::Command::new(words.next().unwrap()).args(words).status();
+    let can = tried.is_ok_and(|status| status.success());
+    if !can {
+        assert!(
+            std::env::var_os("UNISONO_REQUIRE").is_none(),
+            "user namespaces are needed, and the system does not let this user make any"
+        );
+        eprintln!("NOT RUN: the system does not let this user make user namespaces");
+    }
+    can
+}
+
+/// A broker in a container sees none of the pids outside: all are 0.
+#[test]
+fn clients_whose_pids_the_broker_cannot_see_are_told_apart() {
+    if !can_unshare() {
+        return;
+    }
+    let broker = Broker::run_by(&UNSHARED, &format!("[limits]\n{TIGHT}\n"));
+    let mut greedy = broker.raw();
+    let act = GREED[1].1;
+    let refused = (0..).find_map(|number| act(&mut greedy, number).err()).unwrap();
+    assert_eq!(refused.held.unwrap().most_pid, 0, "{refused}");
+    let mut innocent = program(&broker);
+    let mut client = innocent.client();
+    for number in 0..4 {
+        act(&mut client, number).unwrap();
+    }
+    let accounts = client.accounts();
+    let pids: Vec<_> = accounts.iter().filter_map(|account| account.pid).collect();
+    assert_eq!(pids, [0, 0]);
+    // And they talk to each other as any.
+    let to = Destination::Endpoint(greedy.endpoint());
+    client.send(to, b"hello").unwrap();
+    let message = greedy.receive();
+    assert_eq!((&message.payload[..], message.head.credentials.pid), (&b"hello"[..], 0));
+}
+
+/// The back-off of a stalled member is its process's, and not that of all whose pids are unknown.
+#[test]
+fn g8_a_back_off_is_not_that_of_all_whose_pids_are_unknown() {
+    if !can_unshare() {
+        return;
+    }
+    let broker = Broker::run_by(&UNSHARED, "[limits]\nstall = \"3s\"\n");
+    let mut stuck = broker.raw();
+    let group = stuck.join("held");
+    let mut sender = program(&broker);
+    let mut client = sender.client();
+    // The last one waits until the stuck one is put out.
+    for _ in 0..257 {
+        client.send(Destination::Group(group), b"x").unwrap();
+    }
+    let mut again = broker.raw();
+    let refused = again.join_with("held", MemberFlags::empty()).unwrap_err();
+    assert_eq!(refused.code, FailureCode::BackOff);
+    client.join_with("held", MemberFlags::empty()).unwrap();
+}
+
+/// A program in a sandbox with namespaces of its own is a client like any.
+#[test]
+fn a_client_in_namespaces_of_its_own_is_one_like_any() {
+    if !can_unshare() {
+        return;
+    }
+    let broker = Broker::start();
+    let mut sandboxed = Program::run_by(&UNSHARED, CONNECTOR, broker.socket());
+    let mut client = sandboxed.client();
+    let mut other = broker.raw();
+    let group = other.join("both");
+    client.join("both");
+    client.send(Destination::Group(group), b"from inside").unwrap();
+    let head = other.receive().head;
+    assert_eq!(head.credentials.uid, nix::unistd::getuid().as_raw(), "as it is known outside");
+    assert!(![0, 1, std::process::id()].contains(&head.credentials.pid), "{head:?}");
+}

@@ -17,7 +17,6 @@ macro_rules! form {
         struct Form {
             $($field: $type,)*
             stall_ms: u64,
-            descriptor_time_ms: u64,
             request_deadline_ms: u64,
         }
 
@@ -26,7 +25,6 @@ macro_rules! form {
                 Self {
                     $($field: limits.$field,)*
                     stall_ms: milliseconds::count(limits.stall),
-                    descriptor_time_ms: milliseconds::count(limits.descriptor_time),
                     request_deadline_ms: milliseconds::count(limits.request_deadline),
                 }
             }
@@ -37,7 +35,6 @@ macro_rules! form {
                 Self {
                     $($field: form.$field,)*
                     stall: Duration::from_millis(form.stall_ms),
-                    descriptor_time: Duration::from_millis(form.descriptor_time_ms),
                     request_deadline: Duration::from_millis(form.request_deadline_ms),
                 }
             }
