@@ -405,6 +405,14 @@ impl Connection {
         })
     }
 
+    /// The broker ends: what was queued for this client is to reach it before the farewell.
+    pub(crate) fn fill_last(&mut self, workspace: &mut Workspace) {
+        if !self.ending {
+            self.output.lend(&mut workspace.spare);
+            self.protocol.fill_last(&mut self.output);
+        }
+    }
+
     /// Gives up everything that it has on the bus, and leaves what is to be said for the last
     /// flush.
     pub(crate) fn end(

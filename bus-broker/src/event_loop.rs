@@ -676,6 +676,10 @@ impl IoThread {
         self.stopping = true;
         self.accept_again = None;
         self.acceptor.close();
+        // First of all, so that nobody is told how the others go.
+        for (_, connection) in &mut self.connections {
+            connection.fill_last(&mut self.workspace);
+        }
         let tokens = self.connections.iter().map(|(_, connection)| connection.token());
         for token in tokens.collect::<Vec<_>>() {
             self.conclude(token, Err(End::Shutdown));

@@ -122,6 +122,13 @@ impl Protocol {
         }
     }
 
+    /// Moves all that is queued to `output`: the broker ends.
+    pub(crate) fn fill_last(&mut self, output: &mut Output) {
+        if let Self::Unisono(session) = self {
+            session.fill_last(output);
+        }
+    }
+
     /// Descriptors that were put into `output` are there, or could not be sent, and the client was
     /// told so.
     pub(crate) fn descriptors_done(&mut self) {

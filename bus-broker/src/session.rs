@@ -193,6 +193,14 @@ impl Session {
         }
     }
 
+    /// The broker ends: moves what lies in the queues to `output`, whatever room it has. The
+    /// queues bound it, and the time for which the connection lingers.
+    pub(crate) fn fill_last(&mut self, output: &mut Output) {
+        for handle in self.ports.keys().copied().collect::<Vec<_>>() {
+            while self.fill_some(handle, output, Room::ForAll) == Filled::MayHaveMore {}
+        }
+    }
+
     /// Whether `fill` would find something now.
     pub(crate) fn has_more(&self) -> bool {
         !self.readable.is_empty() || self.listings.is_under_way()
@@ -463,11 +471,15 @@ impl Session {
 
     /// Takes a few messages of one endpoint.
     fn fill_from(&mut self, handle: Handle, output: &mut Output) -> Filled {
+        self.fill_some(handle, output, Room::AsItHas)
+    }
+
+    fn fill_some(&mut self, handle: Handle, output: &mut Output, room: Room) -> Filled {
         let Some(port) = self.ports.get_mut(&handle) else {
             return Filled::Sleeps;
         };
         for _ in 0..MESSAGES_A_TURN {
-            if !output.has_room_for_messages() {
+            if room == Room::AsItHas && !output.has_room_for_messages() {
                 return Filled::MayHaveMore;
             }
             match port.next_delivery() {
@@ -481,6 +493,15 @@ impl Session {
                     };
                     let has_descriptors = !message.descriptors().is_empty();
                     if has_descriptors && self.descriptors_out {
+                        if room == Room::ForAll {
+                            deliver(
+                                handle,
+                                message,
+                                How::WithoutDescriptors { missed, peer },
+                                output,
+                            );
+                            continue;
+                        }
                         port.hold(delivery);
                         return Filled::Holds;
                     }
@@ -501,12 +522,25 @@ impl Session {
                         say(BrokerFrame::Notice { endpoint, notice }, output);
                     }
                 }
+                None if port.take_end() => {
+                    let notice = Notice::ReceiveEnded;
+                    say(BrokerFrame::Notice { endpoint: handle, notice }, output);
+                }
                 None if port.fall_asleep() => return Filled::Sleeps,
                 None => {}
             }
         }
         Filled::MayHaveMore
     }
+}
+
+/// How much room there is for messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    /// While the output has room for another one.
+    AsItHas,
+    /// For all that are queued: nobody will ask again.
+    ForAll,
 }
 
 /// What is left of a port after it was asked for messages.
@@ -530,6 +564,13 @@ enum How {
         /// The peer endpoint through which it came.
         peer: Option<EndpointId>,
     },
+    /// The same, marked as one whose descriptors are lost: they cannot wait for their turn.
+    WithoutDescriptors {
+        /// What was dropped just before it.
+        missed: Option<Gap>,
+        /// The peer endpoint through which it came.
+        peer: Option<EndpointId>,
+    },
     /// As a part of what its group retained, beside the queue's places.
     Retained,
     /// As a monitor's copy.
@@ -540,10 +581,14 @@ enum How {
 }
 
 fn deliver(handle: Handle, message: &Arc<Message>, how: How, output: &mut Output) {
-    let descriptors = u8::try_from(message.descriptors().len())
-        .expect("the bus takes no message with more than 16 descriptors");
+    let descriptors_lost = matches!(how, How::WithoutDescriptors { .. });
+    let descriptors = match descriptors_lost {
+        true => 0,
+        false => u8::try_from(message.descriptors().len())
+            .expect("the bus takes no message with more than 16 descriptors"),
+    };
     let (missed, peer) = match how {
-        How::Queued { missed, peer } => (missed, peer),
+        How::Queued { missed, peer } | How::WithoutDescriptors { missed, peer } => (missed, peer),
         How::Monitored { missed } => (missed, None),
         How::Retained => (None, None),
     };
@@ -567,7 +612,7 @@ fn deliver(handle: Handle, message: &Arc<Message>, how: How, output: &mut Output
         missed,
         retained: matches!(how, How::Retained),
         descriptors,
-        descriptors_lost: false,
+        descriptors_lost,
         role: if is_copy { Role::Plain } else { role_of(message) },
         peer,
     };

@@ -228,7 +228,7 @@ impl Endpoint {
         let JoinOptions { create, filter, retain, state: with_state, .. } = options;
         let request =
             Request::Join { group: name.clone(), flags, create, filter, retain, state: with_state };
-        let purpose = Purpose::Join { group: Arc::clone(&group), flags };
+        let purpose = Purpose::Join(Arc::clone(&group));
         let serial = state
             .call(self.inner.key, purpose, request)
             .map_err(|error| JoinError::from_call(error, name))?;
@@ -432,7 +432,7 @@ impl Endpoint {
                     events.push(event);
                 }
                 match events.len() - before {
-                    0 => gone(state).map(Err),
+                    0 => self.ended(state).map(Err),
                     taken => Some(Ok(taken)),
                 }
             })
@@ -447,7 +447,13 @@ impl Endpoint {
     }
 
     fn take(&self, state: &mut State, task: Option<&Waker>) -> Option<Result<Event, ReceiveError>> {
-        self.take_event(state, task).map(Ok).or_else(|| gone(state).map(Err))
+        self.take_event(state, task).map(Ok).or_else(|| self.ended(state).map(Err))
+    }
+
+    /// Why there will be no event any more, if there will be none.
+    fn ended(&self, state: &State) -> Option<ReceiveError> {
+        let ended = state.has_received_all(self.inner.key).then_some(ReceiveError::Ended);
+        ended.or_else(|| gone(state))
     }
 
     /// The next event that has come. A request knows from where it is answered.
@@ -475,7 +481,8 @@ impl Endpoint {
         ReceiveFuture { endpoint: self.clone(), drive: Drive::default() }
     }
 
-    /// All events, as they come, until the broker is gone. Each step blocks as
+    /// All events, as they come, until the broker is gone or this endpoint has received all that
+    /// came before it [stopped receiving](Self::shutdown_receive). Each step blocks as
     /// [`receive`](Self::receive) does.
     #[must_use]
     pub fn events(&self) -> Events {
@@ -486,8 +493,9 @@ impl Endpoint {
     /// was queued stays readable, and this endpoint may still send. Nothing later than the
     /// returned place arrives. Blocks for one round trip.
     ///
-    /// A [`receive`](Self::receive) that finds nothing afterwards waits for ever; take what was
-    /// queued with [`try_receive`](Self::try_receive) or a deadline.
+    /// A [`receive`](Self::receive) that finds nothing any more ends with
+    /// [`ReceiveError::Ended`]. Calls of this endpoint that have no outcome by then have
+    /// [`CallError::Gone`](crate::CallError::Gone).
     ///
     /// # Errors
     ///
@@ -834,6 +842,9 @@ impl Iterator for Events {
         }
         let event = self.endpoint.receive();
         self.ended = event.is_err();
+        if let Err(ReceiveError::Ended) = event {
+            return None;
+        }
         Some(event)
     }
 }

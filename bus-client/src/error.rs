@@ -279,6 +279,10 @@ pub enum ReceiveError {
     /// All that had arrived was received, and no more will come on this connection.
     #[error(transparent)]
     BrokerGone(#[from] BrokerGone),
+    /// The endpoint has [stopped receiving](crate::Endpoint::shutdown_receive), and all that came
+    /// before was received.
+    #[error("the endpoint receives nothing any more")]
+    Ended,
 }
 
 /// Why a join did not happen.

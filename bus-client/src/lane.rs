@@ -3,9 +3,9 @@
 //! Invariants: sends leave in the order in which they were put here (G3). What has left and is not
 //! answered stays within the window that the broker has told, or the broker would end the
 //! connection. While a send of the *alone* kind has left and is not answered, nothing follows it:
-//! it may come back (only its own sender's room was missing, and it is to be tried again) or be
-//! refused without anybody waiting, and then nothing that was sent after it has overtaken it or
-//! falls with it.
+//! it may be refused without anybody waiting, and then nothing falls with it. Where only their
+//! sender's own room was missing, the broker stops the lane, and all that had left *come back*: they
+//! are put first again, in their order, and nothing leaves before the last of them is here.
 
 use std::collections::VecDeque;
 
@@ -19,6 +19,8 @@ pub(crate) struct LaneState {
     waiting: VecDeque<Serial>,
     left: Amount,
     alone: Option<Serial>,
+    /// So many of those that wait have come back, and more may; the broker has stopped the lane.
+    recalled: Option<usize>,
     /// How many have left.
     departures: u64,
     /// The last of them whose receipt was asked for at once; the broker tells those before it
@@ -54,14 +56,39 @@ impl LaneState {
         self.waiting.push_back(serial);
     }
 
-    /// Puts a send that came back first.
+    /// Puts a send that came back first, behind those that came back before it.
     pub(crate) fn push_front(&mut self, serial: Serial) {
-        self.waiting.push_front(serial);
+        let at = self.recalled.as_mut().map_or(0, |recalled| {
+            *recalled += 1;
+            *recalled - 1
+        });
+        self.waiting.insert(at, serial);
+    }
+
+    /// The broker has stopped the lane: what has left comes back.
+    pub(crate) fn recall(&mut self) {
+        self.recalled.get_or_insert(0);
+    }
+
+    /// The connection that it was on is gone: what the broker has refused there counts no more.
+    pub(crate) fn forget_refusals(&mut self) {
+        self.refused = false;
+        self.recalled = None;
+    }
+
+    /// Whether what has left comes back.
+    pub(crate) fn recalls(&self) -> bool {
+        self.recalled.is_some()
+    }
+
+    /// Whether all have come back just now: the broker is to let the lane go on.
+    pub(crate) fn ends_recall(&mut self) -> bool {
+        self.left == Amount::default() && self.recalled.take().is_some()
     }
 
     /// The send that is to leave next, if the window and those before it let it.
     pub(crate) fn next(&self, window: Amount) -> Option<Serial> {
-        if self.alone.is_some() || !self.left.below(window) {
+        if self.alone.is_some() || self.recalled.is_some() || !self.left.below(window) {
             return None;
         }
         self.waiting.front().copied()
@@ -120,9 +147,12 @@ impl LaneState {
 
     /// A send that had not left is given up; `false` if it is not here.
     pub(crate) fn remove(&mut self, serial: Serial) -> bool {
-        let before = self.waiting.len();
-        self.waiting.retain(|waiting| *waiting != serial);
-        self.waiting.len() < before
+        let Some(at) = self.waiting.iter().position(|waiting| *waiting == serial) else {
+            return false;
+        };
+        self.waiting.remove(at);
+        self.recalled = self.recalled.map(|recalled| recalled - usize::from(at < recalled));
+        true
     }
 
     /// Forgets everything: there is no broker any more.
@@ -130,6 +160,7 @@ impl LaneState {
         self.waiting.clear();
         self.left = Amount::default();
         self.alone = None;
+        self.recalled = None;
     }
 }
 
@@ -198,6 +229,32 @@ mod tests {
         lane.leave(serial(1), 10, Departure::Alone);
         lane.answered(serial(1), 10);
         assert_eq!(lane.next(WINDOW), Some(serial(2)));
+    }
+
+    #[test]
+    fn g3_sends_that_come_back_are_first_again_in_their_order() {
+        let window = Amount { messages: 4, bytes: 100 };
+        let mut lane = lane(5);
+        for number in 1..=4 {
+            lane.leave(serial(number), 1, Departure::InRow);
+        }
+        lane.answered(serial(1), 1);
+        lane.recall();
+        lane.push_front(serial(1));
+        assert_eq!(lane.next(window), None, "others are under way");
+        for number in [2, 3] {
+            lane.answered(serial(number), 1);
+            lane.push_front(serial(number));
+            assert!(!lane.ends_recall());
+        }
+        // One is given up meanwhile, and one was independent and is committed.
+        assert!(lane.remove(serial(2)));
+        lane.answered(serial(4), 1);
+        assert!(lane.ends_recall() && !lane.ends_recall());
+        for number in [1, 3, 5] {
+            assert_eq!(lane.next(window), Some(serial(number)));
+            lane.leave(serial(number), 1, Departure::InRow);
+        }
     }
 
     #[test]

@@ -612,6 +612,10 @@ impl State {
                     Ok(())
                 }
                 Notice::MonitoredView(view) => self.deliver(endpoint, Item::MonitoredView(view)),
+                Notice::ReceiveEnded => {
+                    self.receive_ended(endpoint.get() as usize);
+                    Ok(())
+                }
                 Notice::MonitoredChange(change) => {
                     self.deliver(endpoint, Item::MonitoredChange(change))
                 }

@@ -462,7 +462,7 @@ fn the_bus_tells_of_itself() {
 }
 
 #[test]
-fn long_listings_come_in_pages() {
+fn long_listings_come_in_parts() {
     const GROUPS: usize = 1500;
     let broker = broker(Limits { groups_created: 2000, ..Limits::default() });
     let bus = broker.connect().unwrap();
@@ -472,6 +472,16 @@ fn long_listings_come_in_pages() {
     let groups = bus.groups().unwrap();
     assert_eq!(groups.len(), GROUPS);
     assert!(groups.is_sorted_by(|a, b| a.name < b.name));
+    // What is given up leaves the connection as it was.
+    for count in [0, 1, 64, 700] {
+        let some = bus.list_groups().unwrap().take(count).map(|group| group.unwrap().name);
+        assert_eq!(some.collect::<Vec<_>>().len(), count);
+    }
+    let listing = bus.list_groups().unwrap();
+    let late = bus.create("a").unwrap();
+    assert!(listing.sequence() > bus_client::Sequence::from_raw(0));
+    assert_eq!(listing.count(), GROUPS, "what was made later is not in it");
+    drop(late);
 }
 
 #[test]
@@ -484,7 +494,23 @@ fn g9_who_shut_receiving_is_sent_nothing_and_reads_what_it_had() {
     let error = direct.send("after").unwrap_err();
     assert_eq!(error, SendError::ReceiverShut(receiver.endpoint_id()));
     assert_eq!(message(&receiver).text(), Some("before"));
-    assert!(receiver.try_receive().unwrap().is_none());
+    assert_eq!(receiver.receive().unwrap_err(), ReceiveError::Ended, "and then nothing, for ever");
+    assert_eq!(receiver.try_receive().unwrap_err(), ReceiveError::Ended);
+    assert!(receiver.events().next().is_none());
+    receiver.endpoint(sender.endpoint_id()).send("it may still send").unwrap();
+    assert_eq!(message(&sender).text(), Some("it may still send"));
+}
+
+#[test]
+fn g9_who_waits_while_its_receiving_is_shut_is_told() {
+    let broker = broker(Limits::default());
+    let bus = broker.connect().unwrap();
+    let waiting = thread::spawn({
+        let bus = bus.clone();
+        move || bus.receive().unwrap_err()
+    });
+    bus.shutdown_receive().unwrap();
+    assert_eq!(waiting.join().unwrap(), ReceiveError::Ended);
 }
 
 #[test]

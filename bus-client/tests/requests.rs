@@ -54,6 +54,22 @@ fn eventually(mut so: impl FnMut() -> bool) {
 }
 
 #[test]
+fn g9_calls_of_who_takes_no_outcomes_any_more_end() {
+    let broker = broker();
+    let [caller, callee] = [0; 2].map(|_| broker.connect().unwrap());
+    let to = callee.endpoint_id();
+    let (answered, open) =
+        (caller.start_call(to, "a").unwrap(), caller.start_call(to, "b").unwrap());
+    request(&callee).reply("A").unwrap();
+    let unanswered = request(&callee);
+    caller.shutdown_receive().unwrap();
+    assert_eq!(answered.wait().unwrap().text(), Some("A"), "what was queued is still told");
+    assert!(matches!(open.wait().unwrap_err(), CallError::Gone));
+    assert!(unanswered.reply("B").is_err());
+    assert!(caller.call(to, "c").is_err(), "and asks nothing more");
+}
+
+#[test]
 fn a_call_gets_its_reply_and_receive_does_not() {
     let broker = broker();
     let [caller, callee] = [0; 2].map(|_| broker.connect().unwrap());

@@ -391,6 +391,13 @@ impl Receiver {
         self.core.has_gaps() && self.core.freed().0 == self.state.drained_messages
     }
 
+    /// Whether nothing will ever come any more, now that [`drain`](Self::drain) has found nothing: the
+    /// endpoint has been closed or has called `shutdown_receive`, and no loss is yet to be told.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.has_ended() && !self.core.has_gaps()
+    }
+
     /// Leaves `waker` to be woken once, when there is something to take or the endpoint has ended.
     /// False if that is so now: take it first.
     ///

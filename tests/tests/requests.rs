@@ -206,6 +206,61 @@ fn an_endpoint_that_is_closed_leaves_its_connections_others_alone() {
     assert_eq!(outcomes(&mut caller, 1), [(to_first, None)]);
 }
 
+/// The first worker to be asked kills its server and itself; the request is then the other one's.
+#[test]
+fn a_repeatable_call_is_given_to_another_worker_when_the_first_dies() {
+    let broker = Broker::start();
+    let marker = broker.file_with("marker", String::new());
+    let marker = marker.to_str().unwrap().to_owned();
+    // Who finds the marker takes it, and dies with its server; the other one answers.
+    let script = format!("rm {marker} 2>/dev/null && kill -9 $PPID; echo done by $$");
+    let serve = || {
+        let launch = broker.unisono("serve org.example.Work --shared --json").arg("--");
+        let server = launch.arg("sh").arg("-c").arg(&script).start();
+        server.json();
+        server
+    };
+    let mut servers = [serve(), serve()];
+    let call = broker.unisono("call org.example.Work Do it --repeatable").run().with(0);
+    assert!(call.output.starts_with("done by "), "{}", call.output);
+    let alive = servers.iter_mut().filter_map(|server| server.runs().then_some(())).count();
+    assert_eq!(alive, 1);
+    // Without being repeatable it is gone.
+    std::fs::write(&marker, "").unwrap();
+    let _second = serve();
+    let gone = broker.unisono("call org.example.Work Do it").run().with(1);
+    assert!(gone.errors.contains("has gone without an answer"), "{}", gone.errors);
+}
+
+/// Commands that end only when they are told to: so many run as `--jobs` says, and no more.
+#[test]
+fn g8_serve_runs_at_most_so_many_jobs_and_the_rest_waits_in_the_queue() {
+    let broker = Broker::start();
+    let gate = broker.file_with("started", String::new());
+    let (started, end) = (gate.to_str().unwrap().to_owned(), format!("{}.end", gate.display()));
+    let script =
+        format!("echo x >> {started}; until test -e {end}; do sleep 0.01; done; printf done");
+    let (server, endpoint) = serve(&broker, "--jobs 3", &["sh", "-c", &script]);
+    let calls: Vec<_> =
+        (0..8).map(|_| broker.unisono(&format!("call {endpoint} Wait x -t 60s")).start()).collect();
+    broker.until("all are asked", |stats| stats.open_requests == 8);
+    let count = || std::fs::read_to_string(&started).unwrap().lines().count();
+    tests::deadline::eventually("three run", || match count() {
+        3 => Ok(()),
+        other => Err(format!("{other}")),
+    });
+    // The server has seen all of them by now, or will start no more than that.
+    let probe = broker.unisono(&format!("call {endpoint} Wait x -t 300ms")).run().with(3);
+    assert!(probe.errors.contains("timed out"), "{}", probe.errors);
+    assert_eq!(count(), 3);
+    std::fs::write(&end, "").unwrap();
+    for call in calls {
+        assert_eq!(call.end().with(0).output, "done\n");
+    }
+    assert_eq!(count(), 8, "each was run once");
+    let _ = server.end_by(Signal::SIGTERM).with(0);
+}
+
 #[test]
 fn two_hundred_callers_get_their_own_replies() {
     const CALLERS: usize = 200;

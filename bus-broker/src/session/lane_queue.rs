@@ -8,8 +8,9 @@
 //!   by [`cancel`](LaneQueue::cancel).
 //! - What waits is bounded by the window, in messages and bytes (G8). A client that keeps to the
 //!   window never meets it here, so exceeding it is a fault of the client.
-//! - After a refused send that would not wait, everything behind it that was not marked independent
-//!   is refused: at once what is here, and on arrival what comes before the resume. A send that
+//! - After a refused send that would not wait, and after one that could not because its sender's own
+//!   queue was full, everything behind it that was not marked independent is refused: at once what is
+//!   here, and on arrival what comes before the resume. A send that
 //!   the client wrote before it knew of the refusal can therefore not overtake it (G3), and the
 //!   resume needs no place in the queue.
 //!
@@ -86,6 +87,9 @@ pub(super) enum Outcome {
     Committed,
     /// It reached nobody.
     Refused,
+    /// It reached nobody: its sender has to make room in its own queue first, and will send it again.
+    /// What is behind it must not overtake it.
+    OwnQueueFull,
 }
 
 /// Who is answered when the head has ended.
@@ -154,7 +158,12 @@ impl<T> LaneQueue<T> {
     pub(super) fn finish(&mut self, outcome: Outcome) -> Option<Finished> {
         let head = self.head.take()?;
         self.bytes -= head.bytes;
-        let fallen = if outcome == Outcome::Refused && head.patience == Patience::Refuse {
+        let stops = match outcome {
+            Outcome::Committed => false,
+            Outcome::Refused => head.patience == Patience::Refuse,
+            Outcome::OwnQueueFull => true,
+        };
+        let fallen = if stops {
             self.refuses = true;
             self.remove_dependents()
         } else {
@@ -301,6 +310,19 @@ mod tests {
         lane.refuse(refuses(4));
         assert_eq!(lane.arrive(waits(5), ()), Ok(Arrival::Refused));
         assert_eq!((lane.len(), lane.bytes()), (2, 20));
+    }
+
+    #[test]
+    fn g3_nothing_overtakes_a_send_that_waits_for_its_own_senders_room() {
+        let mut lane = lane(&[waits(1), waits(2), independent(waits(3))]);
+        assert_eq!(next(&mut lane), Some(1));
+        let finished = lane.finish(Outcome::OwnQueueFull).unwrap();
+        assert_eq!((finished.head, finished.fallen), (serial(1), vec![serial(2)]));
+        assert_eq!(lane.arrive(waits(4), ()), Ok(Arrival::Refused));
+        assert_eq!(next(&mut lane), Some(3), "independent ones go on");
+        let _ = lane.finish(Outcome::Committed);
+        lane.resume();
+        assert_eq!(lane.arrive(waits(1), ()), Ok(Arrival::Queued));
     }
 
     #[test]

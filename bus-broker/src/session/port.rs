@@ -38,6 +38,8 @@ pub(super) struct Port {
     held: Option<Delivery>,
     /// Nothing more will come than is in the queue.
     receive_shut: bool,
+    /// And the client was told that it has had all.
+    end_told: bool,
     endpoint: Endpoint,
     _entry: EndpointEntry,
 }
@@ -60,6 +62,7 @@ impl Port {
             awake: false,
             held: None,
             receive_shut: false,
+            end_told: false,
             endpoint,
             _entry: entry,
         }
@@ -95,6 +98,13 @@ impl Port {
             self.awake = false;
         }
         !self.awake
+    }
+
+    /// Whether the client is to be told now that nothing comes any more.
+    pub(super) fn take_end(&mut self) -> bool {
+        let ends = self.receive_shut && !self.end_told && self.receiver.is_over();
+        self.end_told |= ends;
+        ends
     }
 
     pub(super) fn shutdown_receive(&mut self) -> bus_core::Sequence {

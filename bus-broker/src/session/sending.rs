@@ -327,6 +327,7 @@ impl SendingLane {
     ) {
         let kind = match outcome {
             Ok(_) => Outcome::Committed,
+            Err(SendError::OwnQueueFull) => Outcome::OwnQueueFull,
             Err(_) => Outcome::Refused,
         };
         let Some(finished) = self.queue.finish(kind) else {

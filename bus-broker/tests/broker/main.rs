@@ -794,6 +794,67 @@ fn a_listing_that_is_given_up_ends_with_cancelled_and_so_many_may_be_under_way()
 }
 
 #[test]
+fn g9_what_was_queued_comes_before_the_farewell() {
+    const MESSAGES: u32 = 200;
+    let mut fixture = Fixture::new();
+    let (mut reader, mut sender) = (fixture.client(), fixture.client());
+    let group = Destination::Group(reader.join("g"));
+    let payload = vec![b'x'; 5_000];
+    let file = std::fs::File::open("/dev/null").unwrap();
+    // More than a socket and an output hold; and descriptors, of which one message's are under way
+    // at a time.
+    for number in 0..MESSAGES {
+        let serial = if number % 50 == 0 {
+            sender.post_with_descriptors(group, &payload, &[file.as_fd()])
+        } else {
+            sender.post(group, &payload)
+        };
+        sender.outcome(serial).unwrap();
+    }
+    let ending = std::thread::spawn(move || fixture.end());
+    let (mut heard, mut lost) = (0, 0);
+    loop {
+        match reader.hear() {
+            BrokerFrame::Message(message) => {
+                heard += 1;
+                lost += u32::from(message.head.descriptors_lost);
+                assert_eq!(message.payload.len(), payload.len());
+            }
+            BrokerFrame::Goodbye(goodbye) => {
+                assert_eq!(goodbye.code, GoodbyeCode::Shutdown);
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((heard, lost), (MESSAGES, 3));
+    assert_eq!(reader.try_hear(), None);
+    ending.join().unwrap();
+}
+
+#[test]
+fn g3_a_lane_whose_senders_own_queue_is_full_refuses_what_follows_until_it_resumes() {
+    let limits = Limits { queue_messages: 2, ..Limits::default() };
+    let fixture = Fixture::with(limits, 1);
+    let mut client = fixture.client();
+    let group = Destination::Group(client.join_with("g", MemberFlags::LOOPBACK));
+    let serials: Vec<Serial> = (0..5).map(|_| client.post(group, b"x")).collect();
+    let codes: Vec<_> =
+        serials.iter().map(|serial| client.outcome(*serial).map_err(|f| f.code)).collect();
+    assert!(codes[0].is_ok() && codes[1].is_ok());
+    assert_eq!(codes[2].as_ref().unwrap_err(), &FailureCode::OwnQueueFull);
+    for code in &codes[3..] {
+        assert_eq!(code.as_ref().unwrap_err(), &FailureCode::LaneRefused);
+    }
+    client.receive();
+    let stopped = client.post(group, b"too early");
+    assert_eq!(client.outcome(stopped).unwrap_err().code, FailureCode::LaneRefused);
+    client.resume();
+    let again = client.post(group, b"again");
+    client.outcome(again).unwrap();
+}
+
+#[test]
 fn two_hundred_connections_hear_each_other() {
     let fixture = Fixture::new();
     let mut clients: Vec<RawClient> = (0..200).map(|_| fixture.client()).collect();

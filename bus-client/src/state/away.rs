@@ -156,10 +156,9 @@ impl EndpointState {
             }
             _ => Departure { before, last, skipped: 0 },
         });
-        self.lanes.iter_mut().for_each(|lane| lane.refused = false);
+        self.lanes.iter_mut().for_each(LaneState::forget_refusals);
         self.groups.clear();
         self.left_groups = 0;
-        self.loopbacks.clear();
         self.joining = 0;
         self.claims = Default::default();
         self.monitored_next = None;
@@ -425,9 +424,7 @@ impl State {
 
     fn purpose_of(&mut self, request: &Request) -> Purpose {
         match request {
-            Request::Join { group, flags, .. } => {
-                Purpose::Join { group: self.group(group), flags: *flags }
-            }
+            Request::Join { group, .. } => Purpose::Join(self.group(group)),
             Request::Create { group, .. } => Purpose::Create(self.group(group)),
             Request::CreateGated { group, .. } => Purpose::Own(self.group(group)),
             Request::OwnName { name, .. } => Purpose::OwnName(name.clone()),

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bus_core::wire::{ClientFrame, Failure, FailureCode, Request, Response, Serial};
-use bus_core::{GroupId, GroupName, MemberFlags, NameId, Sequence};
+use bus_core::{GroupId, GroupName, NameId, Sequence};
 
 use super::endpoint::KnownGroup;
 use super::kept::{self, ThingId};
@@ -44,10 +44,7 @@ pub(crate) enum Purpose {
     Create(Arc<GroupTarget>),
     /// Creates a gated group.
     Own(Arc<GroupTarget>),
-    Join {
-        group: Arc<GroupTarget>,
-        flags: MemberFlags,
-    },
+    Join(Arc<GroupTarget>),
     Leave(GroupId),
     /// Looks a well-known name up for the send or watch `asker`, which fails if nobody owns it.
     ResolveName {
@@ -81,13 +78,7 @@ impl State {
         if let Some(gone) = &self.gone {
             return Err(CallError::Gone(gone.clone()));
         }
-        let loopback = match &purpose {
-            Purpose::Join { group, flags } => {
-                Some(needs_own_room(*flags).then(|| group.name().clone()))
-            }
-            Purpose::OwnName(_) => Some(None),
-            _ => None,
-        };
+        let joins = matches!(&purpose, Purpose::Join(_) | Purpose::OwnName(_));
         let entry = Entry::Call(CallEntry {
             endpoint: key,
             purpose,
@@ -105,10 +96,8 @@ impl State {
                 text,
             ))));
         };
-        if let Some(loopback) = loopback {
-            let endpoint = &mut self.endpoints[key];
-            endpoint.joining += 1;
-            endpoint.loopbacks.extend(loopback);
+        if joins {
+            self.endpoints[key].joining += 1;
         }
         if self.comes_back()
             && let Some(endpoint) = self.endpoints.get_mut(key)
@@ -164,15 +153,9 @@ impl State {
                 self.owns(key, &group, *group_id);
             }
             (
-                Purpose::Join { group, flags: wishes },
-                Response::Admitted { group_id, flags, .. },
+                Purpose::Join(group),
+                Response::Joined { group_id, .. } | Response::Admitted { group_id, .. },
             ) => {
-                self.admitted(key, &group, *group_id, wishes, *flags);
-                if abandoned {
-                    self.leave_group(key, *group_id);
-                }
-            }
-            (Purpose::Join { group, .. }, Response::Joined { group_id, .. }) => {
                 self.joined(key, &group, *group_id);
                 if abandoned {
                     self.leave_group(key, *group_id);
@@ -223,9 +206,8 @@ impl State {
                     Purpose::Resolve { group, asker } => {
                         self.unresolved(&group, asker, &failure);
                     }
-                    Purpose::Join { group, flags } => {
+                    Purpose::Join(_) => {
                         self.endpoints[key].joining -= 1;
-                        self.forget_loopback(key, group.name(), flags);
                         self.wake_receivers(key);
                     }
                     Purpose::ResolveName { name, asker } => {
@@ -294,7 +276,6 @@ impl State {
         if known.left.replace(sequence).is_none() {
             endpoint.left_groups += 1;
         }
-        let name = known.name.clone();
         if endpoint.left_groups > LEFT_GROUPS_KEPT
             && let Some((&oldest, _)) = endpoint
                 .groups
@@ -304,16 +285,6 @@ impl State {
         {
             endpoint.groups.remove(&oldest);
             endpoint.left_groups -= 1;
-        }
-        self.forget_loopback(key, &name, MemberFlags::LOOPBACK);
-    }
-
-    pub(super) fn forget_loopback(&mut self, key: usize, name: &GroupName, flags: MemberFlags) {
-        let loopbacks = &mut self.endpoints[key].loopbacks;
-        if needs_own_room(flags)
-            && let Some(at) = loopbacks.iter().position(|loopback| loopback == name)
-        {
-            loopbacks.swap_remove(at);
         }
     }
 
@@ -353,9 +324,9 @@ impl State {
     /// Nobody wants to be a member any more: leaves as soon as the join is answered.
     pub(crate) fn abandon_join(&mut self, serial: Serial) {
         let (key, group) = match self.pending.get(serial) {
-            Some(Entry::Call(CallEntry {
-                endpoint, purpose: Purpose::Join { group, .. }, ..
-            })) => (*endpoint, Some(group.name().clone())),
+            Some(Entry::Call(CallEntry { endpoint, purpose: Purpose::Join(group), .. })) => {
+                (*endpoint, Some(group.name().clone()))
+            }
             Some(Entry::Call(call)) => (call.endpoint, None),
             _ => return,
         };
@@ -382,11 +353,6 @@ impl State {
             self.flush(Urgency::Soon);
         }
     }
-}
-
-/// Whether a membership of these flags makes the sender's own room count.
-pub(super) fn needs_own_room(flags: MemberFlags) -> bool {
-    flags.contains(MemberFlags::LOOPBACK) && !flags.contains(MemberFlags::DROP_WHEN_FULL)
 }
 
 /// Groups left whose names are kept for messages that may still come.

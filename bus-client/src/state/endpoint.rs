@@ -15,7 +15,6 @@ use super::kept::Kept;
 use super::names::Claims;
 use super::relief::Reader;
 use super::request::Requests;
-use super::target::Target;
 use super::views::Views;
 use super::{State, Urgency, handle};
 use crate::clock::Tick;
@@ -40,15 +39,14 @@ pub(super) struct EndpointState {
     pub(super) groups: HashMap<GroupId, KnownGroup>,
     /// How many of `groups` were left.
     pub(super) left_groups: usize,
-    /// Groups, joined or about to be, from which a message of this endpoint's own comes back and
-    /// needs room here.
-    pub(super) loopbacks: Vec<GroupName>,
     pub(super) joining: usize,
     pub(super) views: Views,
     pub(super) requests: Requests,
     pub(super) claims: Claims,
     /// Where the next message went, which is a monitor's copy.
     pub(super) monitored_next: Option<Box<Copied>>,
+    /// Nothing comes any more but what is in the inbox.
+    pub(super) receive_ended: bool,
     /// The broker has not answered for it yet.
     pub(super) opening: bool,
     pub(super) closing: bool,
@@ -119,16 +117,6 @@ impl EndpointState {
         if self.left_groups > 0 {
             self.groups.retain(|_, known| known.left.is_none_or(|left| left >= now));
             self.left_groups = self.groups.values().filter(|known| known.left.is_some()).count();
-        }
-    }
-
-    /// Whether a message to this target may need room in this endpoint's own queue.
-    pub(super) fn may_reach_itself(&self, target: &Target) -> bool {
-        match target {
-            Target::Endpoint(id) => *id == self.id,
-            Target::Caller(..) => false,
-            Target::Group(group) => self.loopbacks.contains(group.name()),
-            Target::Name(name) => self.claims.holds(name.name()),
         }
     }
 
@@ -216,12 +204,12 @@ impl State {
             lanes: (0..lanes).map(|_| LaneState::default()).collect(),
             groups: HashMap::default(),
             left_groups: 0,
-            loopbacks: Vec::new(),
             joining: 0,
             views: Views::default(),
             requests: Requests::default(),
             claims: Claims::default(),
             monitored_next: None,
+            receive_ended: false,
             opening: false,
             closing: false,
             last: None,
@@ -295,6 +283,21 @@ impl State {
         if self.gone.is_none() {
             self.outbox.put(&ClientFrame::Resume { endpoint: handle(key), lane });
         }
+    }
+
+    /// All has come for an endpoint that receives nothing any more.
+    pub(super) fn receive_ended(&mut self, key: usize) {
+        let Some(endpoint) = self.endpoints.get_mut(key) else {
+            return;
+        };
+        endpoint.receive_ended = true;
+        self.end_requests(key);
+        self.wake_receivers(key);
+    }
+
+    /// Whether nothing will be received any more by an endpoint, for which nothing was found.
+    pub(crate) fn has_received_all(&self, key: usize) -> bool {
+        self.endpoints.get(key).is_some_and(|endpoint| endpoint.receive_ended)
     }
 
     /// Takes the next event of an endpoint, if there is one, for the calling thread or a task on

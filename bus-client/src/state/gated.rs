@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use bus_core::wire::{Handle, Notice, Request};
-use bus_core::{GroupId, GroupName, MemberFlags};
+use bus_core::{GroupId, GroupName};
 
 use super::State;
-use super::call::{Purpose, needs_own_room};
+use super::call::Purpose;
 use super::endpoint::{EndpointState, KnownGroup, named};
 use super::target::GroupTarget;
 use crate::gated::{Candidate, Expelled, FlagsChanged, PeerGap, PeerNotice, Terms};
@@ -50,9 +50,6 @@ impl EndpointState {
 impl State {
     /// Takes in a notice about gated groups.
     pub(super) fn gated_notice(&mut self, handle: Handle, notice: Notice) -> Result<(), String> {
-        if let Notice::FlagsChanged { group_id, flags, .. } = &notice {
-            self.flags_changed(handle.get() as usize, *group_id, *flags);
-        }
         let ended = match &notice {
             Notice::Expelled { group_id, sequence, .. } => Some((*group_id, *sequence)),
             _ => None,
@@ -64,20 +61,6 @@ impl State {
         Ok(())
     }
 
-    /// Whether the sender's own room counts depends on its flags.
-    fn flags_changed(&mut self, key: usize, group: GroupId, flags: MemberFlags) {
-        let Some(endpoint) = self.endpoints.get_mut(key) else {
-            return;
-        };
-        let Some(name) = endpoint.name_of(group) else {
-            return;
-        };
-        endpoint.loopbacks.retain(|loopback| *loopback != name);
-        if needs_own_room(flags) {
-            endpoint.loopbacks.push(name);
-        }
-    }
-
     /// An endpoint owns a gated group: messages through peer endpoints come from it.
     pub(super) fn owns(&mut self, key: usize, group: &Arc<GroupTarget>, id: GroupId) {
         self.resolved(group, id);
@@ -85,22 +68,6 @@ impl State {
             let known = KnownGroup { name: group.name().clone(), left: None };
             endpoint.groups.insert(id, known);
         }
-    }
-
-    /// An endpoint was admitted, with `flags` where it had wished for others.
-    pub(super) fn admitted(
-        &mut self,
-        key: usize,
-        group: &Arc<GroupTarget>,
-        id: GroupId,
-        wishes: MemberFlags,
-        flags: MemberFlags,
-    ) {
-        self.forget_loopback(key, group.name(), wishes);
-        if needs_own_room(flags) {
-            self.endpoints[key].loopbacks.push(group.name().clone());
-        }
-        self.joined(key, group, id);
     }
 
     /// Nobody waits for an admission any more: the request is taken back, if there is one.

@@ -70,11 +70,6 @@ impl Claims {
         self.names.contains_key(&id)
     }
 
-    /// Whether a message to this name may come back to the endpoint.
-    pub(super) fn holds(&self, name: &GroupName) -> bool {
-        self.names.values().any(|(held, stands)| *stands && held == name)
-    }
-
     fn begin(&mut self, id: NameId, name: GroupName) {
         self.names.insert(id, (name, true));
         let past = self.names.iter().filter(|(_, (_, stands))| !stands);

@@ -208,6 +208,17 @@ impl State {
         }
     }
 
+    /// The endpoint gets no outcomes any more: those that have not come will not.
+    pub(super) fn end_requests(&mut self, key: usize) {
+        let Some(endpoint) = self.endpoints.get_mut(key) else {
+            return;
+        };
+        let open = std::mem::take(&mut endpoint.requests.open);
+        for serial in open.into_values() {
+            self.answer_request(serial, Answer::Ended(OutcomeCode::Gone));
+        }
+    }
+
     /// The broker is lost: nobody will answer this one any more.
     pub(super) fn lose_request(&mut self, serial: Serial, gone: &BrokerGone) {
         let Some(Entry::Request(request)) = self.pending.get_mut(serial) else {

@@ -315,6 +315,9 @@ impl State {
     /// Lets sends of a lane leave, in their order, as far as they can.
     pub(super) fn pump(&mut self, key: usize, lane: LaneNumber) {
         let window = window_of(&self.limits);
+        if self.endpoints[key].lanes[lane.index()].ends_recall() {
+            self.put_resume(key, lane);
+        }
         while self.gone.is_none()
             && self.outbox.bytes() < OUTBOX_BYTES
             && let Some(serial) = self.endpoints[key].lanes[lane.index()].next(window)
@@ -364,11 +367,7 @@ impl State {
             };
         };
         let endpoint = &mut self.endpoints[key];
-        let alone = match send.new.form {
-            Form::TryAlone => true,
-            Form::TryPipelined => false,
-            Form::Wait => endpoint.may_reach_itself(&send.new.target),
-        };
+        let alone = send.new.form == Form::TryAlone;
         let charge = send.charge();
         let lane_state = &endpoint.lanes[lane.index()];
         let unhurried = send.new.unhurried && (send.wake.is_none() || send.wake_when_left);
@@ -452,6 +451,16 @@ impl State {
         let key = send.new.endpoint;
         let lane = &mut self.endpoints[key].lanes[id.lane.index()];
         let fell_with_another = failure.code == FailureCode::LaneRefused;
+        if failure.code == FailureCode::OwnQueueFull && send.new.form == Form::Wait {
+            lane.recall();
+        }
+        if fell_with_another && lane.recalls() {
+            // It fell with one that is sent again, and so is this.
+            return match send.cancel {
+                None => self.come_back(id, false),
+                Some(reason) => self.end_send(id.serial, Err(reason.error())),
+            };
+        }
         match send.new.form {
             Form::TryPipelined if !fell_with_another => lane.refused = true,
             // The broker refuses what follows, and nothing has followed yet.

@@ -483,7 +483,7 @@ fn who_gives_up_says_why_the_broker_went() {
     first.goodbye(GoodbyeCode::Shutdown, "for good");
     drop(first);
     let waiting = thread::spawn(move || member.send("x"));
-    let ReceiveError::BrokerGone(gone) = bus.receive().unwrap_err();
+    let ReceiveError::BrokerGone(gone) = bus.receive().unwrap_err() else { panic!() };
     assert!(gone.to_string().contains("for good"), "{gone}");
     assert!(matches!(waiting.join().unwrap(), Err(SendError::BrokerGone(_))));
     let mut polled = [PollFd::new(&bus, PollFlags::IN)];
@@ -500,7 +500,7 @@ fn a_broker_that_does_not_want_us_is_the_end() {
     let mut second = home.calls();
     let _ = second.hello();
     second.goodbye(GoodbyeCode::PermissionDenied, "not you");
-    let ReceiveError::BrokerGone(gone) = received.join().unwrap();
+    let ReceiveError::BrokerGone(gone) = received.join().unwrap() else { panic!() };
     assert!(matches!(gone.reason(), GoneReason::Goodbye { .. }), "{gone}");
 }
 

@@ -1018,6 +1018,8 @@ pub enum Notice {
         /// Where in the order that was.
         sequence: Sequence,
     },
+    /// All that was queued before `shutdown-receive` has come: nothing follows for this endpoint.
+    ReceiveEnded,
     /// The next MESSAGE for this endpoint is a copy of one that went elsewhere.
     Monitored(Box<Copied>),
     /// Something that a monitor sees beside messages and views. It takes a place.
@@ -1121,6 +1123,7 @@ enum NoticeForm {
         peer: EndpointId,
         sequence: Sequence,
     },
+    ReceiveEnded,
     FlagsChanged {
         group_id: GroupId,
         #[serde(default, with = "known_flag_names")]
@@ -1192,6 +1195,7 @@ impl Notice {
                 Self::PeerStalled { group_id, peer, sequence }
             }
             NoticeForm::PeerClosed { peer, sequence } => Self::PeerClosed { peer, sequence },
+            NoticeForm::ReceiveEnded => Self::ReceiveEnded,
             NoticeForm::FlagsChanged { group_id, flags, sequence } => {
                 Self::FlagsChanged { group_id, flags, sequence }
             }
@@ -1212,6 +1216,7 @@ impl Notice {
         "peer-stalled",
         "peer-closed",
         "flags-changed",
+        "receive-ended",
         "monitored-view",
         "monitor-gap",
     ];
@@ -1271,6 +1276,7 @@ impl Notice {
             Self::MonitoredChange(change) => {
                 return cbor::encode(out, &seen::Form::from(&**change));
             }
+            Self::ReceiveEnded => NoticeForm::ReceiveEnded,
             Self::FlagsChanged { group_id, flags, sequence } => {
                 NoticeForm::FlagsChanged { group_id: *group_id, flags: *flags, sequence: *sequence }
             }

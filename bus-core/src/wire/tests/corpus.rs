@@ -840,6 +840,10 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
             }),
         ),
         (
+            "receive ended",
+            BrokerFrame::Notice { endpoint: Handle::FIRST, notice: Notice::ReceiveEnded },
+        ),
+        (
             "flags changed",
             BrokerFrame::Notice {
                 endpoint: Handle::FIRST,
