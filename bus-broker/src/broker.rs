@@ -18,6 +18,7 @@ use bus_core::{
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::rand::GetRandomFlags;
 
+use crate::apart::Payloads;
 use crate::config::ConfigError;
 use crate::config::{Config, Listen};
 use crate::credentials::PeerCredentials;
@@ -155,6 +156,8 @@ pub(crate) struct Shared {
     pub(crate) roster: Roster,
     pub(crate) log_limit: LogLimit,
     ingresses: OnceLock<Vec<Arc<Ingress>>>,
+    /// Payloads that lie beside the streams.
+    pub(crate) payloads: Payloads,
     inboxes: Vec<Arc<Inbox>>,
     connections: AtomicUsize,
     stopping: AtomicBool,
@@ -262,6 +265,7 @@ impl Broker {
             roster: Roster::default(),
             log_limit: LogLimit::default(),
             ingresses: OnceLock::new(),
+            payloads: Payloads::new(&config.limits),
             inboxes: inboxes.clone(),
             connections: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),

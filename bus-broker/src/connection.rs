@@ -652,7 +652,7 @@ impl Connection {
             bytes.freeze()
         };
         let (with, without) = (encode(offered), encode(BrokerRings::Refused));
-        self.output.push_with_descriptors(with, without, Carried::Rings(files));
+        self.output.push_with_descriptors(with, without, Carried::Files(files));
         self.link.offer(rings);
         Ok(())
     }

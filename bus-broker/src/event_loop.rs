@@ -10,7 +10,7 @@
 //! asked for only while a socket is full.
 //!
 //! Invariant: the thread sleeps without a time limit unless a send of its own connections waits, a
-//! request is unanswered, a message of an ingress is unfinished, a connection lingers, or output or
+//! request is unanswered, a payload is lent, memory for payloads is to be given back, a message of an ingress is unfinished, a connection lingers, or output or
 //! accepting was put off. An idle broker has no wake-ups. Of a request's deadline at least the thread
 //! that committed it knows when it goes to sleep.
 
@@ -150,6 +150,7 @@ impl IoThread {
             }
             self.inbox.wake_up();
             self.tick();
+            self.shared.payloads.look();
             let turn_began = Instant::now();
             loop {
                 for event in events.drain(..) {
@@ -241,7 +242,8 @@ impl IoThread {
         let deadline = self.shared.bus.next_deadline().map(|left| left.min(LONGEST_TICK));
         let timed = self.timed.first().map(|(at, _)| until(*at));
         let (services, looks) = (services.map(until), looks.map(until));
-        [lingering, waiting, accept, put_off, rings, deadline, timed, services, looks]
+        let payloads = self.shared.payloads.next_look();
+        [payloads, lingering, waiting, accept, put_off, rings, deadline, timed, services, looks]
             .into_iter()
             .flatten()
             .min()

@@ -69,6 +69,10 @@ pub(crate) enum Part {
     Watch(Handle, Serial),
     /// The owner of a gated group may have decided on a request.
     Admission(Handle, GroupId),
+    /// Payloads that the connection has lent are free again.
+    Completions,
+    /// Memory that the connection was given has ended, or a payload is to be given anew.
+    Memory,
 }
 
 /// The waker of one part of one connection.

@@ -41,6 +41,7 @@
 
 mod acceptor;
 mod activation;
+mod apart;
 mod broker;
 mod config;
 mod connection;

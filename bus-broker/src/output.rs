@@ -61,7 +61,7 @@ struct Attached {
 #[derive(Debug)]
 pub(crate) enum Carried {
     Message(Arc<Message>),
-    Rings(Arc<[OwnedFd]>),
+    Files(Arc<[OwnedFd]>),
 }
 
 /// The first piece of output, and what goes with its first byte.
@@ -273,7 +273,7 @@ impl Carried {
     fn descriptors(&self) -> &[OwnedFd] {
         match self {
             Self::Message(message) => message.descriptors(),
-            Self::Rings(files) => files,
+            Self::Files(files) => files,
         }
     }
 }

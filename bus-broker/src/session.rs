@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 
 use bus_core::wire::{
     BrokerFrame, COPY_BYTES, ClientFrame, Copied, EvictionReason, Failure, FailureCode, Goodbye,
-    GoodbyeCode, Handle, Hello, MAX_DESCRIPTORS, MessageHead, Notice, RINGS_FEATURE, Role,
+    GoodbyeCode, Handle, Hello, Lent, MAX_DESCRIPTORS, MessageHead, Notice, RINGS_FEATURE, Role,
     SendFlags, SendFrame, SendId, Serial, VERSION, ViewNotice, Welcome, encode_message,
     encode_message_head,
 };
 use bus_core::{
     Credentials, Delivery, Destination, Draft, EndpointId, Eviction, EvictionCause, Gap, GroupName,
-    Kind, Message, Monitored, PeerChange, Resource,
+    Kind, Message, Monitored, Payload, PeerChange, Resource,
 };
 use bytes::{Buf, BytesMut};
 
@@ -35,6 +35,7 @@ use crate::protocol::Progress;
 use crate::roster::EndpointEntry;
 use crate::transport::Arrived;
 use listings::Listings;
+use memory::{Company, Memory, Under, Way};
 use port::Port;
 
 pub(crate) use calls::stats;
@@ -47,6 +48,7 @@ pub(crate) mod inside;
 mod lane_charge;
 mod lane_queue;
 mod listings;
+mod memory;
 mod monitoring;
 mod names;
 mod permission;
@@ -74,6 +76,8 @@ pub(crate) struct Session {
     listings: Listings,
     /// The greeting has switched on rings.
     knows_rings: bool,
+    /// What lies beside the stream, if the client knows of such a thing.
+    memory: Option<Box<Memory>>,
 }
 
 impl Session {
@@ -95,6 +99,7 @@ impl Session {
             descriptors_out: false,
             listings: Listings::default(),
             knows_rings: false,
+            memory: None,
         }
     }
 
@@ -167,6 +172,16 @@ impl Session {
             Part::Admission(handle, group) => {
                 self.admission_decided(handle, group, output, context);
             }
+            Part::Completions => {
+                if let Some(memory) = &mut self.memory {
+                    memory.say_completed(output);
+                }
+            }
+            Part::Memory => {
+                if let Some(memory) = &mut self.memory {
+                    memory.look(output);
+                }
+            }
             Part::Watch(..) if context.shared.is_stopping() => {}
             Part::Watch(handle, serial) => {
                 if let Some(port) = self.ports.get_mut(&handle) {
@@ -179,6 +194,9 @@ impl Session {
     /// Moves messages from the queues to `output` while it has room: a few of each endpoint in
     /// turn, and in turn with them a part of what is listed.
     pub(crate) fn fill(&mut self, output: &mut Output) {
+        if let Some(memory) = &mut self.memory {
+            memory.say_completed(output);
+        }
         while output.has_room_for_messages() && self.has_more() {
             if let Some(handle) = self.readable.pop_front() {
                 match self.fill_from(handle, output) {
@@ -225,6 +243,7 @@ impl Session {
         self.readable.clear();
         self.holding.clear();
         self.listings.clear();
+        self.memory = None;
     }
 
     fn act(
@@ -317,6 +336,18 @@ impl Session {
                     port.unwatch(serial);
                 }
             }
+            ClientFrame::Release(holds) => {
+                let known = self.memory.as_mut().is_some_and(|memory| memory.release(&holds));
+                if !known {
+                    return Err(fault("RELEASE of what is not held"));
+                }
+            }
+            ClientFrame::Fetch { hold } => {
+                let memory = self.memory.as_mut();
+                if !memory.is_some_and(|memory| memory.fetch(hold, output)) {
+                    return Err(fault("FETCH of what is not held"));
+                }
+            }
             ClientFrame::DescriptorsTaken => {
                 if !self.descriptors_out {
                     return Err(fault("DESCRIPTORS_TAKEN, and none were sent"));
@@ -356,9 +387,12 @@ impl Session {
         }
         self.knows_rings =
             shared.rings.allows_any() && hello.features.iter().any(|known| known == RINGS_FEATURE);
+        self.memory = Memory::new(hello, self.credentials.uid, self.token, context);
+        let mut features = self.memory.as_ref().map_or_else(Vec::new, |memory| memory.features());
+        features.extend(self.knows_rings.then(|| RINGS_FEATURE.to_owned()));
         let welcome = Welcome {
             version,
-            features: self.knows_rings.then(|| RINGS_FEATURE.to_owned()).into_iter().collect(),
+            features,
             incarnation: shared.incarnation,
             endpoint,
             limits: shared.bus.limits().clone().for_user(context.account.limits()),
@@ -382,7 +416,7 @@ impl Session {
         context: &mut Context<'_>,
     ) -> Result<(), End> {
         let id = send.head.id;
-        let descriptors = match send.head.descriptors {
+        let mut descriptors = match send.head.descriptors {
             0 => Vec::new(),
             count => {
                 say(BrokerFrame::DescriptorsTaken, output);
@@ -406,6 +440,20 @@ impl Session {
         };
         let Shared { policy, bus, .. } = &**context.shared;
         let denied = self.gate.check_send(policy, bus, send.head.destination).err();
+        let payload = match lent_in(&send)? {
+            None => Payload::from(send.payload),
+            Some(lent) => {
+                let memory = self.memory.as_mut();
+                let memory = memory.ok_or_else(|| fault("a payload apart, without the feature"))?;
+                match memory.lend(&lent, send.head.destination, &mut descriptors) {
+                    Ok(payload) => payload,
+                    Err(failure) => {
+                        refuse(id, *failure, output, context);
+                        return Ok(());
+                    }
+                }
+            }
+        };
         let charge = match descriptors.len() {
             0 => None,
             count => match context.account.charge(Resource::Descriptors, count as u64) {
@@ -426,7 +474,7 @@ impl Session {
         }
         let draft = Draft {
             attributes: send.attributes,
-            payload: send.payload.into(),
+            payload,
             deadline: send.head.deadline,
             descriptors,
             kind: kind_of(send.head.flags),
@@ -498,6 +546,7 @@ impl Session {
                                 handle,
                                 message,
                                 How::WithoutDescriptors { missed, peer },
+                                Way::Inline,
                                 output,
                             );
                             continue;
@@ -505,16 +554,29 @@ impl Session {
                         port.hold(delivery);
                         return Filled::Holds;
                     }
-                    self.descriptors_out |= has_descriptors;
-                    deliver(handle, message, How::Queued { missed, peer }, output);
+                    let how = How::Queued { missed, peer };
+                    let out = &mut self.descriptors_out;
+                    if !deliver_by(&mut self.memory, handle, message, how, out, output) {
+                        if room == Room::ForAll {
+                            let how = match has_descriptors {
+                                true => How::WithoutDescriptors { missed, peer },
+                                false => how,
+                            };
+                            deliver(handle, message, how, Way::Inline, output);
+                            continue;
+                        }
+                        port.hold(delivery);
+                        return Filled::Holds;
+                    }
                 }
                 Some(Delivery::Monitored { seen: Monitored::Message { message, to }, missed }) => {
                     let notice = Notice::Monitored(Box::new(Copied::new(&message, to)));
                     say(BrokerFrame::Notice { endpoint: handle, notice }, output);
-                    deliver(handle, &message, How::Monitored { missed }, output);
+                    // A copy, always: and with its message, so that nothing comes between the two.
+                    deliver(handle, &message, How::Monitored { missed }, Way::Inline, output);
                 }
                 Some(Delivery::Retained { message }) => {
-                    deliver(handle, &message, How::Retained, output);
+                    deliver(handle, &message, How::Retained, Way::Inline, output);
                 }
                 Some(other) => {
                     if let Some(notice) = notice_of(other) {
@@ -580,13 +642,41 @@ enum How {
     },
 }
 
-fn deliver(handle: Handle, message: &Arc<Message>, how: How, output: &mut Output) {
-    let descriptors_lost = matches!(how, How::WithoutDescriptors { .. });
-    let descriptors = match descriptors_lost {
-        true => 0,
-        false => u8::try_from(message.descriptors().len())
-            .expect("the bus takes no message with more than 16 descriptors"),
+/// Delivers a message of the queue as its payload is to go. False if it has to wait until the client
+/// has taken the descriptors that are under way.
+fn deliver_by(
+    memory: &mut Option<Box<Memory>>,
+    handle: Handle,
+    message: &Arc<Message>,
+    how: How,
+    descriptors_out: &mut bool,
+    output: &mut Output,
+) -> bool {
+    let way = match memory {
+        Some(memory) if message.payload().is_apart() => {
+            // A peer endpoint's messages are for its owner alone.
+            let company = match how {
+                How::Queued { peer: None, .. } => Company::All,
+                _ => Company::Alone,
+            };
+            memory.way(message, company, &mut Under { way: descriptors_out, output })
+        }
+        _ => Way::Inline,
     };
+    if matches!(way, Way::Waits) {
+        return false;
+    }
+    *descriptors_out |= !message.descriptors().is_empty() || matches!(way, Way::File(..));
+    deliver(handle, message, how, way, output);
+    true
+}
+
+fn deliver(handle: Handle, message: &Arc<Message>, how: How, way: Way, output: &mut Output) {
+    let descriptors_lost = matches!(how, How::WithoutDescriptors { .. });
+    let own = if descriptors_lost { 0 } else { message.descriptors().len() };
+    let count = own + usize::from(matches!(way, Way::File(..)));
+    let descriptors =
+        u8::try_from(count).expect("the bus takes no message with more than 16 descriptors");
     let (missed, peer) = match how {
         How::Queued { missed, peer } | How::WithoutDescriptors { missed, peer } => (missed, peer),
         How::Monitored { missed } => (missed, None),
@@ -611,12 +701,21 @@ fn deliver(handle: Handle, message: &Arc<Message>, how: How, output: &mut Output
         credentials: message.credentials(),
         missed,
         retained: matches!(how, How::Retained),
+        apart: !matches!(way, Way::Inline | Way::Waits),
         descriptors,
         descriptors_lost,
         role: if is_copy { Role::Plain } else { role_of(message) },
         peer,
     };
-    let (attributes, payload) = (message.attributes(), message.payload());
+    let attributes = message.attributes();
+    let reference = match &way {
+        Way::Inline | Way::Waits => None,
+        Way::Apart(placed) | Way::File(placed, _) => Some(placed.encode()),
+    };
+    let payload = match &reference {
+        Some(reference) => &reference[..],
+        None => message.payload(),
+    };
     let fits = "the bus takes no message that is longer than a frame";
     if descriptors == 0 && payload.len() <= SHARE_BYTES {
         encode_message(output.frames(), &head, attributes, payload).expect(fits);
@@ -629,14 +728,23 @@ fn deliver(handle: Handle, message: &Arc<Message>, how: How, output: &mut Output
         encode_message_head(&mut with, &head, attributes, payload.len()).expect(fits);
         let lost = MessageHead { descriptors: 0, descriptors_lost: true, ..head };
         encode_message_head(&mut without, &lost, attributes, payload.len()).expect(fits);
-        let carried = Carried::Message(Arc::clone(message));
+        let carried = match way {
+            Way::File(_, files) => Carried::Files(files),
+            _ => Carried::Message(Arc::clone(message)),
+        };
         output.push_with_descriptors(with.freeze(), without.freeze(), carried);
     }
     if payload.len() > SHARE_BYTES {
-        output.push_shared(payload.as_bytes().clone());
+        output.push_shared(message.payload().as_bytes().clone());
     } else {
         output.frames().extend_from_slice(payload);
     }
+}
+
+/// What a SEND refers to, if its payload lies apart.
+fn lent_in(send: &SendFrame) -> Result<Option<Lent>, End> {
+    let apart = send.head.flags.contains(SendFlags::APART);
+    apart.then(|| Lent::decode(&send.payload).map_err(|error| bad_frame(&error))).transpose()
 }
 
 /// What a message asks for, as its SEND says.

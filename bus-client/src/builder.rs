@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bus_core::wire::{Hello, RINGS_FEATURE};
+use bus_core::wire::{FEATURE_APART, FEATURE_LEND, FEATURE_TRUST_OWN_USER, Hello, RINGS_FEATURE};
 
 use crate::bus::Bus;
 use crate::connection::{Connection, GreetingError};
@@ -38,6 +38,17 @@ pub struct Builder {
     backlog: Amount,
     reconnect: Option<Reconnect>,
     transport: Option<Transport>,
+    lends: Option<Reading>,
+    trusts_own_user: bool,
+}
+
+/// What becomes of completions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// The application reads them.
+    Read,
+    /// Nobody does.
+    PassedOver,
 }
 
 /// How the bytes of a connection travel. What is promised is the same.
@@ -73,6 +84,8 @@ impl Builder {
             backlog: BACKLOG,
             reconnect: None,
             transport: None,
+            lends: None,
+            trusts_own_user: false,
         }
     }
 
@@ -101,6 +114,32 @@ impl Builder {
     /// unless set. Zero messages switch the backlog off.
     pub fn backlog(mut self, messages: u32, bytes: u64) -> Self {
         self.backlog = Amount { messages, bytes };
+        self
+    }
+
+    /// Switches on that large payloads are sent without copies, or with one: then a send can be flagged
+    /// ([`Outgoing::zerocopy`](crate::Outgoing::zerocopy)), and
+    /// [`completions`](crate::Bus::completions) say when what was lent is free again. They have to be
+    /// read: unread ones count against a limit, and past it a flagged send fails with
+    /// [`NoBuffers`](crate::SendError::NoBuffers).
+    pub fn zerocopy(mut self) -> Self {
+        self.lends = Some(Reading::Read);
+        self
+    }
+
+    /// As [`zerocopy`](Self::zerocopy), for a program that only wants its buffers back, which they come
+    /// by themselves: completions are passed over.
+    pub fn zerocopy_quietly(mut self) -> Self {
+        self.lends = Some(Reading::PassedOver);
+        self
+    }
+
+    /// Trusts programs of this program's own user so far as to read what they send where they can still
+    /// write it, if they sent it from a [pool for the group](crate::Bus::pool_for). Such a message has
+    /// bytes only as copies; see [`Message::view`](crate::Message::view). Without this every payload is
+    /// a copy that the broker made, or cannot be changed by anybody.
+    pub fn trust_own_user(mut self) -> Self {
+        self.trusts_own_user = true;
         self
     }
 
@@ -195,11 +234,19 @@ impl Builder {
             hello.features.push(RINGS_FEATURE.to_owned());
         }
         hello.program = self.program;
+        hello.features.push(FEATURE_APART.to_owned());
+        if self.lends.is_some() {
+            hello.features.push(FEATURE_LEND.to_owned());
+        }
+        if self.trusts_own_user {
+            hello.features.push(FEATURE_TRUST_OWN_USER.to_owned());
+        }
         let address = address.to_owned();
+        let lends = self.lends;
         let comeback = path
             .zip(self.reconnect)
             .map(|(path, how)| Comeback::new(path, hello.clone(), self.timeout, how));
-        match Connection::open(socket, hello, self.timeout, self.backlog, comeback, keep) {
+        match Connection::open(socket, hello, self.timeout, self.backlog, comeback, lends, keep) {
             Ok(connection) => Ok(Bus::new(connection)),
             Err(GreetingError::Refused { code, text }) => {
                 Err(ConnectError::Refused { address, code, text })

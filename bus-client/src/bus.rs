@@ -78,11 +78,9 @@ impl Bus {
     }
 
     pub(crate) fn new(connection: Connection) -> Self {
-        Self {
-            endpoint: Endpoint {
-                inner: Arc::new(EndpointInner { connection: Arc::new(connection), key: 0 }),
-            },
-        }
+        let connection = Arc::new(connection);
+        connection.lock().set_connection(Arc::downgrade(&connection));
+        Self { endpoint: Endpoint { inner: Arc::new(EndpointInner { connection, key: 0 }) } }
     }
 
     /// The bus's incarnation: ids and sequences of another one mean nothing here.
@@ -143,7 +141,7 @@ impl Bus {
         self.connection().lock().close();
     }
 
-    fn connection(&self) -> &Arc<Connection> {
+    pub(crate) fn connection(&self) -> &Arc<Connection> {
         &self.inner.connection
     }
 }

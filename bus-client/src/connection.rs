@@ -19,18 +19,20 @@ use std::time::{Duration, Instant};
 
 use bus_core::Limits;
 use bus_core::wire::{
-    BrokerFrame, ClientFrame, Hello, MAGIC, RINGS_FEATURE, Request, Response, Serial, VERSION,
-    Welcome,
+    BrokerFrame, ClientFrame, FEATURE_LEND, Hello, MAGIC, RINGS_FEATURE, Request, Response, Serial,
+    VERSION, Welcome,
 };
 use bytes::{Buf, BytesMut};
 use parking_lot::{Mutex, MutexGuard};
 use rustix::io::Errno;
 
+use crate::apart::{Calibration, OwnPool, Pool};
+use crate::builder::Reading;
 use crate::error::GoneReason;
 use crate::inbox::Amount;
 use crate::inflow::{Filled, Frame, Inflow};
 use crate::message::PlainAttributes;
-use crate::state::{CallError, Comeback, Interest, Purpose, Sender, State};
+use crate::state::{CallError, Comeback, Interest, Purpose, Sender, State, Urgency};
 use crate::transport::{Beacon, Output, Transport};
 use crate::waits::Wake;
 
@@ -40,6 +42,9 @@ pub(crate) struct Connection {
     beacon: Arc<Beacon>,
     limits: Limits,
     plain: PlainAttributes,
+    /// From which size on lending pays, if this connection lends.
+    calibration: Option<Calibration>,
+    own_pool: OwnPool,
     #[cfg(feature = "tokio")]
     pub(crate) reactor: crate::reactor::Reactor,
     /// What must outlive the connection, such as an embedded broker.
@@ -72,6 +77,7 @@ impl Connection {
         timeout: Duration,
         backlog: Amount,
         comeback: Option<Comeback>,
+        lends: Option<Reading>,
         keep: Option<Box<dyn Any + Send + Sync>>,
     ) -> Result<Self, GreetingError> {
         let beacon = Beacon::new(comeback.is_some()).map(Arc::new);
@@ -81,6 +87,7 @@ impl Connection {
         let mut inflow = Inflow::new();
         let welcome = greet(&transport, &mut inflow, hello, timeout)?;
         let transport = Arc::new(transport);
+        let lends = lends.filter(|_| welcome.features.iter().any(|of| of == FEATURE_LEND));
         let mut state = State::new(
             Arc::clone(&transport),
             inflow,
@@ -88,11 +95,14 @@ impl Connection {
             (welcome.incarnation, welcome.endpoint),
             backlog,
             comeback,
+            lends,
         );
         if welcome.features.iter().any(|feature| feature == RINGS_FEATURE) {
             state.wish_rings();
         }
         Ok(Self {
+            calibration: lends.map(|_| Calibration::measure()),
+            own_pool: OwnPool::default(),
             state: Mutex::new(state),
             beacon,
             limits: welcome.limits,
@@ -106,6 +116,25 @@ impl Connection {
     /// The bounds that the first broker has told. A later one checks for itself.
     pub(crate) fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    pub(crate) fn calibration(&self) -> Option<&Calibration> {
+        self.calibration.as_ref()
+    }
+
+    /// A pool of the connection's own with buffers of at least this length, if it lends.
+    pub(crate) fn own_pool(self: &Arc<Self>, bytes: usize) -> Option<Pool> {
+        self.calibration.as_ref()?;
+        self.own_pool.get(self, bytes)
+    }
+
+    /// Tells the broker what is on the list, unless somebody has the lock: then who sleeps is woken and
+    /// does it, or who calls next.
+    pub(crate) fn do_chores(&self) {
+        match self.state.try_lock() {
+            Some(guard) => Locked { guard: Some(guard) }.flush(Urgency::Now),
+            None => self.beacon.ring(),
+        }
     }
 
     pub(crate) fn plain_attributes(&self) -> &PlainAttributes {

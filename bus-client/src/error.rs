@@ -212,6 +212,15 @@ pub enum SendError {
         /// The most that the bus takes.
         limit: usize,
     },
+    /// The payload cannot be lent (`ENOBUFS`): lending was not switched on, or it would be past a limit.
+    /// Read completions, or wait for some, or send without the flag.
+    #[error("no buffers: {text}{}", if limit.is_empty() { String::new() } else { format!(" (limit {limit})") })]
+    NoBuffers {
+        /// Which limit; `zerocopy` if it was not switched on.
+        limit: String,
+        /// What it is about.
+        text: String,
+    },
     /// A recipient of a direct message has not read for the stall limit.
     #[error("the recipient is stalled: it has not read for the stall limit")]
     RecipientStalled,

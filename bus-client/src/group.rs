@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bus_core::wire::{LaneNumber, Request, Response};
 use bus_core::{EndpointId, Filter, GroupId, GroupName, MemberFlags, Receipt, Retain, Sequence};
 
+use crate::apart::{Given, choose};
 use crate::bus::{Endpoint, Lane, LaneInner};
 use crate::error::{FilterChangeError, LeaveError, SendError};
 use crate::info::Joined;
@@ -448,7 +449,14 @@ impl Route {
         let deadline = timeout.map_or(0, |timeout| {
             u64::try_from(now.saturating_add(timeout).as_nanos()).unwrap_or(u64::MAX)
         });
-        let mut new = self.prepare(message, Form::Wait, true)?;
+        // A request's receipt is not told, so it could say no number.
+        let message = match message.given {
+            Some(Given::Buffer(buffer)) => {
+                Outgoing { payload: buffer.to_vec().into(), given: None, ..message }
+            }
+            _ => message,
+        };
+        let mut new = self.prepare(Outgoing { zerocopy: false, ..message }, Form::Wait, true)?;
         // The receipt comes with the outcome, if nothing else is told before.
         (new.ask, new.unhurried) = (Ask::Reply { repeatable, deadline }, true);
         Ok(new)
@@ -483,12 +491,20 @@ impl Route {
         if given > limit {
             return Err(SendError::TooManyDescriptors { given, limit });
         }
+        let (payload, flagged) = choose(
+            connection,
+            std::mem::take(&mut message.payload),
+            message.given.take(),
+            message.zerocopy,
+            message.way,
+        )?;
         Ok(NewSend {
             endpoint: self.endpoint.inner.key,
             lane: self.lane(),
             target: self.target.clone(),
             attributes: message.attributes(connection.plain_attributes())?,
-            payload: message.payload,
+            payload,
+            flagged,
             descriptors: (given > 0).then(|| message.descriptors.into()),
             form,
             independent: message.independent,

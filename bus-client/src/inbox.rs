@@ -367,6 +367,7 @@ mod tests {
             credentials: Credentials { uid: 0, pid: 0 },
             missed: None,
             retained: false,
+            apart: false,
             descriptors: 0,
             descriptors_lost: false,
             role: bus_core::wire::Role::Plain,

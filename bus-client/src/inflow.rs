@@ -157,7 +157,12 @@ impl Inflow {
             }
         }
         let mut arrival = Arrival { frame, attached: None };
-        if let Frame::Other(BrokerFrame::Rings(BrokerRings::Offered { .. })) = &arrival.frame {
+        if let Frame::Other(
+            BrokerFrame::Rings(BrokerRings::Offered { .. })
+            | BrokerFrame::Memory { descriptors: 1.., .. },
+        ) = &arrival.frame
+        {
+            // Fewer than announced are of no use either; who takes them looks how many there are.
             let descriptors = std::mem::take(&mut self.descriptors);
             arrival.attached = Some(Box::new(Attached { descriptors, lost: false }));
         }
@@ -248,6 +253,7 @@ mod tests {
             credentials: Credentials { uid: 0, pid: 0 },
             missed: None,
             retained: false,
+            apart: false,
             descriptors: 0,
             descriptors_lost: false,
             role: Role::Plain,

@@ -107,6 +107,7 @@
 //! | `reconnect` | what is told when another broker has taken the place of one |
 //! | `connection` | the lock around it, the greeting, and sleeping |
 //! | `drive`, `reactor` | who does the I/O while a future waits |
+//! | `apart` | payloads beside the stream: lent, and read in place |
 //! | `bus`, `group`, `gated`, `send`, `request`, `watch`, `views`, `names`, `monitor`, `builder`, `embedded` | the public handles |
 //! | [`mux`] | framed messages over byte streams of any protocol, shared by threads; needs no broker |
 //!
@@ -122,6 +123,7 @@
 )]
 
 mod accounts;
+mod apart;
 mod builder;
 mod bus;
 mod clock;
@@ -162,6 +164,9 @@ mod testing;
 mod tests;
 
 pub use accounts::AccountInfo;
+pub use apart::{
+    Calibration, Completions, Pool, PoolBuffer, PoolError, Revoked, SealedFile, View, Way,
+};
 pub use builder::{Builder, Transport};
 pub use bus::{Bus, Cork, Endpoint, Events, JoinFuture, Lane, ReceiveFuture};
 #[cfg(feature = "embedded")]
@@ -192,7 +197,7 @@ pub use watch::Writable;
 
 pub use bus_core::wire::inside;
 pub use bus_core::{
-    Condition, ContentType, Credentials, Description, EndpointId, FILTER_SECTION, Filter,
-    FilterError, FilterProgram, GroupId, GroupName, Limits, MAX_RETAINED_MESSAGES, NameError,
-    NameId, Operation, Pattern, Receipt, Retain, Sequence,
+    CompletedRange, Condition, ContentType, Credentials, Description, EndpointId, FILTER_SECTION,
+    Filter, FilterError, FilterProgram, GroupId, GroupName, Limits, MAX_RETAINED_MESSAGES,
+    NameError, NameId, Operation, Pattern, Receipt, Retain, Sequence,
 };

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::apart::{Found, Given, PoolBuffer, SealedFile, View, Way};
 use crate::error::{DecodeError, EncodeError, MessageError};
 use crate::gated::{Candidate, Expelled, FlagsChanged, PeerGap, PeerNotice};
 use crate::inflow::Attached;
@@ -299,6 +300,26 @@ impl Message {
         self.message.payload()
     }
 
+    /// The payload to be read in parts where it lies. It matters only for what its sender can still
+    /// write: [`payload`](Self::payload) copies all of that first.
+    #[must_use]
+    pub fn view(&self) -> View<'_> {
+        match self.found() {
+            Some(found) => View::of(found),
+            None => View::new(self.message.payload()),
+        }
+    }
+
+    /// How its bytes came here.
+    #[must_use]
+    pub fn way(&self) -> Way {
+        self.found().map_or(Way::Inline, Found::way)
+    }
+
+    fn found(&self) -> Option<&Found> {
+        self.message.found()?.as_any().downcast_ref()
+    }
+
     /// The payload's bytes, without a copy where the library holds no other part of them.
     #[must_use]
     pub fn into_payload(self) -> Vec<u8> {
@@ -396,6 +417,9 @@ pub struct Outgoing {
     pub(crate) refusal: bool,
     pub(crate) repeatable: bool,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) given: Option<Given>,
+    pub(crate) zerocopy: bool,
+    pub(crate) way: Option<Way>,
 }
 
 impl Outgoing {
@@ -434,6 +458,37 @@ impl Outgoing {
             Ok(bytes) => Ok(Self::with(bytes, ContentType::Json)),
             Err(e) => Err(EncodeError { format: "JSON", why: e.to_string() }),
         }
+    }
+
+    /// A payload that was written to a buffer of a [`Pool`](crate::Pool), which is lent until all
+    /// recipients are done. This is [flagged](Self::zerocopy).
+    #[must_use]
+    pub fn lent(buffer: PoolBuffer) -> Self {
+        Self { given: Some(Given::Buffer(buffer)), zerocopy: true, ..Self::default() }
+    }
+
+    /// A payload that is a file which nobody can change any more. This is [flagged](Self::zerocopy).
+    #[must_use]
+    pub fn file(file: SealedFile) -> Self {
+        Self { given: Some(Given::File(file)), zerocopy: true, ..Self::default() }
+    }
+
+    /// Asks for the payload's bytes not to be copied on their way, if that pays: then the send takes a
+    /// number ([`Receipt::completion`](bus_core::Receipt)), and a
+    /// [completion](crate::Bus::completions) says when the bytes are free again and whether they were
+    /// copied after all. It needs [`Builder::zerocopy`](crate::Builder::zerocopy). An empty payload takes no
+    /// number, and [calls](crate::Name::call) pass the flag over.
+    #[must_use]
+    pub fn zerocopy(mut self) -> Self {
+        self.zerocopy = true;
+        self
+    }
+
+    /// Forces how a flagged payload leaves, which otherwise follows from its size.
+    #[must_use]
+    pub fn travel(mut self, way: Way) -> Self {
+        self.way = Some(way);
+        self
     }
 
     /// Sets the key, at most 255 bytes. It is checked by the send.

@@ -19,6 +19,7 @@
 //! | `state/relief` | reading ahead for those who wait for a send |
 //! | `state/call`, `state/watch` | other questions, and what their answers change |
 //! | `state/rings` | going over to rings in shared memory, and back |
+//! | `state/apart` | payloads beside the stream, lent and found |
 //! | `state/views` | who is in a group that is watched |
 //! | `state/kept`, `state/away` | what endpoints have, and the time between two brokers |
 
@@ -28,14 +29,15 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use bus_core::wire::{
-    BrokerFrame, ClientFrame, Copied, Goodbye, GoodbyeCode, Handle, Incarnation, Notice, Role,
-    Serial,
+    BrokerFrame, ClientFrame, Copied, Goodbye, GoodbyeCode, Handle, Incarnation, Notice, PlacedIn,
+    Role, Serial,
 };
 use bus_core::{EndpointId, GroupName, Limits};
 use bus_memory::ForkMark;
 use rustix::io::Errno;
 use slab::Slab;
 
+use crate::builder::Reading;
 use crate::error::{BrokerGone, GoneReason, SendError};
 use crate::inbox::{Amount, Item};
 use crate::inflow::{Arrival, Filled, Frame, Inflow};
@@ -45,6 +47,7 @@ use crate::pending::Pending;
 use crate::transport::{Output, Transport};
 use crate::waits::{Waits, Wake};
 
+mod apart;
 mod away;
 mod call;
 mod endpoint;
@@ -60,6 +63,8 @@ mod target;
 mod views;
 mod watch;
 
+use apart::Apart;
+pub(crate) use apart::{Flagged, LentOut};
 pub(crate) use away::Comeback;
 use call::CallEntry;
 pub(crate) use call::{CallError, Purpose};
@@ -105,6 +110,7 @@ pub(crate) struct State {
     queued_sends: usize,
     /// Watches whose group is being looked up.
     queued_watches: Vec<Serial>,
+    apart: Apart,
     /// A frame with descriptors has left, and the broker has not said that it has taken them.
     descriptors_under_way: bool,
     /// Sends that somebody waits for without being able to read.
@@ -139,7 +145,10 @@ impl State {
         (incarnation, first): (Incarnation, EndpointId),
         backlog: Amount,
         comeback: Option<Comeback>,
+        lends: Option<Reading>,
     ) -> Self {
+        let quiet = lends.map(|reading| reading == Reading::PassedOver);
+        let apart = Apart::new(quiet, limits.completions);
         let mut state = Self {
             transport,
             limits,
@@ -156,6 +165,7 @@ impl State {
             names: HashMap::new(),
             queued_sends: 0,
             queued_watches: Vec::new(),
+            apart,
             descriptors_under_way: false,
             blocked: Vec::new(),
             waits: Waits::default(),
@@ -274,6 +284,7 @@ impl State {
                 _ => {}
             }
         }
+        self.lose_apart();
         self.depart(&reason);
         self.wake_all();
     }
@@ -374,6 +385,7 @@ impl State {
             let beside_input = has_rings && !self.transport.arm();
             let wanted = self.attention
                 || beside_input
+                || self.has_completions()
                 || self
                     .endpoints
                     .iter()
@@ -424,6 +436,7 @@ impl State {
         if self.gone.is_some() {
             return;
         }
+        self.put_chores();
         if urgency == Urgency::Soon && self.corks > 0 && self.outbox.bytes() < CORK_BYTES {
             return;
         }
@@ -544,10 +557,18 @@ impl State {
     }
 
     fn arrive(&mut self, arrival: Arrival) -> Result<(), String> {
-        let message = match arrival.frame {
+        let mut attached = arrival.attached;
+        let mut message = match arrival.frame {
             Frame::Message(message) => message,
             Frame::Other(BrokerFrame::Rings(rings)) => {
-                return self.rings_frame(rings, arrival.attached);
+                return self.rings_frame(rings, attached);
+            }
+            Frame::Other(BrokerFrame::Memory { id, kind, length, descriptors }) => {
+                if descriptors > 0 {
+                    self.outbox.put(&ClientFrame::DescriptorsTaken);
+                }
+                let files = attached.map(|attached| attached.descriptors).unwrap_or_default();
+                return self.memory_came(id, kind, length, files);
             }
             Frame::Other(frame) => return self.arrive_other(frame),
         };
@@ -555,12 +576,18 @@ impl State {
             self.outbox.put(&ClientFrame::DescriptorsTaken);
         }
         self.note_traffic();
+        if let Some(placed) = message.placed() {
+            let file = match (placed.within, &mut attached) {
+                (PlacedIn::File, Some(attached)) => attached.descriptors.pop(),
+                _ => None,
+            };
+            self.find_payload(&mut message, placed, file)?;
+        }
         let endpoint = message.endpoint();
         if let Some(copied) = self.monitored_next(endpoint) {
             return self.deliver(endpoint, Item::Monitored { message, copied });
         }
         let key = endpoint.get() as usize;
-        let attached = arrival.attached;
         match message.role() {
             Role::Plain => {}
             Role::Request { .. } => self.request_arrived(key, message.sequence()),
@@ -576,6 +603,19 @@ impl State {
         match frame {
             BrokerFrame::Message(_) | BrokerFrame::Rings(_) => {
                 unreachable!("dealt with where it was read")
+            }
+            BrokerFrame::Memory { .. } => unreachable!("memory comes with its descriptors"),
+            BrokerFrame::Completed(range) => {
+                self.completed(range);
+                Ok(())
+            }
+            BrokerFrame::Forget { id } => {
+                self.forget(id);
+                Ok(())
+            }
+            BrokerFrame::Moved { hold, payload } => {
+                self.moved(hold, payload);
+                Ok(())
             }
             BrokerFrame::Notice { endpoint, notice } => match notice {
                 Notice::Outcome { request, why, .. } => {

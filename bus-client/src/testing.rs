@@ -349,6 +349,7 @@ pub(crate) fn head(sequence: u64) -> MessageHead {
         credentials: Credentials { uid: 1, pid: 2 },
         missed: None,
         retained: false,
+        apart: false,
         descriptors: 0,
         descriptors_lost: false,
         role: Role::Plain,

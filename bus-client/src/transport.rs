@@ -122,6 +122,13 @@ impl Beacon {
         Ok(Self { bell, epoll, timer })
     }
 
+    /// Wakes the thread that sleeps, or the next one that would.
+    pub(crate) fn ring(&self) {
+        // The count cannot overflow, for it is taken back before the next sleep; and a failure
+        // would mean that it is above zero already.
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+    }
+
     /// The descriptor for main loops, to be polled for reading.
     pub(crate) fn pollable(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
@@ -318,9 +325,7 @@ impl Transport {
 
     /// Wakes the thread that sleeps in [`wait`](Self::wait), or the next one that would.
     pub(crate) fn ring(&self) {
-        // The count cannot overflow, for it is taken back before the next sleep; and a failure
-        // would mean that it is above zero already.
-        let _ = rustix::io::write(&self.beacon.bell, &1_u64.to_ne_bytes());
+        self.beacon.ring();
     }
 
     /// Takes back all ringing so far.

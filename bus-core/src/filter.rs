@@ -27,6 +27,7 @@ use crate::attributes::{
 };
 use crate::framing::LoadError;
 use crate::framing::bpf::VerifyError;
+use crate::payload::Payload;
 
 mod change;
 pub(crate) mod index;
@@ -177,7 +178,7 @@ impl Filter {
     /// allocates.
     #[must_use]
     pub fn accepts(&self, attributes: &Attributes, payload: &[u8]) -> bool {
-        self.passes(Subject { attributes, payload: Some(payload) })
+        self.passes(Subject { attributes, payload: Some(Seen::Bytes(payload)) })
     }
 
     pub(crate) fn passes(&self, subject: Subject<'_>) -> bool {
@@ -210,7 +211,24 @@ pub(crate) struct Subject<'a> {
     pub(crate) attributes: &'a Attributes,
     /// None if it is not known yet. Then programs are taken to accept: a destination is said to be
     /// writable only if no recipient that there may be lacks room (G6).
-    pub(crate) payload: Option<&'a [u8]>,
+    pub(crate) payload: Option<Seen<'a>>,
+}
+
+/// A payload, of which the bytes are asked for only by a program: one that lies apart from its message
+/// would have to be copied for them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Seen<'a> {
+    Bytes(&'a [u8]),
+    Of(&'a Payload),
+}
+
+impl<'a> Seen<'a> {
+    pub(crate) fn bytes(self) -> &'a [u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Of(payload) => payload,
+        }
+    }
 }
 
 impl Condition {

@@ -57,5 +57,5 @@ number! {
 }
 
 /// Version of a group's membership, or of a name's owners: one greater after every change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Generation(pub(crate) u64);

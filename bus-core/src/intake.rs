@@ -15,7 +15,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::account::{Account, Charge, Process, Resource};
 use crate::bus::LimitExceeded;
-use crate::filter::{Subject, index::MemberFilters};
+use crate::filter::{Seen, Subject, index::MemberFilters};
 use crate::id::{EndpointId, GroupId, NameId, Sequence};
 use crate::limits::Limits;
 use crate::lock_set::IntakePlace;
@@ -615,7 +615,7 @@ impl Retelling {
     pub(crate) fn next(&mut self) -> Option<Arc<Message>> {
         let filters = self.filters.as_deref();
         let passes = |message: &Message| {
-            let payload = Some(&**message.payload());
+            let payload = Some(Seen::Of(message.payload()));
             let subject = Subject { attributes: message.attributes(), payload };
             filters.is_none_or(|filters| filters.pass(subject))
         };

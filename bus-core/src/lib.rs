@@ -14,7 +14,8 @@
 //! | `sync` | the facade: the only file that names locks and atomics |
 //! | `id`, `name`, `limits` | numbers that must not be swapped, names, every bound |
 //! | `account` | who holds how much of what there is |
-//! | `attributes`, `message`, `notice` | what endpoints hand over and are told |
+//! | `attributes`, `payload`, `message`, `notice` | what endpoints hand over and are told |
+//! | [`lease`], `completion` | payloads while they are lent; which of a connection's are free again |
 //! | `lock_set` | the 8 locks, and the clocks that sequences come from |
 //! | `queue`, `intake` | an endpoint's ring; what commits and what its reader change |
 //! | `filter` | what a member wants to hear, and who wants a message |
@@ -40,6 +41,7 @@
 mod account;
 mod attributes;
 mod bus;
+mod completion;
 mod description;
 mod directory;
 mod endpoint;
@@ -52,6 +54,7 @@ mod id;
 mod inside;
 mod intake;
 mod lane;
+pub mod lease;
 mod limits;
 mod listing;
 mod lock_set;
@@ -67,6 +70,7 @@ mod name_registry;
 mod name_route;
 mod notice;
 mod ownership;
+mod payload;
 mod queue;
 mod receiver;
 mod recorder;
@@ -93,6 +97,7 @@ pub use bus::{
     Bus, CreateError, GroupInfo, JoinError, JoinOptions, Joined, LeaveError, LimitExceeded,
     MemberInfo, Stats,
 };
+pub use completion::{CompletedRange, CompletionQueue, Completions, CompletionsFull};
 pub use description::{Description, Operation};
 pub use endpoint::{Endpoint, WatchError};
 pub use filter::{
@@ -106,6 +111,7 @@ pub use inside::{
     About, EndpointTraffic, Fate, GroupCounts, RecipientFate, Refusal, Story, WaitingSend, Why,
 };
 pub use lane::{Lane, Submitted, Watch};
+pub use lease::Lease;
 #[doc(hidden)]
 pub use limits::duration_text;
 pub use limits::{LimitError, Limits};
@@ -113,13 +119,14 @@ pub use listing::{Groups, Members, Names};
 pub use lock_set::LOCKS;
 pub use member_change::{MemberChange, MemberEvent};
 pub use membership::MemberFlags;
-pub use message::{Credentials, Destination, Draft, Gap, Message, Payload};
+pub use message::{Audience, Credentials, Destination, Draft, Gap, Message};
 pub use monitor::{Addressee, MonitorError, Monitored, SeenOutcome};
 pub use name::{GroupName, MAX_NAME_BYTES, NameError};
 pub use name_change::{Holder, NameEvent, NameNotice, OwnerChange};
 pub use name_registry::{Claimed, LISTED_OWNERS, NameInfo, NameWatching, OwnError, OwnOptions};
 pub use notice::{Candidate, Eviction, EvictionCause, PeerChange};
 pub use ownership::NameFlags;
+pub use payload::{Payload, PayloadApart};
 pub use receiver::{CreditError, Delivery, ReceiveError, Receiver};
 pub use recorder::{PutOut, RecorderSize, RefusalReason};
 pub use request::{Ended, Kind, Outcome, RequestEnd};

@@ -115,6 +115,17 @@ pub struct Limits {
     /// Bytes of a reply for which its request keeps room. A longer one waits for room in its
     /// caller's queue.
     pub reply_bytes: u32,
+    /// Flagged sends of one connection that are lent, or completed and unread.
+    pub completions: u32,
+    /// Bytes that the connections of one user have lent and that are not completed.
+    pub pinned_bytes: u64,
+    /// Bytes of the pools that the connections of one user have.
+    pub pool_bytes: u64,
+    /// Bytes of the memory in which a broker puts payloads for its clients to read.
+    pub arena_bytes: u64,
+    /// How long a payload may stay lent before the broker copies it for those who have not read it.
+    #[serde(with = "duration_text")]
+    pub lent: Duration,
     /// Deadline of a request that names none.
     #[serde(with = "duration_text")]
     pub request_deadline: Duration,
@@ -166,6 +177,11 @@ impl Default for Limits {
             user_requests: 65_536,
             user_pinned_bytes: 1 << 30,
             user_connection_rate: 5_000,
+            completions: 1_024,
+            pinned_bytes: 64 << 20,
+            pool_bytes: 256 << 20,
+            arena_bytes: 256 << 20,
+            lent: Duration::from_secs(1),
             stall: Duration::from_secs(10),
             request_deadline: Duration::from_secs(25),
         }
@@ -239,6 +255,11 @@ impl Limits {
             ("user_requests", self.user_requests, 0, 1 << 24),
             ("user_pinned_bytes", self.user_pinned_bytes, 0, 1 << 40),
             ("user_connection_rate", self.user_connection_rate, 1, 1 << 20),
+            ("completions", self.completions.into(), 1, 1 << 20),
+            ("pinned_bytes", self.pinned_bytes, 0, 1 << 40),
+            ("pool_bytes", self.pool_bytes, 0, 1 << 40),
+            ("arena_bytes", self.arena_bytes, 0, 1 << 40),
+            ("lent", millis(self.lent), 1, 600_000),
             ("stall", millis(self.stall), 100, 600_000),
             ("request_deadline", millis(self.request_deadline), 1, 86_400_000),
         ];

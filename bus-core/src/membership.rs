@@ -262,8 +262,8 @@ mod tests {
     #[test]
     fn filters_narrow_the_locks_to_those_who_accept() {
         use crate::Attributes;
-        use crate::filter::Subject;
         use crate::filter::selection::Selection;
+        use crate::filter::{Seen, Subject};
 
         let wants = |id, text: &str| {
             let own = text.parse().expect("a good filter");
@@ -275,7 +275,7 @@ mod tests {
         let mut selection = Selection::default();
         let mut chosen = |membership: &Membership, skip, key: &str| {
             let attributes = Attributes::builder().key(key).build().expect("a short key");
-            let subject = Subject { attributes: &attributes, payload: Some(&[]) };
+            let subject = Subject { attributes: &attributes, payload: Some(Seen::Bytes(&[])) };
             selection.choose(membership, skip, subject);
             (selection.positions().to_vec(), selection.locks())
         };
@@ -303,8 +303,8 @@ mod tests {
     #[test]
     fn both_filters_of_a_member_must_accept() {
         use crate::Attributes;
-        use crate::filter::Subject;
         use crate::filter::selection::Selection;
+        use crate::filter::{Seen, Subject};
 
         let filter = |text: &str| Some(text.parse().expect("a good filter"));
         let filters = MemberFilters::new(filter("key^=a."), filter("field.n=1"));
@@ -312,7 +312,7 @@ mod tests {
         for (key, n, accepted) in [("a.x", "1", 1), ("a.x", "2", 0), ("b.x", "1", 0)] {
             let attributes = Attributes::builder().key(key).field("n", n).build();
             let attributes = attributes.expect("short attributes");
-            let subject = Subject { attributes: &attributes, payload: Some(&[]) };
+            let subject = Subject { attributes: &attributes, payload: Some(Seen::Bytes(&[])) };
             let mut selection = Selection::default();
             selection.choose(&membership, None, subject);
             assert_eq!(selection.positions().len(), accepted, "{key}, {n}");

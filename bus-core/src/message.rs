@@ -3,17 +3,15 @@
 //! A message is written once and shared by all its recipients. It is immutable from its commit on;
 //! the stamp (sequence, serial, time) is written by the commit itself, while nobody else has it.
 
-use std::fmt;
-use std::ops::Deref;
 use std::os::fd::OwnedFd;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::account::Charge;
 use crate::attributes::Attributes;
-use crate::id::{EndpointId, GroupId, NameId, Sequence};
+use crate::id::{EndpointId, Generation, GroupId, NameId, Sequence};
 use crate::lock_set::IntakePlace;
+use crate::payload::Payload;
 use crate::request::{Kind, Requested};
 
 /// Who an endpoint belongs to, as the kernel said when it connected.
@@ -51,65 +49,6 @@ pub enum Destination {
     /// Who owns a well-known name when the message takes its place; of a shared one, one of its
     /// workers.
     Name(NameId),
-}
-
-/// The bytes of a message: stored once, shared by all recipients, cheap to clone.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Payload(Bytes);
-
-impl Payload {
-    /// The shared bytes themselves, for a transport.
-    #[must_use]
-    pub fn as_bytes(&self) -> &Bytes {
-        &self.0
-    }
-}
-
-impl Deref for Payload {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl From<Bytes> for Payload {
-    fn from(bytes: Bytes) -> Self {
-        Self(bytes)
-    }
-}
-
-impl From<Vec<u8>> for Payload {
-    fn from(bytes: Vec<u8>) -> Self {
-        Self(bytes.into())
-    }
-}
-
-impl From<String> for Payload {
-    fn from(text: String) -> Self {
-        Self(text.into())
-    }
-}
-
-impl From<&[u8]> for Payload {
-    /// Copies the bytes.
-    fn from(bytes: &[u8]) -> Self {
-        Self(Bytes::copy_from_slice(bytes))
-    }
-}
-
-impl From<&str> for Payload {
-    /// Copies the text.
-    fn from(text: &str) -> Self {
-        text.as_bytes().into()
-    }
-}
-
-impl fmt::Debug for Payload {
-    /// Says how long it is: payloads never go to logs.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes", self.0.len())
-    }
 }
 
 /// What a sender hands over.
@@ -157,6 +96,30 @@ pub(crate) struct Stamp {
     pub(crate) sequence: Sequence,
     pub(crate) sender_serial: u64,
     pub(crate) commit_time: u64,
+    /// The membership to all of which it went, if no filter chose among them.
+    pub(crate) audience: Option<Generation>,
+}
+
+/// All members of a group at one generation: who has the same audience is entitled to the same
+/// messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Audience {
+    group: GroupId,
+    generation: Generation,
+}
+
+impl Audience {
+    /// The group.
+    #[must_use]
+    pub fn group(self) -> GroupId {
+        self.group
+    }
+
+    /// Whether it has seen more changes of the group's membership than another one.
+    #[must_use]
+    pub fn is_later_than(self, other: Self) -> bool {
+        self.group == other.group && self.generation > other.generation
+    }
 }
 
 impl Message {
@@ -166,7 +129,12 @@ impl Message {
         destination: Destination,
         draft: Draft,
     ) -> Self {
-        let stamp = Stamp { sequence: Sequence::from_raw(0), sender_serial: 0, commit_time: 0 };
+        let stamp = Stamp {
+            sequence: Sequence::from_raw(0),
+            sender_serial: 0,
+            commit_time: 0,
+            audience: None,
+        };
         Self { sender, credentials, destination, draft, requested: None, stamp }
     }
 
@@ -306,6 +274,16 @@ impl Message {
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         self.draft.kind == Kind::Refusal
+    }
+
+    /// Every member of the group that it was sent to, at its place in the order, if each of them is
+    /// entitled to it: none of them has a filter, and it went to nobody else.
+    #[must_use]
+    pub fn audience(&self) -> Option<Audience> {
+        match (self.destination, self.stamp.audience) {
+            (Destination::Group(group), Some(generation)) => Some(Audience { group, generation }),
+            _ => None,
+        }
     }
 
     /// The bytes that it takes in a queue: its encoded attributes and its payload.

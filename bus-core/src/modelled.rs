@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use crate::id::EndpointId;
 use crate::lock_set::{LockBits, LockIndex, LockSet};
-use crate::message::{Credentials, Destination, Message, Payload};
+use crate::message::{Credentials, Destination, Message};
+use crate::payload::Payload;
 use crate::queue::{self, Consumer, Entry, Producer};
 use crate::recorder::RecorderSize;
 use crate::sync::Mutant;

@@ -332,7 +332,7 @@ mod tests {
             draft,
         );
         let sequence = Sequence::from_raw(sequence);
-        message.stamp(Stamp { sequence, sender_serial: 1, commit_time: 0 });
+        message.stamp(Stamp { sequence, sender_serial: 1, commit_time: 0, audience: None });
         Arc::new(message)
     }
 

@@ -13,8 +13,8 @@ use std::task::Waker;
 use crate::account::Charge;
 use crate::attributes::Attributes;
 use crate::bus::{BusInner, LimitExceeded};
-use crate::filter::Subject;
 use crate::filter::selection::Selection;
+use crate::filter::{Seen, Subject};
 use crate::gated::Peer;
 use crate::group::Group;
 use crate::id::{EndpointId, Generation, GroupId, NameId, Sequence};
@@ -44,6 +44,9 @@ pub struct Receipt {
     pub recipients: u32,
     /// How many drop-when-full members had no room for it.
     pub dropped: u32,
+    /// The number of the completion that will say that its payload is free again. Only a client
+    /// library gives one, to a send that asks for its payload not to be copied.
+    pub completion: Option<u32>,
 }
 
 /// How many full recipients a refusal names.
@@ -419,6 +422,16 @@ impl Route {
         }
     }
 
+    /// Version of the membership if a message goes to all of it, and to nobody else.
+    fn audience(&self) -> Option<Generation> {
+        match self {
+            Self::Group { membership, selection: None, peer: None, .. } => {
+                Some(membership.generation)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether its recipients differ from message to message.
     pub(crate) fn is_selective(&self) -> bool {
         matches!(self, Self::Group { selection: Some(_), .. })
@@ -584,6 +597,10 @@ impl Outgoing {
         if route.is_selective() {
             route.choose(subject(Some(&message), None));
         }
+        if route.retaining().is_some() {
+            // It will be kept for long, and looked at under locks.
+            let _ = message.payload().as_bytes();
+        }
         Self { sender, route, message: Some(message), asked: None, until: None, charge: None }
     }
 
@@ -618,7 +635,8 @@ fn subject<'a>(message: Option<&'a Message>, asked: Option<&'a Attributes>) -> S
     static NOTHING: Attributes = Attributes::EMPTY;
     match message {
         Some(message) => {
-            Subject { attributes: message.attributes(), payload: Some(message.payload()) }
+            let payload = Some(Seen::Of(message.payload()));
+            Subject { attributes: message.attributes(), payload }
         }
         None => Subject { attributes: asked.unwrap_or(&NOTHING), payload: None },
     }
@@ -941,14 +959,17 @@ impl BusInner {
         let sequence = held.draw(outgoing.sender.seen());
         let sender_serial = outgoing.sender.record_sent(sequence);
         let mut message = outgoing.message.take().expect("a message was checked for");
-        let stamp = Stamp { sequence, sender_serial, commit_time: self.now() };
+        let commit_time = self.now();
+        let audience = outgoing.route.audience();
+        let stamp = Stamp { sequence, sender_serial, commit_time, audience };
         Arc::get_mut(&mut message).expect("nobody has a message before its commit").stamp(stamp);
         if let Some(group) = outgoing.route.retaining()
             && let Some(mut store) = group.store()
         {
             store.put(&message, &mut effects.displaced);
         }
-        let mut receipt = Receipt { sequence, sender_serial, after, recipients: 0, dropped: 0 };
+        let mut receipt =
+            Receipt { sequence, sender_serial, after, recipients: 0, dropped: 0, completion: None };
         let log = self.begin_log(&mut held, &outgoing.route);
         let mut callee = None;
         let first = message.repeats();

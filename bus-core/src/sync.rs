@@ -497,6 +497,12 @@ mutants! {
     HoldingRelaxed,
     /// Cells that the reader holds are written to.
     HeldNotPassed,
+    /// Who reads completions looks for one and leaves its waker in two steps.
+    CompletionUnseen,
+    /// The end of a loan is decided and taken in two steps.
+    LoanEndsTwice,
+    /// A reader of lent memory looks at the word without a fence after its copy.
+    LookWithoutFence,
 }
 
 #[cfg(not(bus_loom))]

@@ -15,6 +15,7 @@
 //! | `client`, `broker` | the frames of either direction |
 //! | `rings` | going over to rings in shared memory, and back |
 //! | `body` | what both directions share |
+//! | `apart` | payloads that lie beside the stream |
 //! | `control`, `code`, `views`, `names`, `seen`, `filter_form` | bodies in CBOR, and what is in them |
 //! | [`inside`] | what is asked and told of counters and past messages |
 //! | `cbor` | what is checked before serde sees a body |
@@ -23,6 +24,7 @@ use bytes::{Buf, BytesMut};
 
 use crate::AttributesError;
 
+mod apart;
 mod body;
 mod broker;
 mod cbor;
@@ -39,9 +41,13 @@ mod seen;
 mod view;
 mod views;
 
+pub use apart::{
+    FEATURE_APART, FEATURE_LEND, FEATURE_TRUST_OWN_USER, LENT_BYTES, Lent, LentFrom, MAX_RELEASED,
+    MemoryKind, PLACED_BYTES, Placed, PlacedIn,
+};
 pub use broker::{
     BrokerFrame, MessageFrame, MessageHead, Role, encode_message, encode_message_head,
-    encode_receipt, message_bytes,
+    encode_moved_head, encode_receipt, message_bytes,
 };
 pub use cbor::CborError;
 pub use client::{
@@ -58,7 +64,7 @@ pub use header::{HEADER_BYTES, Handle, LaneNumber, MAX_DESCRIPTORS, MAX_LANES, S
 pub use names::{ClaimChanged, NameInfo, Owner, OwnerChanged};
 pub use rings::{BrokerRings, ClientRings, RINGS_DESCRIPTORS, RINGS_FEATURE};
 pub use seen::{Copied, MonitoredChange, MonitoredMember, MonitoredOutcome};
-pub use view::MessageView;
+pub use view::{MessageView, PayloadFound};
 pub use views::ViewNotice;
 
 /// What a client writes first: `UNISONO` and a newline.

@@ -9,6 +9,7 @@ mod filters;
 mod gated;
 mod given;
 mod isolation;
+mod loan;
 mod membership;
 mod monitor;
 mod mutants;

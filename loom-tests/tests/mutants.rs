@@ -32,6 +32,7 @@
 //! | G8, G10 accounts | charges and what is given back, of one connection and of two | `accounts::*` | `HeldNotCompared`, `LentNotCompared`, `LentBackEarly` |
 //! | rings between processes | cells that are used again; going to sleep on either side; what is held | `shared_ring::*` | `RingTailRelaxed`, `RingConsumedRelaxed`, `NoFenceInPublish`, `NoFenceInArm`, `NoFenceInWantRoom`, `NoFenceInFinish`, `HoldingRelaxed`, `HeldNotPassed` |
 //! | counting | commits to one group under different locks | `tally::*` | `TallyInOneCell` |
+//! | payloads | the end of a loan against readers, the lender and its death; a buffer written again | `loan::*` | `CompletionUnseen`, `LoanEndsTwice`, `LookWithoutFence` |
 //! | the queue | a ring that wraps; a reader that goes to sleep; two that want to read | `queue::*`, `reader::*`, `waiting::g5_a_message_*` | `TailRelaxed`, `HeadRelaxed`, `SleepWithoutLook`, `SeatTakenTwice`, `QueueMadeTwice` |
 
 use std::collections::BTreeSet;
@@ -146,6 +147,9 @@ const CAUGHT: &[(&str, &str)] = &[
     ("HeldNotCompared", "accounts::g8_one_connection_charged_from_two_threads_adds_up"),
     ("LentNotCompared", "accounts::g8_what_is_lent_is_lent_once"),
     ("LentBackEarly", "accounts::g8_what_is_given_back_is_not_held_any_more"),
+    ("CompletionUnseen", "loan::a_completion_that_comes_while_its_reader_goes_to_sleep_is_seen"),
+    ("LoanEndsTwice", "loan::a_loan_ends_once_and_whoever_was_let_in_is_told"),
+    ("LookWithoutFence", "loan::a_copy_with_a_byte_of_the_next_payload_is_thrown_away"),
 ];
 
 /// A model that fails does so at once; this is for one that does not.

@@ -7,7 +7,7 @@ use bus_core::{
     },
 };
 
-use super::{Session, failure, inside, listings::group_info, no_such_port, port::Port};
+use super::{Session, Under, failure, inside, listings::group_info, no_such_port, port::Port};
 use crate::{broker::Shared, connection::Context, output::Output};
 
 impl Session {
@@ -19,6 +19,12 @@ impl Session {
         context: &mut Context<'_>,
     ) -> Result<Response, Box<Failure>> {
         let shared = context.shared;
+        if let Some(memory) = &mut self.memory {
+            let mut under = Under { way: &mut self.descriptors_out, output: &mut *output };
+            if let Some(answer) = memory.call(request, &mut under) {
+                return answer;
+            }
+        }
         if let Some(answer) = self.call_of_names(handle, request, shared) {
             return answer;
         }

@@ -41,6 +41,10 @@ impl Session {
             | Request::UnwatchName { .. }
             | Request::CancelRequest { .. }
             | Request::DeclineRequest { .. }
+            // Memory to send from; what is sent is looked at as always.
+            | Request::CreatePool { .. }
+            | Request::SealPool { .. }
+            | Request::DropPool { .. }
             // These show only what may be seen.
             | Request::Groups
             | Request::Names => Ok(()),

@@ -10,7 +10,7 @@ use std::{
 use bus_core::{
     Account, Destination, Draft, Kind, Lane, Limits, Receipt, SendError, Submitted,
     wire::{
-        Failure, FailureCode, Handle, LaneNumber, SendFlags, SendHead, SendId, Serial,
+        Failure, FailureCode, Handle, LENT_BYTES, LaneNumber, SendFlags, SendHead, SendId, Serial,
         encode_receipt,
     },
 };
@@ -72,7 +72,7 @@ impl SendingLane {
     ) -> Result<(), WindowExceeded> {
         let place = Place {
             serial: head.id.serial,
-            bytes: (draft.attributes.encoded().len() + draft.payload.len()) as u64,
+            bytes: window_bytes(&draft),
             patience: if head.flags.contains(SendFlags::NONBLOCK) {
                 Patience::Refuse
             } else {
@@ -392,6 +392,12 @@ fn until(draft: &mut Draft, limits: &Limits) -> Option<Instant> {
     }
     let left = Duration::from_nanos(draft.deadline.saturating_sub(nanos(now)));
     Instant::now().checked_add(left)
+}
+
+/// What a SEND takes of its lane's window: what has come with it.
+fn window_bytes(draft: &Draft) -> u64 {
+    let payload = if draft.payload.is_apart() { LENT_BYTES } else { draft.payload.len() };
+    (draft.attributes.encoded().len() + payload) as u64
 }
 
 fn send_id(endpoint: Handle, lane: LaneNumber, serial: Serial) -> SendId {

@@ -17,6 +17,7 @@ use super::relief::Reader;
 use super::request::Requests;
 use super::views::Views;
 use super::{State, Urgency, handle};
+use crate::apart::Found;
 use crate::clock::Tick;
 use crate::inbox::{Amount, Inbox, Item};
 use crate::lane::LaneState;
@@ -79,6 +80,7 @@ impl EndpointState {
             Some(Item::Reconnected) => {
                 gone || self.returning.as_ref().is_none_or(|returned| returned.is_ready())
             }
+            Some(Item::Message { message, .. }) if !Found::is_here_in(message) => gone,
             Some(_) if gone || self.joining == 0 => true,
             Some(Item::Message { message, .. }) => {
                 message.group().is_none_or(|group| self.groups.contains_key(&group))

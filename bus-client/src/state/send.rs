@@ -7,14 +7,15 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use bus_core::wire::{
-    ClientFrame, Failure, FailureCode, LaneNumber, SendFlags, SendHead, SendId, Serial,
+    ClientFrame, Failure, FailureCode, LENT_BYTES, LaneNumber, SendFlags, SendHead, SendId, Serial,
 };
 use bus_core::{Attributes, Destination, EndpointId, Limits, Receipt};
 use bytes::Bytes;
 
+use super::apart::Again;
 use super::call::CallError;
 use super::target::Target;
-use super::{Entry, State, TOO_MUCH_PENDING, Urgency, handle};
+use super::{Entry, Flagged, LentOut, State, TOO_MUCH_PENDING, Urgency, handle};
 use crate::clock::Tick;
 use crate::error::SendError;
 use crate::inbox::Amount;
@@ -40,6 +41,8 @@ pub(crate) struct NewSend {
     pub(crate) target: Target,
     pub(crate) attributes: Attributes,
     pub(crate) payload: Bytes,
+    /// Whether its bytes are not to be copied, and how it travels then.
+    pub(crate) flagged: Flagged,
     pub(crate) descriptors: Option<Arc<[OwnedFd]>>,
     pub(crate) form: Form,
     pub(crate) independent: bool,
@@ -113,7 +116,12 @@ impl SendEntry {
     }
 
     pub(super) fn charge(&self) -> u64 {
-        (self.new.attributes.encoded().len() + self.new.payload.len()) as u64
+        let payload = match self.new.flagged {
+            // What refers to it.
+            Flagged::Lent(_) | Flagged::Left(_) => LENT_BYTES,
+            Flagged::No | Flagged::Inline => self.new.payload.len(),
+        };
+        (self.new.attributes.encoded().len() + payload) as u64
     }
 
     /// What a refusal means for this send.
@@ -152,6 +160,10 @@ impl SendEntry {
                 limit: u64::from(limits.payload_bytes),
             },
             (FailureCode::RecipientStalled, _) => SendError::RecipientStalled,
+            (FailureCode::NoBuffers, _) => SendError::NoBuffers {
+                limit: failure.limit.clone().unwrap_or_default(),
+                text: text(),
+            },
             (FailureCode::LimitExceeded, _) => SendError::LimitExceeded(text()),
             (FailureCode::PermissionDenied, _) => SendError::PermissionDenied(text()),
             (code, _) => SendError::Refused { code: code.as_str().to_owned(), text: text() },
@@ -174,6 +186,7 @@ impl State {
                 return Err(SendError::BrokerGone(gone.clone()));
             }
         }
+        self.admit_flagged(&new.flagged)?;
         let (key, lane) = (new.endpoint, new.lane);
         let entry = Entry::Send(SendEntry {
             new,
@@ -334,7 +347,8 @@ impl State {
             unreachable!("what is in a lane has an entry");
         };
         let (key, lane) = (send.new.endpoint, send.new.lane);
-        if send.new.descriptors.is_some() && self.descriptors_under_way {
+        let file = matches!(send.new.flagged, Flagged::Lent(LentOut::File(..)));
+        if (file || send.new.descriptors.is_some()) && self.descriptors_under_way {
             return false;
         }
         if matches!(send.stage, Stage::Queued { own_room: true }) {
@@ -349,6 +363,10 @@ impl State {
                     bytes: credit.bytes,
                 });
             }
+        }
+        let lends = matches!(send.new.flagged, Flagged::Lent(_));
+        if lends && send.new.target.destination().is_some() {
+            self.lend_now(serial);
         }
         self.note_traffic();
         let Some(Entry::Send(send)) = self.pending.get_mut(serial) else {
@@ -382,6 +400,7 @@ impl State {
         flags.set(SendFlags::RECEIPT_MAY_WAIT, kind == Departure::PutOff);
         flags.set(SendFlags::NONBLOCK, send.new.form != Form::Wait);
         flags.set(SendFlags::INDEPENDENT, send.new.independent);
+        flags.set(SendFlags::APART, matches!(send.new.flagged, Flagged::Left(_)));
         flags.set(SendFlags::REFUSAL, send.new.ask == Ask::Refusal);
         let mut deadline = 0;
         if let Ask::Reply { repeatable, deadline: until } = send.new.ask {
@@ -414,6 +433,51 @@ impl State {
         self.descriptors_under_way |= has_descriptors;
         if let Some(wake) = wake {
             self.waits.wake(wake, &self.transport);
+        }
+        true
+    }
+
+    /// What a send lends is lent from now on, and its payload is what refers to it.
+    fn lend_now(&mut self, serial: Serial) {
+        let Some(Entry::Send(send)) = self.pending.get_mut(serial) else { return };
+        let Flagged::Lent(out) = std::mem::take(&mut send.new.flagged) else { return };
+        if let LentOut::Buffer(buffer, length) = &out
+            && !self.knows(buffer)
+        {
+            // It was written before the broker of now was there.
+            let payload = buffer.copy(*length).into();
+            if let Some(Entry::Send(send)) = self.pending.get_mut(serial) {
+                (send.new.flagged, send.new.payload) = (Flagged::Inline, payload);
+            }
+            return;
+        }
+        let (flagged, reference, file) = self.lend(out);
+        let Some(Entry::Send(send)) = self.pending.get_mut(serial) else {
+            unreachable!("it was there a moment ago");
+        };
+        (send.new.flagged, send.new.payload) = (flagged, reference);
+        if let Some(file) = file {
+            let own =
+                send.new.descriptors.take().map(|own| own.iter().map(OwnedFd::try_clone).collect());
+            let mut all: Vec<OwnedFd> = own.and_then(Result::ok).unwrap_or_default();
+            all.push(file);
+            send.new.descriptors = Some(all.into());
+        }
+    }
+
+    /// A send that was refused is to leave once more: what it lent is to be lent anew. False if that is
+    /// not to be had any more.
+    fn lend_again(&mut self, serial: Serial) -> bool {
+        let Some(Entry::Send(send)) = self.pending.get_mut(serial) else { return false };
+        let Flagged::Left(number) = send.new.flagged else { return true };
+        let has_file = send.new.descriptors.is_some();
+        let Some(again) = self.take_lent(number, has_file) else { return false };
+        let Some(Entry::Send(send)) = self.pending.get_mut(serial) else { return false };
+        match again {
+            Again::Buffer(out) => send.new.flagged = Flagged::Lent(out),
+            Again::Reference(number, reference) => {
+                (send.new.flagged, send.new.payload) = (Flagged::Left(number), reference);
+            }
         }
         true
     }
@@ -473,7 +537,10 @@ impl State {
         if send.cancel.is_none() {
             match (&failure.code, &send.new.target, &send.stage) {
                 (FailureCode::OwnQueueFull, _, _) if send.new.form == Form::Wait => {
-                    return self.come_back(id, true);
+                    return match self.lend_again(id.serial) {
+                        true => self.come_back(id, true),
+                        false => self.end_refused(id, failure),
+                    };
                 }
                 (
                     FailureCode::NoSuchGroup | FailureCode::GroupEnded,
@@ -483,7 +550,7 @@ impl State {
                     if group.id() == Some(*used) {
                         group.set_id(None);
                     }
-                    if std::mem::take(&mut send.new.retry_stale) {
+                    if std::mem::take(&mut send.new.retry_stale) && self.lend_again(id.serial) {
                         return self.come_back(id, false);
                     }
                 }
@@ -495,13 +562,20 @@ impl State {
                     if name.id() == Some(*used) {
                         name.set_id(None);
                     }
-                    if std::mem::take(&mut send.new.retry_stale) {
+                    if std::mem::take(&mut send.new.retry_stale) && self.lend_again(id.serial) {
                         return self.come_back(id, false);
                     }
                 }
                 _ => {}
             }
         }
+        self.end_refused(id, failure);
+    }
+
+    fn end_refused(&mut self, id: SendId, failure: &Failure) {
+        let Some(Entry::Send(send)) = self.pending.get(id.serial) else {
+            unreachable!("checked by the caller");
+        };
         let error = send.error(failure, &self.limits);
         self.end_send(id.serial, Err(error));
     }
@@ -544,6 +618,13 @@ impl State {
         let Some(Entry::Send(send)) = self.pending.get_mut(serial) else {
             return;
         };
+        let flagged = std::mem::take(&mut send.new.flagged);
+        let number = self.flagged_answered(&flagged, answer.is_ok());
+        let Some(Entry::Send(send)) = self.pending.get_mut(serial) else { return };
+        let answer = answer.map(|mut receipt| {
+            receipt.completion = number;
+            receipt
+        });
         send.stage = Stage::Answered(answer);
         let (wake, abandoned) = (send.wake.take(), send.abandoned);
         if abandoned {

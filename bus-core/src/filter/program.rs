@@ -8,7 +8,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use super::Subject;
+use super::{Seen, Subject};
 use crate::framing::bpf::{Outcome, Program, VerifyError};
 use crate::framing::{LoadError, Unread, object};
 
@@ -78,7 +78,7 @@ impl FilterProgram {
     }
 
     pub(super) fn accepts(&self, subject: Subject<'_>) -> bool {
-        let Some(payload) = subject.payload else {
+        let Some(payload) = subject.payload.map(Seen::bytes) else {
             return true;
         };
         let key = subject.attributes.key().unwrap_or_default();

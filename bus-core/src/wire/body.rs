@@ -49,6 +49,11 @@ pub(super) fn attributes(
     Ok(length)
 }
 
+/// A length that is checked elsewhere, as a number to show.
+pub(super) fn small(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
+
 /// Checks a field that means nothing yet.
 pub(super) fn zero(frame: &'static str, field: &'static str, value: u32) -> Result<(), WireError> {
     if value == 0 { Ok(()) } else { Err(WireError::not_zero(frame, field, value)) }

@@ -8,10 +8,12 @@ use super::body::{self, both};
 use super::client::outline;
 use super::header::{FLAGS_OFFSET, Header, KIND_OFFSET, Outline, Shape, u16_at, u32_at, u64_at};
 use super::{
-    BrokerRings, EncodeError, Failure, Goodbye, HEADER_BYTES, Handle, MAX_FRAME_BYTES, Notice,
-    Response, SendId, Serial, Welcome, WireError,
+    BrokerRings, EncodeError, Failure, Goodbye, HEADER_BYTES, Handle, MAX_FRAME_BYTES, MemoryKind,
+    Notice, Placed, Response, SendId, Serial, Welcome, WireError,
 };
-use crate::{Attributes, Credentials, EndpointId, Gap, GroupId, NameId, Receipt, Sequence};
+use crate::{
+    Attributes, CompletedRange, Credentials, EndpointId, Gap, GroupId, NameId, Receipt, Sequence,
+};
 
 /// One frame from the broker to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +77,31 @@ pub enum BrokerFrame {
         /// The WATCH's serial.
         serial: Serial,
     },
+    /// Payloads that this client has lent and that are free again: numbers of its own choice.
+    Completed(CompletedRange),
+    /// Memory that MESSAGEs to this client lie in, or that it may lend.
+    Memory {
+        /// How MESSAGEs name it.
+        id: u32,
+        /// What it is.
+        kind: MemoryKind,
+        /// Its length in bytes.
+        length: u64,
+        /// How many descriptors come with the frame's first byte; 0 if they could not be brought.
+        descriptors: u8,
+    },
+    /// No further MESSAGE will lie in this memory.
+    Forget {
+        /// Which.
+        id: u32,
+    },
+    /// A payload that lay apart is here now, and not there any more.
+    Moved {
+        /// The number that its MESSAGE gave it.
+        hold: u32,
+        /// The bytes.
+        payload: Bytes,
+    },
     /// The descriptors of the last frame that had some are off the socket.
     DescriptorsTaken,
     /// About rings in shared memory.
@@ -98,7 +125,17 @@ impl MessageFrame {
     /// What CREDIT returns for it, unless it is retained: the bytes of attributes and payload.
     #[must_use]
     pub fn charged_bytes(&self) -> u64 {
-        (self.attributes.encoded().len() + self.payload.len()) as u64
+        let payload = match self.placed() {
+            Some(placed) => placed.length,
+            None => self.payload.len() as u64,
+        };
+        self.attributes.encoded().len() as u64 + payload
+    }
+
+    /// Where the payload lies, if it lies apart.
+    #[must_use]
+    pub fn placed(&self) -> Option<Placed> {
+        if self.head.apart { Placed::decode(&self.payload).ok() } else { None }
     }
 }
 
@@ -146,6 +183,8 @@ pub struct MessageHead {
     /// It was sent before the endpoint joined, and the group retains it. It takes no place in the
     /// queue.
     pub retained: bool,
+    /// The payload lies apart: in its place stands a [`Placed`](super::Placed).
+    pub apart: bool,
     /// How many descriptors come with the frame's first byte.
     pub descriptors: u8,
     /// The message had descriptors, and they could not be delivered here.
@@ -202,9 +241,28 @@ impl BrokerFrame {
                     after: Sequence::from_raw(u64_at(bytes, 16)),
                     recipients: u32_at(bytes, 24),
                     dropped: u32_at(bytes, 28),
+                    completion: None,
                 },
             },
             kind::WRITABLE => Self::Writable { endpoint, serial: header.serial() },
+            kind::COMPLETED => {
+                let (first, last) = (u32_at(bytes, 0), u32_at(bytes, 4));
+                Self::Completed(CompletedRange::new(first, last, header.flags & COPIED != 0))
+            }
+            kind::MEMORY => {
+                let frame = header.shape.name;
+                let kind = MemoryKind::of(frame, bytes[4])?;
+                body::zero(frame, "reserved", u32_at(bytes, 4) >> 8)?;
+                let (id, length) = (u32_at(bytes, 0), u64_at(bytes, 8));
+                Self::Memory { id, kind, length, descriptors: header.descriptors }
+            }
+            kind::FORGET => Self::Forget { id: u32_at(bytes, 0) },
+            kind::MOVED => {
+                let hold = u32_at(bytes, 0);
+                let frame = unread.split_to(header.length).freeze();
+                let payload = frame.slice(HEADER_BYTES + MOVED.fixed..);
+                return Ok(Some(Self::Moved { hold, payload }));
+            }
             both::DESCRIPTORS_TAKEN => Self::DescriptorsTaken,
             _ => match BrokerRings::decode(&header, bytes)? {
                 Some(rings) => Self::Rings(rings),
@@ -265,6 +323,30 @@ impl BrokerFrame {
                 body::put(out, outline, &[]);
                 Ok(())
             }
+            Self::Completed(range) => {
+                let mut fixed = [0; COMPLETED.fixed];
+                fixed[0..4].copy_from_slice(&range.first.to_le_bytes());
+                fixed[4..8].copy_from_slice(&range.last.to_le_bytes());
+                let copied = if range.copied { COPIED } else { 0 };
+                body::put(out, Outline::new(&COMPLETED).flags(copied), &fixed);
+                Ok(())
+            }
+            Self::Memory { id, kind, length, descriptors } => {
+                let mut fixed = [0; MEMORY.fixed];
+                fixed[0..4].copy_from_slice(&id.to_le_bytes());
+                fixed[4] = kind.number();
+                fixed[8..16].copy_from_slice(&length.to_le_bytes());
+                body::put(out, Outline::new(&MEMORY).descriptors(*descriptors), &fixed);
+                Ok(())
+            }
+            Self::Forget { id } => {
+                body::put(out, Outline::new(&FORGET), &id.to_le_bytes());
+                Ok(())
+            }
+            Self::Moved { hold, payload } => body::put_with(out, Outline::new(&MOVED), |out| {
+                out.extend_from_slice(&hold.to_le_bytes());
+                out.extend_from_slice(payload);
+            }),
             Self::DescriptorsTaken => {
                 body::put(out, Outline::new(&both::DESCRIPTORS_TAKEN_SHAPE), &[]);
                 Ok(())
@@ -390,6 +472,9 @@ fn check_message(header: &Header, frame: &[u8]) -> Result<Layout, WireError> {
         attributes_at += PEER_BYTES;
     }
     let block = body::attributes(name, &frame[attributes_at..], u16_at(frame, BLOCK_AT))?;
+    if is_apart(frame) {
+        Placed::decode(&frame[attributes_at + block..])?;
+    }
     Ok(Layout { length: header.length, attributes_at, payload_at: attributes_at + block })
 }
 
@@ -408,6 +493,7 @@ pub(super) fn checked_head(frame: &[u8]) -> MessageHead {
         credentials: Credentials { uid: u32_at(frame, 64), pid: u32_at(frame, 68) },
         missed: gap_of(frame),
         retained: is_retained(frame),
+        apart: is_apart(frame),
         descriptors: frame[6],
         descriptors_lost: descriptors_lost_of(frame),
         role: role_in(frame),
@@ -457,6 +543,11 @@ pub(super) fn is_retained(frame: &[u8]) -> bool {
     frame[FLAGS_OFFSET] & RETAINED != 0
 }
 
+/// Whether a reference stands in the place of the payload.
+pub(super) fn is_apart(frame: &[u8]) -> bool {
+    frame[FURTHER_AT] & APART != 0
+}
+
 pub(super) fn gap_of(frame: &[u8]) -> Option<Gap> {
     (frame[FLAGS_OFFSET] & MISSED != 0).then(|| read_gap(&frame[HEADER_BYTES + MESSAGE.fixed..]))
 }
@@ -470,6 +561,20 @@ pub fn encode_receipt(out: &mut BytesMut, id: SendId, receipt: &Receipt) {
     fixed[24..28].copy_from_slice(&receipt.recipients.to_le_bytes());
     fixed[28..32].copy_from_slice(&receipt.dropped.to_le_bytes());
     body::put(out, outline(&RECEIPT, id), &fixed);
+}
+
+/// Appends all of a MOVED but its payload, which the caller writes next, of just this length.
+///
+/// # Panics
+///
+/// The payload is longer than a frame can hold.
+pub fn encode_moved_head(out: &mut BytesMut, hold: u32, payload_bytes: usize) {
+    let body = u32::try_from(payload_bytes).ok().and_then(|bytes| bytes.checked_add(4));
+    let body = body.filter(|body| *body as usize <= MOVED.most);
+    let mut place = [0; HEADER_BYTES + MOVED.fixed];
+    Outline::new(&MOVED).write(&mut place, body.expect("payloads are shorter than frames"));
+    place[HEADER_BYTES..].copy_from_slice(&hold.to_le_bytes());
+    out.extend_from_slice(&place);
 }
 
 /// Appends a MESSAGE without taking ownership of anything, and without an allocation but `out`'s
@@ -560,6 +665,7 @@ fn message_head(
     place[68..72].copy_from_slice(&head.credentials.pid.to_le_bytes());
     place[72..74].copy_from_slice(&block.to_le_bytes());
     place[74..76].copy_from_slice(&u16::from(head.descriptors_lost).to_le_bytes());
+    place[FURTHER_AT] = if head.apart { APART } else { 0 };
     if let Some(gap) = head.missed {
         place[80..88].copy_from_slice(&gap.count.to_le_bytes());
         place[88..96].copy_from_slice(&gap.first.get().to_le_bytes());
@@ -621,6 +727,10 @@ fn shape_of(kind: u8) -> Option<&'static Shape> {
         kind::MESSAGE => &MESSAGE,
         kind::NOTICE => &NOTICE,
         kind::WRITABLE => &WRITABLE,
+        kind::COMPLETED => &COMPLETED,
+        kind::MEMORY => &MEMORY,
+        kind::FORGET => &FORGET,
+        kind::MOVED => &MOVED,
         both::DESCRIPTORS_TAKEN => &both::DESCRIPTORS_TAKEN_SHAPE,
         both::GOODBYE => &both::GOODBYE_SHAPE,
         _ => return BrokerRings::shape_of(kind),
@@ -637,6 +747,10 @@ mod kind {
     pub(super) const MESSAGE: u8 = 0x92;
     pub(super) const NOTICE: u8 = 0x93;
     pub(super) const WRITABLE: u8 = 0x94;
+    pub(super) const COMPLETED: u8 = 0xa8;
+    pub(super) const MEMORY: u8 = 0xa9;
+    pub(super) const FORGET: u8 = 0xaa;
+    pub(super) const MOVED: u8 = 0xab;
 }
 
 /// Flag of MESSAGE: a gap follows the fixed part.
@@ -647,6 +761,10 @@ const UNICAST: u8 = 2;
 const RETAINED: u8 = 4;
 /// Flag of NOTICE: it takes a place of the queue, as a message of no bytes.
 const CHARGED: u8 = 1;
+/// Flag of COMPLETED: the bytes were copied after all.
+const COPIED: u8 = 1;
+/// Further flag of MESSAGE: the payload lies apart.
+const APART: u8 = 1;
 const REQUEST: u8 = 8;
 const REPLY: u8 = 16;
 const REPEATED: u8 = 32;
@@ -699,6 +817,7 @@ const REFUSED: Shape = Shape {
 };
 const MESSAGE: Shape = Shape {
     flags: MISSED | UNICAST | RETAINED | REQUEST | REPLY | REPEATED | PEER | REFUSAL,
+    further: APART,
     descriptors: true,
     endpoint: true,
     fixed: 64,
@@ -711,5 +830,10 @@ const NOTICE: Shape = Shape {
     most: MAX_NOTICE_BODY,
     ..Shape::plain(kind::NOTICE, "NOTICE")
 };
+const COMPLETED: Shape = Shape { flags: COPIED, ..Shape::fixed(kind::COMPLETED, "COMPLETED", 8) };
+const MEMORY: Shape = Shape { descriptors: true, ..Shape::fixed(kind::MEMORY, "MEMORY", 16) };
+const FORGET: Shape = Shape::fixed(kind::FORGET, "FORGET", 4);
+const MOVED: Shape =
+    Shape { fixed: 4, most: MAX_FRAME_BYTES - HEADER_BYTES, ..Shape::plain(kind::MOVED, "MOVED") };
 const WRITABLE: Shape =
     Shape { endpoint: true, serial: true, ..Shape::plain(kind::WRITABLE, "WRITABLE") };

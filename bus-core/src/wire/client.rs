@@ -7,8 +7,8 @@ use bytes::{Bytes, BytesMut};
 use super::body::{self, both};
 use super::header::{Header, Outline, Shape, u16_at, u32_at, u64_at};
 use super::{
-    ClientRings, ControlError, EncodeError, Goodbye, HEADER_BYTES, Handle, Hello, LaneNumber,
-    MAX_FRAME_BYTES, Request, Serial, WireError,
+    ClientRings, ControlError, EncodeError, Goodbye, HEADER_BYTES, Handle, Hello, LaneNumber, Lent,
+    MAX_FRAME_BYTES, MAX_RELEASED, Request, Serial, WireError,
 };
 use crate::{Attributes, Destination, EndpointId, GroupId, MAX_ATTRIBUTES_BYTES, NameId, Sequence};
 
@@ -78,6 +78,14 @@ pub enum ClientFrame {
         /// The WATCH's serial.
         serial: Serial,
     },
+    /// Payloads that lie apart and that the client reads no more: the numbers that their MESSAGEs
+    /// gave them.
+    Release(Vec<u32>),
+    /// Asks for the bytes of a payload that lies where the client cannot look; answered by MOVED.
+    Fetch {
+        /// The number that its MESSAGE gave it.
+        hold: u32,
+    },
     /// The descriptors of the last frame that had some are off the socket.
     DescriptorsTaken,
     /// About rings in shared memory.
@@ -143,6 +151,8 @@ bitflags::bitflags! {
         /// Nobody waits for the receipt: it goes out with the next thing that this client is told,
         /// or after a short while. [`ClientFrame::Flush`] asks for it. A refusal does not wait.
         const RECEIPT_MAY_WAIT = 128;
+        /// The payload lies apart: in its place stands a [`Lent`](super::Lent).
+        const APART = 256;
     }
 }
 
@@ -220,6 +230,12 @@ impl ClientFrame {
                 }
             }
             kind::UNWATCH => Self::Unwatch { endpoint: header.endpoint(), serial: header.serial() },
+            kind::FETCH => Self::Fetch { hold: u32_at(bytes, 0) },
+            kind::RELEASE => {
+                let (numbers, rest) = bytes.as_chunks::<4>();
+                body::zero(name, "remainder of the length by 4", body::small(rest.len()))?;
+                Self::Release(numbers.iter().map(|number| u32::from_le_bytes(*number)).collect())
+            }
             both::DESCRIPTORS_TAKEN => Self::DescriptorsTaken,
             kind => match ClientRings::decode(kind) {
                 Some(rings) => Self::Rings(rings),
@@ -293,6 +309,13 @@ impl ClientFrame {
                 body::put(out, outline, &[]);
                 Ok(())
             }
+            Self::Fetch { hold } => {
+                body::put(out, Outline::new(&FETCH), &hold.to_le_bytes());
+                Ok(())
+            }
+            Self::Release(holds) => body::put_with(out, Outline::new(&RELEASE), |out| {
+                holds.iter().for_each(|hold| out.extend_from_slice(&hold.to_le_bytes()));
+            }),
             Self::DescriptorsTaken => {
                 body::put(out, Outline::new(&both::DESCRIPTORS_TAKEN_SHAPE), &[]);
                 Ok(())
@@ -345,6 +368,9 @@ impl ClientFrame {
             deadline: u64_at(fixed, 8),
             descriptors: header.descriptors,
         };
+        if head.flags.contains(SendFlags::APART) {
+            Lent::decode(&tail[block..])?;
+        }
         let (attributes, payload) =
             body::take_tail(unread, HEADER_BYTES + SEND.fixed, header.length, block);
         Ok(Some(Self::Send(SendFrame { head, attributes, payload })))
@@ -476,6 +502,8 @@ fn shape_of(kind: u8) -> Option<&'static Shape> {
         kind::CREDIT => &CREDIT,
         kind::WATCH => &WATCH,
         kind::UNWATCH => &UNWATCH,
+        kind::RELEASE => &RELEASE,
+        kind::FETCH => &FETCH,
         both::DESCRIPTORS_TAKEN => &both::DESCRIPTORS_TAKEN_SHAPE,
         both::GOODBYE => &both::GOODBYE_SHAPE,
         _ => return ClientRings::shape_of(kind),
@@ -492,6 +520,8 @@ mod kind {
     pub(super) const CREDIT: u8 = 0x13;
     pub(super) const WATCH: u8 = 0x14;
     pub(super) const UNWATCH: u8 = 0x15;
+    pub(super) const RELEASE: u8 = 0x28;
+    pub(super) const FETCH: u8 = 0x29;
 }
 
 /// Flag of SEND and WATCH: the destination is an endpoint.
@@ -530,5 +560,8 @@ const WATCH: Shape = Shape {
     most: 8 + MAX_ATTRIBUTES_BYTES,
     ..Shape::plain(kind::WATCH, "WATCH")
 };
+const FETCH: Shape = Shape::fixed(kind::FETCH, "FETCH", 4);
+const RELEASE: Shape =
+    Shape { fixed: 4, most: 4 * MAX_RELEASED, ..Shape::plain(kind::RELEASE, "RELEASE") };
 const UNWATCH: Shape =
     Shape { endpoint: true, serial: true, ..Shape::plain(kind::UNWATCH, "UNWATCH") };

@@ -120,6 +120,9 @@ codes! {
         GroupEnded = "group-ended",
         /// A limit of the bus; [`Failure::limit`](super::Failure::limit) says which, and its value.
         LimitExceeded = "limit-exceeded",
+        /// The payload cannot be lent: past a limit for that, or without its being switched on (`ENOBUFS`).
+        /// [`Failure::limit`](super::Failure::limit) says which.
+        NoBuffers = "no-buffers",
         /// Policy does not let this user do that.
         PermissionDenied = "permission-denied",
         /// The body of the call is not what its operation asks for.

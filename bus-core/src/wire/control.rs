@@ -360,6 +360,30 @@ pub enum Request {
         /// The group's id.
         group_id: GroupId,
     },
+    /// Asks for a pool of buffers to lend payloads from. MEMORY brings it, and then
+    /// [`Response::Pool`] comes.
+    CreatePool {
+        /// How many buffers.
+        buffers: u32,
+        /// Bytes of each.
+        bytes: u64,
+        /// The group whose members may read it in place, if they trust; then it serves no other
+        /// destination.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group_id: Option<GroupId>,
+    },
+    /// The client has mapped its pool: from now on nobody else can map it for writing. Answered by
+    /// [`Response::PoolSealed`].
+    SealPool {
+        /// Which.
+        pool: u32,
+    },
+    /// Gives a pool back. What was lent from it stays so until it is completed. Answered by
+    /// [`Response::PoolDropped`].
+    DropPool {
+        /// Which.
+        pool: u32,
+    },
     /// Cancels a request of this endpoint: its outcome is `cancelled`, in the queue like any other.
     CancelRequest {
         /// The request's sequence.
@@ -410,6 +434,9 @@ impl Request {
         "watch-name",
         "unwatch-name",
         "members",
+        "create-pool",
+        "seal-pool",
+        "drop-pool",
         "cancel-request",
         "decline-request",
     ];
@@ -485,6 +512,15 @@ pub enum Response {
         /// Whether that ended it. It may have had its outcome already.
         ended: bool,
     },
+    /// To [`Request::CreatePool`].
+    Pool {
+        /// How SENDs name it: the number of the MEMORY that has come before.
+        pool: u32,
+    },
+    /// To [`Request::SealPool`].
+    PoolSealed,
+    /// To [`Request::DropPool`].
+    PoolDropped,
     /// To [`Request::Create`].
     Created {
         /// The new group.

@@ -17,6 +17,7 @@ macro_rules! form {
         struct Form {
             $($field: $type,)*
             stall_ms: u64,
+            lent_ms: u64,
             request_deadline_ms: u64,
         }
 
@@ -25,6 +26,7 @@ macro_rules! form {
                 Self {
                     $($field: limits.$field,)*
                     stall_ms: milliseconds::count(limits.stall),
+                    lent_ms: milliseconds::count(limits.lent),
                     request_deadline_ms: milliseconds::count(limits.request_deadline),
                 }
             }
@@ -35,6 +37,7 @@ macro_rules! form {
                 Self {
                     $($field: form.$field,)*
                     stall: Duration::from_millis(form.stall_ms),
+                    lent: Duration::from_millis(form.lent_ms),
                     request_deadline: Duration::from_millis(form.request_deadline_ms),
                 }
             }
@@ -86,6 +89,10 @@ form! {
     user_requests: u64,
     user_pinned_bytes: u64,
     user_connection_rate: u64,
+    completions: u32,
+    pinned_bytes: u64,
+    pool_bytes: u64,
+    arena_bytes: u64,
 }
 
 impl Default for Form {

@@ -4,12 +4,14 @@
 //! protocol page, so reading its parts cannot fail. It shares the memory that its frame was read
 //! into, so taking a message off the stream allocates nothing.
 
+use std::any::Any;
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
 use super::broker::{self, MessageHead, Role};
-use super::{HEADER_BYTES, Handle, WireError};
+use super::{HEADER_BYTES, Handle, Placed, WireError};
 use crate::attributes::{Block, Fields};
 use crate::{Attributes, ContentType, Gap, GroupId, NameId, Sequence};
 
@@ -17,11 +19,22 @@ use crate::{Attributes, ContentType, Gap, GroupId, NameId, Sequence};
 ///
 /// It keeps that memory alive: all that was read at once, or all of a long message. Whoever keeps
 /// many messages for long keeps copies of what it needs of them.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct MessageView {
     frame: Bytes,
     attributes_at: u32,
     payload_at: u32,
+    /// Where the payload is, if it lies apart and was found.
+    found: Option<Arc<dyn PayloadFound>>,
+}
+
+/// A payload that lies apart, where a client has found it.
+pub trait PayloadFound: fmt::Debug + Send + Sync {
+    /// The bytes. They stay as they are for as long as this is kept.
+    fn bytes(&self) -> &[u8];
+
+    /// Itself, for who has found it.
+    fn as_any(&self) -> &dyn Any;
 }
 
 impl MessageView {
@@ -45,6 +58,7 @@ impl MessageView {
             frame: unread.split_to(layout.length).freeze(),
             attributes_at: place(layout.attributes_at),
             payload_at: place(layout.payload_at),
+            found: None,
         }))
     }
 
@@ -111,19 +125,51 @@ impl MessageView {
     /// What CREDIT returns for it: the bytes of attributes and payload.
     #[must_use]
     pub fn charged_bytes(&self) -> u64 {
-        (self.frame.len() - self.attributes_at as usize) as u64
+        match self.placed() {
+            Some(placed) => u64::from(self.payload_at - self.attributes_at) + placed.length,
+            None => (self.frame.len() - self.attributes_at as usize) as u64,
+        }
+    }
+
+    /// Where the payload lies, if it lies apart.
+    #[must_use]
+    pub fn placed(&self) -> Option<Placed> {
+        broker::is_apart(&self.frame)
+            .then(|| Placed::decode(self.tail()).expect("it was checked when the view was made"))
+    }
+
+    /// Says where the payload that lies apart was found. Until then it seems to be empty.
+    pub fn set_found(&mut self, found: Arc<dyn PayloadFound>) {
+        self.found = Some(found);
+    }
+
+    /// Where the payload that lies apart was found.
+    #[must_use]
+    pub fn found(&self) -> Option<&dyn PayloadFound> {
+        self.found.as_deref()
+    }
+
+    fn tail(&self) -> &[u8] {
+        &self.frame[self.payload_at as usize..]
     }
 
     /// The payload's bytes.
     #[must_use]
     pub fn payload(&self) -> &[u8] {
-        &self.frame[self.payload_at as usize..]
+        match &self.found {
+            Some(found) => found.bytes(),
+            None if broker::is_apart(&self.frame) => &[],
+            None => self.tail(),
+        }
     }
 
-    /// The payload's bytes, without a copy.
+    /// The payload's bytes, without a copy unless they lie apart.
     #[must_use]
     pub fn into_payload(self) -> Bytes {
-        self.frame.slice(self.payload_at as usize..)
+        match self.found {
+            None if !broker::is_apart(&self.frame) => self.frame.slice(self.payload_at as usize..),
+            _ => Bytes::copy_from_slice(self.payload()),
+        }
     }
 
     /// The memory of the whole frame. Whoever has it when the message is gone may read the next one
@@ -174,6 +220,14 @@ impl MessageView {
         Block::of_checked(&self.frame[self.attributes_at as usize..self.payload_at as usize])
     }
 }
+
+impl PartialEq for MessageView {
+    fn eq(&self, other: &Self) -> bool {
+        self.frame == other.frame && self.payload() == other.payload()
+    }
+}
+
+impl Eq for MessageView {}
 
 impl fmt::Debug for MessageView {
     /// Says how long the payload is: payloads never go to logs.

@@ -10,15 +10,15 @@ use super::super::inside::{
 use super::super::{
     AccountInfo, BrokerFrame, BrokerRings, ChangeCode, ClaimChanged, ClientFrame, ClientRings,
     ControlError, Copied, CopyCode, EvictionReason, Failure, FailureCode, Goodbye, GoodbyeCode,
-    GroupInfo, Handle, Held, Hello, Incarnation, LaneNumber, MemberCode, MemberInfo, MessageFrame,
-    MessageHead, MonitoredChange, MonitoredMember, MonitoredOutcome, NameInfo, Notice, OutcomeCode,
-    Owner, OwnerChanged, Request, Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial,
-    Stats, Status, ViewNotice, Welcome,
+    GroupInfo, Handle, Held, Hello, Incarnation, LaneNumber, MemberCode, MemberInfo, MemoryKind,
+    MessageFrame, MessageHead, MonitoredChange, MonitoredMember, MonitoredOutcome, NameInfo,
+    Notice, OutcomeCode, Owner, OwnerChanged, Request, Response, Role, SendFlags, SendFrame,
+    SendHead, SendId, Serial, Stats, Status, ViewNotice, Welcome,
 };
 use crate::{
-    Amounts, Attributes, Condition, ContentType, Credentials, Description, Destination, EndpointId,
-    Filter, FilterProgram, Gap, GroupId, Interest, Limits, MemberFlags, NameEvent, NameFlags,
-    NameId, Operation, Pattern, Receipt, Resource, Retain, Sequence,
+    Amounts, Attributes, CompletedRange, Condition, ContentType, Credentials, Description,
+    Destination, EndpointId, Filter, FilterProgram, Gap, GroupId, Interest, Limits, MemberFlags,
+    NameEvent, NameFlags, NameId, Operation, Pattern, Receipt, Resource, Retain, Sequence,
 };
 
 pub(super) fn serial(number: u32) -> Serial {
@@ -234,6 +234,14 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
         ("close peer", call(Request::ClosePeer { peer: endpoint })),
         ("leave", call(Request::Leave { group_id })),
         (
+            "create pool",
+            call(Request::CreatePool { buffers: 8, bytes: 1 << 20, group_id: Some(group_id) }),
+        ),
+        ("seal pool", call(Request::SealPool { pool: 3 })),
+        ("drop pool", call(Request::DropPool { pool: 3 })),
+        ("release", ClientFrame::Release(vec![1, 7, u32::MAX])),
+        ("fetch", ClientFrame::Fetch { hold: 7 }),
+        (
             "watch-group",
             call(Request::WatchGroup {
                 group: group(),
@@ -398,6 +406,7 @@ pub(super) fn message(missed: Option<Gap>, attributes: Attributes, payload: &[u8
             credentials: Credentials { uid: 1000, pid: 4242 },
             missed,
             retained: false,
+            apart: false,
             descriptors: 0,
             descriptors_lost: false,
             role: Role::Plain,
@@ -680,6 +689,7 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
                     after: Sequence::from_raw(0),
                     recipients: 10_000,
                     dropped: 2,
+                    completion: None,
                 },
             },
         ),
@@ -720,6 +730,7 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
                     credentials: Credentials { uid: 0, pid: 1 },
                     missed: None,
                     retained: false,
+                    apart: false,
                     descriptors: 0,
                     descriptors_lost: true,
                     role: Role::Plain,
@@ -889,6 +900,13 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
                 },
             },
         ),
+        ("completed", BrokerFrame::Completed(CompletedRange::new(u32::MAX, 2, true))),
+        (
+            "memory",
+            BrokerFrame::Memory { id: 3, kind: MemoryKind::Lent, length: 1 << 22, descriptors: 2 },
+        ),
+        ("forget", BrokerFrame::Forget { id: 3 }),
+        ("moved", BrokerFrame::Moved { hold: 9, payload: Bytes::from_static(b"moved") }),
         ("writable", BrokerFrame::Writable { endpoint: Handle::FIRST, serial: serial(6) }),
         ("descriptors taken", BrokerFrame::DescriptorsTaken),
         (

@@ -86,7 +86,12 @@ fn bodies_that_break_a_rule_are_named() {
             &[12],
             WireError::Value { frame: "SEND", field: "combination of flags", given: 12 },
         ),
-        ("send", 34, &[128], WireError::UnknownFlags { frame: "SEND", given: 0x8000, known: 0xff }),
+        (
+            "send",
+            34,
+            &[128],
+            WireError::UnknownFlags { frame: "SEND", given: 0x8000, known: 0x1ff },
+        ),
         ("send", 35, &[1], WireError::NotZero { frame: "SEND", field: "reserved", given: 1 }),
         ("send", 32, &[6, 0], WireError::AttributesCut { frame: "SEND", given: 6, left: 5 }),
         (
@@ -118,7 +123,7 @@ fn bodies_that_break_a_rule_are_named() {
             "message",
             76,
             &[128],
-            WireError::UnknownFlags { frame: "MESSAGE", given: 0x8000, known: 0xff },
+            WireError::UnknownFlags { frame: "MESSAGE", given: 0x8000, known: 0x1ff },
         ),
         ("message", 77, &[1], WireError::NotZero { frame: "MESSAGE", field: "reserved", given: 1 }),
         (

@@ -10,14 +10,15 @@ use super::super::inside::{Look, Seen};
 use super::super::{
     BrokerFrame, BrokerRings, ChangeCode, ClaimChanged, ClientFrame, ClientRings, Copied, CopyCode,
     EvictionReason, Failure, FailureCode, Goodbye, GoodbyeCode, GroupInfo, HEADER_BYTES, Handle,
-    Hello, Incarnation, LaneNumber, MAGIC, MAX_FRAME_BYTES, MAX_PART, MAX_TEXT_BYTES, MemberCode,
-    MessageFrame, MessageHead, Notice, OutcomeCode, Request, Response, Role, SendFlags, SendFrame,
-    SendHead, SendId, Serial, ViewNotice, Welcome, take_magic,
+    Hello, Incarnation, LaneNumber, Lent, LentFrom, MAGIC, MAX_FRAME_BYTES, MAX_PART,
+    MAX_TEXT_BYTES, MemberCode, MemoryKind, MessageFrame, MessageHead, Notice, OutcomeCode, Placed,
+    PlacedIn, Request, Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial, ViewNotice,
+    Welcome, take_magic,
 };
 use super::{Direction, corpus, encoded};
 use crate::{
-    Attributes, ContentType, Credentials, Destination, EndpointId, Filter, Gap, GroupId, Limits,
-    MemberFlags, NameEvent, NameFlags, NameId, Receipt, Sequence,
+    Attributes, CompletedRange, ContentType, Credentials, Destination, EndpointId, Filter, Gap,
+    GroupId, Limits, MemberFlags, NameEvent, NameFlags, NameId, Receipt, Sequence,
 };
 
 const PAGE: &str = include_str!("../../../PROTOCOL.md");
@@ -150,6 +151,29 @@ fn client_examples() -> Vec<(&'static str, ClientFrame)> {
             },
         ),
         (
+            "client SEND of a lent payload",
+            ClientFrame::Send(SendFrame {
+                head: SendHead {
+                    id: id(),
+                    destination: group,
+                    flags: SendFlags::APART,
+                    deadline: 0,
+                    descriptors: 0,
+                },
+                attributes: Attributes::EMPTY,
+                payload: Bytes::copy_from_slice(
+                    &Lent {
+                        lending: 5,
+                        from: LentFrom::Pool { pool: 3, buffer: 2 },
+                        length: 1 << 20,
+                    }
+                    .encode(),
+                ),
+            }),
+        ),
+        ("client RELEASE", ClientFrame::Release(vec![9, 10])),
+        ("client FETCH", ClientFrame::Fetch { hold: 9 }),
+        (
             "client SEND to a name",
             send(
                 Destination::Name(NameId::from_raw(5)),
@@ -253,6 +277,7 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
                 credentials: Credentials { uid: 1000, pid: 4242 },
                 missed,
                 retained: false,
+                apart: false,
                 descriptors: 0,
                 descriptors_lost: false,
                 role: Role::Plain,
@@ -261,6 +286,17 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
             attributes: Attributes::EMPTY,
             payload: Bytes::from_static(payload),
         })
+    };
+    let apart = || {
+        let BrokerFrame::Message(mut frame) = message(Some(GroupId::from_raw(7)), None, None, b"")
+        else {
+            unreachable!("it makes a message");
+        };
+        let within = PlacedIn::Arena { memory: 4 };
+        let placed = Placed { hold: 9, within, offset: 4096, length: 1 << 20 };
+        frame.head.apart = true;
+        frame.payload = Bytes::copy_from_slice(&placed.encode());
+        BrokerFrame::Message(frame)
     };
     let role = |role, payload| {
         let BrokerFrame::Message(mut frame) = message(None, None, None, payload) else {
@@ -284,6 +320,14 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
                 limits: Limits::default(),
             })),
         ),
+        ("broker MESSAGE with a payload apart", apart()),
+        ("broker COMPLETED", BrokerFrame::Completed(CompletedRange::new(5, 7, true))),
+        (
+            "broker MEMORY",
+            BrokerFrame::Memory { id: 4, kind: MemoryKind::Arena, length: 1 << 22, descriptors: 1 },
+        ),
+        ("broker FORGET", BrokerFrame::Forget { id: 4 }),
+        ("broker MOVED", BrokerFrame::Moved { hold: 9, payload: Bytes::from_static(b"hello") }),
         (
             "broker DONE pong",
             BrokerFrame::Done { endpoint, serial: Serial::FIRST, response: Response::Pong },
@@ -351,6 +395,7 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
                     after: Sequence::from_raw(0),
                     recipients: 2,
                     dropped: 0,
+                    completion: None,
                 },
             },
         ),

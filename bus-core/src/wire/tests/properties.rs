@@ -367,6 +367,7 @@ fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
                     credentials: Credentials { uid, pid },
                     missed,
                     retained: false,
+                    apart: false,
                     descriptors,
                     descriptors_lost: lost,
                     role,
@@ -387,6 +388,7 @@ fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
                 after: Sequence::from_raw(after),
                 recipients,
                 dropped,
+                completion: None,
             },
         }
     });

@@ -1,0 +1,251 @@
+//! Memory in which the broker puts payloads for its clients to read.
+//!
+//! Invariant: bytes of a segment are written only while they belong to a [`Piece`] that nobody has been
+//! told of yet, and a piece is given back when the last message and the last client that have it let go.
+//! So what a client reads stays as it is until it says that it is done.
+//!
+//! A segment is sealed against everybody else's writing and against holes, so memory goes back to the
+//! system only as a whole segment: one that has served nobody for a while is retired. Places are given
+//! out lowest first, so that few pages are in use, and these are warm.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::Waker;
+
+use bus_memory::{Mapping, Segment};
+use bytes::Bytes;
+
+/// Segments for one audience, or for one connection.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    budget: Arc<Budget>,
+    segments: Mutex<Vec<Arc<ArenaSegment>>>,
+}
+
+/// A piece of memory that clients map.
+#[derive(Debug)]
+pub(crate) struct ArenaSegment {
+    number: u64,
+    memory: Segment,
+    /// Places that are taken, ascending.
+    taken: Mutex<Vec<(usize, usize)>>,
+    /// Something was put here since the last sweep.
+    used: AtomicBool,
+    /// Connections that have it mapped, to be told of its end.
+    readers: Mutex<Vec<Waker>>,
+    budget: Arc<Budget>,
+}
+
+/// A place in a segment; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    segment: Arc<ArenaSegment>,
+    offset: usize,
+    length: usize,
+}
+
+/// How much memory all arenas may have.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    limit: u64,
+    used: AtomicU64,
+}
+
+impl Budget {
+    pub(super) fn new(limit: u64) -> Self {
+        Self { limit, used: AtomicU64::new(0) }
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        let more = |used: u64| used.checked_add(bytes).filter(|used| *used <= self.limit);
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+}
+
+impl Arena {
+    pub(super) fn new(budget: Arc<Budget>) -> Self {
+        Self { budget, segments: Mutex::default() }
+    }
+
+    /// A place for `length` bytes; none if there is no memory for it.
+    pub(crate) fn place(&self, length: usize) -> Option<Piece> {
+        let mut segments = self.segments.lock().expect("nothing panics under this lock");
+        for segment in &*segments {
+            if let Some(offset) = segment.take(length) {
+                let segment = Arc::clone(segment);
+                return Some(Piece { segment, offset, length });
+            }
+        }
+        let segment = Arc::new(ArenaSegment::new(length, &self.budget)?);
+        let offset = segment.take(length)?;
+        segments.push(Arc::clone(&segment));
+        Some(Piece { segment, offset, length })
+    }
+
+    /// Whether it has no memory.
+    pub(super) fn is_empty(&self) -> bool {
+        self.segments.lock().expect("nothing panics under this lock").is_empty()
+    }
+
+    /// Takes out the segments that have served nobody since the last call.
+    pub(super) fn take_unused(&self) -> Vec<Arc<ArenaSegment>> {
+        let mut segments = self.segments.lock().expect("nothing panics under this lock");
+        segments
+            .extract_if(.., |segment| {
+                !segment.used.swap(false, Ordering::Relaxed) && Arc::strong_count(segment) == 1
+            })
+            .collect()
+    }
+}
+
+impl ArenaSegment {
+    fn new(least: usize, budget: &Arc<Budget>) -> Option<Self> {
+        static NUMBERS: AtomicU64 = AtomicU64::new(1);
+        let length = least.max(SEGMENT_BYTES).next_multiple_of(PAGE_BYTES);
+        if !budget.take(length as u64) {
+            return None;
+        }
+        let memory = match Segment::for_readers("unisono-arena", length) {
+            Ok(memory) => memory,
+            Err(error) => {
+                budget.used.fetch_sub(length as u64, Ordering::Relaxed);
+                tracing::warn!(%error, "no memory for payloads: they go by the sockets");
+                return None;
+            }
+        };
+        Some(Self {
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+            memory,
+            taken: Mutex::default(),
+            used: AtomicBool::new(true),
+            readers: Mutex::default(),
+            budget: Arc::clone(budget),
+        })
+    }
+
+    /// Never used again for another one in this process.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub(crate) fn memory(&self) -> &Segment {
+        &self.memory
+    }
+
+    /// Calls the waker when the segment is gone.
+    pub(crate) fn tell(&self, waker: Waker) {
+        self.readers.lock().expect("nothing panics under this lock").push(waker);
+    }
+
+    /// The lowest place with room.
+    fn take(&self, length: usize) -> Option<usize> {
+        let length = length.next_multiple_of(ALIGNMENT);
+        let mut taken = self.taken.lock().expect("nothing panics under this lock");
+        let mut start = 0;
+        let mut at = taken.len();
+        for (index, (from, to)) in taken.iter().enumerate() {
+            if start + length <= *from {
+                at = index;
+                break;
+            }
+            start = *to;
+        }
+        if start + length > self.memory.len() {
+            return None;
+        }
+        taken.insert(at, (start, start + length));
+        self.used.store(true, Ordering::Relaxed);
+        Some(start)
+    }
+
+    fn give_back(&self, offset: usize) {
+        let mut taken = self.taken.lock().expect("nothing panics under this lock");
+        taken.retain(|(from, _)| *from != offset);
+    }
+}
+
+impl Drop for ArenaSegment {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.memory.len() as u64, Ordering::Relaxed);
+        let readers = self.readers.get_mut().map(std::mem::take).unwrap_or_default();
+        readers.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Piece {
+    pub(crate) fn segment(&self) -> &Arc<ArenaSegment> {
+        &self.segment
+    }
+
+    pub(crate) fn offset(&self) -> usize {
+        self.offset
+    }
+
+    pub(crate) fn write(&self, bytes: &[u8]) {
+        self.segment.memory.mapping().copy_in(self.offset, bytes);
+    }
+
+    pub(super) fn copy_from(&self, other: &Self) {
+        self.fill_from(other.segment.memory.mapping(), other.offset);
+    }
+
+    pub(super) fn fill_from(&self, source: &Mapping, from: usize) {
+        self.segment.memory.mapping().copy_from(self.offset, source, from, self.length);
+    }
+
+    pub(crate) fn to_bytes(&self) -> Bytes {
+        let mut bytes = vec![0; self.length];
+        self.segment.memory.mapping().copy_out(self.offset, &mut bytes);
+        bytes.into()
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        self.segment.give_back(self.offset);
+    }
+}
+
+/// Segments have this length, or what one payload needs.
+const SEGMENT_BYTES: usize = 4 << 20;
+const PAGE_BYTES: usize = 4096;
+/// Two payloads never share a line of the cache.
+const ALIGNMENT: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arena(limit: u64) -> (Arena, Arc<Budget>) {
+        let budget = Arc::new(Budget::new(limit));
+        (Arena::new(Arc::clone(&budget)), budget)
+    }
+
+    #[test]
+    fn places_do_not_overlap_and_are_used_again() {
+        let (arena, _) = arena(64 << 20);
+        let one = arena.place(1000).unwrap();
+        let two = arena.place(1 << 20).unwrap();
+        let three = arena.place(100).unwrap();
+        assert_eq!((one.offset, two.offset), (0, 1024));
+        assert_eq!(three.offset, 1024 + (1 << 20));
+        drop(two);
+        assert_eq!(arena.place(1 << 19).unwrap().offset, 1024, "the lowest that is free");
+        assert_eq!(arena.place(2 << 20).unwrap().offset, 1024 + (1 << 20) + 128);
+        one.write(b"first");
+        assert_eq!(&one.to_bytes()[..5], b"first");
+    }
+
+    #[test]
+    fn g8_memory_is_bounded_and_comes_back() {
+        let (arena, budget) = arena(8 << 20);
+        let large = arena.place(3 << 20).unwrap();
+        let other = arena.place(3 << 20).unwrap();
+        assert!(arena.place(3 << 20).is_none(), "two segments are all");
+        drop((large, other));
+        assert_eq!(arena.take_unused().len(), 0, "used since the last sweep");
+        assert_eq!(arena.take_unused().len(), 2);
+        assert!(arena.is_empty());
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
+    }
+}

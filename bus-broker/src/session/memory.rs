@@ -1,0 +1,551 @@
+//! What one connection lends and what it is given that lies beside its stream.
+//!
+//! Invariants:
+//! - A MESSAGE names only memory that the client was given before, in the same stream.
+//! - Each payload that lies apart has a hold until the client releases it or is gone, and holds are
+//!   bounded; past that a payload comes with its message, and is the client's own.
+//! - Each SEND whose payload lies apart is completed once, committed or not: what ends the draft ends the
+//!   loan.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Weak};
+use std::task::Waker;
+
+use bus_core::wire::{
+    BrokerFrame, FEATURE_APART, FEATURE_LEND, Failure, FailureCode, Hello, Lent, LentFrom,
+    MemoryKind, Placed, PlacedIn, Request, Response,
+};
+use bus_core::{CompletionQueue, Destination, Message, Payload};
+use bytes::BytesMut;
+
+use super::say;
+use crate::apart::{
+    Arena, ArenaSegment, LentPayload, Loan, Moved, Piece, Pool, Reader, Source, What,
+};
+use crate::broker::Shared;
+use crate::connection::Context;
+use crate::inbox::{Part, Signal, Token};
+use crate::output::{Carried, Output};
+
+/// The memory of one connection.
+#[derive(Debug)]
+pub(super) struct Memory {
+    shared: Arc<Shared>,
+    uid: u32,
+    /// It reads payloads that lie apart.
+    reads: bool,
+    /// It may lend.
+    lends: bool,
+    /// It reads in place what its own user's other programs can still write.
+    trusts: bool,
+    numbers: u32,
+    known: HashMap<Key, Known>,
+    holds: HashMap<u32, Held>,
+    held_bytes: u64,
+    private: Option<Arc<Arena>>,
+    pools: HashMap<u32, Arc<Pool>>,
+    completions: Arc<CompletionQueue>,
+    completed: Waker,
+    moved: Arc<Moved>,
+    ended: Waker,
+}
+
+/// Which memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    Arena(u64),
+    Pool(usize),
+}
+
+/// Memory that the client was given.
+#[derive(Debug)]
+struct Known {
+    id: u32,
+    life: Life,
+}
+
+#[derive(Debug)]
+enum Life {
+    Arena(Weak<ArenaSegment>),
+    Pool(Weak<Pool>),
+}
+
+/// What the client has been given and has not released.
+#[derive(Debug)]
+struct Held {
+    bytes: u64,
+    what: HeldIn,
+}
+
+#[derive(Debug)]
+enum HeldIn {
+    Piece(Arc<Piece>),
+    /// Where the sender lent it, for as long as that lasts.
+    Loan {
+        payload: Payload,
+        /// It ends when nobody has it.
+        _loan: Arc<Loan>,
+    },
+    /// It has been given anew.
+    Moved,
+}
+
+/// How a message's payload goes to the client.
+#[derive(Debug)]
+pub(super) enum Way {
+    /// With the message.
+    Inline,
+    /// Where this says.
+    Apart(Placed),
+    /// Where this says, and the file that it is comes with the message.
+    File(Placed, Arc<[OwnedFd]>),
+    /// Once the client has taken the descriptors that are under way.
+    Waits,
+}
+
+/// Who may be given the copy that others are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Company {
+    /// Everybody to whom the message went.
+    All,
+    /// Nobody: it is a copy for a monitor, or was sent before this endpoint joined.
+    Alone,
+}
+
+/// Descriptors under way.
+#[derive(Debug)]
+pub(super) struct Under<'a> {
+    /// Some are, and have not been taken.
+    pub(super) way: &'a mut bool,
+    pub(super) output: &'a mut Output,
+}
+
+impl Memory {
+    /// What a client that said this has; none if nothing.
+    pub(super) fn new(
+        hello: &Hello,
+        uid: u32,
+        token: Token,
+        context: &Context<'_>,
+    ) -> Option<Box<Self>> {
+        let has = |feature: &str| hello.features.iter().any(|of| of == feature);
+        let (reads, lends) = (has(FEATURE_APART), has(FEATURE_LEND));
+        let waker = |part| Signal::waker(context.inbox, token, part);
+        (reads || lends).then(|| {
+            let ended = waker(Part::Memory);
+            Box::new(Self {
+                shared: Arc::clone(context.shared),
+                uid,
+                reads,
+                lends,
+                trusts: reads && has(bus_core::wire::FEATURE_TRUST_OWN_USER),
+                numbers: 0,
+                known: HashMap::new(),
+                holds: HashMap::new(),
+                held_bytes: 0,
+                private: None,
+                pools: HashMap::new(),
+                completions: Arc::new(CompletionQueue::new()),
+                completed: waker(Part::Completions),
+                moved: Arc::new(Moved::new(ended.clone())),
+                ended,
+            })
+        })
+    }
+
+    /// The features that are switched on.
+    pub(super) fn features(&self) -> Vec<String> {
+        let trust = bus_core::wire::FEATURE_TRUST_OWN_USER;
+        [(self.reads, FEATURE_APART), (self.lends, FEATURE_LEND), (self.trusts, trust)]
+            .into_iter()
+            .filter(|(on, _)| *on)
+            .map(|(_, name)| name.to_owned())
+            .collect()
+    }
+
+    // ---- Lending
+
+    /// Makes the payload of a SEND of what it refers to.
+    pub(super) fn lend(
+        &mut self,
+        lent: &Lent,
+        destination: Destination,
+        descriptors: &mut Vec<OwnedFd>,
+    ) -> Result<Payload, Box<Failure>> {
+        let result = self.borrow(lent, destination, descriptors);
+        if result.is_err() {
+            // It is as free as it was.
+            self.completions.complete(lent.lending, false);
+        }
+        let payload = result?;
+        self.shared.payloads.lent(&payload);
+        Ok(Payload::apart(payload))
+    }
+
+    fn borrow(
+        &self,
+        lent: &Lent,
+        destination: Destination,
+        descriptors: &mut Vec<OwnedFd>,
+    ) -> Result<Arc<LentPayload>, Box<Failure>> {
+        let file = match lent.from {
+            LentFrom::File => Some(descriptors.pop().ok_or_else(|| bad("a file did not come"))?),
+            LentFrom::Pool { .. } => None,
+        };
+        if !self.lends {
+            let text = "lending payloads was not switched on with the greeting";
+            return Err(Box::new(Failure::new(FailureCode::NoBuffers, text)));
+        }
+        let limit = self.shared.bus.limits().payload_bytes;
+        if lent.length > u64::from(limit) {
+            let text = format!("the payload has {} bytes, and the limit is {limit}", lent.length);
+            let failure = Failure::new(FailureCode::TooLarge, text);
+            return Err(Box::new(failure.with_limit("payload_bytes", limit.into())));
+        }
+        let length = usize::try_from(lent.length).map_err(|_| bad("no such length"))?;
+        let charge = |what| {
+            self.shared.payloads.ledger.charge(self.uid, what, lent.length).map_err(|past| {
+                let text = format!("{} more would be past {}", lent.length, past.name);
+                let failure = Failure::new(FailureCode::NoBuffers, text);
+                Box::new(failure.with_limit(past.name, past.value))
+            })
+        };
+        let (source, pinned) = match (lent.from, file) {
+            (LentFrom::Pool { pool, buffer }, _) => {
+                let pool = self.pools.get(&pool).filter(|pool| pool.is_sealed());
+                let pool = pool.ok_or_else(|| bad("no such pool, or it is not sealed"))?;
+                if pool.group().is_some_and(|group| destination != Destination::Group(group)) {
+                    return Err(bad("the pool is for another group, whose members may look there"));
+                }
+                let pinned = charge(What::Buffer)?;
+                let generation = pool
+                    .lend(buffer, lent.length)
+                    .ok_or_else(|| bad("no such buffer, or it is lent, or too short"))?;
+                (Source::Pool { pool: Arc::clone(pool), buffer, generation }, pinned)
+            }
+            (LentFrom::File, Some(file)) => {
+                bus_memory::check_unchangeable(std::os::fd::AsFd::as_fd(&file), lent.length)
+                    .map_err(|error| bad(&format!("the file is not to be used: {error}")))?;
+                let pinned = charge(What::File)?;
+                (Source::File(file), pinned)
+            }
+            (LentFrom::File, None) => return Err(bad("a file did not come")),
+        };
+        let completions = Arc::clone(&self.completions);
+        Ok(LentPayload::new(Loan::new(source, length, pinned, lent.lending, completions)))
+    }
+
+    /// Tells the client what is free again, while it reads.
+    pub(super) fn say_completed(&mut self, output: &mut Output) {
+        while output.has_room_for_answers()
+            && let Some(range) = self.completions.read(&self.completed)
+        {
+            say(BrokerFrame::Completed(range), output);
+        }
+    }
+
+    pub(super) fn call(
+        &mut self,
+        request: &Request,
+        under: &mut Under<'_>,
+    ) -> Option<Result<Response, Box<Failure>>> {
+        let no_pool = || bad("no such pool");
+        Some(match request {
+            Request::CreatePool { buffers, bytes, group_id } => {
+                self.create_pool(*buffers, *bytes, *group_id, under)
+            }
+            Request::SealPool { pool } => match self.pools.get(pool).map(|pool| pool.seal()) {
+                None => Err(no_pool()),
+                Some(Ok(())) => Ok(Response::PoolSealed),
+                Some(Err(error)) => Err(no_memory(&error)),
+            },
+            Request::DropPool { pool } => match self.pools.remove(pool) {
+                None => Err(no_pool()),
+                Some(_) => Ok(Response::PoolDropped),
+            },
+            _ => return None,
+        })
+    }
+
+    fn create_pool(
+        &mut self,
+        buffers: u32,
+        bytes: u64,
+        group: Option<bus_core::GroupId>,
+        under: &mut Under<'_>,
+    ) -> Result<Response, Box<Failure>> {
+        if !self.lends {
+            let text = "lending payloads was not switched on with the greeting";
+            return Err(Box::new(Failure::new(FailureCode::NoBuffers, text)));
+        }
+        if *under.way {
+            let text = "descriptors are under way to this client; take them first";
+            return Err(Box::new(Failure::new(FailureCode::WouldBlock, text)));
+        }
+        let most = self.shared.bus.limits().payload_bytes;
+        let each = usize::try_from(bytes).ok().filter(|_| (1..=most.into()).contains(&bytes));
+        let each = each.filter(|_| (1..=MAX_BUFFERS).contains(&buffers));
+        let each = each.ok_or_else(|| bad("no such pool can be: see the limits"))?;
+        let all = buffers as usize * crate::apart::stride(each);
+        let charge = self.shared.payloads.ledger.charge(self.uid, What::Pool, all as u64);
+        let charge = charge.map_err(|past| {
+            let text = format!("{all} more bytes would be past {}", past.name);
+            Failure::new(FailureCode::LimitExceeded, text).with_limit(past.name, past.value)
+        })?;
+        let pool = Pool::new(buffers, each, group, charge).map_err(|error| no_memory(&error))?;
+        let id = self.next_number();
+        let length = pool.len() as u64;
+        let [memory, _] = pool.files();
+        let files =
+            copies([memory]).ok_or_else(|| bad("the broker has no room for descriptors"))?;
+        introduce(id, MemoryKind::Pool, length, files, under);
+        self.pools.insert(id, pool);
+        Ok(Response::Pool { pool: id })
+    }
+
+    // ---- Giving
+
+    /// Decides how the payload of a message goes to this client.
+    pub(super) fn way(
+        &mut self,
+        message: &Message,
+        company: Company,
+        under: &mut Under<'_>,
+    ) -> Way {
+        let Some(payload) = message.payload().as_apart::<LentPayload>() else {
+            return Way::Inline;
+        };
+        let length = message.payload().len() as u64;
+        if !self.reads || self.holds.len() >= MAX_HOLDS || self.held_bytes + length > MAX_HELD_BYTES
+        {
+            return Way::Inline;
+        }
+        let audience = message.audience().filter(|_| company == Company::All);
+        if company == Company::All
+            && let Some(loan) = payload.loan()
+        {
+            match &loan.source {
+                Source::File(_) => {
+                    let room = usize::from(bus_core::wire::MAX_DESCRIPTORS);
+                    if message.descriptors().len() < room {
+                        if *under.way {
+                            return Way::Waits;
+                        }
+                        let own = message.descriptors().iter().map(AsFd::as_fd);
+                        let Some(files) = copies(own.chain(loan.file())) else {
+                            return Way::Inline;
+                        };
+                        let placed = self.hold_loan(message, &loan, PlacedIn::File, 0);
+                        return Way::File(placed, files);
+                    }
+                }
+                Source::Pool { pool, buffer, generation } => {
+                    if let Some(audience) = audience
+                        && self.trusts
+                        && message.credentials().uid == self.uid
+                        && pool.may_be_shown_to(audience)
+                    {
+                        let memory = match self.show_pool(pool, message, under) {
+                            Ok(memory) => memory,
+                            Err(way) => return way,
+                        };
+                        let hold = self.numbers.wrapping_add(1);
+                        let reader = Reader { hold, moved: Arc::clone(&self.moved) };
+                        if loan.let_in(reader) {
+                            let generation = *generation;
+                            let within = PlacedIn::Lent { memory, word: *buffer, generation };
+                            let offset = pool.offset(*buffer) as u64;
+                            return Way::Apart(self.hold_loan(message, &loan, within, offset));
+                        }
+                    }
+                }
+            }
+        }
+        let piece = match audience {
+            Some(audience) => {
+                let arena = self.shared.payloads.arena(audience);
+                payload.shared_piece(audience, &arena)
+            }
+            None => {
+                let shared = &self.shared;
+                let arena = self.private.get_or_insert_with(|| shared.payloads.private_arena());
+                payload.private_piece(arena).map(Arc::new)
+            }
+        };
+        let Some(piece) = piece else { return Way::Inline };
+        let memory = match self.show_arena(piece.segment(), message, under) {
+            Ok(memory) => memory,
+            Err(way) => return way,
+        };
+        let hold = self.next_number();
+        let offset = piece.offset() as u64;
+        self.held_bytes += length;
+        self.holds.insert(hold, Held { bytes: length, what: HeldIn::Piece(piece) });
+        Way::Apart(Placed { hold, within: PlacedIn::Arena { memory }, offset, length })
+    }
+
+    fn hold_loan(
+        &mut self,
+        message: &Message,
+        loan: &Arc<Loan>,
+        within: PlacedIn,
+        offset: u64,
+    ) -> Placed {
+        let length = message.payload().len() as u64;
+        let hold = self.next_number();
+        let what = HeldIn::Loan { payload: message.payload().clone(), _loan: Arc::clone(loan) };
+        self.held_bytes += length;
+        self.holds.insert(hold, Held { bytes: length, what });
+        Placed { hold, within, offset, length }
+    }
+
+    /// How the client names a segment, which it is given if it has not got it; or how the message goes
+    /// instead.
+    fn show_arena(
+        &mut self,
+        segment: &Arc<ArenaSegment>,
+        message: &Message,
+        under: &mut Under<'_>,
+    ) -> Result<u32, Way> {
+        let key = Key::Arena(segment.number());
+        if let Some(known) = self.known.get(&key) {
+            return Ok(known.id);
+        }
+        if *under.way {
+            return Err(Way::Waits);
+        }
+        let files = copies([segment.memory().as_fd()]).ok_or(Way::Inline)?;
+        let id = self.next_number();
+        segment.tell(self.ended.clone());
+        let length = segment.memory().len() as u64;
+        introduce(id, MemoryKind::Arena, length, files, under);
+        self.known.insert(key, Known { id, life: Life::Arena(Arc::downgrade(segment)) });
+        // Its own descriptors come after these.
+        if message.descriptors().is_empty() { Ok(id) } else { Err(Way::Waits) }
+    }
+
+    fn show_pool(
+        &mut self,
+        pool: &Arc<Pool>,
+        message: &Message,
+        under: &mut Under<'_>,
+    ) -> Result<u32, Way> {
+        let key = Key::Pool(Arc::as_ptr(pool) as usize);
+        match self.known.get(&key) {
+            Some(Known { id, life: Life::Pool(known) }) if known.strong_count() > 0 => {
+                return Ok(*id);
+            }
+            _ if *under.way => return Err(Way::Waits),
+            _ => {}
+        }
+        let files = copies(pool.files()).ok_or(Way::Inline)?;
+        let id = self.next_number();
+        let length = pool.len() as u64;
+        introduce(id, MemoryKind::Lent, length, files, under);
+        if let Some(old) =
+            self.known.insert(key, Known { id, life: Life::Pool(Arc::downgrade(pool)) })
+        {
+            say(BrokerFrame::Forget { id: old.id }, under.output);
+        }
+        if message.descriptors().is_empty() { Ok(id) } else { Err(Way::Waits) }
+    }
+
+    /// The client reads these no more. False if it never had one of them.
+    pub(super) fn release(&mut self, holds: &[u32]) -> bool {
+        holds.iter().all(|hold| match self.holds.remove(hold) {
+            Some(held) => {
+                self.held_bytes -= held.bytes;
+                true
+            }
+            None => false,
+        })
+    }
+
+    /// The client cannot look where a payload lies: it is given the bytes. False if it has no such one.
+    pub(super) fn fetch(&mut self, hold: u32, output: &mut Output) -> bool {
+        let Some(held) = self.holds.get(&hold) else { return false };
+        let bytes = match &held.what {
+            HeldIn::Piece(piece) => piece.to_bytes(),
+            HeldIn::Loan { payload, .. } => payload.as_bytes().clone(),
+            // It is on its way.
+            HeldIn::Moved => return true,
+        };
+        self.say_moved(hold, bytes, output);
+        true
+    }
+
+    /// Something about this connection's memory has happened: memory has ended, or what was lent is not
+    /// any more.
+    pub(super) fn look(&mut self, output: &mut Output) {
+        for (hold, bytes) in self.moved.take() {
+            if self.holds.contains_key(&hold) {
+                self.say_moved(hold, bytes, output);
+            }
+        }
+        self.known.retain(|_, known| {
+            let lives = match &known.life {
+                Life::Arena(segment) => segment.strong_count() > 0,
+                Life::Pool(pool) => pool.strong_count() > 0,
+            };
+            if !lives {
+                say(BrokerFrame::Forget { id: known.id }, output);
+            }
+            lives
+        });
+    }
+
+    fn say_moved(&mut self, hold: u32, bytes: bytes::Bytes, output: &mut Output) {
+        let Some(held) = self.holds.get_mut(&hold) else { return };
+        held.what = HeldIn::Moved;
+        let mut head = BytesMut::new();
+        bus_core::wire::encode_moved_head(&mut head, hold, bytes.len());
+        output.frames().extend_from_slice(&head);
+        output.push_shared(bytes);
+    }
+
+    fn next_number(&mut self) -> u32 {
+        self.numbers = self.numbers.wrapping_add(1);
+        self.numbers
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.completions.close();
+    }
+}
+
+/// Gives the client memory: a frame, and descriptors with it.
+fn introduce(id: u32, kind: MemoryKind, length: u64, files: Arc<[OwnedFd]>, under: &mut Under<'_>) {
+    let frame = |descriptors| {
+        let mut bytes = BytesMut::new();
+        let frame = BrokerFrame::Memory { id, kind, length, descriptors };
+        frame.encode(&mut bytes).expect("it is short");
+        bytes.freeze()
+    };
+    let count = u8::try_from(files.len()).expect("one or two");
+    under.output.push_with_descriptors(frame(count), frame(0), Carried::Files(files));
+    *under.way = true;
+}
+
+/// Descriptors of these files that can be given away. None if this process has no room for them.
+fn copies<'a>(files: impl IntoIterator<Item = BorrowedFd<'a>>) -> Option<Arc<[OwnedFd]>> {
+    files.into_iter().map(|file| file.try_clone_to_owned().ok()).collect()
+}
+
+fn bad(text: &str) -> Box<Failure> {
+    Box::new(Failure::new(FailureCode::BadRequest, text))
+}
+
+fn no_memory(error: &std::io::Error) -> Box<Failure> {
+    let text = format!("the system gives no memory: {error}");
+    Box::new(Failure::new(FailureCode::LimitExceeded, text))
+}
+
+/// Buffers of one pool.
+const MAX_BUFFERS: u32 = 4096;
+/// Payloads that one connection may have and not release before further ones come with their messages.
+const MAX_HOLDS: usize = 1024;
+/// Bytes of these.
+const MAX_HELD_BYTES: u64 = 64 << 20;

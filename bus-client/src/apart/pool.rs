@@ -1,0 +1,279 @@
+//! Buffers to lend: memory that the broker made and this program writes.
+//!
+//! # Safety
+//!
+//! A buffer is either free, in the pool's list, or in exactly one [`PoolBuffer`] or lent send. Only a
+//! `PoolBuffer` gives references to its bytes. The broker and readers copy them only while it is lent, and
+//! before it is written again their reading has ended: that is what a completion says.
+#![expect(unsafe_code, reason = "buffers are written where they lie")]
+
+use std::ops::{Deref, DerefMut};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bus_core::lease;
+use bus_core::wire::{Request, Response};
+use bus_memory::{FileError, Mapping, check_fixed_size};
+use parking_lot::Mutex;
+
+use super::{Chores, Region};
+use crate::connection::Connection;
+use crate::error::BrokerGone;
+use crate::state::{CallError, Interest, Purpose};
+
+/// Buffers of a connection's, to be written, lent with a send, and had back when all recipients are done.
+///
+/// Cheap to clone. When the last handle is gone the memory goes back, once nothing of it is lent.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    memory: Arc<PoolMemory>,
+    connection: Arc<Connection>,
+}
+
+/// The memory. It goes back when neither a pool, nor a buffer, nor a lent send needs it.
+#[derive(Debug)]
+pub(crate) struct PoolMemory {
+    id: u32,
+    mapping: Mapping,
+    bytes: usize,
+    stride: usize,
+    free: Mutex<Vec<u32>>,
+    chores: Arc<Chores>,
+}
+
+/// A buffer of a pool, to be written as `[u8]` and then lent with [`Outgoing::lent`](crate::Outgoing::lent).
+///
+/// It goes back to its pool by itself: when it is dropped, or when what was sent is completed, or when the
+/// send was refused.
+#[derive(Debug)]
+pub struct PoolBuffer {
+    buffer: Buffer,
+    length: usize,
+}
+
+/// A buffer that is not free; free again when dropped.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    memory: Arc<PoolMemory>,
+    index: u32,
+}
+
+/// Why there is no pool, or no buffer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PoolError {
+    /// Lending was not switched on: see [`Builder::zerocopy`](crate::Builder::zerocopy).
+    #[error("lending was not switched on for this connection")]
+    NotEnabled,
+    /// No buffer has this many bytes, or a bound of the bus is reached; the text says which.
+    #[error("no such pool: {0}")]
+    Refused(String),
+    /// The memory did not come, or is not as it should be.
+    #[error("the pool's memory cannot be used: {0}")]
+    Memory(String),
+    /// No buffer came back in time.
+    #[error("all buffers are lent")]
+    TimedOut,
+    /// The connection has ended.
+    #[error(transparent)]
+    BrokerGone(#[from] BrokerGone),
+}
+
+impl From<CallError> for PoolError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Failed(failure) => Self::Refused(failure.text),
+            CallError::Gone(gone) => Self::BrokerGone(gone),
+        }
+    }
+}
+
+impl Pool {
+    /// Asks for a pool. Blocks for some round trips.
+    pub(crate) fn new(
+        connection: &Arc<Connection>,
+        buffers: u32,
+        bytes: usize,
+        group: Option<bus_core::GroupId>,
+    ) -> Result<Self, PoolError> {
+        let chores = connection.lock().chores().ok_or(PoolError::NotEnabled)?;
+        let bytes_each = bytes as u64;
+        let request = || Request::CreatePool { buffers, bytes: bytes_each, group_id: group };
+        let mut tries = 0;
+        let id = loop {
+            let created =
+                connection.call(0, Purpose::Plain, request(), |response| match response {
+                    Response::Pool { pool } => Some(pool),
+                    _ => None,
+                });
+            match created {
+                // Other descriptors were under way; they have come with the answer.
+                Err(CallError::Failed(failure))
+                    if failure.code == bus_core::wire::FailureCode::WouldBlock && tries < TRIES =>
+                {
+                    tries += 1;
+                }
+                created => break created?,
+            }
+        };
+        let Some(Region::Pool { file, length }) = connection.lock().take_region(id) else {
+            return Err(PoolError::Memory("it did not come".to_owned()));
+        };
+        let stride = length / buffers as usize;
+        let mapping = Mapping::read_write(file.as_fd(), length);
+        let mapping = mapping.map_err(|error| PoolError::Memory(error.to_string()))?;
+        connection.call(0, Purpose::Plain, Request::SealPool { pool: id }, |response| {
+            matches!(response, Response::PoolSealed).then_some(())
+        })?;
+        match check_fixed_size(file.as_fd(), length as u64) {
+            // What was never written is a hole, and the broker's own to fill.
+            Ok(()) | Err(FileError::Sparse { .. }) => {}
+            Err(error) => return Err(PoolError::Memory(error.to_string())),
+        }
+        let free = Mutex::new((0..buffers).rev().collect());
+        let memory = Arc::new(PoolMemory { id, mapping, bytes, stride, free, chores });
+        Ok(Self::of(&memory, connection))
+    }
+
+    /// A handle on memory of this connection's.
+    pub(crate) fn of(memory: &Arc<PoolMemory>, connection: &Arc<Connection>) -> Self {
+        Self { memory: Arc::clone(memory), connection: Arc::clone(connection) }
+    }
+
+    pub(crate) fn memory(self) -> Arc<PoolMemory> {
+        self.memory
+    }
+
+    /// Bytes of each buffer.
+    #[must_use]
+    pub fn buffer_bytes(&self) -> usize {
+        self.memory.bytes
+    }
+
+    /// A buffer, if one is free. It has its full length, and whatever was written to it last.
+    #[must_use]
+    pub fn try_take(&self) -> Option<PoolBuffer> {
+        let memory = &self.memory;
+        let index = memory.free.lock().pop()?;
+        // Readers have let go before this program heard of it.
+        lease::before_reuse();
+        let buffer = Buffer { memory: Arc::clone(memory), index };
+        Some(PoolBuffer { buffer, length: memory.bytes })
+    }
+
+    /// A buffer; waits until one is free.
+    ///
+    /// # Errors
+    ///
+    /// The connection has ended.
+    pub fn take(&self) -> Result<PoolBuffer, PoolError> {
+        self.take_until(None)
+    }
+
+    /// As [`take`](Self::take), and waits at most for `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::TimedOut`], or the connection has ended.
+    pub fn take_deadline(&self, timeout: Duration) -> Result<PoolBuffer, PoolError> {
+        self.take_until(Instant::now().checked_add(timeout))
+    }
+
+    fn take_until(&self, deadline: Option<Instant>) -> Result<PoolBuffer, PoolError> {
+        let connection = &self.connection;
+        let taken = connection.wait(Interest::Anything, None, deadline, |state| {
+            match (self.try_take(), state.gone()) {
+                (Some(buffer), _) => Some(Ok(buffer)),
+                (None, Some(gone)) => Some(Err(gone.clone().into())),
+                (None, None) => None,
+            }
+        });
+        taken.unwrap_or(Err(PoolError::TimedOut))
+    }
+
+    /// Buffers that are free now.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.memory.free.lock().len()
+    }
+}
+
+impl PoolMemory {
+    /// Whether it is of the broker to which these are told.
+    pub(crate) fn belongs_to(&self, chores: &Arc<Chores>) -> bool {
+        Arc::ptr_eq(&self.chores, chores)
+    }
+}
+
+impl Drop for PoolMemory {
+    fn drop(&mut self) {
+        self.chores.drop_pool(self.id);
+    }
+}
+
+impl PoolBuffer {
+    /// Says how many bytes are sent; the buffer has at least that many.
+    ///
+    /// # Panics
+    ///
+    /// It has not.
+    pub fn set_len(&mut self, length: usize) {
+        assert!(length <= self.buffer.memory.bytes, "no more than the buffer has");
+        self.length = length;
+    }
+
+    /// What is lent: the buffer, and how much of it.
+    pub(crate) fn into_parts(self) -> (Buffer, usize) {
+        (self.buffer, self.length)
+    }
+}
+
+impl Deref for PoolBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let Buffer { memory, index } = &self.buffer;
+        // SAFETY: see the header: this is the only handle on the buffer, and it is not lent.
+        unsafe { memory.mapping.bytes(memory.stride * *index as usize, self.length) }
+    }
+}
+
+impl DerefMut for PoolBuffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        let Buffer { memory, index } = &self.buffer;
+        // SAFETY: as above, and the handle is borrowed for as long as the reference lives.
+        unsafe { memory.mapping.bytes_mut(memory.stride * *index as usize, self.length) }
+    }
+}
+
+impl Buffer {
+    pub(crate) fn pool(&self) -> u32 {
+        self.memory.id
+    }
+
+    pub(crate) fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Whether its pool is of the broker to which these are told.
+    pub(crate) fn belongs_to(&self, chores: &Arc<Chores>) -> bool {
+        self.memory.belongs_to(chores)
+    }
+
+    /// What was written to it, for those who cannot be lent it.
+    pub(crate) fn copy(&self, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.memory.mapping.copy_out(self.memory.stride * self.index as usize, &mut bytes);
+        bytes
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.memory.free.lock().push(self.index);
+    }
+}
+
+/// How often a pool is asked for while descriptors are under way.
+const TRIES: u32 = 100;
