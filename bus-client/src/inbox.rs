@@ -348,33 +348,16 @@ const MAX_NOTICES: usize = 4096 + 64 * (MAX_RETAINED_MESSAGES as usize + 1);
 
 #[cfg(test)]
 mod tests {
-    use bus_core::wire::{Handle, MessageHead, encode_message};
-    use bus_core::{Attributes, Credentials, EndpointId};
+    use bus_core::Attributes;
+    use bus_core::wire::encode_message;
     use bytes::BytesMut;
 
     use super::*;
+    use crate::testing::head;
 
     fn message(sequence: u64, bytes: usize) -> Item {
-        let head = MessageHead {
-            endpoint: Handle::FIRST,
-            sequence: Sequence::from_raw(sequence),
-            group: Some(GroupId::from_raw(1)),
-            name: None,
-            sender: EndpointId::from_raw(2),
-            sender_serial: sequence,
-            commit_time: 0,
-            deadline: 0,
-            credentials: Credentials { uid: 0, pid: 0 },
-            missed: None,
-            retained: false,
-            apart: false,
-            descriptors: 0,
-            descriptors_lost: false,
-            role: bus_core::wire::Role::Plain,
-            peer: None,
-        };
         let mut frame = BytesMut::new();
-        encode_message(&mut frame, &head, &Attributes::EMPTY, &vec![0; bytes]).unwrap();
+        encode_message(&mut frame, &head(sequence), &Attributes::EMPTY, &vec![0; bytes]).unwrap();
         Item::Message { message: MessageView::decode(&mut frame).unwrap().unwrap(), attached: None }
     }
 

@@ -230,38 +230,20 @@ const READ_BYTES: usize = 64 << 10;
 mod tests {
     use std::io::Write;
     use std::os::unix::net::UnixStream;
-
-    use bus_core::wire::{MessageHead, Role, encode_message};
-    use bus_core::{Attributes, Credentials, EndpointId, GroupId, Sequence};
-    use proptest::prelude::*;
-
     use std::sync::Arc;
 
+    use bus_core::Attributes;
+    use bus_core::wire::encode_message;
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::testing::head;
     use crate::transport::Beacon;
 
     fn message(sequence: u64, length: usize) -> BytesMut {
-        let head = MessageHead {
-            endpoint: bus_core::wire::Handle::FIRST,
-            sequence: Sequence::from_raw(sequence),
-            group: Some(GroupId::from_raw(1)),
-            name: None,
-            sender: EndpointId::from_raw(2),
-            sender_serial: sequence,
-            commit_time: 0,
-            deadline: 0,
-            credentials: Credentials { uid: 0, pid: 0 },
-            missed: None,
-            retained: false,
-            apart: false,
-            descriptors: 0,
-            descriptors_lost: false,
-            role: Role::Plain,
-            peer: None,
-        };
         let mut frame = BytesMut::new();
         let payload = vec![u8::try_from(sequence % 251).unwrap(); length];
-        encode_message(&mut frame, &head, &Attributes::EMPTY, &payload).unwrap();
+        encode_message(&mut frame, &head(sequence), &Attributes::EMPTY, &payload).unwrap();
         frame
     }
 
