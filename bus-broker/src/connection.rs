@@ -32,7 +32,7 @@ use crate::{
     output::{Carried, Output, SpareBuffers, Turn},
     protocol::{Progress, Protocol},
     rings::{NoRings, Rings, Stage},
-    roster::{Client, ClientEntry},
+    roster::{CameFrom, Client, ClientEntry},
     session::say,
     transport::{Arrived, Received, Sent, Socket},
 };
@@ -174,16 +174,17 @@ impl Connection {
         let Newcomer { socket, origin, place } = newcomer;
         let number = place.account().number();
         let mut came_in = None;
-        let (credentials, ingress) = match &origin {
+        let (credentials, came) = match &origin {
             Origin::Client(peer) => {
                 let PeerCredentials { uid, pid, .. } = peer.credentials;
-                (Credentials { uid, pid }, None)
+                let executable = peer.subject.executable.as_deref();
+                (Credentials { uid, pid }, CameFrom::Program(executable))
             }
             Origin::Ingress(place) => {
-                (Credentials::UNAUTHENTICATED, Some(place.identity().to_owned()))
+                (Credentials::UNAUTHENTICATED, CameFrom::Ingress(place.identity()))
             }
         };
-        let entry = ClientEntry::new(shared, number, credentials, ingress);
+        let entry = ClientEntry::new(shared, number, credentials, came);
         let (span, protocol) = match origin {
             Origin::Client(peer) => {
                 let Peer { credentials: PeerCredentials { uid, pid, .. }, subject, door } = *peer;

@@ -6,8 +6,9 @@
 //!
 //! What the system calls a program is read from `/proc` when somebody first wants to know, and kept:
 //! a connection that nobody asks about costs no system call. By then the process may be gone, and
-//! then what the program calls itself has to do; so it has in the sandbox of the program `bus-broker`,
-//! from where `/proc` is not to be seen. Neither proves anything; uid and pid do.
+//! then what was learnt when it connected has to do, its executable file, or what the program calls
+//! itself. From the sandbox of the program `bus-broker` `/proc` is not to be seen, so there it is these
+//! two. None of it proves anything; uid and pid do.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -36,6 +37,8 @@ pub(crate) struct Client {
     credentials: Credentials,
     /// The ingress that it came in at.
     ingress: Option<String>,
+    /// The file that its process executed when it connected, without its directory.
+    executable: Option<Box<str>>,
     calls_itself: OnceLock<String>,
     /// The name of its process's command.
     command: OnceLock<Option<String>>,
@@ -53,6 +56,15 @@ pub(crate) struct ClientEntry {
     client: Arc<Client>,
 }
 
+/// Where a connection came from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum CameFrom<'a> {
+    /// From a program that executes this file, if that is known.
+    Program(Option<&'a str>),
+    /// At the ingress of this identity.
+    Ingress(&'a str),
+}
+
 /// An endpoint on the roster; dropping it takes it off.
 #[derive(Debug)]
 pub(crate) struct EndpointEntry {
@@ -62,11 +74,16 @@ pub(crate) struct EndpointEntry {
 }
 
 impl Client {
-    /// The program, for people: its command's name, or what it calls itself.
+    /// The program, for people: its command's name, or its file's, or what it calls itself.
     pub(crate) fn program(&self) -> Option<String> {
-        let pid = self.credentials.pid;
-        let command = self.command.get_or_init(|| command_of(pid));
-        command.clone().or_else(|| self.calls_itself.get().cloned())
+        self.command().or_else(|| self.calls_itself.get().cloned())
+    }
+
+    /// What the system says of it.
+    fn command(&self) -> Option<String> {
+        let executable = || self.executable.as_deref().map(str::to_owned);
+        let found = || command_of(self.credentials.pid).or_else(executable);
+        self.command.get_or_init(found).clone()
     }
 
     /// What it calls itself in its greeting.
@@ -90,13 +107,11 @@ impl Client {
     }
 
     fn traffic(&self) -> ConnectionTraffic {
-        // Asked for before what it is shown beside.
-        let _ = self.program();
         ConnectionTraffic {
             connection: self.number,
             uid: self.credentials.uid,
             pid: self.credentials.pid,
-            program: self.command.get().cloned().flatten(),
+            program: self.command(),
             calls_itself: self.calls_itself.get().cloned(),
             ingress: self.ingress.clone(),
             endpoints: self.endpoints.load(Ordering::Relaxed),
@@ -142,12 +157,17 @@ impl ClientEntry {
         shared: &Arc<Shared>,
         number: u64,
         credentials: Credentials,
-        ingress: Option<String>,
+        came: CameFrom<'_>,
     ) -> Self {
+        let (executable, ingress) = match came {
+            CameFrom::Program(path) => (path.map(file_name), None),
+            CameFrom::Ingress(identity) => (None, Some(identity.to_owned())),
+        };
         let client = Arc::new(Client {
             number,
             credentials,
             ingress,
+            executable,
             calls_itself: OnceLock::new(),
             command: OnceLock::new(),
             endpoints: AtomicU32::new(0),
@@ -187,6 +207,12 @@ impl Drop for EndpointEntry {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("nothing that can panic runs under this lock")
+}
+
+fn file_name(path: &str) -> Box<str> {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let shown = |c: char| if c.is_control() { '?' } else { c };
+    name.chars().map(shown).collect()
 }
 
 /// What the system calls a process's command: at most 15 bytes, of which those that are no text are

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bus_core::{
     About, Attributes, Bus, Credentials, Delivery, Destination, Draft, Endpoint, EndpointId, Fate,
-    Filter, GroupId, GroupName, JoinOptions, Lane, Limits, MemberFlags, Receiver, RecorderSize,
-    RefusalReason, SendError, Sequence, Why,
+    Filter, GroupId, GroupName, JoinOptions, Lane, Limits, MemberFlags, PutOut, Receiver,
+    RecorderSize, RefusalReason, SendError, Sequence, Why,
 };
 use proptest::prelude::*;
 
@@ -338,6 +338,40 @@ fn g8_what_was_overwritten_is_said_to_be_too_old() {
     assert_eq!(bus.why(later, None, 1), Why::Unknown);
     let silent = Bus::new(Limits::default(), 7).unwrap();
     assert_eq!(silent.why(later, None, 1), Why::Off);
+}
+
+#[test]
+fn who_was_put_out_before_is_told_with_the_place() {
+    let limits =
+        Limits { queue_messages: 1, stall: Duration::from_millis(100), ..Limits::default() };
+    let bus = Bus::recording(limits, 7, RecorderSize::bytes(1 << 20).unwrap()).unwrap();
+    let of = |pid| bus.open_endpoint(Credentials { uid: 1, pid }).unwrap();
+    let (sender, reader, dead) = (of(1), of(2), of(3));
+    let group = reader.join(&name(0), JoinOptions::create()).unwrap().group;
+    dead.join(&name(0), JoinOptions::default()).unwrap();
+    let (mut lane, mut queue) = (sender.lane().unwrap(), reader.receiver().unwrap());
+    bus.tick(Duration::from_secs(10));
+    let first = lane.try_send(Destination::Group(group), "x").unwrap().sequence;
+    queue.try_receive().unwrap();
+    let waker = std::task::Waker::noop().clone();
+    let _ = lane.submit(Destination::Group(group), "y", waker).unwrap();
+    let mut evicted = Vec::new();
+    for tenth in 101..110 {
+        evicted.extend(bus.tick(Duration::from_millis(100 * tenth)));
+    }
+    assert_eq!(evicted.len(), 1);
+    let second = lane.poll_outcome().unwrap().unwrap();
+    let fates = |sequence| match bus.why(sequence, None, 10) {
+        Why::Message(story) => story.fates,
+        other => panic!("{other:?}"),
+    };
+    let fate_of = |sequence, id| fates(sequence).into_iter().find(|told| told.endpoint == id);
+    let told = fate_of(second.sequence, dead.id()).unwrap();
+    assert_eq!(told.fate, Fate::PutOut(PutOut::Stalled, evicted[0].sequence));
+    assert_eq!(told.credentials, Some(Credentials { uid: 1, pid: 3 }));
+    // What it had not read before it was put out lies in its queue.
+    assert_eq!(fate_of(first, dead.id()).unwrap().fate, Fate::Queued);
+    assert_eq!(fate_of(first, reader.id()).unwrap().fate, Fate::Taken);
 }
 
 #[test]

@@ -75,6 +75,8 @@ fn why_tells_the_fate_of_a_message_at_each_recipient() {
     assert_eq!(story["known"], "message", "{story}");
     assert_eq!(story["sender"], sender.endpoint().get(), "{story}");
     assert_eq!(story["of"]["pid"], std::process::id(), "{story}");
+    // It has not said what it calls itself: the broker has found out.
+    assert!(story["of"]["program"].as_str().is_some_and(|name| !name.is_empty()), "{story}");
     assert_eq!((&story["to"]["group"], &story["bytes"]), (&"g".into(), &5.into()), "{story}");
     assert_eq!((&story["recipients"], &story["incomplete"]), (&2.into(), &false.into()));
     let told = fates(&story);
@@ -220,7 +222,7 @@ fn top_shows_who_makes_whom_wait() {
 
 #[test]
 fn connections_name_program_user_and_traffic() {
-    let broker = Broker::with("sandbox = \"off\"\n");
+    let broker = Broker::start();
     let mut client = broker.raw();
     let look = Request::Look(Look::Connections { after: None, max: 10 });
     let Ok(Response::Seen(seen)) = client.call(look) else { panic!("it may look") };
@@ -450,8 +452,7 @@ fn a_slow_scraper_hurts_neither_the_bus_nor_for_long_another_scraper() {
 
 #[test]
 fn g8_who_breaks_the_protocol_a_thousand_times_is_a_few_lines_that_count_them() {
-    // What never says its name has one only where the broker sees /proc.
-    let broker = Broker::with("sandbox = \"off\"\n[log]\nformat = \"json\"\n");
+    let broker = Broker::with("[log]\nformat = \"json\"\n");
     for _ in 0..1_000 {
         let mut hostile = UnixStream::connect(broker.socket()).unwrap();
         // It may have been thrown out before all of it was written.
