@@ -534,27 +534,10 @@ fn held_of_user(accounts: &[AccountInfo]) -> BTreeMap<&'static str, u64> {
 const UNSHARED: [&str; 6] =
     ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child=SIGKILL"];
 
-/// Whether the system lets this user make namespaces. Where it does not, the test says so and ends.
-fn can_unshare() -> bool {
-    let mut words = UNSHARED.iter().copied().chain(["true"]);
-    let tried = std::process::Command::new(words.next().unwrap()).args(words).status();
-    let can = tried.is_ok_and(|status| status.success());
-    if !can {
-        assert!(
-            std::env::var_os("UNISONO_REQUIRE").is_none(),
-            "user namespaces are needed, and the system does not let this user make any"
-        );
-        eprintln!("NOT RUN: the system does not let this user make user namespaces");
-    }
-    can
-}
-
 /// A broker in a container sees none of the pids outside: all are 0.
 #[test]
+#[cfg_attr(not(has_user_namespaces), ignore = "needs user namespaces")]
 fn clients_whose_pids_the_broker_cannot_see_are_told_apart() {
-    if !can_unshare() {
-        return;
-    }
     let broker = Broker::run_by(&UNSHARED, &format!("[limits]\n{TIGHT}\n"));
     let mut greedy = broker.raw();
     let act = GREED[1].1;
@@ -577,10 +560,8 @@ fn clients_whose_pids_the_broker_cannot_see_are_told_apart() {
 
 /// The back-off of a stalled member is its process's, and not that of all whose pids are unknown.
 #[test]
+#[cfg_attr(not(has_user_namespaces), ignore = "needs user namespaces")]
 fn g8_a_back_off_is_not_that_of_all_whose_pids_are_unknown() {
-    if !can_unshare() {
-        return;
-    }
     let broker = Broker::run_by(&UNSHARED, "[limits]\nstall = \"3s\"\n");
     let mut stuck = broker.raw();
     let group = stuck.join("held");
@@ -598,10 +579,8 @@ fn g8_a_back_off_is_not_that_of_all_whose_pids_are_unknown() {
 
 /// A program in a sandbox with namespaces of its own is a client like any.
 #[test]
+#[cfg_attr(not(has_user_namespaces), ignore = "needs user namespaces")]
 fn a_client_in_namespaces_of_its_own_is_one_like_any() {
-    if !can_unshare() {
-        return;
-    }
     let broker = Broker::start();
     let mut sandboxed = Program::run_by(&UNSHARED, CONNECTOR, broker.socket());
     let mut client = sandboxed.client();
