@@ -244,11 +244,8 @@ fn unknown_kinds_flags_and_fields_are_named_and_end_their_connection() {
         }
         let mut client = broker.raw();
         client.write(&header_bytes(16, kind, 0));
-        let code = if OF_RINGS.contains(&kind) {
-            GoodbyeCode::Protocol
-        } else {
-            GoodbyeCode::BadFrame
-        };
+        let code =
+            if OF_RINGS.contains(&kind) { GoodbyeCode::Protocol } else { GoodbyeCode::BadFrame };
         assert_ended(client, code, &format!("kind {kind:#04x}"));
     }
     for (frame, kind, least, _) in KINDS {
