@@ -589,7 +589,14 @@ impl<M: Memory> RingSleeper<M> {
         if !mutated(Mutant::NoFenceInArm) {
             fence(Ordering::SeqCst);
         }
-        !self.has_input()
+        if self.has_input() {
+            // Or the next sleep would be the same one, for which the bell may have been rung already.
+            if !mutated(Mutant::ArmedBesideInput) {
+                self.disarm();
+            }
+            return false;
+        }
+        true
     }
 
     /// Says that the reader is awake.

@@ -489,6 +489,8 @@ mutants! {
     NoFenceInPublish,
     /// No fence between saying that a ring's reader sleeps and looking for bytes.
     NoFenceInArm,
+    /// A reader of a shared ring that finds input when it says that it sleeps leaves it said.
+    ArmedBesideInput,
     /// No fence between saying that a ring's writer waits and looking for room.
     NoFenceInWantRoom,
     /// No fence between giving cells back and looking whether the ring's writer waits.
