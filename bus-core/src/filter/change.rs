@@ -91,21 +91,8 @@ impl BusInner {
         filter: &Filter,
         instead: u64,
     ) -> Result<(), LimitExceeded> {
-        let Some(record) = directory.endpoints.get(&id) else {
-            return Ok(());
-        };
-        let bytes = |membership: &Membership| {
-            let at = membership.position(id)?;
-            let own = membership.members()[at].filters.as_ref()?.own.as_ref();
-            own.map(Filter::bytes)
-        };
-        let groups = record.memberships.iter();
-        let held: u64 = groups.filter_map(|group| bytes(&group.membership())).sum();
-        let value = self.limits.filter_bytes.into();
-        if held - instead + filter.bytes() > value {
-            return Err(LimitExceeded::new("filter_bytes", value));
-        }
-        Ok(())
+        let own = |filters: &MemberFilters| filters.own.as_ref().map(Filter::bytes);
+        self.check_bytes(directory, id, filter.bytes(), instead, "filter_bytes", own)
     }
 
     /// Whether owners of gated groups may have one more filter on behalf of an endpoint, instead of
@@ -117,19 +104,31 @@ impl BusInner {
         filter: &Filter,
         instead: u64,
     ) -> Result<(), LimitExceeded> {
+        let limit = "filter_bytes (of owners, on behalf of one member)";
+        let owners = |filters: &MemberFilters| filters.owners.as_ref().map(Filter::bytes);
+        self.check_bytes(directory, id, filter.bytes(), instead, limit, owners)
+    }
+
+    fn check_bytes(
+        &self,
+        directory: &Directory,
+        id: EndpointId,
+        more: u64,
+        instead: u64,
+        limit: &'static str,
+        bytes: impl Fn(&MemberFilters) -> Option<u64>,
+    ) -> Result<(), LimitExceeded> {
         let Some(record) = directory.endpoints.get(&id) else {
             return Ok(());
         };
-        let bytes = |membership: &Membership| {
+        let held_in = |membership: &Membership| {
             let at = membership.position(id)?;
-            let owners = membership.members()[at].filters.as_ref()?.owners.as_ref();
-            owners.map(Filter::bytes)
+            bytes(membership.members()[at].filters.as_ref()?)
         };
-        let groups = record.memberships.iter().filter(|group| group.is_gated());
-        let held: u64 = groups.filter_map(|group| bytes(&group.membership())).sum();
+        let groups = record.memberships.iter();
+        let held: u64 = groups.filter_map(|group| held_in(&group.membership())).sum();
         let value = self.limits.filter_bytes.into();
-        if held - instead + filter.bytes() > value {
-            let limit = "filter_bytes (of owners, on behalf of one member)";
+        if held - instead + more > value {
             return Err(LimitExceeded::new(limit, value));
         }
         Ok(())
