@@ -29,7 +29,7 @@
 //! | `ingress`, `ingress/` | programs that know nothing of Unisono: framed streams that feed a group or a name |
 //! | `tally`, `roster` | what threads count; which program is behind a connection and an endpoint |
 //! | `metrics`, `metrics/` | OpenMetrics on a socket of their own |
-//! | `logging`, `log_limit` | the program's logs, and how often the same is said of the same peer |
+//! | `logging`, `log_writer`, `log_limit` | the program's logs, that nobody waits for them, and how often the same is said of the same peer |
 //!
 //! **Invariant:** a connection belongs to one thread, and nobody else touches it. What the bus or
 //! another thread has for it goes through the thread's inbox.
@@ -56,6 +56,7 @@ mod ingress;
 mod link;
 mod listener;
 mod log_limit;
+mod log_writer;
 mod logging;
 mod metrics;
 mod output;
@@ -86,6 +87,7 @@ pub use ingress::{
     IngressTarget,
 };
 pub use listener::ListenError;
+pub use log_writer::{LAST_WORDS, LogWriter, stderr_takes_some};
 pub use logging::{LogFilterError, log_to_stderr};
 pub use policy::{
     Action, Decision, NoSuchGroup, NoSuchUser, Policy, ReloadError, RulePlace, Sandbox, Subject,

@@ -8,8 +8,8 @@ use std::thread;
 
 use anyhow::Context;
 use bus_broker::{
-    Broker, BrokerHandle, Config, HELPER_ARGUMENT, Helper, Listen, activation_sockets,
-    enter_sandbox, log_to_stderr, run_helper,
+    Broker, BrokerHandle, Config, HELPER_ARGUMENT, Helper, LAST_WORDS, Listen, activation_sockets,
+    enter_sandbox, log_to_stderr, run_helper, stderr_takes_some,
 };
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
@@ -36,8 +36,11 @@ fn main() -> ExitCode {
     match serve(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Not through the logs: they may be filtered, or not be there yet.
-            eprintln!("bus-broker: {error:#}");
+            // Not through the logs: they may be filtered, or not be there yet. And where nobody
+            // takes it, the end is not to wait for that.
+            if stderr_takes_some(LAST_WORDS) {
+                eprintln!("bus-broker: {error:#}");
+            }
             ExitCode::FAILURE
         }
     }
@@ -48,7 +51,8 @@ fn serve(arguments: &Arguments) -> anyhow::Result<()> {
         Some(path) => Config::read(path)?,
         None => Config::default(),
     };
-    log_to_stderr(&config.log)?;
+    // Dropped last, and so it writes the last lines too.
+    let mut log = log_to_stderr(&config.log)?;
     raise_descriptor_limit();
     // Blocked before any thread is started, so that all inherit it and the signals wait for us.
     let signals = block_signals().context("cannot take over signals")?;
@@ -70,6 +74,7 @@ fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     };
     // Before any thread is started: each has what the one has that starts it.
     enter_sandbox(&config)?;
+    log.start().context("cannot start a thread")?;
     let handle = broker.handle();
     broker.attach(helper).context("cannot start a thread")?;
     thread::Builder::new()

@@ -27,6 +27,10 @@ impl Tally {
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
     pub(crate) fn add(&self, count: u64) {
         if count != 0 {
             self.0.fetch_add(count, Ordering::Relaxed);

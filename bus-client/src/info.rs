@@ -117,6 +117,8 @@ pub struct Stats {
     pub connections_refused: u64,
     /// Lines that were not logged since the start, because many were like them.
     pub log_lines_suppressed: u64,
+    /// Lines that were logged since the start and not written, because nobody took them.
+    pub log_lines_lost: u64,
     /// How long the broker has been running, in microseconds.
     pub uptime_us: u64,
     /// How long messages were in queues.
@@ -211,6 +213,7 @@ impl From<wire::Stats> for Stats {
             bytes_written: stats.bytes_written,
             connections_refused: stats.connections_refused,
             log_lines_suppressed: stats.log_lines_suppressed,
+            log_lines_lost: stats.log_lines_lost,
             uptime_us: stats.uptime_us,
             time_in_queue: stats.time_in_queue,
         }

@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -31,6 +31,7 @@ pub struct Broker {
     stdout: BufReader<ChildStdout>,
     log: Arc<Mutex<String>>,
     log_reader: Option<JoinHandle<()>>,
+    unread: Option<ChildStderr>,
     ended: bool,
 }
 
@@ -63,6 +64,14 @@ impl Broker {
         Self::start_in(directory, socket, config, environment)
     }
 
+    /// A broker whose log nobody reads until [`read_log`](Self::read_log).
+    #[must_use]
+    pub fn with_unread_log(config: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("bus");
+        Self::start_unread(&[], directory, socket, config, &[])
+    }
+
     /// A broker run by another program, with these words before its own.
     #[must_use]
     pub fn run_by(before: &[&str], config: &str) -> Self {
@@ -87,6 +96,18 @@ impl Broker {
         config: &str,
         environment: &[(&str, &str)],
     ) -> Self {
+        let mut broker = Self::start_unread(before, directory, socket, config, environment);
+        broker.read_log();
+        broker
+    }
+
+    fn start_unread(
+        before: &[&str],
+        directory: TempDir,
+        socket: PathBuf,
+        config: &str,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let file = directory.path().join("broker.toml");
         fs::write(&file, config).unwrap();
         let broker = programs::bus_broker();
@@ -103,18 +124,7 @@ impl Broker {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let log = Arc::new(Mutex::new(String::new()));
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let log_reader = std::thread::spawn({
-            let log = Arc::clone(&log);
-            move || {
-                for line in stderr.lines() {
-                    let mut log = log.lock().unwrap();
-                    log.push_str(&line.unwrap());
-                    log.push('\n');
-                }
-            }
-        });
+        let unread = child.stderr.take();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
@@ -123,12 +133,26 @@ impl Broker {
             socket,
             child,
             stdout,
-            log,
-            log_reader: Some(log_reader),
+            log: Arc::default(),
+            log_reader: None,
+            unread,
             ended: false,
         };
         assert_eq!(line, format!("listening on {}\n", broker.socket.display()));
         broker
+    }
+
+    /// Begins to read its log.
+    pub fn read_log(&mut self) {
+        let stderr = BufReader::new(self.unread.take().expect("nobody reads it yet"));
+        let log = Arc::clone(&self.log);
+        self.log_reader = Some(std::thread::spawn(move || {
+            for line in stderr.lines() {
+                let mut log = log.lock().unwrap();
+                log.push_str(&line.unwrap());
+                log.push('\n');
+            }
+        }));
     }
 
     /// A new broker on the same socket, after this one has ended.

@@ -252,6 +252,7 @@ fn connections_name_program_user_and_traffic() {
         "bytes_written",
         "connections_refused",
         "log_lines_suppressed",
+        "log_lines_lost",
         "uptime_us",
     ] {
         assert!(stats[key].is_u64(), "{key} in {stats}");

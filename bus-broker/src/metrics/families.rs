@@ -53,6 +53,12 @@ pub(super) fn text(shared: &Shared, most_groups: usize, most_endpoints: usize) -
             "Lines not logged, because many were like them.",
             stats.log_lines_suppressed,
         ),
+        (
+            "unisono_lost_log_lines",
+            "",
+            "Lines not written, because nobody took them.",
+            stats.log_lines_lost,
+        ),
     ] {
         text.counter(name, unit, help, value);
     }

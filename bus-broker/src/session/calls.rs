@@ -8,7 +8,7 @@ use bus_core::{
 };
 
 use super::{Session, Under, failure, inside, listings::group_info, no_such_port, port::Port};
-use crate::{broker::Shared, connection::Context, output::Output};
+use crate::{broker::Shared, connection::Context, log_writer, output::Output};
 
 impl Session {
     pub(super) fn call(
@@ -213,6 +213,7 @@ pub(crate) fn stats(shared: &Shared) -> Stats {
         bytes_written: counters.bytes_written,
         connections_refused: counters.connections_refused,
         log_lines_suppressed: shared.log_limit.suppressed(),
+        log_lines_lost: log_writer::lost(),
         uptime_us: u64::try_from(shared.started.elapsed().as_micros()).unwrap_or(u64::MAX),
         time_in_queue: QueueTimes::from(&shared.bus.time_in_queues()),
     }

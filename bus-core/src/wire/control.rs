@@ -767,6 +767,8 @@ pub struct Stats {
     pub connections_refused: u64,
     /// Lines that were not logged, because many were like them.
     pub log_lines_suppressed: u64,
+    /// Lines that were logged and not written, because nobody took them from standard error.
+    pub log_lines_lost: u64,
     /// How long the broker has been running.
     pub uptime_us: u64,
     /// How long messages were in queues.
