@@ -34,7 +34,6 @@ use crate::log_limit::LogLimit;
 use crate::metrics::Metrics;
 use crate::peer_process;
 use crate::policy::{ReloadError, RulesInForce, Subject};
-use crate::rings::RingLedger;
 use crate::roster::Roster;
 use crate::service::{Services, Starter, read_services};
 use crate::tally::Counters;
@@ -146,8 +145,6 @@ pub(crate) struct Shared {
     /// How long a connection may take to say HELLO.
     pub(crate) greeting: Duration,
     pub(crate) address: Option<PathBuf>,
-    /// Memory that clients share with the broker.
-    pub(crate) rings: Arc<RingLedger>,
     pub(crate) policy: RulesInForce,
     pub(crate) config: Config,
     pub(crate) services: Services,
@@ -257,7 +254,6 @@ impl Broker {
             started: Instant::now(),
             greeting: config.greeting,
             address,
-            rings: Arc::new(RingLedger::new(config.ring_bytes)),
             policy: RulesInForce::new(config.whole_policy()?),
             config: config.clone(),
             services: Services::default(),

@@ -51,9 +51,9 @@ pub struct Config {
     /// place that others need.
     #[serde(with = "bus_core::duration_text")]
     pub greeting: Duration,
-    /// Bytes of shared memory that the rings of one user's connections may have; connections beyond
-    /// that keep to their sockets. 0 for no rings.
-    pub ring_bytes: u64,
+    /// Whether clients may have rings in memory that they share with the broker. Each connection's are
+    /// charged to its user (`user_pinned_bytes`); connections beyond that keep to their sockets.
+    pub rings: bool,
     /// Sockets for programs that know nothing of Unisono.
     pub ingress: Vec<IngressConfig>,
     /// Who may do what: the rules `[[policy]]` of this configuration.
@@ -226,7 +226,7 @@ impl Default for Config {
             limits: Limits::default(),
             users: UsersConfig::default(),
             greeting: Duration::from_secs(10),
-            ring_bytes: 128 << 20,
+            rings: true,
             ingress: Vec::new(),
             policy: Policy::private(rustix::process::geteuid().as_raw()),
             policy_directories: Vec::new(),

@@ -16,7 +16,7 @@ use std::{
 };
 
 use bus_core::{
-    Account, Credentials, Resource,
+    Account, Credentials,
     wire::{BrokerFrame, BrokerRings, ClientRings, Goodbye, GoodbyeCode},
 };
 use bytes::{Buf, Bytes, BytesMut};
@@ -485,12 +485,12 @@ impl Connection {
             let progress =
                 self.protocol.input(frames, &mut self.arrived, &mut self.output, &mut context)?;
             match progress {
-                Progress::Rings(rings) => self.turn(rings, frames, shared)?,
+                Progress::Rings(rings) => self.turn(rings, frames)?,
                 progress => break progress,
             }
         };
         if mem::take(&mut self.rings_asked) {
-            self.offer_rings(shared)?;
+            self.offer_rings();
         }
         match progress {
             Progress::Needs(bytes) if bytes > OWN_BUFFER_BYTES => {
@@ -548,6 +548,12 @@ impl Connection {
         !self.wants_input() || !self.reads_ring() || self.rings().is_none_or(Rings::arm)
     }
 
+    /// Its client has rung. False if nobody is to listen to that bell for a while.
+    pub(crate) fn heed_bell(&mut self) -> bool {
+        let waits_for_room = std::mem::take(&mut self.output_blocked) && !self.socket_blocked;
+        self.rings_mut().is_none_or(|rings| rings.heed(waits_for_room))
+    }
+
     /// Gives up rings that it has; epoll has to forget their bell.
     pub(crate) fn take_rings(&mut self) -> Option<Box<Rings>> {
         self.link.take_rings()
@@ -573,15 +579,11 @@ impl Connection {
     }
 
     /// The client has said something about rings. `rest` is what was read behind that.
-    fn turn(
-        &mut self,
-        step: ClientRings,
-        rest: &mut BytesMut,
-        shared: &Arc<Shared>,
-    ) -> Result<(), End> {
+    fn turn(&mut self, step: ClientRings, rest: &mut BytesMut) -> Result<(), End> {
         match step {
             ClientRings::Wanted if self.rings().is_none() && !self.rings_asked => {
-                self.offer_rings(shared)
+                self.offer_rings();
+                Ok(())
             }
             ClientRings::Taken if is_at(self.rings(), Stage::Offered) => {
                 self.protocol.descriptors_done();
@@ -613,38 +615,23 @@ impl Connection {
         }
     }
 
-    /// Rings whose memory the connection's account is charged for.
-    fn make_rings(&self, shared: &Shared, uid: u32) -> Result<Rings, NoRings> {
-        let account = self.place.account();
-        let pinned = account.charge(Resource::PinnedBytes, Rings::BYTES as u64)?;
-        let mut rings = Rings::new(&shared.rings, uid)?;
-        rings.pinned = Some(pinned);
-        Ok(rings)
-    }
-
-    fn offer_rings(&mut self, shared: &Arc<Shared>) -> Result<(), End> {
+    fn offer_rings(&mut self) {
         let too_early = self.rings_from.is_some_and(|from| from > Instant::now());
-        let made = match self.protocol.begin_descriptors() {
-            Some(_) if too_early => {
-                self.protocol.descriptors_done();
-                None
-            }
-            Some(uid) => match self.make_rings(shared, uid) {
-                Ok(rings) => Some(rings),
-                Err(error) => {
-                    self.protocol.descriptors_done();
-                    tracing::debug!(parent: &self.span, %error, "no rings");
-                    None
-                }
-            },
-            None => {
-                self.rings_asked = true;
-                return Ok(());
-            }
+        if !self.protocol.begin_descriptors() {
+            self.rings_asked = true;
+            return;
+        }
+        let made = match too_early {
+            true => Err(NoRings::TooEarly),
+            false => Rings::new(self.place.account()),
         };
-        let Some(rings) = made else {
-            say(BrokerFrame::Rings(BrokerRings::Refused), &mut self.output);
-            return Ok(());
+        let rings = match made {
+            Ok(rings) => rings,
+            Err(error) => {
+                self.protocol.descriptors_done();
+                tracing::debug!(parent: &self.span, %error, "no rings");
+                return say(BrokerFrame::Rings(BrokerRings::Refused), &mut self.output);
+            }
         };
         let (offered, files) = rings.offer();
         let encode = |frame| {
@@ -655,7 +642,6 @@ impl Connection {
         let (with, without) = (encode(offered), encode(BrokerRings::Refused));
         self.output.push_with_descriptors(with, without, Carried::Files(files));
         self.link.offer(rings);
-        Ok(())
     }
 
     /// Descriptors could not be sent; those of a message, or rings.

@@ -63,6 +63,8 @@ pub(crate) struct IoThread {
     /// Connections whose clients' bells are to be rung, and since when.
     bells: Vec<Token>,
     bells_since: Option<Instant>,
+    /// Connections whose bells are not listened to, because they ring for nothing, and until when.
+    unheeded: VecDeque<(Instant, Token)>,
     /// When to look which rings are idle.
     rings_look: Option<Instant>,
     /// Connections with an unfinished message that may become late, each once, and when to look.
@@ -101,6 +103,7 @@ impl IoThread {
             turns_by_rings: 0,
             bells: Vec::new(),
             bells_since: None,
+            unheeded: VecDeque::new(),
             rings_look: None,
             timed: BTreeSet::new(),
             stopping: false,
@@ -171,6 +174,7 @@ impl IoThread {
             }
             self.hurry_put_off();
             self.end_late();
+            self.heed_again();
             self.flush();
             self.ring_bells();
             self.end_idle_rings();
@@ -238,15 +242,15 @@ impl IoThread {
         let accept = self.accept_again.map(until);
         let put_off = self.put_off_until.map(until);
         let rings = self.rings_look.map(until);
+        let unheeded = self.unheeded.front().map(|(at, _)| until(*at));
         // The bus counts one second a tick at most.
         let deadline = self.shared.bus.next_deadline().map(|left| left.min(LONGEST_TICK));
         let timed = self.timed.first().map(|(at, _)| until(*at));
         let (services, looks) = (services.map(until), looks.map(until));
         let payloads = self.shared.payloads.next_look();
-        [payloads, lingering, waiting, accept, put_off, rings, deadline, timed, services, looks]
-            .into_iter()
-            .flatten()
-            .min()
+        let ours = [lingering, waiting, accept, put_off, rings, unheeded, timed];
+        let shared = [payloads, deadline, services, looks];
+        ours.into_iter().chain(shared).flatten().min()
     }
 
     fn tick(&self) {
@@ -522,12 +526,42 @@ impl IoThread {
         let Some(connection) = find(&mut self.connections, token) else {
             return;
         };
-        if let Some(rings) = connection.rings() {
-            rings.silence();
+        if !connection.heed_bell() {
+            self.unheeded.push_back((Instant::now() + BELL_PAUSE, token));
+            return self.watch_bell(token, EventFlags::empty());
         }
-        connection.unblock();
         mark_dirty(connection, &mut self.dirty);
         warm(connection, &mut self.hot);
+    }
+
+    /// Listens again to the bells of those who have rung for nothing, and looks what they have.
+    fn heed_again(&mut self) {
+        while let Some((at, token)) = self.unheeded.front().copied()
+            && at <= Instant::now()
+        {
+            self.unheeded.pop_front();
+            self.watch_bell(token, EventFlags::IN);
+            if let Some(connection) = find(&mut self.connections, token) {
+                connection.unblock();
+                mark_dirty(connection, &mut self.dirty);
+                warm(connection, &mut self.hot);
+            }
+        }
+    }
+
+    fn watch_bell(&mut self, token: Token, flags: EventFlags) {
+        let connection = find(&mut self.connections, token);
+        let Some(rings) = connection.and_then(|connection| connection.rings()) else {
+            return;
+        };
+        let data = EventData::new_u64(token.as_u64() | RING_BELL);
+        // Who gave up his rings meanwhile, and has new ones, has them watched when they are opened.
+        if rings.is_watched
+            && let Err(error) = epoll::modify(&self.epoll, rings.bell(), data, flags)
+        {
+            tracing::error!(%error, "a bell cannot be watched, and its connection is closed");
+            self.remove(token);
+        }
     }
 
     /// The client is gone. What it has put into its ring before counts.
@@ -738,6 +772,8 @@ const READS_OF_THE_DEAD: usize = 8;
 const BELL_WAITS: Duration = Duration::from_micros(8);
 /// The longest that a bell waits.
 const BELL_WAITS_MOST: Duration = Duration::from_micros(500);
+/// How long a bell is not listened to that was rung for nothing.
+const BELL_PAUSE: Duration = Duration::from_millis(10);
 /// How long rings may be idle.
 const RINGS_IDLE: Duration = Duration::from_secs(5);
 /// Events taken at once.

@@ -137,12 +137,11 @@ impl Protocol {
         }
     }
 
-    /// Whether a frame with descriptors of the broker's own may go out now; then it is under way, and
-    /// goes to this user.
-    pub(crate) fn begin_descriptors(&mut self) -> Option<u32> {
+    /// Whether a frame with descriptors of the broker's own may go out now; then it is under way.
+    pub(crate) fn begin_descriptors(&mut self) -> bool {
         match self {
-            Self::Unisono(session) => session.begin_descriptors().then(|| session.uid()),
-            Self::Undecided { .. } | Self::Ingress(_) => None,
+            Self::Unisono(session) => session.begin_descriptors(),
+            Self::Undecided { .. } | Self::Ingress(_) => false,
         }
     }
 

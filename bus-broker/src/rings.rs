@@ -8,17 +8,16 @@
 //! then parses, and never waits for it. A bell is an eventfd that does not block, so a client that
 //! fills its count cannot stop us.
 //!
-//! Both memories have all their pages from the beginning, charged to the client's user, and go when
-//! the rings have been idle for a while: an idle connection has none.
+//! Both memories have all their pages from the beginning, charged to the connection's account, and go
+//! when the rings have been idle for a while: an idle connection has none.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bus_core::ring::{RingError, RingReader, RingSize, RingSleeper, RingWriter};
 use bus_core::wire::BrokerRings;
-use bus_core::{Charge, LimitExceeded};
+use bus_core::{Account, Charge, LimitExceeded, Resource};
 use bus_memory::{Mapping, Segment};
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -43,9 +42,9 @@ pub(crate) struct Rings {
     pub(crate) was_hot: bool,
     /// Something has passed since the last look.
     pub(crate) active: bool,
-    /// What the connection's account is charged for the memory.
-    pub(crate) pinned: Option<Charge>,
-    _charge: RingCharge,
+    /// Rings of our bell since there was last something for it.
+    rung_in_vain: u32,
+    _charge: Charge,
 }
 
 /// How far the two sides have come.
@@ -67,31 +66,12 @@ pub(crate) enum Stage {
     Over,
 }
 
-/// How much shared memory the rings of each user have.
-#[derive(Debug, Default)]
-pub(crate) struct RingLedger {
-    users: Mutex<HashMap<u32, u64>>,
-    /// What each may have.
-    most: u64,
-}
-
-/// Memory that a user has; given back when dropped.
-#[derive(Debug)]
-struct RingCharge {
-    ledger: Arc<RingLedger>,
-    uid: u32,
-    bytes: u64,
-}
-
 /// Why there are no rings.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NoRings {
-    /// Its user has as many as it may have.
-    #[error("user {uid} has no room for more rings")]
-    Limit {
-        /// Whose they would be.
-        uid: u32,
-    },
+    /// The connection had some a moment ago: making them is work.
+    #[error("it had rings a moment ago")]
+    TooEarly,
     /// Its account has none left for the memory.
     #[error(transparent)]
     Account(#[from] LimitExceeded),
@@ -104,9 +84,9 @@ impl Rings {
     /// Bytes of memory that the rings of one connection have.
     pub(crate) const BYTES: usize = SUBMISSION.memory_bytes() + DELIVERY.memory_bytes();
 
-    /// Makes rings for a connection of user `uid`.
-    pub(crate) fn new(ledger: &Arc<RingLedger>, uid: u32) -> Result<Self, NoRings> {
-        let charge = ledger.charge(uid, Self::BYTES as u64).ok_or(NoRings::Limit { uid })?;
+    /// Makes rings for a connection, whose account is charged for them as long as they are.
+    pub(crate) fn new(account: &Account) -> Result<Self, NoRings> {
+        let charge = account.charge(Resource::PinnedBytes, Self::BYTES as u64)?;
         let submission = Segment::for_a_writer("unisono-submission", SUBMISSION.memory_bytes())?;
         submission.take_pages()?;
         let delivery = Segment::for_readers("unisono-delivery", DELIVERY.memory_bytes())?;
@@ -129,7 +109,7 @@ impl Rings {
             is_watched: false,
             was_hot: false,
             active: true,
-            pinned: None,
+            rung_in_vain: 0,
             _charge: charge,
         })
     }
@@ -191,7 +171,7 @@ impl Rings {
 
     /// Gives back what was read; a client that waits for room is rung at once.
     pub(crate) fn finish(&mut self) {
-        self.active = true;
+        (self.active, self.rung_in_vain) = (true, 0);
         if self.reader.finish() {
             self.ring();
         }
@@ -223,9 +203,22 @@ impl Rings {
     }
 
     /// Silences our bell.
-    pub(crate) fn silence(&self) {
+    fn silence(&self) {
         let mut rings = [0; 8];
         let _ = rustix::io::retry_on_intr(|| rustix::io::read(self.bells().0, &mut rings));
+    }
+
+    /// Our bell was rung: silences it. False if that was too often for nothing, and nobody is to listen
+    /// for a while. Who rings only where we sleep beside his input cannot come that far: his input is
+    /// read between two bells.
+    pub(crate) fn heed(&mut self, waited_for_room: bool) -> bool {
+        self.silence();
+        if self.has_input() || waited_for_room {
+            self.rung_in_vain = 0;
+        } else {
+            self.rung_in_vain += 1;
+        }
+        self.rung_in_vain < MOST_IN_VAIN
     }
 
     /// Our bell, for epoll. The client has it too, so epoll does not forget it by itself.
@@ -240,41 +233,6 @@ impl Rings {
     }
 }
 
-impl RingLedger {
-    /// A ledger in which each user may have `most` bytes.
-    pub(crate) fn new(most: u64) -> Self {
-        Self { users: Mutex::default(), most }
-    }
-
-    /// Whether anybody may have rings.
-    pub(crate) fn allows_any(&self) -> bool {
-        self.most > 0
-    }
-
-    fn charge(self: &Arc<Self>, uid: u32, bytes: u64) -> Option<RingCharge> {
-        let mut users = self.users.lock().expect("nothing that can panic runs under this lock");
-        let has = users.entry(uid).or_default();
-        if *has + bytes > self.most {
-            return None;
-        }
-        *has += bytes;
-        Some(RingCharge { ledger: Arc::clone(self), uid, bytes })
-    }
-}
-
-impl Drop for RingCharge {
-    fn drop(&mut self) {
-        let mut users =
-            self.ledger.users.lock().expect("nothing that can panic runs under this lock");
-        if let Some(has) = users.get_mut(&self.uid) {
-            *has -= self.bytes;
-            if *has == 0 {
-                users.remove(&self.uid);
-            }
-        }
-    }
-}
-
 const fn size(bytes: u32) -> RingSize {
     match RingSize::of_bytes(bytes) {
         Some(size) => size,
@@ -282,6 +240,8 @@ const fn size(bytes: u32) -> RingSize {
     }
 }
 
+/// Rings for nothing after which a bell is not listened to for a while.
+const MOST_IN_VAIN: u32 = 64;
 /// What clients send through: some hundred small messages, or one large one in parts.
 const SUBMISSION: RingSize = size(128 << 10);
 /// What they get: as much as the output holds before messages stay in their queues.
@@ -289,24 +249,44 @@ const DELIVERY: RingSize = size(256 << 10);
 
 #[cfg(test)]
 mod tests {
+    use bus_core::{Ledger, Limits, Process};
+
     use super::*;
 
+    fn account(rings: u64) -> Account {
+        // Half of it is assured, and of the rest a program has half.
+        let user_pinned_bytes = rings * Rings::BYTES as u64 * 4 / 3;
+        let limits = Limits { user_connections: 1, user_pinned_bytes, ..Limits::default() };
+        Ledger::new(&limits).open(1, 1, Process::Pid(1))
+    }
+
     #[test]
-    fn g8_a_user_has_a_bounded_share_and_gets_it_back() {
-        let bytes = (SUBMISSION.memory_bytes() + DELIVERY.memory_bytes()) as u64;
-        let ledger = Arc::new(RingLedger::new(2 * bytes));
-        let one = Rings::new(&ledger, 1).unwrap();
-        let _two = Rings::new(&ledger, 1).unwrap();
-        assert!(matches!(Rings::new(&ledger, 1), Err(NoRings::Limit { uid: 1 })));
-        let _other = Rings::new(&ledger, 2).expect("others have their own");
+    fn g8_the_memory_is_charged_to_the_account_and_given_back() {
+        let account = account(2);
+        let one = Rings::new(&account).unwrap();
+        let _two = Rings::new(&account).unwrap();
+        assert!(matches!(Rings::new(&account), Err(NoRings::Account(_))));
         drop(one);
-        Rings::new(&ledger, 1).unwrap();
+        Rings::new(&account).unwrap();
+    }
+
+    #[test]
+    fn a_bell_that_is_rung_for_nothing_is_not_listened_to_until_there_is_something() {
+        let mut rings = Rings::new(&account(1)).unwrap();
+        for _ in 1..MOST_IN_VAIN {
+            assert!(rings.heed(false));
+        }
+        assert!(!rings.heed(false));
+        assert!(!rings.heed(false), "after the pause it is as it was");
+        assert!(rings.heed(true));
+        assert!((1..MOST_IN_VAIN).all(|_| rings.heed(false)));
+        rings.finish();
+        assert!((1..MOST_IN_VAIN).all(|_| rings.heed(false)), "something was read");
     }
 
     #[test]
     fn the_clients_memory_is_mapped_for_writing_once() {
-        let ledger = Arc::new(RingLedger::new(1 << 30));
-        let mut rings = Rings::new(&ledger, 1).unwrap();
+        let mut rings = Rings::new(&account(1)).unwrap();
         let (_, files) = rings.offer();
         let map = || Mapping::read_write(files[0].as_fd(), SUBMISSION.memory_bytes());
         assert!(Mapping::read_write(files[1].as_fd(), DELIVERY.memory_bytes()).is_err());

@@ -229,11 +229,6 @@ impl Session {
         self.descriptors_taken();
     }
 
-    /// Whose connection it is.
-    pub(crate) fn uid(&self) -> u32 {
-        self.credentials.uid
-    }
-
     /// Closes all endpoints: they leave their groups, and their waiting sends end.
     pub(crate) fn close(&mut self, context: &mut Context<'_>) {
         for port in self.ports.values() {
@@ -386,7 +381,7 @@ impl Session {
             context.client.set_name(name);
         }
         self.knows_rings =
-            shared.rings.allows_any() && hello.features.iter().any(|known| known == RINGS_FEATURE);
+            shared.config.rings && hello.features.iter().any(|known| known == RINGS_FEATURE);
         self.memory = Memory::new(hello, self.credentials.uid, self.token, context);
         let mut features = self.memory.as_ref().map_or_else(Vec::new, |memory| memory.features());
         features.extend(self.knows_rings.then(|| RINGS_FEATURE.to_owned()));

@@ -55,8 +55,11 @@ pub(crate) enum Reading {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Transport {
-    /// Through the socket.
+    /// Through the socket while little is said, and after sixteen messages as [`Ring`](Self::Ring):
+    /// making rings takes as long as some hundred messages through them save.
     #[default]
+    Auto,
+    /// Through the socket.
     Socket,
     /// Through memory that is shared with the broker, from the first message on and while there are
     /// some; through the socket where the broker has none to share.
@@ -68,6 +71,7 @@ impl std::str::FromStr for Transport {
 
     fn from_str(text: &str) -> Result<Self, ConnectError> {
         match text {
+            "auto" => Ok(Self::Auto),
             "socket" => Ok(Self::Socket),
             "ring" => Ok(Self::Ring),
             _ => Err(ConnectError::BadTransport { transport: text.to_owned() }),
@@ -182,8 +186,8 @@ impl Builder {
         self
     }
 
-    /// How the bytes travel. Without it `UNISONO_TRANSPORT` (`socket` or `ring`) says so, and then it is
-    /// the socket.
+    /// How the bytes travel. Without it `UNISONO_TRANSPORT` (`auto`, `socket` or `ring`) says so, and else
+    /// it is [`Transport::Auto`].
     pub fn transport(mut self, transport: Transport) -> Self {
         self.transport = Some(transport);
         self
@@ -230,7 +234,7 @@ impl Builder {
             (None, _) => Transport::default(),
         };
         let mut hello = Hello::new();
-        if transport == Transport::Ring {
+        if transport != Transport::Socket {
             hello.features.push(RINGS_FEATURE.to_owned());
         }
         hello.program = self.program;
@@ -247,7 +251,12 @@ impl Builder {
             .zip(self.reconnect)
             .map(|(path, how)| Comeback::new(path, hello.clone(), self.timeout, how));
         match Connection::open(socket, hello, self.timeout, self.backlog, comeback, lends, keep) {
-            Ok(connection) => Ok(Bus::new(connection)),
+            Ok(connection) => {
+                if transport == Transport::Auto {
+                    connection.lock().wish_rings_later();
+                }
+                Ok(Bus::new(connection))
+            }
             Err(GreetingError::Refused { code, text }) => {
                 Err(ConnectError::Refused { address, code, text })
             }

@@ -94,7 +94,7 @@ pub enum ConnectError {
         why: &'static str,
     },
     /// No way for bytes to travel is called so: name another one.
-    #[error("{transport:?} is no transport; expected socket or ring")]
+    #[error("{transport:?} is no transport; expected auto, socket or ring")]
     BadTransport {
         /// What was named.
         transport: String,

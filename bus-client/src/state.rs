@@ -128,6 +128,8 @@ pub(crate) struct State {
     polled: bool,
     signalled: bool,
     rings: RingWish,
+    /// Messages before they are asked for.
+    rings_after: u32,
     /// Where there are rings: tells a child from its parent without a system call.
     fork_mark: Option<ForkMark>,
     /// Why there is no broker.
@@ -176,6 +178,7 @@ impl State {
             polled: false,
             signalled: false,
             rings: RingWish::None,
+            rings_after: 1,
             fork_mark: None,
             gone: None,
             incarnation,

@@ -18,6 +18,7 @@
 //! | [`needs`] | programs that a test needs and a machine may lack |
 //! | [`soak`], [`fuzz`] | bad luck for as long as one likes; the program `soak` |
 //! | [`transcripts`] | recorded conversations, to be had again |
+//! | [`transports`] | a program's tests again, with bytes that travel another way |
 //! | [`random`] | numbers that are the same in every run |
 //!
 //! **Waiting.** No test sleeps for something to have happened meanwhile. What can be an event is
@@ -45,3 +46,4 @@ pub mod senders;
 pub mod soak;
 pub mod trace;
 pub mod transcripts;
+pub mod transports;

@@ -26,7 +26,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-use bus_client::{Bus, Event, JoinOptions, NameOptions, Outgoing, Retain, SendError, WatchOptions};
+use bus_client::{
+    Bus, Event, JoinOptions, NameOptions, Outgoing, Retain, SendError, Transport, WatchOptions,
+};
 use bus_core::Destination;
 use bus_core::wire::{BrokerFrame, ClientFrame, MAGIC};
 use bytes::BytesMut;
@@ -257,7 +259,9 @@ impl Scenario {
 }
 
 fn connect(path: &Path) -> JoinHandle<Bus> {
-    let builder = Bus::builder().address(path.display().to_string()).program("transcript");
+    // What travels through rings cannot be listened to.
+    let builder = Bus::builder().transport(Transport::Socket).program("transcript");
+    let builder = builder.address(path.display().to_string());
     thread::spawn(move || builder.connect().unwrap())
 }
 

@@ -15,6 +15,7 @@ use tests::deadline::eventually;
 use tests::process::Process;
 use tests::senders::{Senders, all_lines, lines, verify};
 use tests::trace::{Trace, assert_identical, assert_streams};
+use tests::transports::run_by_each;
 
 /// Three listeners, of which the last is about to be stopped.
 struct Listeners {
@@ -390,4 +391,9 @@ fn g8_what_members_that_never_read_keep_is_bounded() {
     let grown = broker.resident_kib().saturating_sub(before);
     // 125 MiB were sent. A queue holds 1 MiB and what crosses it, and all queues hold the same.
     assert!(grown < 32 << 10, "{grown} KiB");
+}
+
+#[test]
+fn what_is_promised_does_not_depend_on_how_bytes_travel() {
+    run_by_each(&[5, 7]);
 }

@@ -15,6 +15,7 @@ use nix::sys::signal::Signal;
 use tests::broker::Broker;
 use tests::deadline::DEADLINE;
 use tests::raw::name;
+use tests::transports::run_by_each;
 
 fn connect(broker: &Broker) -> Bus {
     Bus::builder().address(broker.socket().to_str().unwrap()).connect().unwrap()
@@ -385,4 +386,9 @@ fn the_command_line_admits_by_rule() {
         matches!(refused, Err(JoinError::RefusedByOwner { reason, .. }) if reason == "strangers")
     );
     let _ = strict.end_by(Signal::SIGINT).with(0);
+}
+
+#[test]
+fn what_is_promised_does_not_depend_on_how_bytes_travel() {
+    run_by_each(&[5, 8, 9]);
 }

@@ -17,6 +17,7 @@ use tests::process::Process;
 use tests::raw::RawClient;
 use tests::senders::Senders;
 use tests::trace::Trace;
+use tests::transports::run_by_each;
 
 /// Waits until the broker has so many descriptors open.
 #[track_caller]
@@ -379,4 +380,9 @@ fn g9_groups_end_with_the_processes_that_held_them() {
         }
     }
     assert_eq!(observer.stats().groups, 0);
+}
+
+#[test]
+fn what_is_promised_does_not_depend_on_how_bytes_travel() {
+    run_by_each(&[1, 8, 9]);
 }

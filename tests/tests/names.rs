@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tests::broker::Broker;
 use tests::process::Process;
 use tests::raw::{RawClient, name};
+use tests::transports::run_by_each;
 
 const CLOCK: &str = "org.example.Clock";
 
@@ -258,4 +259,9 @@ fn bad_questions_about_names_are_answered() {
     other.send(Destination::Name(name_id), b"x").unwrap();
     let message = client.receive();
     assert_eq!((message.head.group, message.head.name), (None, Some(name_id)));
+}
+
+#[test]
+fn what_is_promised_does_not_depend_on_how_bytes_travel() {
+    run_by_each(&[4, 5, 9]);
 }

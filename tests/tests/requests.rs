@@ -15,6 +15,7 @@ use serde_json::Value;
 use tests::broker::Broker;
 use tests::process::Process;
 use tests::raw::RawClient;
+use tests::transports::run_by_each;
 
 /// A started `serve --json` for this command, and its endpoint.
 fn serve(broker: &Broker, line: &str, command: &[&str]) -> (Process, u64) {
@@ -293,4 +294,9 @@ fn two_hundred_callers_get_their_own_replies() {
     }
     serving.join().unwrap();
     broker.until("no request is left", |stats| stats.open_requests == 0);
+}
+
+#[test]
+fn what_is_promised_does_not_depend_on_how_bytes_travel() {
+    run_by_each(&[8, 9]);
 }

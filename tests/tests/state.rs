@@ -15,6 +15,7 @@ use serde_json::Value;
 use tests::broker::Broker;
 use tests::deadline::{DEADLINE, eventually};
 use tests::raw::{RawClient, name};
+use tests::transports::run_by_each;
 
 fn connect(broker: &Broker) -> Bus {
     let socket = broker.socket().to_str().unwrap();
@@ -262,4 +263,9 @@ fn listen_with_state_prints_it_first_and_says_when_it_is_current() {
     assert_eq!(groups[0]["retain"]["per_key"], true, "{groups:?}");
     let _ = create.end_by(Signal::SIGTERM).with(0);
     broker.until("the group has gone with its creator", |stats| stats.groups == 0);
+}
+
+#[test]
+fn what_is_promised_does_not_depend_on_how_bytes_travel() {
+    run_by_each(&[4, 8]);
 }

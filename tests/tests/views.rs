@@ -16,6 +16,7 @@ use tests::broker::Broker;
 use tests::deadline::DEADLINE;
 use tests::random::Random;
 use tests::raw::{RawClient, name};
+use tests::transports::run_by_each;
 
 fn connect(broker: &Broker) -> Bus {
     let socket = broker.socket().to_str().unwrap();
@@ -281,4 +282,9 @@ fn a_list_that_is_brought_forward_passes_over_what_it_has() {
     assert_eq!(change.change, Change::Joined);
     assert!(!list.apply(&change), "the list is later");
     assert_eq!(list.members.len(), 1);
+}
+
+#[test]
+fn what_is_promised_does_not_depend_on_how_bytes_travel() {
+    run_by_each(&[4]);
 }

@@ -1,6 +1,6 @@
 //! Going over to rings in shared memory, and back: what is said about it.
 //!
-//! They are asked for at the first message that goes either way, and not before: a connection that
+//! They are asked for once some messages have gone either way, and not before: a connection that
 //! says nothing has none. Where the broker has none to give, or this process cannot map them, the
 //! connection keeps to its socket and asks again much later.
 
@@ -25,9 +25,18 @@ pub(crate) enum RingWish {
 }
 
 impl State {
-    /// Asks for rings at the next message.
+    /// Asks for rings at the next message; or after as many as are
+    /// [worth it](Self::wish_rings_later).
     pub(crate) fn wish_rings(&mut self) {
-        self.rings = RingWish::After { messages: 1, refusals: 0 };
+        self.rings = RingWish::After { messages: self.rings_after, refusals: 0 };
+    }
+
+    /// Asks for rings only once a connection has said enough for them to pay.
+    pub(crate) fn wish_rings_later(&mut self) {
+        self.rings_after = AFTER_SOME;
+        if self.rings != RingWish::None {
+            self.wish_rings();
+        }
     }
 
     /// A message has come or is about to go.
@@ -79,7 +88,7 @@ impl State {
                 self.outbox.put(&ClientFrame::Rings(ClientRings::Left));
                 self.outbox.put_turn(Turn::ToSocket);
                 self.fork_mark = None;
-                self.rings = RingWish::After { messages: AFTER_IDLE, refusals: 0 };
+                self.rings = RingWish::After { messages: AFTER_SOME, refusals: 0 };
             }
             (frame, _) => return Err(format!("{frame:?} about rings, and that is not next")),
         }
@@ -92,8 +101,8 @@ impl State {
     }
 }
 
-/// Messages before rings are asked for that were taken back because nothing went.
-const AFTER_IDLE: u32 = 16;
+/// Messages before rings are asked for, or asked for again that were taken back because nothing went.
+const AFTER_SOME: u32 = 16;
 /// Messages before rings are asked for again that were refused; doubled each time.
 const AFTER_REFUSAL: u32 = 1024;
 const MOST_DOUBLINGS: u32 = 10;
