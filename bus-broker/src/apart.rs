@@ -1,10 +1,13 @@
-//! Payloads that lie beside the stream: lent by their senders, copied at most once, read in place.
+//! Payloads that lie beside the stream: lent by their senders, or large; copied at most once, read in place.
 //!
 //! Invariants:
 //! - **One copy for all who may share it.** A payload is copied into memory of its [`Audience`] when the
 //!   first of them is to be given it, and the others are given the same place. Who is alone entitled to
 //!   a message (it was sent to one endpoint, a filter chose, a monitor looks) is given a copy in memory of
 //!   its own connection; so every payload in a memory is for everybody who has mapped it.
+//! - **A large payload that nobody has lent** is taken for one whose loan has ended: its bytes have come
+//!   with its message, and are there for those who cannot read in place. The copies in arenas are held
+//!   by their readers only, so what one reader keeps for long keeps no memory for those who are slow.
 //! - **A loan ends once** ([`Loan::finish`]): with the last message, delivery or reader that needs it, or when
 //!   its time is over. Only then does the sender hear that its buffer is free, and before that nobody
 //!   is left who takes what is written there next for this payload.
@@ -24,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use bus_core::{Audience, CompletionQueue, GroupId, Lease, Limits, PayloadApart};
+use bus_core::{Audience, CompletionQueue, GroupId, Lease, Limits, Payload, PayloadApart};
 use bytes::Bytes;
 
 use arena::Budget;
@@ -36,10 +39,11 @@ mod arena;
 mod ledger;
 mod pool;
 
-/// A payload that its sender has lent.
+/// A payload that its sender has lent, or that is large.
 #[derive(Debug)]
 pub(crate) struct LentPayload {
     length: usize,
+    lent: bool,
     state: Mutex<State>,
     settled: OnceLock<Bytes>,
 }
@@ -49,7 +53,16 @@ struct State {
     /// The sender's memory; none once there is a copy that serves everybody who is still to come.
     loan: Option<Arc<Loan>>,
     /// The copy for everybody who has the message's audience.
-    shared: Option<(Audience, Arc<Piece>)>,
+    shared: Option<(Audience, SharedCopy)>,
+}
+
+/// A copy that recipients share.
+#[derive(Debug)]
+enum SharedCopy {
+    /// All that there is.
+    Only(Arc<Piece>),
+    /// There as long as somebody reads it; then it can be made again.
+    Another(Weak<Piece>),
 }
 
 /// What a sender has lent.
@@ -93,6 +106,8 @@ pub(crate) struct Payloads {
     pub(crate) ledger: Arc<Ledger>,
     budget: Arc<Budget>,
     lent: Duration,
+    /// From which size on a payload that came with its message is large.
+    large: usize,
     arenas: Mutex<Arenas>,
     /// Loans by the time at which they are over; all have the same term, so that is their order.
     loans: Mutex<VecDeque<(Instant, Weak<LentPayload>)>>,
@@ -112,8 +127,14 @@ struct Arenas {
 impl LentPayload {
     pub(crate) fn new(loan: Loan) -> Arc<Self> {
         let length = loan.length;
-        let state = State { loan: Some(Arc::new(loan)), shared: None };
-        Arc::new(Self { length, state: Mutex::new(state), settled: OnceLock::new() })
+        let state = Mutex::new(State { loan: Some(Arc::new(loan)), shared: None });
+        Arc::new(Self { length, lent: true, state, settled: OnceLock::new() })
+    }
+
+    /// One that came with its message.
+    fn large(bytes: Bytes) -> Arc<Self> {
+        let state = Mutex::new(State { loan: None, shared: None });
+        Arc::new(Self { length: bytes.len(), lent: false, state, settled: OnceLock::from(bytes) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -128,13 +149,18 @@ impl LentPayload {
     /// A copy for those who have this audience, made by the first who asks. None if there is no memory.
     pub(crate) fn shared_piece(&self, audience: Audience, arena: &Arena) -> Option<Arc<Piece>> {
         let mut state = self.lock();
-        if let Some((of, piece)) = &state.shared
+        if let Some((of, copy)) = &state.shared
             && *of == audience
+            && let Some(piece) = copy.get()
         {
-            return Some(Arc::clone(piece));
+            return Some(piece);
         }
         let piece = Arc::new(self.copy_to(&state, arena)?);
-        state.shared = Some((audience, Arc::clone(&piece)));
+        let copy = match self.settled.get() {
+            Some(_) => SharedCopy::Another(Arc::downgrade(&piece)),
+            None => SharedCopy::Only(Arc::clone(&piece)),
+        };
+        state.shared = Some((audience, copy));
         // Who is still to come has this audience, or copies from here.
         let over = state.loan.take();
         drop(state);
@@ -149,15 +175,15 @@ impl LentPayload {
 
     fn copy_to(&self, state: &State, arena: &Arena) -> Option<Piece> {
         let piece = arena.place(self.length)?;
-        match (&state.loan, &state.shared) {
-            (Some(loan), _) => {
-                if !loan.copy_into(&piece) {
-                    return None;
-                }
-                loan.copied.store(true, Ordering::Relaxed);
+        if let Some(loan) = &state.loan {
+            if !loan.copy_into(&piece) {
+                return None;
             }
-            (None, Some((_, shared))) => piece.copy_from(shared),
-            (None, None) => piece.write(self.settled.get()?),
+            loan.copied.store(true, Ordering::Relaxed);
+        } else if let Some(bytes) = self.settled.get() {
+            piece.write(bytes);
+        } else {
+            piece.copy_from(&*state.shared.as_ref()?.1.get()?);
         }
         Some(piece)
     }
@@ -187,11 +213,24 @@ impl PayloadApart for LentPayload {
                 loan.copied.store(true, Ordering::Relaxed);
                 loan.copy_out()
             }
-            (None, Some((_, shared))) => shared.to_bytes(),
-            (None, None) => unreachable!("a loan ends only after a copy"),
+            (None, Some((_, SharedCopy::Only(shared)))) => shared.to_bytes(),
+            (None, _) => unreachable!("a loan ends only after a copy"),
         });
         drop(state);
         bytes
+    }
+
+    fn was_lent(&self) -> bool {
+        self.lent
+    }
+}
+
+impl SharedCopy {
+    fn get(&self) -> Option<Arc<Piece>> {
+        match self {
+            Self::Only(piece) => Some(Arc::clone(piece)),
+            Self::Another(piece) => piece.upgrade(),
+        }
     }
 }
 
@@ -296,15 +335,25 @@ impl Moved {
 }
 
 impl Payloads {
-    pub(crate) fn new(limits: &Limits) -> Self {
+    pub(crate) fn new(limits: &Limits, large: u32) -> Self {
+        let large = if large == 0 { usize::MAX } else { large as usize };
         Self {
             ledger: Arc::new(Ledger::new(limits)),
             budget: Arc::new(Budget::new(limits.arena_bytes)),
             lent: limits.lent,
+            large,
             arenas: Mutex::default(),
             loans: Mutex::default(),
             started: Instant::now(),
             next_look: AtomicU64::new(NEVER),
+        }
+    }
+
+    /// A payload that came with its message.
+    pub(crate) fn inline(&self, bytes: Bytes) -> Payload {
+        match bytes.len() >= self.large {
+            true => Payload::apart(LentPayload::large(bytes)),
+            false => bytes.into(),
         }
     }
 
@@ -391,10 +440,11 @@ impl Payloads {
             return;
         }
         arenas.swept = Some(now);
-        let mut unused = Vec::new();
+        let (mut unused, mut quiet) = (Vec::new(), Vec::new());
         let mut any = false;
         arenas.groups.retain(|_, arenas| {
             arenas.retain(|(_, arena)| {
+                quiet.extend(arena.newly_quiet());
                 unused.extend(arena.take_unused());
                 !arena.is_empty() || Arc::strong_count(arena) > 1
             });
@@ -404,6 +454,7 @@ impl Payloads {
         let private: Vec<_> = arenas.private.iter().filter_map(Weak::upgrade).collect();
         arenas.private.retain(|arena| arena.strong_count() > 0);
         for arena in &private {
+            quiet.extend(arena.newly_quiet());
             unused.extend(arena.take_unused());
             any |= !arena.is_empty();
         }
@@ -411,6 +462,7 @@ impl Payloads {
         // Unmapped, and told to their readers, without a lock.
         drop(unused);
         drop(private);
+        quiet.iter().for_each(|segment| segment.tell_readers());
         if any {
             self.look_by(now + SWEEP);
         }

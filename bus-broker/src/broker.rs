@@ -261,7 +261,7 @@ impl Broker {
             roster: Roster::default(),
             log_limit: LogLimit::default(),
             ingresses: OnceLock::new(),
-            payloads: Payloads::new(&config.limits),
+            payloads: Payloads::new(&config.limits, config.apart_from_bytes),
             inboxes: inboxes.clone(),
             connections: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),

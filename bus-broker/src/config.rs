@@ -54,6 +54,9 @@ pub struct Config {
     /// Whether clients may have rings in memory that they share with the broker. Each connection's are
     /// charged to its user (`user_pinned_bytes`); connections beyond that keep to their sockets.
     pub rings: bool,
+    /// Payloads from this size on are written once into memory that their recipients read, where
+    /// these can, whether or not their senders have asked for it. 0 for none.
+    pub apart_from_bytes: u32,
     /// Sockets for programs that know nothing of Unisono.
     pub ingress: Vec<IngressConfig>,
     /// Who may do what: the rules `[[policy]]` of this configuration.
@@ -227,6 +230,7 @@ impl Default for Config {
             users: UsersConfig::default(),
             greeting: Duration::from_secs(10),
             rings: true,
+            apart_from_bytes: 32 << 10,
             ingress: Vec::new(),
             policy: Policy::private(rustix::process::geteuid().as_raw()),
             policy_directories: Vec::new(),

@@ -22,7 +22,7 @@ use bus_core::wire::{
 };
 use bus_core::{
     Credentials, Delivery, Destination, Draft, EndpointId, Eviction, EvictionCause, Gap, GroupName,
-    Kind, Message, Monitored, Payload, PeerChange, Resource,
+    Kind, Message, Monitored, PeerChange, Resource,
 };
 use bytes::{Buf, BytesMut};
 
@@ -436,7 +436,7 @@ impl Session {
         let Shared { policy, bus, .. } = &**context.shared;
         let denied = self.gate.check_send(policy, bus, send.head.destination).err();
         let payload = match lent_in(&send)? {
-            None => Payload::from(send.payload),
+            None => context.shared.payloads.inline(send.payload),
             Some(lent) => {
                 let memory = self.memory.as_mut();
                 let memory = memory.ok_or_else(|| fault("a payload apart, without the feature"))?;

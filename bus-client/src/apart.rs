@@ -76,6 +76,7 @@ pub(crate) struct Chores {
 pub(crate) struct List {
     /// Payloads that are read no more.
     pub(crate) released: Vec<u32>,
+    released_bytes: usize,
     /// Pools that are used no more.
     pub(crate) pools: Vec<u32>,
 }
@@ -110,10 +111,11 @@ impl Chores {
     }
 
     /// A payload is read no more.
-    pub(crate) fn release(&self, hold: u32, haste: Haste) {
+    pub(crate) fn release(&self, hold: u32, bytes: usize, haste: Haste) {
         let mut list = self.list.lock();
         list.released.push(hold);
-        let many = list.released.len() >= MANY;
+        list.released_bytes += bytes;
+        let many = list.released.len() >= MANY || list.released_bytes >= MANY_BYTES;
         drop(list);
         self.any.store(true, Ordering::Release);
         if haste == Haste::Some || many {
@@ -139,3 +141,5 @@ impl Chores {
 
 /// Releases that are told at once, whoever waits.
 const MANY: usize = 64;
+/// The same of their bytes: what is written next goes where these lay, which is in the caches yet.
+const MANY_BYTES: usize = 512 << 10;

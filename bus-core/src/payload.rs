@@ -37,6 +37,10 @@ pub trait PayloadApart: Any + fmt::Debug + Send + Sync {
     /// The bytes, which nobody can write any more: if that takes a copy, it is made once. Called
     /// without locks of the bus.
     fn settled(&self) -> &Bytes;
+
+    /// Whether its memory was its sender's, and it came as a reference to that. Else it came like any
+    /// other, and only its recipients are to find it elsewhere.
+    fn was_lent(&self) -> bool;
 }
 
 impl Payload {
@@ -74,6 +78,12 @@ impl Payload {
     #[must_use]
     pub fn is_apart(&self) -> bool {
         matches!(self.0, Repr::Apart(_))
+    }
+
+    /// Whether its sender has lent it (see [`PayloadApart::was_lent`]).
+    #[must_use]
+    pub fn was_lent(&self) -> bool {
+        matches!(&self.0, Repr::Apart(apart) if apart.was_lent())
     }
 
     /// What it is, if it lies elsewhere and is a `T`.

@@ -9,8 +9,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use bus_client::{Bus, JoinOptions, Outgoing, Transport};
+use bus_client::{Bus, JoinOptions, Outgoing, Transport, Way};
 use bus_core::wire::{BrokerFrame, BrokerRings, ClientFrame, ClientRings, Hello, MAGIC};
 use bus_memory::Mapping;
 use bytes::BytesMut;
@@ -260,6 +261,159 @@ fn memory_comes_back_after_a_gigabyte_of_traffic() {
             Err(format!("{now} KiB, {before} before"))
         }
     });
+}
+
+/// How often the threads of a process have gone to sleep.
+fn sleeps(pid: u32) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let sleeps = tasks.map(|task| {
+        let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        line.unwrap().trim().parse::<u64>().unwrap()
+    });
+    sleeps.sum()
+}
+
+#[test]
+fn nothing_wakes_up_while_nothing_is_sent_with_rings_and_without() {
+    let broker = Broker::start();
+    let (listener, _) = listener(&broker, "quiet", "trace", true);
+    let feed = broker.file_with("feed", "x\n".repeat(100));
+    let sender = by_ring(&broker, "send quiet --lines -q").input_from(&feed).start();
+    let _ = sender.end().with(0);
+    until_rings(&broker, 1);
+    for rings in [1, 0] {
+        // That nothing happens can only be seen over a time. Now and then something does: rings that
+        // are idle are taken back, once.
+        eventually("a while in which nobody wakes up", || {
+            let before = [broker.pid(), listener.pid()].map(sleeps);
+            std::thread::sleep(Duration::from_millis(1_500));
+            let woken = [broker.pid(), listener.pid()].map(sleeps);
+            if woken == before { Ok(()) } else { Err(format!("{before:?}, then {woken:?}")) }
+        });
+        if rings == 1 {
+            until_rings(&broker, 0);
+        }
+    }
+}
+
+/// What idle connections cost the broker in all, after each has said something.
+fn idle_kib(transport: Transport) -> u64 {
+    let broker = Broker::start();
+    let before = broker.resident_kib();
+    let all: Vec<_> = (0..IDLE)
+        .map(|number| {
+            let bus = bus(&broker, transport);
+            let member = bus.join(&format!("own.{number}")).unwrap();
+            let to_itself = bus.endpoint(bus.endpoint_id());
+            for _ in 0..20 {
+                let _ = to_itself.send("x").unwrap();
+                let _ = bus.receive().unwrap();
+            }
+            (member, bus)
+        })
+        .collect();
+    eventually("no rings are left", || {
+        all.iter().for_each(|(_, bus)| assert!(bus.try_receive().unwrap().is_none()));
+        let rings = rings_of(broker.pid());
+        if rings == 0 { Ok(()) } else { Err(format!("{rings}")) }
+    });
+    broker.resident_kib().saturating_sub(before)
+}
+
+#[test]
+fn an_idle_connection_with_rings_costs_what_one_with_a_socket_does() {
+    let [socket, ring] = [Transport::Socket, Transport::Ring].map(idle_kib);
+    assert!(ring <= socket + 4 * IDLE, "{ring} KiB for {IDLE}, and {socket} by sockets");
+}
+
+/// Connections that are idle.
+const IDLE: u64 = 100;
+
+/// Arenas that the broker has, each with how often it is mapped in this process.
+fn arenas(broker: &Broker) -> Vec<usize> {
+    let maps = |process: &str| {
+        let maps = fs::read_to_string(format!("/proc/{process}/maps")).unwrap();
+        let lines = maps.lines().filter(|line| line.contains("unisono-arena"));
+        let inodes = lines.map(|line| line.split_whitespace().nth(4).unwrap().to_owned());
+        inodes.collect::<Vec<String>>()
+    };
+    let here = maps("self");
+    let mapped = maps(&broker.pid().to_string()).into_iter().map(|made| {
+        let here = here.iter().filter(|inode| **inode == made);
+        here.count()
+    });
+    let mut mapped: Vec<usize> = mapped.collect();
+    mapped.sort_unstable();
+    mapped
+}
+
+#[test]
+fn g4_after_a_change_of_the_members_large_payloads_go_to_other_memory() {
+    let broker = Broker::start();
+    let [stays, leaves, sender] = [Transport::Ring; 3].map(|transport| bus(&broker, transport));
+    let _stays = stays.join_with("changing", JoinOptions::new().create(true)).unwrap();
+    let member = leaves.join("changing").unwrap();
+    let group = sender.group("changing").unwrap();
+    let payload = |number: u8| vec![number; 64 << 10];
+    let heard = |bus: &Bus| bus.receive().unwrap().into_message().unwrap();
+    let _ = group.send(payload(0)).unwrap();
+    let (first, seen) = (heard(&stays), heard(&leaves));
+    assert_eq!((first.way(), seen.way()), (Way::Arena, Way::Arena));
+    assert_eq!(arenas(&broker), [2], "both read the same memory");
+    let _ = member.leave().unwrap();
+    let _ = group.send(payload(1)).unwrap();
+    let second = heard(&stays);
+    assert_eq!(second.way(), Way::Arena);
+    assert_eq!(arenas(&broker), [1, 2], "who has left has not got the new one");
+    // Where a filter chooses, they get what they would get anyway.
+    let picky = JoinOptions::new().filter("key=k".parse().unwrap());
+    let _picky = leaves.join_with("changing", picky).unwrap();
+    let _ = group.send(Outgoing::bytes(payload(2)).key("k")).unwrap();
+    let _ = group.send(payload(3)).unwrap();
+    let [third, chosen] = [&stays, &leaves].map(heard);
+    let fourth = heard(&stays);
+    let all = [&third, &chosen, &fourth].map(bus_client::Message::way);
+    assert_eq!(all, [Way::Inline; 3]);
+    // What came before can be read as long as one likes.
+    for (number, message) in (0..).zip([&first, &second, &third, &fourth]) {
+        assert_eq!(message.payload(), payload(number));
+    }
+    assert_eq!(seen.payload(), payload(0));
+}
+
+#[test]
+fn g8_who_alone_keeps_payloads_where_they_are_is_charged_their_whole_memory() {
+    let broker = Broker::start();
+    let [holder, other, sender] = [Transport::Ring; 3].map(|transport| bus(&broker, transport));
+    let _members = [&holder, &other].map(|bus| bus.join("kept").unwrap());
+    let group = sender.group("kept").unwrap();
+    let pinned = || {
+        let accounts = sender.list_accounts().unwrap().map(Result::unwrap);
+        let mut held: Vec<u64> =
+            accounts.filter(|a| a.connection.is_some()).map(|a| a.held["pinned_bytes"]).collect();
+        held.sort_unstable();
+        held
+    };
+    let _ = group.send(vec![7; 100_000]).unwrap();
+    let [kept, shared] =
+        [&holder, &other].map(|bus| bus.receive().unwrap().into_message().unwrap());
+    assert_eq!((kept.way(), shared.way()), (Way::Arena, Way::Arena));
+    let charged = |expected: bool| {
+        eventually("it is charged", || {
+            // Whoever has nothing to do has to look at what comes for it.
+            assert!(holder.try_receive().unwrap().is_none());
+            assert!(other.try_receive().unwrap().is_none());
+            let held = pinned();
+            let most = *held.last().unwrap();
+            if (most >= 4 << 20) == expected { Ok(()) } else { Err(format!("{held:?}")) }
+        });
+    };
+    drop(shared);
+    charged(true);
+    assert_eq!(kept.payload(), vec![7; 100_000]);
+    drop(kept);
+    charged(false);
 }
 
 /// A client that has mapped its rings.

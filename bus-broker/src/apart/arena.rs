@@ -5,10 +5,12 @@
 //! So what a client reads stays as it is until it says that it is done.
 //!
 //! A segment is sealed against everybody else's writing and against holes, so memory goes back to the
-//! system only as a whole segment: one that has served nobody for a while is retired. Places are given
+//! system only as a whole segment: one that has served nobody for a while is retired. One into which
+//! nothing new comes, and which a single connection still reads, is *kept* by that: it is told, and
+//! is charged the whole of it. Places are given
 //! out lowest first, so that few pages are in use, and these are warm.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 
@@ -31,7 +33,11 @@ pub(crate) struct ArenaSegment {
     taken: Mutex<Vec<(usize, usize)>>,
     /// Something was put here since the last sweep.
     used: AtomicBool,
-    /// Connections that have it mapped, to be told of its end.
+    /// Nothing was between the last two sweeps.
+    quiet: AtomicBool,
+    /// Connections that have something here to read.
+    holders: AtomicU32,
+    /// Connections that have it mapped, to be told of its end, and when one alone keeps it.
     readers: Mutex<Vec<Waker>>,
     budget: Arc<Budget>,
 }
@@ -96,6 +102,18 @@ impl Arena {
             })
             .collect()
     }
+
+    /// The segments that have become quiet although somebody reads them. Before
+    /// [`take_unused`](Self::take_unused).
+    pub(super) fn newly_quiet(&self) -> Vec<Arc<ArenaSegment>> {
+        let segments = self.segments.lock().expect("nothing panics under this lock");
+        let quiet = segments.iter().filter(|segment| {
+            !segment.used.load(Ordering::Relaxed)
+                && Arc::strong_count(segment) > 1
+                && !segment.quiet.swap(true, Ordering::Relaxed)
+        });
+        quiet.cloned().collect()
+    }
 }
 
 impl ArenaSegment {
@@ -118,6 +136,8 @@ impl ArenaSegment {
             memory,
             taken: Mutex::default(),
             used: AtomicBool::new(true),
+            quiet: AtomicBool::new(false),
+            holders: AtomicU32::new(0),
             readers: Mutex::default(),
             budget: Arc::clone(budget),
         })
@@ -132,9 +152,32 @@ impl ArenaSegment {
         &self.memory
     }
 
-    /// Calls the waker when the segment is gone.
+    /// Calls the waker when the segment is gone, and when it may be that one connection alone keeps it.
     pub(crate) fn tell(&self, waker: Waker) {
         self.readers.lock().expect("nothing panics under this lock").push(waker);
+    }
+
+    /// One connection more has something here to read.
+    pub(crate) fn enter(&self) {
+        self.holders.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One connection reads nothing here any more.
+    pub(crate) fn leave(&self) {
+        self.holders.fetch_sub(1, Ordering::Relaxed);
+        if self.quiet.load(Ordering::Relaxed) {
+            self.tell_readers();
+        }
+    }
+
+    /// Whether who has something here to read is the only reason for it to be.
+    pub(crate) fn is_kept_by_one(&self) -> bool {
+        self.quiet.load(Ordering::Relaxed) && self.holders.load(Ordering::Relaxed) == 1
+    }
+
+    pub(super) fn tell_readers(&self) {
+        let readers = self.readers.lock().expect("nothing panics under this lock").clone();
+        readers.iter().for_each(Waker::wake_by_ref);
     }
 
     /// The lowest place with room.
@@ -155,6 +198,7 @@ impl ArenaSegment {
         }
         taken.insert(at, (start, start + length));
         self.used.store(true, Ordering::Relaxed);
+        self.quiet.store(false, Ordering::Relaxed);
         Some(start)
     }
 

@@ -4,6 +4,8 @@
 //! - A MESSAGE names only memory that the client was given before, in the same stream.
 //! - Each payload that lies apart has a hold until the client releases it or is gone, and holds are
 //!   bounded; past that a payload comes with its message, and is the client's own.
+//! - Who alone keeps a segment is charged the whole of it for as long as that is so. If that is more than
+//!   he may have, payloads come with their messages until it is not.
 //! - Each SEND whose payload lies apart is completed once, committed or not: what ends the draft ends the
 //!   loan.
 
@@ -16,7 +18,7 @@ use bus_core::wire::{
     BrokerFrame, FEATURE_APART, FEATURE_LEND, Failure, FailureCode, Hello, Lent, LentFrom,
     MemoryKind, Placed, PlacedIn, Request, Response,
 };
-use bus_core::{CompletionQueue, Destination, Message, Payload};
+use bus_core::{Account, Charge, CompletionQueue, Destination, Message, Payload, Resource};
 use bytes::BytesMut;
 
 use super::say;
@@ -33,6 +35,7 @@ use crate::output::{Carried, Output};
 pub(super) struct Memory {
     shared: Arc<Shared>,
     uid: u32,
+    account: Account,
     /// It reads payloads that lie apart.
     reads: bool,
     /// It may lend.
@@ -43,6 +46,8 @@ pub(super) struct Memory {
     known: HashMap<Key, Known>,
     holds: HashMap<u32, Held>,
     held_bytes: u64,
+    /// It keeps more than it may be charged for.
+    keeps_too_much: bool,
     private: Option<Arc<Arena>>,
     pools: HashMap<u32, Arc<Pool>>,
     completions: Arc<CompletionQueue>,
@@ -63,6 +68,10 @@ enum Key {
 struct Known {
     id: u32,
     life: Life,
+    /// Payloads there that the client has not released.
+    holds: u32,
+    /// For the whole of it, while only this client keeps it.
+    charge: Option<Charge>,
 }
 
 #[derive(Debug)]
@@ -137,6 +146,7 @@ impl Memory {
             Box::new(Self {
                 shared: Arc::clone(context.shared),
                 uid,
+                account: context.account.clone(),
                 reads,
                 lends,
                 trusts: reads && has(bus_core::wire::FEATURE_TRUST_OWN_USER),
@@ -144,6 +154,7 @@ impl Memory {
                 known: HashMap::new(),
                 holds: HashMap::new(),
                 held_bytes: 0,
+                keeps_too_much: false,
                 private: None,
                 pools: HashMap::new(),
                 completions: Arc::new(CompletionQueue::new()),
@@ -317,11 +328,16 @@ impl Memory {
             return Way::Inline;
         };
         let length = message.payload().len() as u64;
-        if !self.reads || self.holds.len() >= MAX_HOLDS || self.held_bytes + length > MAX_HELD_BYTES
-        {
+        let full = self.holds.len() >= MAX_HOLDS || self.held_bytes + length > MAX_HELD_BYTES;
+        if !self.reads || full || self.keeps_too_much {
             return Way::Inline;
         }
         let audience = message.audience().filter(|_| company == Company::All);
+        let to_group = matches!(message.destination(), Destination::Group(_));
+        if audience.is_none() && to_group && !message.payload().was_lent() {
+            // It would be a copy for each of them.
+            return Way::Inline;
+        }
         if company == Company::All
             && let Some(loan) = payload.loan()
         {
@@ -381,6 +397,7 @@ impl Memory {
         let hold = self.next_number();
         let offset = piece.offset() as u64;
         self.held_bytes += length;
+        self.enter(piece.segment());
         self.holds.insert(hold, Held { bytes: length, what: HeldIn::Piece(piece) });
         Way::Apart(Placed { hold, within: PlacedIn::Arena { memory }, offset, length })
     }
@@ -420,7 +437,8 @@ impl Memory {
         segment.tell(self.ended.clone());
         let length = segment.memory().len() as u64;
         introduce(id, MemoryKind::Arena, length, files, under);
-        self.known.insert(key, Known { id, life: Life::Arena(Arc::downgrade(segment)) });
+        let life = Life::Arena(Arc::downgrade(segment));
+        self.known.insert(key, Known { id, life, holds: 0, charge: None });
         // Its own descriptors come after these.
         if message.descriptors().is_empty() { Ok(id) } else { Err(Way::Waits) }
     }
@@ -433,7 +451,7 @@ impl Memory {
     ) -> Result<u32, Way> {
         let key = Key::Pool(Arc::as_ptr(pool) as usize);
         match self.known.get(&key) {
-            Some(Known { id, life: Life::Pool(known) }) if known.strong_count() > 0 => {
+            Some(Known { id, life: Life::Pool(known), .. }) if known.strong_count() > 0 => {
                 return Ok(*id);
             }
             _ if *under.way => return Err(Way::Waits),
@@ -443,9 +461,9 @@ impl Memory {
         let id = self.next_number();
         let length = pool.len() as u64;
         introduce(id, MemoryKind::Lent, length, files, under);
-        if let Some(old) =
-            self.known.insert(key, Known { id, life: Life::Pool(Arc::downgrade(pool)) })
-        {
+        let life = Life::Pool(Arc::downgrade(pool));
+        let known = Known { id, life, holds: 0, charge: None };
+        if let Some(old) = self.known.insert(key, known) {
             say(BrokerFrame::Forget { id: old.id }, under.output);
         }
         if message.descriptors().is_empty() { Ok(id) } else { Err(Way::Waits) }
@@ -456,10 +474,54 @@ impl Memory {
         holds.iter().all(|hold| match self.holds.remove(hold) {
             Some(held) => {
                 self.held_bytes -= held.bytes;
+                self.let_go(&held.what);
                 true
             }
             None => false,
         })
+    }
+
+    /// The client has something more to read in this segment.
+    fn enter(&mut self, segment: &ArenaSegment) {
+        if let Some(known) = self.known.get_mut(&Key::Arena(segment.number())) {
+            if known.holds == 0 {
+                segment.enter();
+            }
+            known.holds += 1;
+        }
+    }
+
+    fn let_go(&mut self, held: &HeldIn) {
+        let HeldIn::Piece(piece) = held else { return };
+        let segment = piece.segment();
+        let Some(known) = self.known.get_mut(&Key::Arena(segment.number())) else { return };
+        known.holds -= 1;
+        if known.holds == 0 {
+            segment.leave();
+            if known.charge.take().is_some() || self.keeps_too_much {
+                self.charge_kept();
+            }
+        }
+    }
+
+    /// Charges the client the segments that it alone keeps, and no others.
+    fn charge_kept(&mut self) {
+        self.keeps_too_much = false;
+        for known in self.known.values_mut() {
+            let Life::Arena(segment) = &known.life else { continue };
+            let kept = segment.upgrade().filter(|it| known.holds > 0 && it.is_kept_by_one());
+            match kept {
+                None => known.charge = None,
+                Some(_) if known.charge.is_some() => {}
+                Some(segment) => {
+                    let bytes = segment.memory().len() as u64;
+                    match self.account.charge(Resource::PinnedBytes, bytes) {
+                        Ok(charge) => known.charge = Some(charge),
+                        Err(_) => self.keeps_too_much = true,
+                    }
+                }
+            }
+        }
     }
 
     /// The client cannot look where a payload lies: it is given the bytes. False if it has no such one.
@@ -478,6 +540,7 @@ impl Memory {
     /// Something about this connection's memory has happened: memory has ended, or what was lent is not
     /// any more.
     pub(super) fn look(&mut self, output: &mut Output) {
+        self.charge_kept();
         for (hold, bytes) in self.moved.take() {
             if self.holds.contains_key(&hold) {
                 self.say_moved(hold, bytes, output);
@@ -497,7 +560,9 @@ impl Memory {
 
     fn say_moved(&mut self, hold: u32, bytes: bytes::Bytes, output: &mut Output) {
         let Some(held) = self.holds.get_mut(&hold) else { return };
-        held.what = HeldIn::Moved;
+        let was = std::mem::replace(&mut held.what, HeldIn::Moved);
+        self.let_go(&was);
+        drop(was);
         let mut head = BytesMut::new();
         bus_core::wire::encode_moved_head(&mut head, hold, bytes.len());
         output.frames().extend_from_slice(&head);
@@ -513,6 +578,9 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         self.completions.close();
+        for held in std::mem::take(&mut self.holds).into_values() {
+            self.let_go(&held.what);
+        }
     }
 }
 

@@ -396,7 +396,7 @@ fn until(draft: &mut Draft, limits: &Limits) -> Option<Instant> {
 
 /// What a SEND takes of its lane's window: what has come with it.
 fn window_bytes(draft: &Draft) -> u64 {
-    let payload = if draft.payload.is_apart() { LENT_BYTES } else { draft.payload.len() };
+    let payload = if draft.payload.was_lent() { LENT_BYTES } else { draft.payload.len() };
     (draft.attributes.encoded().len() + payload) as u64
 }
 

@@ -170,7 +170,7 @@ impl Drop for Found {
             Place::Arena(_) | Place::Elsewhere => Haste::None,
             Place::File(_) | Place::Lent { .. } => Haste::Some,
         };
-        self.chores.release(self.hold, haste);
+        self.chores.release(self.hold, self.length, haste);
     }
 }
 
