@@ -995,6 +995,7 @@ impl BusInner {
             Departure::Evict(eviction) => Some(eviction.group),
             Departure::ShutReceive | Departure::Close => None,
         };
+        let mut was_shut = false;
         let left: Vec<Belonging> = match one {
             Some(group) => {
                 let joined = &mut record.memberships;
@@ -1002,7 +1003,7 @@ impl BusInner {
                 vec![joined.remove(at)]
             }
             None => {
-                record.receive_shut = true;
+                was_shut = std::mem::replace(&mut record.receive_shut, true);
                 std::mem::take(&mut record.memberships)
             }
         };
@@ -1022,7 +1023,8 @@ impl BusInner {
         // What is dropped between here and the locks still finds its place in the list.
         record.keep_drops(&leaving, None);
         let drops = record.drops.clone();
-        let severed = if one.is_none() { directory.sever(id, closing) } else { Severed::default() };
+        let mut severed =
+            if one.is_none() { directory.sever(id, closing) } else { Severed::default() };
         let record = directory.endpoints.get_mut(&id).filter(|_| closing);
         let created = record.map_or_else(Vec::new, |record| std::mem::take(&mut record.created));
         for group in &created {
@@ -1051,16 +1053,19 @@ impl BusInner {
             .collect();
         steps.extend(only_watched.map(|group| Step::unwatch(group, id)));
         // Their members go on, and send to no peer endpoint any more.
-        let bereft = severed.groups.iter().filter(|group| {
-            !group.membership().members().is_empty() && !mutated(Mutant::GoneOwnerKeepsPeers)
-        });
-        for group in bereft {
+        let bereft = std::mem::take(&mut severed.groups);
+        // Once: whoever receives nothing has had no peer endpoints since.
+        for group in bereft.into_iter().filter(|_| !was_shut) {
+            if group.membership().members().is_empty() || mutated(Mutant::GoneOwnerKeepsPeers) {
+                continue;
+            }
+            severed.bereave(&group);
             let next = group.membership().without_peers(|_| true);
             let watched = watching.iter().any(|watched| watched.id == group.id);
             let next = if watched { next.forget_watcher(id) } else { next };
             steps.retain(|step| step.group.id != group.id);
-            let gone = MemberChange::new(group, core, MemberEvent::OwnerGone);
-            steps.push(Step::unseen(group, next).aside([gone]));
+            let gone = MemberChange::new(&group, core, MemberEvent::OwnerGone);
+            steps.push(Step::unseen(&group, next).aside([gone]));
         }
         let mut ended_peers = Vec::with_capacity(severed.peers.len());
         let mut retired = Vec::with_capacity(steps.len());

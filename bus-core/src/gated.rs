@@ -274,6 +274,8 @@ pub(crate) struct Severed {
     /// Gated groups whose owner is gone.
     pub(crate) groups: Vec<Arc<Group>>,
     told: Vec<Note>,
+    /// Members of these groups that had a peer endpoint, and the flags that they keep.
+    bereft: Vec<(Arc<Group>, EndpointId, MemberFlags)>,
 }
 
 /// What an owner is told of a peer endpoint.
@@ -293,6 +295,15 @@ impl Severed {
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = EndpointId> {
         self.peers.iter().map(|peer| peer.share.id())
+    }
+
+    /// Notes whom of a group without an owner to tell that its flags have changed.
+    pub(crate) fn bereave(&mut self, group: &Arc<Group>) {
+        let membership = group.membership();
+        let with_peer = membership.members().iter().filter(|member| member.peer.is_some());
+        self.bereft.extend(with_peer.map(|member| {
+            (Arc::clone(group), member.place.id, member.flags - MemberFlags::SEND_TO_PEER)
+        }));
     }
 }
 
@@ -957,6 +968,9 @@ impl BusInner {
             ticket.decide(Err(error), effects);
         }
         self.tell_owners(directory, severed.told, sequence, effects);
+        for (group, member, flags) in severed.bereft {
+            self.tell_flags(directory, &group, member, (flags, sequence), effects);
+        }
     }
 
     /// Notes for owners what happened to peer endpoints of theirs.

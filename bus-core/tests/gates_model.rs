@@ -1,19 +1,22 @@
 //! Random operations on gated groups, on a group that retains, and a monitor that sees it all, against
-//! a model: who is connected to whom, who is a member and how, a list for each queue. Nothing waits
-//! here; waiting sends have a model of their own (`model.rs`).
+//! a model: who is connected to whom, who is a member and how, a list for each queue. What waits here
+//! waits alone, until those who hold it up are stalled; waiting sends have a model of their own
+//! (`model.rs`).
 //!
 //! The model says what each endpoint must find in its queue, in which order, and what it is told once
 //! that is empty; and what the monitor sees of each step.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::task::Waker;
 use std::time::Duration;
 
 use bus_core::{
     Attributes, Bus, Candidacy, Credentials, Delivery, Destination, Draft, Endpoint, EndpointId,
     EvictionCause, Filter, GateError, GroupId, GroupName, JoinError, JoinOptions, Lane, Limits,
-    MemberFlags, Monitored, PeerChange, ReceiveError, Receiver, Retain, SendError, Sequence, Terms,
+    MemberFlags, Monitored, PeerChange, ReceiveError, Receiver, Retain, SendError, Sequence,
+    Submitted, Terms,
 };
 use proptest::prelude::*;
 
@@ -34,6 +37,8 @@ enum Op {
     SetFilter(usize, usize, Wanted),
     Leave(usize, usize),
     Send(usize, usize, Key),
+    /// The same until somebody is full; then one waits until all who hold it up are stalled.
+    Stall(usize, usize, Key),
     ToOwner(usize),
     ToGuest(usize),
     /// From the owner's side, or from the guest's.
@@ -42,6 +47,8 @@ enum Op {
     Take(usize, usize),
     ReplaceOwner,
     ReplaceGuest(usize),
+    ShutOwner,
+    ShutGuest(usize),
     Join(usize, bool),
     Quit(usize),
     Publish(usize, Key),
@@ -112,7 +119,8 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (e.clone(), g.clone(), given()).prop_map(|(e, g, t)| Op::SetTerms(e, g, t)),
         2 => (e.clone(), g.clone(), wanted()).prop_map(|(e, g, w)| Op::SetFilter(e, g, w)),
         1 => both.clone().prop_map(|(e, g)| Op::Leave(e, g)),
-        16 => (e.clone(), g, key()).prop_map(|(e, g, k)| Op::Send(e, g, k)),
+        16 => (e.clone(), g.clone(), key()).prop_map(|(e, g, k)| Op::Send(e, g, k)),
+        3 => (e.clone(), g, key()).prop_map(|(e, g, k)| Op::Stall(e, g, k)),
         4 => e.clone().prop_map(Op::ToOwner),
         2 => e.clone().prop_map(Op::ToGuest),
         1 => (e.clone(), any::<bool>()).prop_map(|(e, by)| Op::ClosePeer(e, by)),
@@ -120,6 +128,12 @@ fn op() -> impl Strategy<Value = Op> {
         9 => (e.clone(), 1..5_usize).prop_map(|(e, n)| Op::Take(e, n)),
         1 => Just(Op::ReplaceOwner),
         1 => e.clone().prop_map(Op::ReplaceGuest),
+        // Seldom: not much happens to who is shut.
+        1 => (e.clone(), 0..16_u8).prop_map(|(e, rare)| match rare {
+            0 => Op::ShutOwner,
+            1 | 2 => Op::ShutGuest(e),
+            _ => Op::TakeOwner(1),
+        }),
         3 => (e.clone(), any::<bool>()).prop_map(|(e, state)| Op::Join(e, state)),
         2 => e.clone().prop_map(Op::Quit),
         5 => (e, key()).prop_map(|(e, k)| Op::Publish(e, k)),
@@ -132,14 +146,14 @@ enum Item {
     Message { number: u32, missed: u64 },
     FromPeer { peer: EndpointId, number: u32, missed: u64 },
     Candidate { group: GroupId, endpoint: EndpointId, wishes: MemberFlags },
-    Expelled { group: GroupId },
+    PutOut { group: GroupId },
     Retained { number: u32 },
     Current { group: GroupId, sequence: Sequence, messages: u32 },
 }
 
 impl Item {
     fn takes_a_place(&self) -> bool {
-        !matches!(self, Self::Expelled { .. } | Self::Retained { .. } | Self::Current { .. })
+        !matches!(self, Self::PutOut { .. } | Self::Retained { .. } | Self::Current { .. })
     }
 }
 
@@ -148,8 +162,10 @@ impl Item {
 enum Note {
     Gap(GroupId, u64),
     PeerGap(GroupId, EndpointId, u64),
-    Flags(GroupId, MemberFlags, Sequence),
+    /// And where, if the model knows.
+    Flags(GroupId, MemberFlags, Option<Sequence>),
     PeerClosed(EndpointId),
+    PeerStalled(GroupId, EndpointId),
 }
 
 struct Party {
@@ -160,8 +176,11 @@ struct Party {
     /// Messages of a group that were dropped, and those that a peer endpoint dropped.
     gaps: BTreeMap<GroupId, u64>,
     peer_gaps: BTreeMap<(GroupId, EndpointId), u64>,
-    flags: BTreeMap<GroupId, (MemberFlags, Sequence)>,
+    flags: BTreeMap<GroupId, (MemberFlags, Option<Sequence>)>,
     closed: Vec<EndpointId>,
+    stalled: Vec<(GroupId, EndpointId)>,
+    /// It receives nothing more.
+    shut: bool,
     /// As a guest: the peer endpoint at the present owner, and the group for which it was made.
     peer: Option<(EndpointId, GroupId)>,
     requests: Vec<(GroupId, Candidacy)>,
@@ -171,8 +190,10 @@ struct Party {
 }
 
 impl Party {
-    fn open(bus: &Bus) -> Self {
-        let endpoint = bus.open_endpoint(Credentials { uid: 1, pid: 1 }).unwrap();
+    /// An endpoint of a process of its own.
+    fn open(bus: &Bus, pid: &mut u32) -> Self {
+        *pid += 1;
+        let endpoint = bus.open_endpoint(Credentials { uid: 1, pid: *pid }).unwrap();
         Self {
             reader: endpoint.receiver().unwrap(),
             lane: endpoint.lane().unwrap(),
@@ -181,6 +202,8 @@ impl Party {
             peer_gaps: BTreeMap::new(),
             flags: BTreeMap::new(),
             closed: Vec::new(),
+            stalled: Vec::new(),
+            shut: false,
             peer: None,
             requests: Vec::new(),
             joined: Vec::new(),
@@ -207,16 +230,27 @@ impl Party {
         let peers = self.peer_gaps.iter().map(|((g, p), count)| Note::PeerGap(*g, *p, *count));
         let flags = self.flags.iter().map(|(g, (flags, at))| Note::Flags(*g, *flags, *at));
         let closed = self.closed.iter().map(|peer| Note::PeerClosed(*peer));
-        gaps.chain(peers).chain(flags).chain(closed).collect()
+        let stalled = self.stalled.iter().map(|(group, peer)| Note::PeerStalled(*group, *peer));
+        gaps.chain(peers).chain(flags).chain(closed).chain(stalled).collect()
     }
 
     fn told(&mut self, note: &Note) {
-        assert!(self.notes().contains(note), "{note:?} is not of {:?}", self.notes());
+        let known = |known: &Note| match (known, note) {
+            (Note::Flags(group, flags, None), Note::Flags(of, told, _)) => {
+                (group, flags) == (of, told)
+            }
+            (known, note) => known == note,
+        };
+        assert!(self.notes().iter().any(known), "{note:?} is not of {:?}", self.notes());
         match note {
             Note::Gap(group, _) => drop(self.gaps.remove(group)),
             Note::PeerGap(group, peer, _) => drop(self.peer_gaps.remove(&(*group, *peer))),
             Note::Flags(group, ..) => drop(self.flags.remove(group)),
             Note::PeerClosed(peer) => self.closed.retain(|closed| closed != peer),
+            Note::PeerStalled(group, peer) => {
+                let at = self.stalled.iter().position(|stalled| *stalled == (*group, *peer));
+                self.stalled.remove(at.unwrap());
+            }
         }
     }
 
@@ -224,11 +258,11 @@ impl Party {
         for _ in 0..most {
             let taken = match self.reader.try_receive() {
                 Ok(delivery) => delivery,
-                Err(ReceiveError::Empty) => {
+                Err(error) => {
+                    assert_eq!(error == ReceiveError::Ended, self.shut);
                     assert_eq!((self.queue.front(), self.notes()), (None, Vec::new()));
                     return;
                 }
-                Err(other) => panic!("{other}"),
             };
             match seen_in_queue(&taken) {
                 Ok(item) => assert_eq!(Some(item), self.queue.pop_front()),
@@ -269,8 +303,8 @@ fn seen_in_queue(delivery: &Delivery) -> Result<Item, Note> {
         },
         Delivery::Evicted(eviction) => {
             let cause = &eviction.cause;
-            assert!(matches!(cause, EvictionCause::Expelled(_) | EvictionCause::PeerClosed));
-            Item::Expelled { group: eviction.group }
+            assert!(!matches!(cause, EvictionCause::PeerStalled), "told to the owner");
+            Item::PutOut { group: eviction.group }
         }
         Delivery::Retained { message } => Item::Retained { number: number_of(message.payload()) },
         Delivery::Current { group, sequence, messages } => {
@@ -281,13 +315,34 @@ fn seen_in_queue(delivery: &Delivery) -> Result<Item, Note> {
             return Err(Note::PeerGap(*group, *peer, gap.count));
         }
         Delivery::Flags { group, flags, sequence } => {
-            return Err(Note::Flags(*group, *flags, *sequence));
+            return Err(Note::Flags(*group, *flags, Some(*sequence)));
         }
         Delivery::Peer { peer, change: PeerChange::Closed, .. } => {
             return Err(Note::PeerClosed(*peer));
         }
+        Delivery::Peer { group, peer, change: PeerChange::Stalled, .. } => {
+            return Err(Note::PeerStalled(*group, *peer));
+        }
         other => panic!("{other:?}"),
     })
+}
+
+/// Whom a message is for.
+#[derive(Default)]
+struct Recipients {
+    /// With room, and whether each would miss it without.
+    takes: Vec<(usize, bool)>,
+    drops: Vec<usize>,
+    full: Vec<usize>,
+    /// The peer endpoint, whether that has room, and whether it would miss it without.
+    peer: Option<(EndpointId, bool, bool)>,
+}
+
+impl Recipients {
+    /// Somebody makes it wait.
+    fn is_full(&self) -> bool {
+        !self.full.is_empty() || self.peer.is_some_and(|(_, room, dropping)| !room && !dropping)
+    }
 }
 
 struct Gate {
@@ -305,6 +360,11 @@ struct World {
     /// Those of the present owner last. Operations are on the last few.
     gates: Vec<Gate>,
     owners: u32,
+    pids: u32,
+    /// Seconds that the bus has been told of.
+    now: u64,
+    /// Who was evicted from where, and may not come back without `DROP_WHEN_FULL` for a while.
+    evicted: BTreeSet<(EndpointId, GroupId)>,
     store: GroupId,
     per_key: bool,
     retained: Vec<(u32, Key)>,
@@ -334,11 +394,15 @@ impl World {
         let (store, _) = keeper.create_retaining(&STORE.parse().unwrap(), retain).unwrap();
         let monitor = bus.open_endpoint(Credentials { uid: 1, pid: 3 }).unwrap();
         monitor.monitor(None).unwrap();
+        let mut pids = 10;
         let mut world = Self {
-            owner: Party::open(&bus),
-            guests: (0..GUESTS).map(|_| Party::open(&bus)).collect(),
+            owner: Party::open(&bus, &mut pids),
+            guests: (0..GUESTS).map(|_| Party::open(&bus, &mut pids)).collect(),
             gates: Vec::new(),
             owners: 0,
+            pids,
+            now: 1,
+            evicted: BTreeSet::new(),
             store,
             per_key,
             retained: Vec::new(),
@@ -388,11 +452,13 @@ impl World {
         let guest = &mut self.guests[at];
         let wishes = MemberFlags::from_bits_truncate(wishes);
         let asked = guest.endpoint.connect(name, wishes);
-        if !owned && members.is_empty() {
+        if guest.shut {
+            assert!(matches!(asked, Err(JoinError::ReceiveShut(_))), "{asked:?}");
+        } else if !owned && members.is_empty() {
             assert!(matches!(asked, Err(JoinError::NoSuchGroup(_))), "{asked:?}");
         } else if guest.joined.contains(&id) {
             assert!(matches!(asked, Err(JoinError::AlreadyMember(..))), "{asked:?}");
-        } else if !owned {
+        } else if !owned || self.owner.shut {
             assert!(matches!(asked, Err(JoinError::OwnerGone(_))), "{asked:?}");
         } else if guest.requests.iter().any(|(group, _)| *group == id) {
             assert!(matches!(asked, Err(JoinError::AlreadyCandidate(..))), "{asked:?}");
@@ -446,6 +512,9 @@ impl World {
         if !self.gates[gate].owned {
             return assert!(matches!(admitted, Err(GateError::NotTheOwner(..))), "{admitted:?}");
         }
+        if let Err(GateError::Join(JoinError::BackOff(..))) = admitted {
+            return assert!(self.is_held_off(at, gate, given) && self.asks(at, gate));
+        }
         let Some(mut request) = self.request(at, gate) else {
             return assert!(matches!(admitted, Err(GateError::NoCandidate(..))), "{admitted:?}");
         };
@@ -456,6 +525,16 @@ impl World {
         assert_eq!(admitted.members as usize, members.len());
         self.guests[at].joined.push(id);
         self.seen.push(format!("Joined {guest} {name}"));
+    }
+
+    /// Whether a guest may be refused without `DROP_WHEN_FULL`. For how long is not modelled.
+    fn is_held_off(&self, at: usize, gate: usize, given: Given) -> bool {
+        let evicted = self.evicted.contains(&(self.guests[at].id(), self.gates[gate].id));
+        evicted && !given.flags().contains(MemberFlags::DROP_WHEN_FULL)
+    }
+
+    fn asks(&self, at: usize, gate: usize) -> bool {
+        self.guests[at].requests.iter().any(|(group, _)| *group == self.gates[gate].id)
     }
 
     fn refuse(&mut self, at: usize, gate: usize) {
@@ -481,12 +560,13 @@ impl World {
         }
         expelled.unwrap();
         guest.leaves(*id);
-        guest.queue.push_back(Item::Expelled { group: *id });
+        guest.queue.push_back(Item::PutOut { group: *id });
         self.seen.push(format!("Evicted {} {name}", guest.id()));
     }
 
     fn set_terms(&mut self, at: usize, gate: usize, given: Given) {
         let Some(gate) = self.gate(gate) else { return };
+        let held_off = self.is_held_off(at, gate, given);
         let Gate { id, name, members, owned } = &mut self.gates[gate];
         let guest = &mut self.guests[at];
         let set = self.owner.endpoint.set_terms(*id, guest.id(), given.terms());
@@ -494,9 +574,15 @@ impl World {
         let Some((before, _)) = member else {
             return assert!(set.is_err());
         };
+        if let Err(GateError::Join(JoinError::BackOff(..))) = set {
+            return assert!(held_off);
+        }
+        if self.owner.shut && given.flags().contains(MemberFlags::SEND_TO_PEER) {
+            return assert!(matches!(set, Err(GateError::NoPeer(_))), "{set:?}");
+        }
         let set = set.unwrap();
         if before.flags() != given.flags() {
-            guest.flags.insert(*id, (given.flags(), set));
+            guest.flags.insert(*id, (given.flags(), Some(set)));
         }
         *before = given;
         self.seen.push(format!("Terms {} {name}", guest.id()));
@@ -530,17 +616,27 @@ impl World {
     fn send(&mut self, at: usize, gate: usize, key: Key) {
         let Some(gate) = self.gate(gate) else { return };
         let (number, draft) = self.draft(key);
-        let Gate { id, name, members, owned } = &self.gates[gate];
-        let sender = self.guests[at].id();
+        let Gate { id, members, owned, .. } = &self.gates[gate];
         let sent = self.guests[at].lane.try_send(Destination::Group(*id), draft);
         if !*owned && members.is_empty() {
             return assert_eq!(sent, Err(SendError::NoSuchGroup(*id)));
         }
-        let Some((own_terms, _)) = members.get(&sender) else {
+        let Some(set) = self.recipients(at, gate, key) else {
             return assert!(matches!(sent, Err(SendError::NotAMember(..))), "{sent:?}");
         };
-        // Whom it is for, and whether each has room and waits for it.
-        let (mut takes, mut drops, mut full) = (Vec::new(), Vec::new(), false);
+        if set.is_full() {
+            return assert!(matches!(sent, Err(SendError::WouldBlock { .. })), "{sent:?}");
+        }
+        let receipt = sent.unwrap();
+        self.deliver(gate, number, set, (receipt.recipients, receipt.dropped));
+    }
+
+    /// Whom a message is for, and whether each has room and waits for it.
+    fn recipients(&self, at: usize, gate: usize, key: Key) -> Option<Recipients> {
+        let Gate { members, owned, .. } = &self.gates[gate];
+        let sender = self.guests[at].id();
+        let (own_terms, _) = members.get(&sender)?;
+        let mut set = Recipients::default();
         for (member, (terms, own)) in members {
             let flags = terms.flags();
             let comes_back = *member != sender || flags.contains(MemberFlags::LOOPBACK);
@@ -550,24 +646,26 @@ impl World {
             let dropping = flags.contains(MemberFlags::DROP_WHEN_FULL);
             let guest = self.guests.iter().position(|guest| guest.id() == *member).unwrap();
             match (self.guests[guest].has_room(), dropping) {
-                (true, _) => takes.push((guest, dropping)),
-                (false, true) => drops.push(guest),
-                (false, false) => full = true,
+                (true, _) => set.takes.push((guest, dropping)),
+                (false, true) => set.drops.push(guest),
+                (false, false) => set.full.push(guest),
             }
         }
         let peer = self.guests[at].peer.filter(|_| Self::sends_to_peer(own_terms, *owned));
-        let peer_takes = peer.map(|(peer, _)| {
+        set.peer = peer.map(|(peer, _)| {
             let room = self.owner.has_room() && self.owner.share_has_room(peer);
-            full |= !room && !own_terms.drop_at_peer;
             (peer, room, own_terms.drop_at_peer)
         });
-        if full {
-            return assert!(matches!(sent, Err(SendError::WouldBlock { .. })), "{sent:?}");
-        }
-        let receipt = sent.unwrap();
-        let reached = takes.len() + usize::from(peer_takes.is_some_and(|(_, room, _)| room));
-        let lost = drops.len() + usize::from(peer_takes.is_some_and(|(_, room, _)| !room));
-        assert_eq!((receipt.recipients as usize, receipt.dropped as usize), (reached, lost));
+        Some(set)
+    }
+
+    /// A message has been taken by all of these.
+    fn deliver(&mut self, gate: usize, number: u32, set: Recipients, told: (u32, u32)) {
+        let Gate { id, name, .. } = &self.gates[gate];
+        let Recipients { takes, drops, peer, .. } = set;
+        let reached = takes.len() + usize::from(peer.is_some_and(|(_, room, _)| room));
+        let lost = drops.len() + usize::from(peer.is_some_and(|(_, room, _)| !room));
+        assert_eq!((told.0 as usize, told.1 as usize), (reached, lost));
         for (guest, dropping) in takes {
             let guest = &mut self.guests[guest];
             let missed = dropping.then(|| guest.gaps.remove(id)).flatten().unwrap_or(0);
@@ -576,7 +674,7 @@ impl World {
         for guest in drops {
             *self.guests[guest].gaps.entry(*id).or_default() += 1;
         }
-        match peer_takes {
+        match peer {
             Some((peer, true, dropping)) => {
                 let gap = dropping.then(|| self.owner.peer_gaps.remove(&(*id, peer))).flatten();
                 let missed = gap.unwrap_or(0);
@@ -588,6 +686,69 @@ impl World {
             None => {}
         }
         self.seen.push(format!("message {number} to {name}"));
+    }
+
+    /// A send waits until those who hold it up are stalled: members are evicted, a peer endpoint costs
+    /// its member `SEND_TO_PEER`, an owner that is full all who wait for it.
+    fn stall(&mut self, at: usize, number: usize, key: Key) {
+        let Some(gate) = self.gate(number) else { return };
+        let is_full = |world: &Self| world.recipients(at, gate, key).filter(Recipients::is_full);
+        for _ in 0..=QUEUE {
+            if is_full(self).is_none() {
+                self.send(at, number, key);
+            }
+        }
+        let Some(set) = is_full(self) else { return };
+        let blocked_peer = set.peer.filter(|(_, room, dropping)| !room && !dropping);
+        let Gate { id, name, members, .. } = &self.gates[gate];
+        let (id, name) = (*id, name.clone());
+        let waits_for_owner = |guest: &Party| {
+            members.get(&guest.id()).is_some_and(|(terms, _)| {
+                terms.flags().contains(MemberFlags::SEND_TO_PEER) && !terms.drop_at_peer
+            })
+        };
+        let affected: Vec<usize> = match blocked_peer {
+            None => Vec::new(),
+            Some(_) if self.owner.has_room() => vec![at],
+            Some(_) => (0..GUESTS).filter(|at| waits_for_owner(&self.guests[*at])).collect(),
+        };
+        // Who only waits for itself is told at once, and who goes first of those that go twice is
+        // not modelled.
+        if set.full.contains(&at) || set.full.iter().any(|guest| affected.contains(guest)) {
+            return;
+        }
+        let (number, draft) = self.draft(key);
+        let waits =
+            self.guests[at].lane.submit(Destination::Group(id), draft, Waker::noop().clone());
+        assert_eq!(waits, Ok(Submitted::Waiting));
+        let mut outcome = None;
+        for _ in 0..30 {
+            self.now += 1;
+            self.bus.tick(Duration::from_secs(self.now));
+            outcome = self.guests[at].lane.poll_outcome();
+            if outcome.is_some() {
+                break;
+            }
+        }
+        for guest in set.full {
+            let guest = &mut self.guests[guest];
+            self.gates[gate].members.remove(&guest.id());
+            guest.leaves(id);
+            guest.queue.push_back(Item::PutOut { group: id });
+            self.seen.push(format!("Evicted {} {name}", guest.id()));
+            self.evicted.insert((guest.id(), id));
+        }
+        for guest in affected {
+            let guest = &mut self.guests[guest];
+            let (terms, _) = self.gates[gate].members.get_mut(&guest.id()).unwrap();
+            terms.flags &= !MemberFlags::SEND_TO_PEER.bits();
+            guest.flags.insert(id, (terms.flags(), None));
+            self.owner.stalled.push((id, guest.peer.unwrap().0));
+            self.seen.push(format!("PeerStalled {} {name}", guest.id()));
+        }
+        let receipt = outcome.expect("nobody holds it up any more").unwrap();
+        let set = self.recipients(at, gate, key).unwrap();
+        self.deliver(gate, number, set, (receipt.recipients, receipt.dropped));
     }
 
     fn tell_owner(&mut self, at: usize) {
@@ -606,6 +767,9 @@ impl World {
         let (number, draft) = self.draft(None);
         let guest = &mut self.guests[at];
         let sent = self.owner.lane.try_send(Destination::Endpoint(guest.id()), draft);
+        if guest.shut {
+            return assert!(matches!(sent, Err(SendError::ReceiveShut(_))), "{sent:?}");
+        }
         if !guest.has_room() {
             return assert!(matches!(sent, Err(SendError::WouldBlock { .. })), "{sent:?}");
         }
@@ -638,7 +802,7 @@ impl World {
             if self.gates.iter().any(|gate| gate.id == group && gate.owned) {
                 guest.leaves(group);
                 if by_owner {
-                    guest.queue.push_back(Item::Expelled { group });
+                    guest.queue.push_back(Item::PutOut { group });
                 }
             }
         }
@@ -650,14 +814,38 @@ impl World {
     }
 
     fn replace_owner(&mut self) {
-        self.owner = Party::open(&self.bus);
-        // The old one was closed by that.
-        for gate in self.gates.iter_mut().filter(|gate| gate.owned) {
+        let next = Party::open(&self.bus, &mut self.pids);
+        // The old one is closed by that.
+        let was_shut = std::mem::replace(&mut self.owner, next).shut;
+        for gate in self.gates.iter_mut().filter(|gate| gate.owned && gate.members.is_empty()) {
             gate.owned = false;
-            let what = if gate.members.is_empty() { "Ended" } else { "OwnerGone" };
-            self.seen.push(format!("{what} {}", gate.name));
-            for (terms, _) in gate.members.values_mut() {
-                terms.flags &= !MemberFlags::SEND_TO_PEER.bits();
+            self.seen.push(format!("Ended {}", gate.name));
+        }
+        if !was_shut {
+            self.bereave();
+        }
+        self.gates.iter_mut().for_each(|gate| gate.owned = false);
+        self.open_gates();
+    }
+
+    /// The owner keeps its gates, and nobody is let in or heard any more.
+    fn shut_owner(&mut self) {
+        self.owner.endpoint.shutdown_receive();
+        if !std::mem::replace(&mut self.owner.shut, true) {
+            self.bereave();
+        }
+    }
+
+    /// Members go on without their owner, and who waits for it is told.
+    fn bereave(&mut self) {
+        for gate in self.gates.iter_mut().filter(|gate| gate.owned && !gate.members.is_empty()) {
+            self.seen.push(format!("OwnerGone {}", gate.name));
+            for guest in &mut self.guests {
+                let Some((terms, _)) = gate.members.get_mut(&guest.id()) else { continue };
+                if terms.flags().contains(MemberFlags::SEND_TO_PEER) {
+                    terms.flags &= !MemberFlags::SEND_TO_PEER.bits();
+                    guest.flags.insert(gate.id, (terms.flags(), None));
+                }
             }
         }
         for guest in &mut self.guests {
@@ -667,11 +855,33 @@ impl World {
                 assert!(matches!(outcome, Some(Err(JoinError::OwnerGone(_)))), "{outcome:?}");
             }
         }
-        self.open_gates();
+    }
+
+    /// A guest leaves everything, and may still say something to the owner.
+    fn shut_guest(&mut self, at: usize) {
+        let guest = &mut self.guests[at];
+        let id = guest.id();
+        guest.endpoint.shutdown_receive();
+        if std::mem::replace(&mut guest.shut, true) {
+            return;
+        }
+        for (_, mut request) in std::mem::take(&mut guest.requests) {
+            let outcome = request.poll_outcome();
+            assert!(matches!(outcome, Some(Err(JoinError::ReceiveShut(_)))), "{outcome:?}");
+        }
+        for gate in &mut self.gates {
+            if gate.members.remove(&id).is_some() {
+                self.seen.push(format!("Left {id} {}", gate.name));
+                guest.leaves(gate.id);
+            }
+        }
+        if std::mem::take(&mut guest.in_store) {
+            self.seen.push(format!("Left {id} {STORE}"));
+        }
     }
 
     fn replace_guest(&mut self, at: usize) {
-        let opened = Party::open(&self.bus);
+        let opened = Party::open(&self.bus, &mut self.pids);
         let Party { endpoint, requests, peer, in_store, .. } =
             std::mem::replace(&mut self.guests[at], opened);
         let id = endpoint.id();
@@ -695,6 +905,9 @@ impl World {
         let guest = &mut self.guests[at];
         let options = JoinOptions { state, ..JoinOptions::default() };
         let joined = guest.endpoint.join(&STORE.parse().unwrap(), options);
+        if guest.shut {
+            return assert!(matches!(joined, Err(JoinError::ReceiveShut(_))), "{joined:?}");
+        }
         if std::mem::replace(&mut guest.in_store, true) {
             return assert!(matches!(joined, Err(JoinError::AlreadyMember(..))), "{joined:?}");
         }
@@ -752,6 +965,7 @@ impl World {
             Op::SetFilter(at, gate, wanted) => self.set_filter(at, gate, wanted),
             Op::Leave(at, gate) => self.leave(at, gate),
             Op::Send(at, gate, key) => self.send(at, gate, key),
+            Op::Stall(at, gate, key) => self.stall(at, gate, key),
             Op::ToOwner(at) => self.tell_owner(at),
             Op::ToGuest(at) => self.tell_guest(at),
             Op::ClosePeer(at, by_owner) => self.close_peer(at, by_owner),
@@ -759,6 +973,8 @@ impl World {
             Op::Take(at, most) => self.guests[at].take(most),
             Op::ReplaceOwner => self.replace_owner(),
             Op::ReplaceGuest(at) => self.replace_guest(at),
+            Op::ShutOwner => self.shut_owner(),
+            Op::ShutGuest(at) => self.shut_guest(at),
             Op::Join(at, state) => self.join(at, state),
             Op::Quit(at) => self.quit(at),
             Op::Publish(at, key) => self.publish(at, key),

@@ -7,15 +7,20 @@ use std::io::Write;
 use std::thread;
 
 use bus_client::{
-    Bus, Candidate, Event, Gate, GateError, JoinError, JoinOptions, Message, SendError, Terms,
+    Bus, Candidate, Event, Gate, GateError, JoinError, JoinOptions, Member, Message, Outgoing,
+    SendError, Terms,
 };
 use bus_core::wire::{ClientFrame, FailureCode, Notice, Request, Response};
 use bus_core::{Destination, MemberFlags};
 use nix::sys::signal::Signal;
 use tests::broker::Broker;
-use tests::deadline::DEADLINE;
+use tests::deadline::{DEADLINE, eventually};
 use tests::raw::name;
 use tests::transports::run_by_each;
+
+#[path = "../../bus-client/examples/moderator.rs"]
+#[expect(dead_code, reason = "its main is for people")]
+mod moderator;
 
 fn connect(broker: &Broker) -> Bus {
     Bus::builder().address(broker.socket().to_str().unwrap()).connect().unwrap()
@@ -87,6 +92,51 @@ fn an_owner_admits_clients_and_hears_what_they_send() {
     assert!(matches!(members[0].send("still here?"), Err(SendError::NotAMember(_))));
     members[0].peer().unwrap().send("sorry").unwrap();
     assert_eq!(message(&owner).text(), Some("sorry"));
+}
+
+/// What the kernel patch was for: an owner that admits, watches and filters, as the example does.
+#[test]
+fn an_owner_admits_watches_through_send_to_peer_and_filters_for_its_members() {
+    let broker = Broker::start();
+    let room = connect(&broker);
+    let topics = ["cats", "dogs"].map(str::to_owned).into();
+    let moderator = thread::spawn(move || {
+        moderator::moderate(&room, "room", topics).map_err(|error| error.to_string())
+    });
+    broker.until("the room is open", |stats| stats.groups == 1);
+    let [alice, bob] = [connect(&broker), connect(&broker)];
+    let [of_alice, of_bob] = [&alice, &bob].map(|bus| bus.join("room").unwrap());
+    let say = |member: &Member, topic: &str, text: &str| {
+        member.send(Outgoing::from(text).key(topic)).unwrap().recipients
+    };
+    // The other member and the peer endpoint, or the peer endpoint alone.
+    assert_eq!(say(&of_bob, "cats", "purr"), 2);
+    assert_eq!(say(&of_bob, "fish", "blub"), 1, "no topic in here");
+    assert_eq!(say(&of_bob, "dogs", "WOOF"), 2);
+    assert_eq!(say(&of_bob, "dogs", "WOOF"), 2);
+    assert_eq!(say(&of_alice, "dogs", "QUIET"), 2);
+    let heard: Vec<_> = (0..3).map(|_| message(&alice).text().unwrap().to_owned()).collect();
+    assert_eq!(heard, ["purr", "WOOF", "WOOF"]);
+    eventually("the topic is closed", || match say(&of_bob, "dogs", "anybody?") {
+        1 => Ok(()),
+        _ => Err(format!("alice hears {:?}", message(&alice).text())),
+    });
+    assert_eq!(say(&of_bob, "cats", "PURR"), 2);
+    let Event::Expelled(told) = skip_messages(&bob) else { panic!("bob is put out") };
+    assert_eq!(&*told.reason, "no shouting in here");
+    assert_eq!(message(&alice).text(), Some("PURR"), "of the other topic she hears");
+    drop(broker);
+    assert!(moderator.join().unwrap().is_err(), "it ends with the broker");
+}
+
+/// The first event that is no message.
+fn skip_messages(bus: &Bus) -> Event {
+    loop {
+        match next(bus) {
+            Event::Message(_) => {}
+            other => return other,
+        }
+    }
 }
 
 #[test]
@@ -223,6 +273,8 @@ fn g9_members_go_on_when_their_owner_is_killed_and_candidates_are_told() {
     assert!(matches!(waits.join().unwrap(), Err(JoinError::OwnerGone(_))));
     assert!(matches!(bob.join("club"), Err(JoinError::OwnerGone(_))));
     assert_eq!(bob.members("club").unwrap().members.len(), 1);
+    let lost = listener.json();
+    assert_eq!((&lost["type"], &lost["flags"]), (&"flags".into(), &serde_json::json!([])));
     let ended = listener.end_by(Signal::SIGINT).with(0);
     assert_eq!(ended.json_lines().last().unwrap()["type"], "end");
     broker.until("the group has ended", |stats| stats.groups == 0);

@@ -551,12 +551,36 @@ fn g9_a_gone_owner_lets_its_members_go_on_and_nobody_in() {
         JoinError::OwnerGone(name.clone())
     );
     assert_eq!(alice.send(group, "2").recipients, 1, "they go on");
-    assert_eq!(bob.take_all(), ["1", "2"]);
+    assert_eq!([bob.take(), bob.take()], ["1", "2"]);
+    assert!(matches!(bob.reader.try_receive(), Ok(Delivery::Flags { .. })));
     assert_eq!(alice.try_send(peer, "?"), Err(SendError::NoSuchEndpoint(peer)));
     alice.endpoint.leave(group).unwrap();
     assert!(bus.find_group(&name).is_some());
     bob.endpoint.leave(group).unwrap();
     assert!(bus.find_group(&name).is_none(), "it ends with its last member");
+}
+
+#[test]
+fn g4_members_are_told_that_their_send_to_peer_went_with_the_owner() {
+    let bus = bus(8);
+    let mut owner = Owner::on(&bus, "club");
+    let (mut alice, mut bob) = (Party::on(&bus), Party::on(&bus));
+    let loopback = TO_PEER | MemberFlags::LOOPBACK;
+    owner.take_in(&alice, "club", Terms::new(loopback));
+    owner.take_in(&bob, "club", Terms::default());
+    let group = owner.group;
+    let before = bob.send(group, "queued").sequence;
+    drop(owner);
+    let after = bob.send(group, "later").sequence;
+    assert_eq!(alice.take(), "queued", "what was queued comes first");
+    assert_eq!(alice.take(), "later");
+    let Ok(Delivery::Flags { group: of, flags, sequence }) = alice.reader.try_receive() else {
+        panic!("told of its flags")
+    };
+    assert_eq!((of, flags), (group, MemberFlags::LOOPBACK));
+    assert!(before < sequence && sequence < after, "at the place of the owner's end");
+    assert!(matches!(alice.reader.try_receive(), Err(ReceiveError::Empty)), "once");
+    assert!(matches!(bob.reader.try_receive(), Err(ReceiveError::Empty)), "it has lost nothing");
 }
 
 #[test]
