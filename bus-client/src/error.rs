@@ -485,6 +485,9 @@ pub enum OwnError {
     /// the other way round.
     #[error("the name {0} is shared by those who own it, or is not, and this was asked otherwise")]
     Mismatch(GroupName),
+    /// The description is not whole; mend what the text names.
+    #[error("bad description: {0}")]
+    BadDescription(String),
     /// A bound of the bus is reached; the text names it and its value.
     #[error("limit exceeded: {0}")]
     LimitExceeded(String),
@@ -513,6 +516,7 @@ impl OwnError {
         match failure.code {
             FailureCode::NameTaken => Self::Taken(name.clone()),
             FailureCode::NameMismatch => Self::Mismatch(name.clone()),
+            FailureCode::BadDescription => Self::BadDescription(failure.text),
             FailureCode::LimitExceeded => Self::LimitExceeded(failure.text),
             FailureCode::PermissionDenied => Self::PermissionDenied(failure.text),
             _ => {

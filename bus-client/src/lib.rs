@@ -61,7 +61,8 @@
 //! A service owns a well-known name ([`own_name`](Endpoint::own_name)), so that others send to
 //! it ([`Endpoint::name`]) without knowing who it is; who waits for the name takes over when it
 //! goes. Several workers can share a name ([`NameOptions::shared`]); then each message is given to
-//! one that has room. What a service says of itself is shown by [`Endpoint::describe_name`].
+//! one that has room. What a service says of itself, made from its types
+//! with [`Describe`], is shown by [`Endpoint::describe_name`].
 //!
 //! # Two programs that wait for each other
 //!
@@ -108,7 +109,7 @@
 //! | `connection` | the lock around it, the greeting, and sleeping |
 //! | `drive`, `reactor` | who does the I/O while a future waits |
 //! | `apart` | payloads beside the stream: lent, and read in place |
-//! | `bus`, `group`, `gated`, `send`, `request`, `watch`, `views`, `names`, `monitor`, `builder`, `embedded` | the public handles |
+//! | `bus`, `group`, `gated`, `send`, `request`, `watch`, `views`, `names`, `describe`, `monitor`, `builder`, `embedded` | the public handles |
 //! | [`mux`] | framed messages over byte streams of any protocol, shared by threads; needs no broker |
 //!
 //! **Invariant:** nothing blocks, waits or calls out under the connection's lock.
@@ -128,6 +129,7 @@ mod builder;
 mod bus;
 mod clock;
 mod connection;
+mod describe;
 mod drive;
 #[cfg(feature = "embedded")]
 mod embedded;
@@ -169,6 +171,7 @@ pub use apart::{
 };
 pub use builder::{Builder, Transport};
 pub use bus::{Bus, Cork, Endpoint, Events, JoinFuture, Lane, ReceiveFuture};
+pub use describe::{Describe, DescribeError};
 #[cfg(feature = "embedded")]
 pub use embedded::{EmbeddedBroker, EmbeddedBuilder};
 pub use error::{
@@ -197,7 +200,8 @@ pub use watch::Writable;
 
 pub use bus_core::wire::inside;
 pub use bus_core::{
-    CompletedRange, Condition, ContentType, Credentials, Description, EndpointId, FILTER_SECTION,
-    Filter, FilterError, FilterProgram, GroupId, GroupName, Limits, MAX_RETAINED_MESSAGES,
-    NameError, NameId, Operation, Pattern, Receipt, Retain, Sequence,
+    CompletedRange, Condition, ContentType, Credentials, DataType, Description, DescriptionError,
+    EndpointId, FILTER_SECTION, Field, Filter, FilterError, FilterProgram, GroupId, GroupName,
+    Limits, MAX_RETAINED_MESSAGES, NameError, NameId, Operation, Pattern, Receipt, Retain,
+    Sequence, Signal, Variant, VariantType,
 };

@@ -22,12 +22,13 @@ use crate::watch::Writable;
 /// How to own a name.
 ///
 /// ```
-/// use bus_client::{Description, NameOptions, Operation};
+/// use bus_client::{Describe, NameOptions};
 ///
 /// // One of several workers, which says what it does.
-/// let clock = Description::new("Tells the time.").operation(Operation::new("now").reply("u64"));
+/// let clock = Describe::new("Tells the time.").operation::<(), u64>("now", "Seconds.").finish()?;
 /// let options = NameOptions::new().shared(true).describe(clock);
 /// assert_ne!(options, NameOptions::new());
+/// # Ok::<(), bus_client::DescribeError>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NameOptions {
@@ -74,7 +75,8 @@ impl NameOptions {
         self.set(NameFlags::SHARED, yes)
     }
 
-    /// What the service says of itself, for [`Endpoint::describe_name`].
+    /// What the service says of itself, for [`Endpoint::describe_name`]; [`Describe`](crate::Describe)
+    /// makes it from the service's types.
     #[must_use]
     pub fn describe(self, description: Description) -> Self {
         Self { description: Some(description), ..self }

@@ -5,9 +5,10 @@ use std::thread;
 use std::time::Duration;
 
 use bus_client::{
-    Bus, CallError, Description, EmbeddedBroker, Event, Limits, Message, NameOptions, Operation,
-    OwnError, QueryError, SendError,
+    Bus, CallError, DataType, Describe, Description, EmbeddedBroker, Event, Limits, Message,
+    NameOptions, Operation, OwnError, QueryError, SendError,
 };
+use serde::Deserialize;
 
 /// Longer than anything here takes on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -126,6 +127,13 @@ fn each_message_to_a_shared_name_is_given_to_one_worker() {
     assert_eq!(all, (0..MESSAGES).collect::<Vec<_>>());
 }
 
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "described, not read")]
+struct Time {
+    hour: u8,
+    minute: u8,
+}
+
 #[test]
 fn a_service_says_what_it_does() {
     let broker = broker();
@@ -135,9 +143,12 @@ fn a_service_says_what_it_does() {
     let silent = service.own_name(CLOCK).unwrap();
     assert_eq!(user.describe_name(CLOCK), Err(QueryError::NoDescription(text())));
     drop(silent);
-    let clock = Description::new("Tells the time.")
-        .operation(Operation::new("now").reply("{ hour: u8, minute: u8 }").doc("Local time."))
-        .operation(Operation::new("set").request("u64"));
+    let clock = Describe::new("Tells the time.")
+        .operation::<Option<String>, Time>("now", "The time there.")
+        .operation::<Time, ()>("set", "Sets it.")
+        .signal::<Time>("struck", "At every full hour.", "org.example.Hours")
+        .finish()
+        .unwrap();
     let options = NameOptions::new().describe(clock.clone());
     let _name = service.own_name_with(CLOCK, options).unwrap();
     assert_eq!(user.describe_name(CLOCK), Ok(clock));
@@ -147,6 +158,11 @@ fn a_service_says_what_it_does() {
     let too_long = NameOptions::new().describe(Description::new("x".repeat(20_000)));
     let refused = service.own_name_with("a.b", too_long).unwrap_err();
     assert!(matches!(refused, OwnError::LimitExceeded(_)), "{refused}");
+    let vague = Operation::new("now").reply(DataType::named("Time"));
+    let vague = NameOptions::new().describe(Description::new("").operation(vague));
+    let offence = "the reply of operation \"now\" is of type \"Time\", which is not described";
+    let refused = service.own_name_with("a.b", vague).unwrap_err();
+    assert_eq!(refused, OwnError::BadDescription(offence.into()));
 }
 
 #[test]

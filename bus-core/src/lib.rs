@@ -28,7 +28,8 @@
 //! | `bus`, `view` | joins, leaves, evictions, and who is told of them |
 //! | `ownership`, `name_registry`, `name_change` | who owns a well-known name, and who is told |
 //! | `repeat` | a repeatable request, given again when who was asked died |
-//! | `name_route`, `description` | which of its workers gets a message; what a service says of itself |
+//! | `name_route` | which of its workers gets a message |
+//! | `data_type`, `description` | what a service says of itself |
 //! | `listing` | groups, names and members, for one place in the order |
 //! | `gated` | groups whose owner decides who is admitted, and their peer endpoints |
 //! | `tally`, `recorder`, `inside` | what is counted, what is kept of past messages, and who may ask |
@@ -42,6 +43,7 @@ mod account;
 mod attributes;
 mod bus;
 mod completion;
+mod data_type;
 mod description;
 mod directory;
 mod endpoint;
@@ -98,7 +100,8 @@ pub use bus::{
     MemberInfo, Stats,
 };
 pub use completion::{CompletedRange, CompletionQueue, Completions, CompletionsFull};
-pub use description::{Description, Operation};
+pub use data_type::{DataType, Field, MAX_TYPE_DEPTH, Variant, VariantType};
+pub use description::{Description, DescriptionError, Operation, Signal};
 pub use endpoint::{Endpoint, WatchError};
 pub use filter::{
     CONTEXT_WORDS as FILTER_CONTEXT_WORDS, Condition, Filter, FilterChangeError, FilterError,

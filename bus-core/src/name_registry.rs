@@ -21,7 +21,7 @@ use ahash::HashMap;
 
 use crate::account::Resource;
 use crate::bus::{BusInner, LimitExceeded};
-use crate::description::Description;
+use crate::description::{Description, DescriptionError};
 use crate::directory::{Directory, Paid};
 use crate::id::{EndpointId, Generation, GroupId, NameId, Sequence};
 use crate::intake::{Drops, EndpointCore, Intake};
@@ -197,6 +197,9 @@ pub enum OwnError {
     /// The endpoint has been closed.
     #[error("endpoint {0} has been closed")]
     Closed(EndpointId),
+    /// The description is not whole; mend what the error names.
+    #[error(transparent)]
+    Description(#[from] DescriptionError),
     /// A bound was reached; of `description_bytes`: shorten the description.
     #[error(transparent)]
     Limit(#[from] LimitExceeded),
@@ -300,9 +303,12 @@ impl BusInner {
         options: OwnOptions,
     ) -> Result<Claimed, OwnError> {
         let id = core.id();
-        let given = options.description.as_ref().map_or(0, Description::charged_bytes);
-        let limit = self.limits.description_bytes;
-        LimitExceeded::check("description_bytes", given.saturating_sub(1), limit)?;
+        if let Some(description) = &options.description {
+            description.check()?;
+            let limit = self.limits.description_bytes;
+            let given = description.charged_bytes();
+            LimitExceeded::check("description_bytes", given.saturating_sub(1), limit)?;
+        }
         let description = options.description.map(Arc::new);
         let claim =
             Claim { core: Arc::clone(core), flags: options.flags, description, requeues: 0 };

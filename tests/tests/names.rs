@@ -5,10 +5,11 @@
 
 use std::collections::BTreeSet;
 
-use bus_client::{Bus, NameOptions, OwnError};
+use bus_client::{Bus, Describe, Description, NameOptions, Operation, OwnError};
 use bus_core::wire::{FailureCode, Request, Response};
 use bus_core::{Destination, NameFlags, NameId};
 use nix::sys::signal::Signal;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tests::broker::Broker;
 use tests::process::Process;
@@ -202,19 +203,81 @@ fn g5_workers_that_stop_or_die_do_not_hold_up_the_others() {
 #[test]
 fn a_description_is_shown_as_it_was_given() {
     let broker = Broker::start();
-    let description = json!({
-        "summary": "Tells the time.",
-        "operations": [
-            {"name": "now", "request": "()", "reply": "{ hour: u8, minute: u8 }", "doc": "Local."},
-        ],
+    let description = "summary = 'Tells the time.'\n[[operations]]\nname = 'now'\n\
+                       argument = { option = 'string' }\nreply = 'u64'\ndoc = 'Local.'\n";
+    let file = broker.file_with("clock.toml", description);
+    let (first, _) = owner(&broker, &format!("{CLOCK} --describe {}", file.display()));
+    let ask = || broker.unisono(&format!("names --describe {CLOCK} --json")).start().end().with(0);
+    let now = json!({
+        "name": "now", "argument": {"option": "string"}, "reply": "u64", "doc": "Local.",
     });
-    let file = broker.file_with("clock.json", description.to_string());
-    let (_owner, _) = owner(&broker, &format!("{CLOCK} --describe {}", file.display()));
-    let shown = broker.unisono(&format!("names --describe {CLOCK} --json")).start().end().with(0);
-    let mut expected = description.clone();
-    expected["name"] = json!(CLOCK);
-    assert_eq!(shown.json_lines(), [expected]);
+    let expected = [json!({"name": CLOCK, "summary": "Tells the time.", "operations": [now]})];
+    assert_eq!(ask().json_lines(), expected);
+    // What is printed can be said again, by `serve` as well.
+    first.end_by(Signal::SIGTERM).with(0);
+    let file = broker.file_with("clock.json", expected[0].to_string());
+    let line = format!("serve {CLOCK} --json --describe {} -- true", file.display());
+    let server = broker.unisono(&line).start();
+    assert_eq!(server.json()["type"], "serving");
+    assert_eq!(ask().json_lines(), expected);
     broker.unisono("names --describe org.example.Nobody").start().end().with(1);
+    let vague = broker
+        .file_with("vague.json", r#"{"operations": [{"name": "a", "reply": {"named": "B"}}]}"#);
+    let refused = broker.unisono(&format!("own a.b --describe {}", vague.display())).start().end();
+    assert!(refused.with(1).errors.contains("type \"B\", which is not described"));
+}
+
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "described, not read")]
+enum Zone {
+    Utc,
+    City(String),
+}
+
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "described, not read")]
+struct Time {
+    hour: u8,
+    minute: u8,
+}
+
+/// From the types of a service in one process to a person who asks in another.
+#[test]
+fn a_description_made_of_types_is_published_and_shown() {
+    let broker = Broker::start();
+    let clock = Describe::new("Tells the time.")
+        .operation::<Option<Zone>, Time>("now", "The time there, or here.")
+        .signal::<u8>("struck", "At every full hour.", "org.example.Hours")
+        .finish()
+        .unwrap();
+    let service = connect(&broker);
+    let _owned = service.own_name_with(CLOCK, NameOptions::new().describe(clock)).unwrap();
+    let shown = broker.unisono(&format!("names --describe {CLOCK}")).start().end().with(0);
+    assert_eq!(
+        shown.output,
+        "org.example.Clock: Tells the time.\n  \
+           now: option<Zone> -> Time\n      \
+               The time there, or here.\n  \
+           signal struck: u8 to org.example.Hours\n      \
+               At every full hour.\n  \
+           type Time = { hour: u8, minute: u8 }\n  \
+           type Zone = Utc | City(string)\n"
+    );
+}
+
+/// A description that is none is the fault of who gives it: it is answered, and named.
+#[test]
+fn a_bad_description_is_named_and_ends_nothing() {
+    let broker = Broker::start();
+    let mut client: RawClient = broker.raw();
+    let operation = || Operation::new("now");
+    let twice = Description::new("").operation(operation()).operation(operation());
+    let (flags, description) = (NameFlags::empty(), Some(Box::new(twice)));
+    let request = Request::OwnName { name: name("a"), flags, description };
+    let failure = client.call(request).unwrap_err();
+    assert_eq!(failure.code, FailureCode::BadDescription);
+    assert_eq!(failure.text, "operation \"now\" is there twice");
+    assert!(client.call(Request::Ping).is_ok());
 }
 
 #[test]

@@ -107,6 +107,7 @@ pub(super) fn of_own(error: &OwnError) -> Failure {
         OwnError::Taken(..) => failure(FailureCode::NameTaken),
         OwnError::OtherKind(_) => failure(FailureCode::NameMismatch),
         OwnError::ReceiveShut(_) | OwnError::Closed(_) => failure(FailureCode::EndpointClosed),
+        OwnError::Description(_) => failure(FailureCode::BadDescription),
         OwnError::Limit(error) => of_limit(error),
         _ => failure(FailureCode::BadRequest),
     }

@@ -206,8 +206,13 @@ const OWN_FORMS: &str = "\
 Without --json a line is the payload of a message, as `listen` shows it; what becomes of the name is \
 told on standard error. When another endpoint takes the name over, the status is 4.
 
---describe reads a JSON object: summary, and operations, an array of objects with name, request, \
-reply (types in serde's terms) and doc. `names --describe` shows it.
+--describe reads what the service says of itself, from a JSON or .toml file, and `names --describe` shows \
+it: summary; operations, an array of name, argument, reply and doc; signals, of name, payload, group and \
+doc; types, a map from names to types. A type is one of serde's data model:
+  \"u64\", \"string\", \"unit\" and other primitive types; \"any\"; {\"named\": \"Time\"}, one of types
+  {\"option\": T}  {\"seq\": T}  {\"tuple\": [T, ..]}  {\"array\": {\"of\": T, \"length\": 4}}
+  {\"map\": {\"key\": T, \"value\": T}}  {\"struct\": [{\"name\": \"hour\", \"type\": T}, ..]}
+  {\"enum\": [{\"name\": \"off\"}, {\"name\": \"on\", \"holds\": {\"newtype\": T}}, ..]}
 
 With --json a line is an object with a \"type\":
   claimed   name, sequence, endpoint, position: 0 for the owner, else how many are before it
@@ -401,7 +406,7 @@ pub(crate) struct Own {
     /// Take it over from an owner that lets it go
     #[arg(long)]
     pub(crate) replace: bool,
-    /// Say what the service does: a JSON file
+    /// Say what the service does: a JSON or TOML file
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub(crate) describe: Option<PathBuf>,
     /// End after this many messages
@@ -621,6 +626,9 @@ pub(crate) struct Serve {
     /// Answer only requests for this operation, and refuse others
     #[arg(long, short, value_name = "NAME")]
     pub(crate) operation: Option<String>,
+    /// Say what the service does: a JSON or TOML file, as for `own`
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, requires = "name")]
+    pub(crate) describe: Option<PathBuf>,
     /// How many commands may run at a time
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = jobs)]
     pub(crate) jobs: usize,

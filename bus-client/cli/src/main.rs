@@ -12,6 +12,7 @@ mod cli;
 mod connect;
 mod create;
 mod demo;
+mod description;
 mod destination;
 mod duration;
 mod exit;

@@ -1,10 +1,9 @@
 //! `unisono names`: who owns which name, and what its service says of itself.
 
 use bus_client::{Bus, NameInfo};
-use serde_json::{Value, json};
 
 use crate::{
-    cli,
+    cli, description,
     exit::{Exit, Failure},
     listing,
     output::Output,
@@ -13,7 +12,7 @@ use crate::{
 /// Lists the names, or describes one.
 pub(crate) fn run(options: &cli::Names, bus: &Bus, output: &mut Output) -> Result<Exit, Failure> {
     if let Some(name) = &options.describe {
-        return describe(name, options.json, bus, output);
+        return description::show(name, &bus.describe_name(name)?, options.json, output);
     }
     if options.json {
         return listing::lines(bus.list_names()?, output);
@@ -37,27 +36,4 @@ fn row(info: &NameInfo) -> [String; 7] {
         info.waiting.to_string(),
         notes.join(","),
     ]
-}
-
-fn describe(name: &str, json: bool, bus: &Bus, output: &mut Output) -> Result<Exit, Failure> {
-    let description = bus.describe_name(name)?;
-    if json {
-        let mut value = serde_json::to_value(&description).map_err(Failure::error)?;
-        if let Value::Object(map) = &mut value {
-            map.insert("name".to_owned(), json!(name));
-        }
-        output.json(&value)?;
-        return Ok(Exit::Done);
-    }
-    output.line(&format!("{name}: {}", description.summary))?;
-    for operation in &description.operations {
-        let doc = if operation.doc.is_empty() {
-            String::new()
-        } else {
-            format!("\n      {}", operation.doc)
-        };
-        let (name, request, reply) = (&operation.name, &operation.request, &operation.reply);
-        output.line(&format!("  {name}: {request} -> {reply}{doc}"))?;
-    }
-    Ok(Exit::Done)
 }

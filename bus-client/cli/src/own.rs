@@ -1,12 +1,12 @@
 //! `unisono own`: own a name, or wait for it, and print what is sent to it.
 
-use std::{fs, time::Instant};
+use std::time::Instant;
 
 use bus_client::{Bus, Event, Fate, NameOptions, OwnedName};
 use serde::Serialize;
 
 use crate::{
-    cli,
+    cli, description,
     exit::{Exit, Failure},
     idle::{Idle, Woken},
     listen,
@@ -28,9 +28,7 @@ pub(crate) fn run(
         .allow_replacement(options.allow_replacement)
         .replace(options.replace);
     if let Some(path) = &options.describe {
-        let about = |error: &dyn std::fmt::Display| Failure::about(path.display(), error);
-        let text = fs::read_to_string(path).map_err(|error| about(&error))?;
-        how = how.describe(serde_json::from_str(&text).map_err(|error| about(&error))?);
+        how = how.describe(description::read(path, &options.name)?);
     }
     if options.json {
         // A trace tells its end, from its first line on; text has nothing to say there.

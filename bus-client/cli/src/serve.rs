@@ -36,7 +36,7 @@ use nix::{
 use serde::Serialize;
 
 use crate::{
-    call, cli,
+    call, cli, description,
     exit::{Exit, Failure},
     output::Output,
 };
@@ -44,7 +44,10 @@ use crate::{
 /// Serves until the count is reached, a signal comes, or the broker goes.
 pub(crate) fn run(options: &cli::Serve, bus: &Bus, output: &mut Output) -> Result<Exit, Failure> {
     let endpoint = bus.endpoint_id().get();
-    let how = NameOptions::new().shared(options.shared);
+    let mut how = NameOptions::new().shared(options.shared);
+    if let (Some(path), Some(name)) = (&options.describe, &options.name) {
+        how = how.describe(description::read(path, name)?);
+    }
     let owned = options.name.as_deref().map(|name| bus.own_name_with(name, how));
     // Kept until the end: dropping it gives the name up.
     let owned = owned.transpose()?;

@@ -51,16 +51,22 @@ pub(super) fn encode<T: Serialize>(out: &mut BytesMut, value: &T) {
 
 /// The text under `key` of the map that `body` is, if all of that is so.
 pub(super) fn text_under<'a>(body: &'a [u8], key: &str) -> Option<&'a str> {
+    Walk { bytes: item_under(body, key)?, at: 0 }.text().ok()?
+}
+
+/// The item under `key` of the map that `body` is, if all of that is so.
+pub(super) fn item_under<'a>(body: &'a [u8], key: &str) -> Option<&'a [u8]> {
     let mut walk = Walk { bytes: body, at: 0 };
     let (MAP, pairs) = walk.head().ok()? else {
         return None;
     };
     for _ in 0..pairs {
         let found = walk.text().ok()? == Some(key);
-        if found {
-            return walk.text().ok()?;
-        }
+        let start = walk.at;
         walk.item(1).ok()?;
+        if found {
+            return Some(&body[start..walk.at]);
+        }
     }
     None
 }
@@ -178,8 +184,9 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// How deep maps and arrays may lie in each other. Version 1 needs 3.
-const MAX_DEPTH: usize = 8;
+/// How deep maps and arrays may lie in each other. A description needs the most: 4, and up to 6 for
+/// each of the [`MAX_TYPE_DEPTH`](crate::MAX_TYPE_DEPTH) levels of its types.
+const MAX_DEPTH: usize = 64;
 
 const UNSIGNED: u8 = 0;
 const NEGATIVE: u8 = 1;

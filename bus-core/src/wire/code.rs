@@ -96,6 +96,8 @@ codes! {
         BadName = "bad-name",
         /// What is said of a filter is none; the text says why.
         BadFilter = "bad-filter",
+        /// What is said of a service is no description, or not whole; the text says why.
+        BadDescription = "bad-description",
         /// There is a group of that name already.
         GroupExists = "group-exists",
         /// The endpoint is a member of the group already.

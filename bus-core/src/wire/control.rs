@@ -465,6 +465,10 @@ impl Request {
                 return error.into();
             }
         }
+        let description = cbor::item_under(body, "description").map(cbor::decode::<Description>);
+        if let Some(Err(DecodeError::Content(text))) = description {
+            return ControlError::Description(clip(&text, 256).to_owned());
+        }
         match text.strip_prefix(BAD_FILTER) {
             Some(text) => ControlError::Filter(clip(text, 256).to_owned()),
             None => ControlError::Content(clip(&text, 256).to_owned()),
@@ -1424,6 +1428,9 @@ pub enum ControlError {
     /// A filter in it is none.
     #[error("{0}")]
     Filter(String),
+    /// A description in it is none.
+    #[error("{0}")]
+    Description(String),
     /// It is well-formed, and not what its operation or kind asks for.
     #[error("{0}")]
     Content(String),
@@ -1437,6 +1444,7 @@ impl ControlError {
             Self::UnknownOperation(_) => FailureCode::Unsupported,
             Self::Name(_) => FailureCode::BadName,
             Self::Filter(_) => FailureCode::BadFilter,
+            Self::Description(_) => FailureCode::BadDescription,
             Self::Malformed(_) | Self::Content(_) => FailureCode::BadRequest,
         }
     }

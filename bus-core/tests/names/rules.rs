@@ -1,6 +1,9 @@
 //! Who may have a name, who waits for it, and what bounds there are.
 
-use bus_core::{Description, LimitExceeded, Limits, NameFlags, OwnError, OwnOptions, SendError};
+use bus_core::{
+    DataType, Description, DescriptionError, LimitExceeded, Limits, NameFlags, Operation, OwnError,
+    OwnOptions, SendError,
+};
 
 use crate::given::{NONE, Party, bus, bus_with, name};
 
@@ -156,6 +159,19 @@ fn g8_names_claims_and_descriptions_are_bounded() {
     assert_eq!(limit(one.endpoint.own_name(&name("a"), long)), "description_bytes");
     let fits = OwnOptions::default().describe(Description::new("x".repeat(64)));
     assert!(one.endpoint.own_name(&name("a"), fits).is_ok());
+}
+
+#[test]
+fn a_description_that_is_not_whole_is_refused_by_name() {
+    let bus = bus(8);
+    let one = Party::on(&bus);
+    let vague = Operation::new("now").reply(DataType::named("Time"));
+    let vague = OwnOptions::default().describe(Description::new("").operation(vague));
+    let refused = one.endpoint.own_name(&name("a"), vague).unwrap_err();
+    let at = "the reply of operation \"now\"".to_owned();
+    let offence = DescriptionError::NoSuchType { at, name: "Time".into() };
+    assert_eq!(refused, OwnError::Description(offence));
+    assert_eq!(bus.find_name(&name("a")), None, "a refused claim has changed nothing");
 }
 
 /// An owner that reads nothing is replaced again and again: what it has to be told is bounded, and

@@ -16,9 +16,10 @@ use super::super::{
     SendHead, SendId, Serial, Stats, Status, ViewNotice, Welcome,
 };
 use crate::{
-    Amounts, Attributes, CompletedRange, Condition, ContentType, Credentials, Description,
-    Destination, EndpointId, Filter, FilterProgram, Gap, GroupId, Interest, Limits, MemberFlags,
-    NameEvent, NameFlags, NameId, Operation, Pattern, Receipt, Resource, Retain, Sequence,
+    Amounts, Attributes, CompletedRange, Condition, ContentType, Credentials, DataType,
+    Description, Destination, EndpointId, Field, Filter, FilterProgram, Gap, GroupId, Interest,
+    Limits, MemberFlags, NameEvent, NameFlags, NameId, Operation, Pattern, Receipt, Resource,
+    Retain, Sequence, Signal, Variant, VariantType,
 };
 
 pub(super) fn serial(number: u32) -> Serial {
@@ -433,7 +434,33 @@ pub(super) fn view(missed: Option<Gap>) -> ViewNotice {
 }
 
 fn description() -> Description {
-    Description::new("Tells the time.").operation(Operation::new("now").reply("u64").doc("Now."))
+    let boxed = Box::new;
+    let of_all = vec![
+        Field::new("primitive", DataType::U8).doc("Small."),
+        Field::new("tuple", DataType::Tuple(vec![DataType::I128, DataType::Char])),
+        Field::new("array", DataType::Array { of: boxed(DataType::F32), length: 4 }),
+        Field::new("seq", DataType::Seq(boxed(DataType::Option(boxed(DataType::String))))),
+        Field::new(
+            "map",
+            DataType::Map { key: boxed(DataType::Bytes), value: boxed(DataType::Any) },
+        ),
+        Field::new("newtype", DataType::NewtypeStruct(boxed(DataType::UnitStruct))),
+        Field::new("tuple_struct", DataType::TupleStruct(vec![DataType::Bool, DataType::U64])),
+    ];
+    let cases = vec![
+        Variant::new("none", VariantType::Unit).doc("Nothing."),
+        Variant::new("one", VariantType::Newtype(DataType::named("All"))),
+        Variant::new("two", VariantType::Tuple(vec![DataType::U8, DataType::U8])),
+        Variant::new("more", VariantType::Struct(vec![Field::new("x", DataType::Unit)])),
+    ];
+    let now = Operation::new("now").argument(DataType::named("Cases")).reply(DataType::U64);
+    let struck =
+        Signal::new("struck", DataType::U8).group("a.b".parse().unwrap()).doc("At every hour.");
+    Description::new("Tells the time.")
+        .operation(now.doc("Now."))
+        .signal(struck)
+        .data_type("All", DataType::Struct(of_all))
+        .data_type("Cases", DataType::Enum(cases))
 }
 
 pub(super) fn gap() -> Gap {

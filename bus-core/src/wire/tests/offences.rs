@@ -180,6 +180,9 @@ fn calls_that_cannot_be_read_are_answered_with_the_reason() {
     let filter = |filter: &[u8]| {
         [&b"\xa3\x62op\x6aset-filter\x68group_id\x07\x66filter"[..], filter].concat()
     };
+    let description = |description: &[u8]| {
+        [&b"\xa3\x62op\x68own-name\x64name\x61a\x6bdescription"[..], description].concat()
+    };
     let long_op = [&b"\xa1\x62op\x79\x10\x00"[..], &[b'x'; 4096]].concat();
     for (case, body, code, words) in [
         ("nothing", &b""[..], FailureCode::BadRequest, "ends in the middle"),
@@ -230,6 +233,31 @@ fn calls_that_cannot_be_read_are_answered_with_the_reason() {
             &filter(b"\x81\x81\xa1\x65color\x63red"),
             FailureCode::BadRequest,
             "color",
+        ),
+        ("a text as a description", &description(b"\x61x"), FailureCode::BadDescription, "map"),
+        (
+            "an operation without a name",
+            &description(b"\xa1\x6aoperations\x81\xa0"),
+            FailureCode::BadDescription,
+            "`name`",
+        ),
+        (
+            "a type that serde does not have",
+            &description(b"\xa1\x6aoperations\x81\xa2\x64name\x61a\x68argument\x63int"),
+            FailureCode::BadDescription,
+            "`int`",
+        ),
+        (
+            "a type of two kinds",
+            &description(b"\xa1\x65types\xa1\x61T\xa2\x63seq\x62u8\x66option\x62u8"),
+            FailureCode::BadDescription,
+            "",
+        ),
+        (
+            "a group that is no name",
+            &description(b"\xa1\x67signals\x81\xa2\x64name\x61s\x65group\x63a/b"),
+            FailureCode::BadDescription,
+            "0x2f",
         ),
     ] {
         let error = Request::decode(body).unwrap_err();

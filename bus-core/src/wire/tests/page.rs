@@ -17,8 +17,9 @@ use super::super::{
 };
 use super::{Direction, corpus, encoded};
 use crate::{
-    Attributes, CompletedRange, ContentType, Credentials, Destination, EndpointId, Filter, Gap,
-    GroupId, Limits, MemberFlags, NameEvent, NameFlags, NameId, Receipt, Sequence,
+    Attributes, CompletedRange, ContentType, Credentials, DataType, Description, Destination,
+    EndpointId, Field, Filter, Gap, GroupId, Limits, MemberFlags, NameEvent, NameFlags, NameId,
+    Operation, Receipt, Sequence, Signal,
 };
 
 const PAGE: &str = include_str!("../../../PROTOCOL.md");
@@ -79,6 +80,18 @@ fn id() -> SendId {
 fn filter() -> Option<Filter> {
     let filters = ["key^=a. && field.unit=C", "operation=Reset"];
     Some(Filter::any(filters.map(|text| text.parse().unwrap())).unwrap())
+}
+
+/// `now` takes an optional zone and answers a time of two fields; `struck` goes to a group.
+fn clock() -> Description {
+    let time = ["hour", "minute"].map(|name| Field::new(name, DataType::U8));
+    let zone = DataType::Option(Box::new(DataType::String));
+    let now = Operation::new("now").argument(zone).reply(DataType::named("Time"));
+    let struck = Signal::new("struck", DataType::U8).group("org.example.Hours".parse().unwrap());
+    Description::new("Tells the time.")
+        .operation(now.doc("There."))
+        .signal(struck)
+        .data_type("Time", DataType::Struct(time.into()))
 }
 
 fn client_examples() -> Vec<(&'static str, ClientFrame)> {
@@ -147,6 +160,18 @@ fn client_examples() -> Vec<(&'static str, ClientFrame)> {
                     name: "org.example.Clock".parse().unwrap(),
                     flags: NameFlags::SHARED,
                     description: None,
+                },
+            },
+        ),
+        (
+            "client CALL own-name with a description",
+            ClientFrame::Call {
+                endpoint,
+                serial: corpus::serial(2),
+                request: Request::OwnName {
+                    name: "org.example.Clock".parse().unwrap(),
+                    flags: NameFlags::empty(),
+                    description: Some(Box::new(clock())),
                 },
             },
         ),
