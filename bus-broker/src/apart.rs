@@ -18,7 +18,6 @@
 //! | here | a payload, its loan, and what is to be looked at in time |
 //! | `apart/arena` | memory in which copies lie |
 //! | `apart/pool` | memory that a sender writes |
-//! | `apart/ledger` | what each user has pinned |
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,16 +26,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use bus_core::{Audience, CompletionQueue, GroupId, Lease, Limits, Payload, PayloadApart};
+use bus_core::{Audience, Charge, CompletionQueue, GroupId, Lease, Limits, Payload, PayloadApart};
 use bytes::Bytes;
 
 use arena::Budget;
 pub(crate) use arena::{Arena, ArenaSegment, Piece};
-pub(crate) use ledger::{Ledger, Pinned, What};
+
 pub(crate) use pool::{Pool, stride};
 
 mod arena;
-mod ledger;
 mod pool;
 
 /// A payload that its sender has lent, or that is large.
@@ -44,6 +42,8 @@ mod pool;
 pub(crate) struct LentPayload {
     length: usize,
     lent: bool,
+    /// Whose it is.
+    uid: u32,
     state: Mutex<State>,
     settled: OnceLock<Bytes>,
 }
@@ -72,9 +72,17 @@ pub(crate) struct Loan {
     length: usize,
     lease: Lease<Reader>,
     copied: AtomicBool,
-    pinned: Mutex<Option<Pinned>>,
+    /// What its sender is charged meanwhile.
+    charge: Mutex<Option<LoanCharge>>,
     lending: u32,
     completions: Arc<CompletionQueue>,
+}
+
+/// What is charged for a loan: its bytes, and the file's descriptor.
+#[derive(Debug)]
+pub(crate) struct LoanCharge {
+    pub(crate) _bytes: Charge,
+    pub(crate) _descriptor: Option<Charge>,
 }
 
 /// Where it lies.
@@ -103,7 +111,6 @@ pub(crate) struct Moved {
 /// What payloads of all connections share.
 #[derive(Debug)]
 pub(crate) struct Payloads {
-    pub(crate) ledger: Arc<Ledger>,
     budget: Arc<Budget>,
     lent: Duration,
     /// From which size on a payload that came with its message is large.
@@ -125,16 +132,16 @@ struct Arenas {
 }
 
 impl LentPayload {
-    pub(crate) fn new(loan: Loan) -> Arc<Self> {
+    pub(crate) fn new(uid: u32, loan: Loan) -> Arc<Self> {
         let length = loan.length;
         let state = Mutex::new(State { loan: Some(Arc::new(loan)), shared: None });
-        Arc::new(Self { length, lent: true, state, settled: OnceLock::new() })
+        Arc::new(Self { length, lent: true, uid, state, settled: OnceLock::new() })
     }
 
     /// One that came with its message.
-    fn large(bytes: Bytes) -> Arc<Self> {
-        let state = Mutex::new(State { loan: None, shared: None });
-        Arc::new(Self { length: bytes.len(), lent: false, state, settled: OnceLock::from(bytes) })
+    fn large(uid: u32, bytes: Bytes) -> Arc<Self> {
+        let (length, state) = (bytes.len(), Mutex::new(State { loan: None, shared: None }));
+        Arc::new(Self { length, lent: false, uid, state, settled: OnceLock::from(bytes) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -174,7 +181,7 @@ impl LentPayload {
     }
 
     fn copy_to(&self, state: &State, arena: &Arena) -> Option<Piece> {
-        let piece = arena.place(self.length)?;
+        let piece = arena.place(self.uid, self.length)?;
         if let Some(loan) = &state.loan {
             if !loan.copy_into(&piece) {
                 return None;
@@ -238,7 +245,7 @@ impl Loan {
     pub(crate) fn new(
         source: Source,
         length: usize,
-        pinned: Pinned,
+        charge: LoanCharge,
         lending: u32,
         completions: Arc<CompletionQueue>,
     ) -> Self {
@@ -247,7 +254,7 @@ impl Loan {
             length,
             lease: Lease::new(),
             copied: AtomicBool::new(false),
-            pinned: Mutex::new(Some(pinned)),
+            charge: Mutex::new(Some(charge)),
             lending,
             completions,
         }
@@ -307,7 +314,7 @@ impl Loan {
         if let Source::Pool { pool, buffer, .. } = &self.source {
             pool.give_back(*buffer);
         }
-        drop(self.pinned.lock().expect("nothing panics under this lock").take());
+        drop(self.charge.lock().expect("nothing panics under this lock").take());
         self.completions.complete(self.lending, self.copied.load(Ordering::Relaxed));
     }
 }
@@ -338,7 +345,6 @@ impl Payloads {
     pub(crate) fn new(limits: &Limits, large: u32) -> Self {
         let large = if large == 0 { usize::MAX } else { large as usize };
         Self {
-            ledger: Arc::new(Ledger::new(limits)),
             budget: Arc::new(Budget::new(limits.arena_bytes)),
             lent: limits.lent,
             large,
@@ -350,9 +356,9 @@ impl Payloads {
     }
 
     /// A payload that came with its message.
-    pub(crate) fn inline(&self, bytes: Bytes) -> Payload {
+    pub(crate) fn inline(&self, uid: u32, bytes: Bytes) -> Payload {
         match bytes.len() >= self.large {
-            true => Payload::apart(LentPayload::large(bytes)),
+            true => Payload::apart(LentPayload::large(uid, bytes)),
             false => bytes.into(),
         }
     }

@@ -217,6 +217,9 @@ impl Session {
         for handle in self.ports.keys().copied().collect::<Vec<_>>() {
             while self.fill_some(handle, output, Room::ForAll) == Filled::MayHaveMore {}
         }
+        if let Some(memory) = &mut self.memory {
+            memory.move_lent(output);
+        }
     }
 
     /// Whether `fill` would find something now.
@@ -436,7 +439,7 @@ impl Session {
         let Shared { policy, bus, .. } = &**context.shared;
         let denied = self.gate.check_send(policy, bus, send.head.destination).err();
         let payload = match lent_in(&send)? {
-            None => context.shared.payloads.inline(send.payload),
+            None => context.shared.payloads.inline(self.credentials.uid, send.payload),
             Some(lent) => {
                 let memory = self.memory.as_mut();
                 let memory = memory.ok_or_else(|| fault("a payload apart, without the feature"))?;
@@ -697,6 +700,7 @@ fn deliver(handle: Handle, message: &Arc<Message>, how: How, way: Way, output: &
         missed,
         retained: matches!(how, How::Retained),
         apart: !matches!(way, Way::Inline | Way::Waits),
+        lent: message.payload().was_lent(),
         descriptors,
         descriptors_lost,
         role: if is_copy { Role::Plain } else { role_of(message) },

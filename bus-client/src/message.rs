@@ -491,6 +491,13 @@ impl Outgoing {
         self
     }
 
+    /// Says what the payload's bytes are. The library does not look whether they are.
+    #[must_use]
+    pub fn content_type(mut self, content_type: ContentType) -> Self {
+        self.content_type = content_type;
+        self
+    }
+
     /// Sets the key, at most 255 bytes. It is checked by the send.
     #[must_use]
     pub fn key(mut self, key: impl AsRef<[u8]>) -> Self {

@@ -350,6 +350,7 @@ pub(crate) fn head(sequence: u64) -> MessageHead {
         missed: None,
         retained: false,
         apart: false,
+        lent: false,
         descriptors: 0,
         descriptors_lost: false,
         role: Role::Plain,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bus_client::{
     Bus, CompletedRange, EmbeddedBroker, Event, JoinOptions, Limits, Message, Outgoing, Pool,
-    SealedFile, SendError, Way,
+    PoolError, Reconnect, SealedFile, SendError, Way,
 };
 use std::io::Write;
 
@@ -127,7 +127,8 @@ fn flagged_and_unflagged_sends_mix_in_one_order_and_only_flagged_ones_take_numbe
 
 #[test]
 fn g8_a_flagged_send_past_a_limit_is_no_buffers_names_it_and_reached_nobody() {
-    let limits = Limits { pinned_bytes: MIB as u64, completions: 3, ..wide() };
+    // Half of it is lent to whoever asks, and half of that to one process: 9 MiB, 8 of them to the pool.
+    let limits = Limits { user_pinned_bytes: 36 * MIB as u64, completions: 3, ..wide() };
     let (broker, _dir) = broker(limits);
     let reader = broker.connect().unwrap();
     let _member = reader.join("bounds").unwrap();
@@ -143,7 +144,8 @@ fn g8_a_flagged_send_past_a_limit_is_no_buffers_names_it_and_reached_nobody() {
     let sender = lender(&broker);
     let group = sender.group("bounds").unwrap();
     let pool = sender.pool(4, 2 * MIB).unwrap();
-    assert_eq!(which(group.send(filled(&pool, 0, MIB + 1))), "pinned_bytes", "the user's limit");
+    let past = group.send(filled(&pool, 0, MIB + (64 << 10)));
+    assert_eq!(which(past), "user_pinned_bytes", "the user's limit");
     for _ in 0..3 {
         group.send(Outgoing::text("counted").zerocopy()).unwrap();
     }
@@ -331,4 +333,139 @@ fn a_waiting_completion_makes_the_descriptor_readable_and_disturbs_nothing() {
     sender.dispatch().unwrap();
     assert!(!readable());
     (0..4).for_each(|_| drop(message(&reader)));
+}
+
+#[test]
+fn g8_a_queue_takes_lent_payloads_for_a_sixteenth_of_their_bytes_and_no_more() {
+    let (broker, _dir) = broker(Limits { lent: Duration::from_millis(20), ..Limits::default() });
+    let sender = lender(&broker);
+    let (reader, late) = (broker.connect().unwrap(), broker.connect().unwrap());
+    let member = reader.join("deep").unwrap();
+    let dropper = late.join_with("deep", JoinOptions::new().drop_when_full(true)).unwrap();
+    let group = sender.group("deep").unwrap();
+    let pool = sender.pool(4, MIB).unwrap();
+    for number in 0..16 {
+        // After a while the broker has copied what lies in the queues, and the buffers are free again.
+        group.try_send(filled(&pool, number, MIB)).unwrap();
+    }
+    match group.try_send(filled(&pool, 16, MIB)) {
+        Err(SendError::WouldBlock { full, .. }) => assert_eq!(full, [reader.endpoint_id()]),
+        other => panic!("{other:?} where there is no room"),
+    }
+    for number in 0..16 {
+        assert!(message(&reader).payload() == pattern(number, MIB), "{number}");
+    }
+    // The broker knows of the room before it answers.
+    reader.ping().unwrap();
+    let receipt = group.try_send(filled(&pool, 17, MIB)).unwrap();
+    assert_eq!((receipt.recipients, receipt.dropped), (1, 1), "the other one is full as well");
+    drop((member, dropper));
+}
+
+#[test]
+fn g4_what_is_written_after_a_leave_lies_where_who_left_cannot_look() {
+    let (broker, _dir) = broker(wide());
+    let sender = lender(&broker);
+    let (stays, leaves) = (truster(&broker), truster(&broker));
+    let member = stays.join("apart").unwrap();
+    let leaver = leaves.join("apart").unwrap();
+    let group = sender.group("apart").unwrap();
+    let pool = sender.pool_for(member.joined().group_id, 2, MIB).unwrap();
+    group.send(filled(&pool, 1, MIB)).unwrap();
+    for reader in [&stays, &leaves] {
+        let message = message(reader);
+        assert_eq!(message.way(), Way::Buffer);
+        let mut read = vec![0; MIB];
+        message.view().read_at(0, &mut read).unwrap();
+        assert!(read == pattern(1, MIB));
+    }
+    assert!(!pool.is_over());
+    // Who only watches is entitled to no more than before.
+    let watcher = broker.connect().unwrap();
+    let watch = watcher.watch_members("apart").unwrap();
+    sender.ping().unwrap();
+    assert!(!pool.is_over());
+    leaver.leave().unwrap();
+    sender.ping().unwrap();
+    assert!(pool.is_over() && pool.try_take().is_none(), "no more is written there");
+    group.send(filled(&pool, 2, MIB)).unwrap();
+    let message = message(&stays);
+    assert_eq!(message.way(), Way::Buffer, "other memory");
+    assert!(!pool.is_over() && message.payload() == pattern(2, MIB));
+    drop(watch);
+}
+
+#[test]
+fn a_narrower_filter_and_an_eviction_begin_other_memory_too() {
+    let limits = Limits { stall: Duration::from_millis(100), queue_messages: 1, ..wide() };
+    let (broker, _dir) = broker(limits);
+    let sender = lender(&broker);
+    let (stays, other) = (truster(&broker), truster(&broker));
+    let member = stays.join("narrow").unwrap();
+    let narrowed = other.join("narrow").unwrap();
+    let group = sender.group("narrow").unwrap();
+    let pool = sender.pool_for(member.joined().group_id, 4, MIB).unwrap();
+    let sent = |number| {
+        group.send(filled(&pool, number, MIB)).unwrap();
+        message(&stays).way()
+    };
+    assert_eq!(sent(1), Way::Buffer);
+    assert_eq!(message(&other).way(), Way::Buffer);
+    narrowed.set_filter(Some("key=other".parse().unwrap())).unwrap();
+    sender.ping().unwrap();
+    assert!(pool.is_over());
+    assert_eq!(sent(2), Way::Arena, "filters choose");
+    narrowed.set_filter(None).unwrap();
+    assert_eq!(sent(3), Way::Buffer);
+    sender.ping().unwrap();
+    assert!(!pool.is_over());
+    // One lies in its queue, and one waits until it is put out.
+    group.send(filled(&pool, 4, MIB)).unwrap();
+    drop(message(&stays));
+    let until = Instant::now() + PATIENCE;
+    while !pool.is_over() {
+        assert!(Instant::now() < until, "it does not read, and is not put out");
+        sender.dispatch_timeout(Duration::from_millis(10)).unwrap();
+    }
+    assert_eq!(sent(5), Way::Buffer, "among those who are left");
+}
+
+#[test]
+fn buffers_that_are_lent_when_the_broker_is_lost_are_not_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bus");
+    let start = || EmbeddedBroker::builder().limits(wide()).path(path.clone()).start().unwrap();
+    let first = start();
+    let address = first.address().to_owned();
+    let builder = || Bus::builder().address(address.clone()).reconnect(Reconnect::new());
+    let sender = builder().zerocopy().connect().unwrap();
+    let reader = builder().trust_own_user().connect().unwrap();
+    let member = reader.join("lost").unwrap();
+    let pool = sender.pool_for(member.joined().group_id, 1, MIB).unwrap();
+    let plain = sender.pool(1, MIB).unwrap();
+    let group = sender.group("lost").unwrap();
+    group.send(filled(&pool, 1, MIB)).unwrap();
+    let lent = message(&reader);
+    assert_eq!(lent.way(), Way::Buffer);
+    let down = std::thread::spawn(move || first.shutdown());
+    let until = Instant::now() + PATIENCE;
+    while !(pool.is_over() && plain.is_over() && down.is_finished()) {
+        assert!(Instant::now() < until, "the loss is noticed");
+        // What is read in place comes with the broker's last words.
+        reader.dispatch_timeout(Duration::from_millis(10)).unwrap();
+        sender.dispatch_timeout(Duration::from_millis(10)).unwrap();
+    }
+    down.join().unwrap();
+    assert!(pool.try_take().is_none(), "the reader may look there still");
+    assert_eq!(completions(&sender, 1), [CompletedRange::new(0, 0, true)]);
+    assert!(lent.payload() == pattern(1, MIB));
+    let second = start();
+    for bus in [&reader, &sender] {
+        while !matches!(bus.receive_deadline(PATIENCE).unwrap(), Some(Event::Reconnected(_))) {}
+    }
+    assert_eq!(pool.take_deadline(PATIENCE).unwrap_err(), PoolError::OtherBroker);
+    let buffer = filled(&plain, 2, MIB);
+    group.send(buffer).unwrap();
+    assert!(message(&reader).payload() == pattern(2, MIB));
+    drop(second);
 }

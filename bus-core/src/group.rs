@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::task::Waker;
 
 use ahash::RandomState;
 
@@ -26,6 +27,9 @@ pub(crate) struct Group {
     /// What it retains. Every send to a group that retains holds the home lock, and every join all
     /// of them, so nobody ever waits for this mutex under the locks.
     store: Option<(Retain, Mutex<Store>)>,
+    /// Who is to be woken when others are entitled to its messages. Only who has the directory looks
+    /// here, and every change has it: so nobody waits for this mutex, and no change goes unseen.
+    on_change: Mutex<Vec<Waker>>,
     /// What was sent to it. Behind a pointer: senders' lines are no neighbours of the generation.
     pub(crate) tally: Box<GroupTally>,
 }
@@ -34,7 +38,8 @@ impl Group {
     pub(crate) fn new(id: GroupId, name: GroupName, home: LockIndex, gate: Option<u16>) -> Self {
         let membership = Snapshot::new(Arc::new(Membership::empty()));
         let (generation, tally) = (AtomicU64::new(0), Box::default());
-        Self { id, name, home, gate, membership, generation, store: None, tally }
+        let on_change = Mutex::new(Vec::new());
+        Self { id, name, home, gate, membership, generation, store: None, on_change, tally }
     }
 
     /// The same, retaining messages.
@@ -75,6 +80,24 @@ impl Group {
     /// because a change holds them all.
     pub(crate) fn generation(&self) -> Generation {
         Generation(self.generation.load(Ordering::Acquire))
+    }
+
+    /// Leaves a waker for the next change of who is entitled to its messages. The caller has the
+    /// directory.
+    pub(crate) fn wake_on_change(&self, waker: Waker) {
+        let mut wakers = self.on_change.lock();
+        wakers.retain(|other| !other.will_wake(&waker));
+        wakers.push(waker);
+    }
+
+    /// How many were left.
+    pub(crate) fn wakers_on_change(&self) -> usize {
+        self.on_change.lock().len()
+    }
+
+    /// Takes them. The caller has the directory.
+    pub(crate) fn take_on_change(&self) -> Vec<Waker> {
+        std::mem::take(&mut *self.on_change.lock())
     }
 
     /// Publishes a new membership; all locks are held. Gives back the one before it, to be dropped

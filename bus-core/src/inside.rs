@@ -74,7 +74,7 @@ impl CommitLog {
         let Some((lowest, shard)) = held.lowest() else {
             return;
         };
-        let bytes = message.charged_bytes();
+        let bytes = message.bytes();
         shard.counters.messages += 1;
         shard.counters.bytes += bytes;
         shard.counters.deliveries += u64::from(receipt.recipients);

@@ -41,6 +41,7 @@
 
 mod account;
 mod attributes;
+mod audience;
 mod bus;
 mod completion;
 mod data_type;
@@ -95,6 +96,7 @@ pub use attributes::{
     Attributes, AttributesBuilder, AttributesError, ContentType, Fields, MAX_ATTRIBUTES_BYTES,
     MAX_FIELDS, MAX_FIELDS_BYTES, MAX_KEY_BYTES, MAX_OPERATION_BYTES,
 };
+pub use audience::Audience;
 pub use bus::{
     Bus, CreateError, GroupInfo, JoinError, JoinOptions, Joined, LeaveError, LimitExceeded,
     MemberInfo, Stats,
@@ -122,14 +124,14 @@ pub use listing::{Groups, Members, Names};
 pub use lock_set::LOCKS;
 pub use member_change::{MemberChange, MemberEvent};
 pub use membership::MemberFlags;
-pub use message::{Audience, Credentials, Destination, Draft, Gap, Message};
+pub use message::{Credentials, Destination, Draft, Gap, Message};
 pub use monitor::{Addressee, MonitorError, Monitored, SeenOutcome};
 pub use name::{GroupName, MAX_NAME_BYTES, NameError};
 pub use name_change::{Holder, NameEvent, NameNotice, OwnerChange};
 pub use name_registry::{Claimed, LISTED_OWNERS, NameInfo, NameWatching, OwnError, OwnOptions};
 pub use notice::{Candidate, Eviction, EvictionCause, PeerChange};
 pub use ownership::NameFlags;
-pub use payload::{Payload, PayloadApart};
+pub use payload::{Payload, PayloadApart, lent_queued_bytes};
 pub use receiver::{CreditError, Delivery, ReceiveError, Receiver};
 pub use recorder::{PutOut, RecorderSize, RefusalReason};
 pub use request::{Ended, Kind, Outcome, RequestEnd};

@@ -101,7 +101,8 @@ pub struct Limits {
     pub user_filter_bytes: u64,
     /// Requests of one user's endpoints that have no outcome yet.
     pub user_requests: u64,
-    /// Bytes of memory that is shared with one user's processes.
+    /// Bytes of memory that is shared with one user's processes, and of the payloads that these have
+    /// lent and that are not completed.
     pub user_pinned_bytes: u64,
     /// Connections that one user may make in a second, half of them by one process.
     pub user_connection_rate: u64,
@@ -117,10 +118,6 @@ pub struct Limits {
     pub reply_bytes: u32,
     /// Flagged sends of one connection that are lent, or completed and unread.
     pub completions: u32,
-    /// Bytes that the connections of one user have lent and that are not completed.
-    pub pinned_bytes: u64,
-    /// Bytes of the pools that the connections of one user have.
-    pub pool_bytes: u64,
     /// Bytes of the memory in which a broker puts payloads for its clients to read.
     pub arena_bytes: u64,
     /// How long a payload may stay lent before the broker copies it for those who have not read it.
@@ -178,8 +175,6 @@ impl Default for Limits {
             user_pinned_bytes: 1 << 30,
             user_connection_rate: 5_000,
             completions: 1_024,
-            pinned_bytes: 64 << 20,
-            pool_bytes: 256 << 20,
             arena_bytes: 256 << 20,
             lent: Duration::from_secs(1),
             stall: Duration::from_secs(10),
@@ -256,8 +251,6 @@ impl Limits {
             ("user_pinned_bytes", self.user_pinned_bytes, 0, 1 << 40),
             ("user_connection_rate", self.user_connection_rate, 1, 1 << 20),
             ("completions", self.completions.into(), 1, 1 << 20),
-            ("pinned_bytes", self.pinned_bytes, 0, 1 << 40),
-            ("pool_bytes", self.pool_bytes, 0, 1 << 40),
             ("arena_bytes", self.arena_bytes, 0, 1 << 40),
             ("lent", millis(self.lent), 1, 600_000),
             ("stall", millis(self.stall), 100, 600_000),

@@ -50,6 +50,8 @@ pub(crate) struct Member {
 #[derive(Debug)]
 pub(crate) struct Membership {
     pub(crate) generation: Generation,
+    /// The generation since which who gets what has been the same.
+    pub(crate) audience: Generation,
     /// The group has ended, and this is the last generation of it.
     pub(crate) ended: bool,
     members: Box<[Member]>,
@@ -84,7 +86,8 @@ impl Membership {
             let members = (0..).zip(&members);
             members.filter(|(_, member)| member.filters.is_none()).map(|(at, _)| at).collect()
         };
-        Self { generation, ended, members, watchers, per_lock, filters, unfiltered }
+        let audience = generation;
+        Self { generation, audience, ended, members, watchers, per_lock, filters, unfiltered }
     }
 
     /// Whether the recipients of a message are to be selected.
@@ -186,7 +189,8 @@ impl Membership {
         let others = self.watchers.iter().filter(|w| w.place.id != watcher.place.id);
         let watchers = others.cloned().chain([watcher.clone()]).collect();
         let (members, filters) = (self.members.clone(), self.filters.clone());
-        Self::new(self.next(), members, watchers, filters, self.ended)
+        let next = Self::new(self.next(), members, watchers, filters, self.ended);
+        Self { audience: self.audience, ..next }
     }
 
     /// The same generation, before it is published, without the watcher `id`.
@@ -200,7 +204,8 @@ impl Membership {
     pub(crate) fn without_watcher(&self, id: EndpointId) -> Self {
         let watchers = Arc::clone(&self.watchers);
         let (members, filters) = (self.members.clone(), self.filters.clone());
-        Self::new(self.next(), members, watchers, filters, self.ended).forget_watcher(id)
+        let next = Self::new(self.next(), members, watchers, filters, self.ended);
+        Self { audience: self.audience, ..next.forget_watcher(id) }
     }
 
     /// The locks that cover the recipients: all members but the one at `skip`.
@@ -245,6 +250,22 @@ mod tests {
         assert_eq!(membership.generation, Generation(4));
         let left = membership.without(EndpointId::from_raw(5), true);
         assert_eq!((ids(&left), left.generation), (vec![1, 3, 9], Generation(5)));
+    }
+
+    #[test]
+    fn who_watches_is_no_part_of_the_audience() {
+        use crate::intake::Lost;
+        use crate::view::Interest;
+
+        let membership = Membership::empty().with(member(1)).with(member(5));
+        let place = member(7).place;
+        let lost = Arc::new(Drops::new(crate::id::GroupId::from_raw(1), Lost::Views));
+        let watched = membership.with_watcher(Watcher { place, interest: Interest::Members, lost });
+        let again = watched.without_watcher(place.id);
+        assert_eq!([watched.audience, again.audience], [membership.audience; 2]);
+        assert!(again.generation > watched.generation);
+        let left = again.without(EndpointId::from_raw(5), true);
+        assert_eq!(left.audience, left.generation);
     }
 
     #[test]

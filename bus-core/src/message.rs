@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::account::Charge;
 use crate::attributes::Attributes;
+use crate::audience::Audience;
 use crate::id::{EndpointId, Generation, GroupId, NameId, Sequence};
 use crate::lock_set::IntakePlace;
 use crate::payload::Payload;
@@ -98,28 +99,6 @@ pub(crate) struct Stamp {
     pub(crate) commit_time: u64,
     /// The membership to all of which it went, if no filter chose among them.
     pub(crate) audience: Option<Generation>,
-}
-
-/// All members of a group at one generation: who has the same audience is entitled to the same
-/// messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Audience {
-    group: GroupId,
-    generation: Generation,
-}
-
-impl Audience {
-    /// The group.
-    #[must_use]
-    pub fn group(self) -> GroupId {
-        self.group
-    }
-
-    /// Whether it has seen more changes of the group's membership than another one.
-    #[must_use]
-    pub fn is_later_than(self, other: Self) -> bool {
-        self.group == other.group && self.generation > other.generation
-    }
 }
 
 impl Message {
@@ -281,15 +260,22 @@ impl Message {
     #[must_use]
     pub fn audience(&self) -> Option<Audience> {
         match (self.destination, self.stamp.audience) {
-            (Destination::Group(group), Some(generation)) => Some(Audience { group, generation }),
+            (Destination::Group(group), Some(generation)) => Some(Audience::new(group, generation)),
             _ => None,
         }
     }
 
-    /// The bytes that it takes in a queue: its encoded attributes and its payload.
+    /// Its bytes: its encoded attributes and its payload, wherever that lies.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        (self.draft.attributes.encoded().len() + self.draft.payload.len()) as u64
+    }
+
+    /// The bytes that it takes in a queue: its encoded attributes and what its payload takes there
+    /// (see [`Payload::queued_bytes`]).
     #[must_use]
     pub fn charged_bytes(&self) -> u64 {
-        (self.draft.attributes.encoded().len() + self.draft.payload.len()) as u64
+        self.draft.attributes.encoded().len() as u64 + self.draft.payload.queued_bytes()
     }
 }
 

@@ -65,6 +65,18 @@ impl Payload {
         self.len() == 0
     }
 
+    /// What it takes of a queue's bytes: all of them, or of a payload that was lent a part
+    /// ([`lent_queued_bytes`]).
+    #[must_use]
+    #[inline]
+    pub fn queued_bytes(&self) -> u64 {
+        match &self.0 {
+            Repr::Bytes(bytes) => bytes.len() as u64,
+            Repr::Apart(apart) if apart.was_lent() => lent_queued_bytes(apart.len() as u64),
+            Repr::Apart(apart) => apart.len() as u64,
+        }
+    }
+
     /// The shared bytes themselves, for a transport.
     #[must_use]
     pub fn as_bytes(&self) -> &Bytes {
@@ -95,6 +107,20 @@ impl Payload {
         }
     }
 }
+
+/// What a lent payload of this length takes of a queue's bytes: a sixteenth, rounded up.
+///
+/// Its memory is not the queue's: it is its sender's, then an arena's, and both have bounds of their
+/// own. But a queue must not keep as much of it as there are places: who does not read would hold memory
+/// without end, or use up what its senders may lend. So a queue of `queue_bytes` has at most 16 times
+/// that of lent payloads, and the one that crosses.
+#[must_use]
+pub const fn lent_queued_bytes(length: u64) -> u64 {
+    length.div_ceil(LENT_BYTES_EACH)
+}
+
+/// Bytes of a lent payload that take one byte of a queue.
+const LENT_BYTES_EACH: u64 = 16;
 
 impl Default for Payload {
     fn default() -> Self {

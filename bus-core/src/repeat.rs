@@ -50,7 +50,7 @@ impl BusInner {
         message.is_repeatable()
             && matches!(message.destination(), Destination::Name(_))
             && message.descriptors().is_empty()
-            && message.charged_bytes() <= u64::from(self.limits.reply_bytes)
+            && message.bytes() <= u64::from(self.limits.reply_bytes)
     }
 
     /// The endpoint that was asked is gone: gives the request to another one that owns its name, or

@@ -225,7 +225,7 @@ impl Store {
                 self.bury(at);
             }
         }
-        let bytes = message.charged_bytes();
+        let bytes = message.bytes();
         if bytes > self.retain.bytes {
             return;
         }
@@ -266,7 +266,7 @@ impl Store {
     fn bury(&mut self, at: u32) {
         let slot = &mut self.slots[at as usize];
         let (older, newer) = (slot.older, slot.newer);
-        let bytes = slot.message.as_ref().map_or(0, |message| message.charged_bytes());
+        let bytes = slot.message.as_ref().map_or(0, |message| message.bytes());
         slot.newer = std::mem::replace(&mut self.dead, at);
         match self.slots.get_mut(older as usize) {
             Some(older) => older.newer = newer,
@@ -349,12 +349,12 @@ mod tests {
                 }
                 kept.retain(|other| key(other) != key(message));
             }
-            if message.charged_bytes() > retain.bytes {
+            if message.bytes() > retain.bytes {
                 return;
             }
             kept.push_back(Arc::clone(message));
             let bytes = |kept: &VecDeque<Arc<Message>>| -> u64 {
-                kept.iter().map(|message| message.charged_bytes()).sum()
+                kept.iter().map(|message| message.bytes()).sum()
             };
             while kept.len() > retain.messages as usize || bytes(kept) > retain.bytes {
                 kept.pop_front();
@@ -388,7 +388,7 @@ mod tests {
                 let mut copy = Retained::new(GroupId::from_raw(1), Some(retain));
                 store.copy_to(&mut copy);
                 prop_assert_eq!(sequences(&copy.messages), sequences(&reference.1));
-                let sum: u64 = copy.messages.iter().map(|message| message.charged_bytes()).sum();
+                let sum: u64 = copy.messages.iter().map(|message| message.bytes()).sum();
                 prop_assert_eq!(copy.bytes, sum);
                 prop_assert_eq!(store.keys.capacity(), capacity);
                 let held = store.slots.iter().filter(|slot| slot.message.is_some()).count();

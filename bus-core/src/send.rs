@@ -422,11 +422,12 @@ impl Route {
         }
     }
 
-    /// Version of the membership if a message goes to all of it, and to nobody else.
+    /// Since when the membership has had the members that it has, if a message goes to all of them,
+    /// and to nobody else.
     fn audience(&self) -> Option<Generation> {
         match self {
             Self::Group { membership, selection: None, peer: None, .. } => {
-                Some(membership.generation)
+                Some(membership.audience)
             }
             _ => None,
         }
@@ -942,7 +943,7 @@ impl BusInner {
     ) -> Result<bool, SendError> {
         let open = caller.requests.find(id).filter(|open| open.asked_as == request);
         open.ok_or(SendError::NoSuchRequest(request))?;
-        let bytes = outgoing.message.as_ref().map_or(0, |message| message.charged_bytes());
+        let bytes = outgoing.message.as_ref().map_or(0, |message| message.bytes());
         Ok(bytes <= u64::from(self.limits.reply_bytes))
     }
 
@@ -1002,7 +1003,7 @@ impl BusInner {
                 log.missed(&mut held, recipient.name);
             } else if let Route::Caller { id, .. } = outgoing.route {
                 intake.requests.take(id);
-                if message.charged_bytes() <= u64::from(self.limits.reply_bytes) {
+                if message.bytes() <= u64::from(self.limits.reply_bytes) {
                     intake.push_reply(Arc::clone(&message));
                 } else {
                     intake.push(Arc::clone(&message), None);

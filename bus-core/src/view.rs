@@ -6,6 +6,7 @@
 //! view that holds now can always be fetched with [`Bus::members`](crate::Bus::members).
 
 use std::sync::Arc;
+use std::task::Waker;
 
 use serde::{Deserialize, Serialize};
 
@@ -105,6 +106,8 @@ pub(crate) struct Step {
     asides: Vec<Arc<MemberChange>>,
     /// It takes the group from nobody to somebody, or back.
     edge: bool,
+    /// Where those were who waited for a change: dropped when no lock is held.
+    woken: Vec<Waker>,
 }
 
 impl Step {
@@ -128,7 +131,8 @@ impl Step {
             ended: next.ended,
         }));
         let edge = (old == 0) != (new == 0) || next.ended;
-        Self { group: Arc::clone(group), next: Arc::new(next), told, asides: Vec::new(), edge }
+        let (asides, woken) = (Vec::new(), Vec::new());
+        Self { group: Arc::clone(group), next: Arc::new(next), told, asides, edge, woken }
     }
 
     /// A step in which the watcher `id` goes.
@@ -138,8 +142,9 @@ impl Step {
 
     /// A step in which nobody comes or goes: who watches changes, or what a member asks for.
     pub(crate) fn unseen(group: &Arc<Group>, next: Membership) -> Self {
-        let (told, asides) = (None, Vec::new());
-        Self { group: Arc::clone(group), next: Arc::new(next), told, asides, edge: false }
+        let (told, asides, woken) = (None, Vec::new(), Vec::new());
+        let (group, next) = (Arc::clone(group), Arc::new(next));
+        Self { group, next, told, asides, edge: false, woken }
     }
 
     /// The same step, of which monitors are told these too.
@@ -157,6 +162,10 @@ impl Step {
         effects: &mut Effects,
     ) -> Arc<Membership> {
         let before = self.group.publish(held, Arc::clone(&self.next));
+        if before.audience != self.next.audience {
+            self.woken = self.group.take_on_change();
+            self.woken.drain(..).for_each(|waker| effects.wake(Some(waker)));
+        }
         for change in &mut self.asides {
             MemberChange::stand(change, sequence);
         }
@@ -185,9 +194,9 @@ impl Step {
         usize::from(self.told.is_some()) + self.asides.len()
     }
 
-    /// How many watchers there are to wake.
+    /// How many watchers there are to wake, and others who wait for a change.
     pub(crate) fn watchers(&self) -> usize {
-        self.next.watchers().len()
+        self.next.watchers().len() + self.group.wakers_on_change()
     }
 }
 

@@ -826,7 +826,7 @@ impl WaitingRoom {
                     sender: Arc::clone(&outgoing.sender),
                     to: outgoing.route.destination(),
                     group: outgoing.route.group_name(),
-                    bytes: message.map_or(0, |message| message.charged_bytes()),
+                    bytes: message.map_or(0, |message| message.bytes()),
                     waited: now.saturating_sub(wait.began),
                     at: wait.at.queues().take(MOST_LISTED).map(Arc::clone).collect(),
                     stood: now.saturating_sub(wait.since),

@@ -16,6 +16,7 @@
 //! | [`incarnations`] | the same of listeners that went on with another broker |
 //! | [`deadline`] | waiting: for an event, with one deadline, without sleeping |
 //! | [`needs`] | programs that a test needs and a machine may lack |
+//! | [`loans`] | programs that lend payloads and keep them |
 //! | [`soak`], [`fuzz`] | bad luck for as long as one likes; the program `soak` |
 //! | [`transcripts`] | recorded conversations, to be had again |
 //! | [`transports`] | a program's tests again, with bytes that travel another way |
@@ -36,6 +37,7 @@ pub mod broker;
 pub mod deadline;
 pub mod fuzz;
 pub mod incarnations;
+pub mod loans;
 pub mod needs;
 pub mod process;
 pub mod program;

@@ -142,6 +142,13 @@ impl Process {
         }
     }
 
+    /// The next line; none if it ends without one.
+    #[must_use]
+    pub fn first_line(&self) -> Option<String> {
+        let line = self.lines.as_ref()?.recv_timeout(DEADLINE).ok()?;
+        Some(line.trim_end().to_owned())
+    }
+
     /// The next line, as JSON.
     #[track_caller]
     pub fn json(&self) -> Value {

@@ -15,6 +15,7 @@
 //! |---|---|
 //! | here | the plan, the bystanders, the reckoning |
 //! | `soak/lives` | programs that are killed, stopped in mid-frame, and without memory |
+//! | `soak/loans` | programs that lend payloads and keep them, killed |
 //! | `soak/floods` | connections and descriptors, in masses |
 //! | `soak/bytes` | slow bytes, and lies about lengths |
 //! | `soak/want` | a broker without descriptors, one whose log has no room |
@@ -23,6 +24,7 @@
 mod bytes;
 mod floods;
 mod lives;
+pub mod loans;
 mod want;
 
 use std::collections::BTreeMap;
@@ -83,11 +85,12 @@ pub(crate) struct Field<'a> {
 
 type Trial = fn(&mut Field<'_>) -> String;
 
-const TRIALS: [(&str, Trial); 11] = [
+const TRIALS: [(&str, Trial); 12] = [
     ("clients killed", lives::killed),
     ("readers stopped", lives::stopped_readers),
     ("senders stopped", lives::stopped_senders),
     ("clients without memory", lives::without_memory),
+    ("payloads lent", loans::killed),
     ("connections", floods::connections),
     ("idle connections", floods::idle),
     ("descriptors", floods::descriptors),

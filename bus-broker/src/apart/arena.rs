@@ -7,9 +7,11 @@
 //! A segment is sealed against everybody else's writing and against holes, so memory goes back to the
 //! system only as a whole segment: one that has served nobody for a while is retired. One into which
 //! nothing new comes, and which a single connection still reads, is *kept* by that: it is told, and
-//! is charged the whole of it. Places are given
-//! out lowest first, so that few pages are in use, and these are warm.
+//! is charged the whole of it. Places are given out lowest first, so that few pages are in use, and these
+//! are warm. All pages are taken when it is made, so that want of memory is an error, and readers find no
+//! holes.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
@@ -39,6 +41,8 @@ pub(crate) struct ArenaSegment {
     holders: AtomicU32,
     /// Connections that have it mapped, to be told of its end, and when one alone keeps it.
     readers: Mutex<Vec<Waker>>,
+    /// Whose payload it was made for.
+    uid: u32,
     budget: Arc<Budget>,
 }
 
@@ -50,21 +54,46 @@ pub(crate) struct Piece {
     length: usize,
 }
 
-/// How much memory all arenas may have.
+/// How much memory all arenas may have. What is made for one user's payloads is at most as much as it
+/// leaves to others.
 #[derive(Debug)]
 pub(crate) struct Budget {
     limit: u64,
-    used: AtomicU64,
+    used: Mutex<Used>,
+}
+
+#[derive(Debug, Default)]
+struct Used {
+    all: u64,
+    by_user: HashMap<u32, u64>,
 }
 
 impl Budget {
     pub(super) fn new(limit: u64) -> Self {
-        Self { limit, used: AtomicU64::new(0) }
+        Self { limit, used: Mutex::default() }
     }
 
-    fn take(&self, bytes: u64) -> bool {
-        let more = |used: u64| used.checked_add(bytes).filter(|used| *used <= self.limit);
-        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    fn take(&self, uid: u32, bytes: u64) -> bool {
+        let mut used = self.used.lock().expect("nothing panics under this lock");
+        let of_user = used.by_user.get(&uid).copied().unwrap_or(0).saturating_add(bytes);
+        let all = used.all.saturating_add(bytes);
+        let fits = all <= self.limit && of_user <= self.limit - all;
+        if fits {
+            used.all = all;
+            used.by_user.insert(uid, of_user);
+        }
+        fits
+    }
+
+    fn give_back(&self, uid: u32, bytes: u64) {
+        let mut used = self.used.lock().expect("nothing panics under this lock");
+        used.all -= bytes;
+        if let Some(of_user) = used.by_user.get_mut(&uid) {
+            *of_user -= bytes;
+            if *of_user == 0 {
+                used.by_user.remove(&uid);
+            }
+        }
     }
 }
 
@@ -73,8 +102,8 @@ impl Arena {
         Self { budget, segments: Mutex::default() }
     }
 
-    /// A place for `length` bytes; none if there is no memory for it.
-    pub(crate) fn place(&self, length: usize) -> Option<Piece> {
+    /// A place for `length` bytes of a user's; none if there is no memory for it.
+    pub(crate) fn place(&self, uid: u32, length: usize) -> Option<Piece> {
         let mut segments = self.segments.lock().expect("nothing panics under this lock");
         for segment in &*segments {
             if let Some(offset) = segment.take(length) {
@@ -82,7 +111,7 @@ impl Arena {
                 return Some(Piece { segment, offset, length });
             }
         }
-        let segment = Arc::new(ArenaSegment::new(length, &self.budget)?);
+        let segment = Arc::new(ArenaSegment::new(uid, length, &self.budget)?);
         let offset = segment.take(length)?;
         segments.push(Arc::clone(&segment));
         Some(Piece { segment, offset, length })
@@ -117,20 +146,23 @@ impl Arena {
 }
 
 impl ArenaSegment {
-    fn new(least: usize, budget: &Arc<Budget>) -> Option<Self> {
+    fn new(uid: u32, least: usize, budget: &Arc<Budget>) -> Option<Self> {
         static NUMBERS: AtomicU64 = AtomicU64::new(1);
         let length = least.max(SEGMENT_BYTES).next_multiple_of(PAGE_BYTES);
-        if !budget.take(length as u64) {
+        if !budget.take(uid, length as u64) {
             return None;
         }
-        let memory = match Segment::for_readers("unisono-arena", length) {
+        let made = Segment::for_readers("unisono-arena", length)
+            .and_then(|memory| memory.take_pages().map(|()| memory));
+        let memory = match made {
             Ok(memory) => memory,
             Err(error) => {
-                budget.used.fetch_sub(length as u64, Ordering::Relaxed);
+                budget.give_back(uid, length as u64);
                 tracing::warn!(%error, "no memory for payloads: they go by the sockets");
                 return None;
             }
         };
+        memory.mapping().prepare();
         Some(Self {
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             memory,
@@ -139,6 +171,7 @@ impl ArenaSegment {
             quiet: AtomicBool::new(false),
             holders: AtomicU32::new(0),
             readers: Mutex::default(),
+            uid,
             budget: Arc::clone(budget),
         })
     }
@@ -210,7 +243,7 @@ impl ArenaSegment {
 
 impl Drop for ArenaSegment {
     fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.memory.len() as u64, Ordering::Relaxed);
+        self.budget.give_back(self.uid, self.memory.len() as u64);
         let readers = self.readers.get_mut().map(std::mem::take).unwrap_or_default();
         readers.into_iter().for_each(Waker::wake);
     }
@@ -268,28 +301,32 @@ mod tests {
     #[test]
     fn places_do_not_overlap_and_are_used_again() {
         let (arena, _) = arena(64 << 20);
-        let one = arena.place(1000).unwrap();
-        let two = arena.place(1 << 20).unwrap();
-        let three = arena.place(100).unwrap();
+        let one = arena.place(1, 1000).unwrap();
+        let two = arena.place(1, 1 << 20).unwrap();
+        let three = arena.place(1, 100).unwrap();
         assert_eq!((one.offset, two.offset), (0, 1024));
         assert_eq!(three.offset, 1024 + (1 << 20));
         drop(two);
-        assert_eq!(arena.place(1 << 19).unwrap().offset, 1024, "the lowest that is free");
-        assert_eq!(arena.place(2 << 20).unwrap().offset, 1024 + (1 << 20) + 128);
+        assert_eq!(arena.place(1, 1 << 19).unwrap().offset, 1024, "the lowest that is free");
+        assert_eq!(arena.place(1, 2 << 20).unwrap().offset, 1024 + (1 << 20) + 128);
         one.write(b"first");
         assert_eq!(&one.to_bytes()[..5], b"first");
     }
 
     #[test]
     fn g8_memory_is_bounded_and_comes_back() {
-        let (arena, budget) = arena(8 << 20);
-        let large = arena.place(3 << 20).unwrap();
-        let other = arena.place(3 << 20).unwrap();
-        assert!(arena.place(3 << 20).is_none(), "two segments are all");
+        let (arena, budget) = arena(16 << 20);
+        let large = arena.place(1, 3 << 20).unwrap();
+        let other = arena.place(1, 3 << 20).unwrap();
+        assert!(arena.place(1, 3 << 20).is_none(), "two segments of four are all for one user");
+        let third = arena.place(2, 3 << 20).unwrap();
+        assert!(arena.place(2, 3 << 20).is_none(), "as much as is left");
+        drop(third);
         drop((large, other));
         assert_eq!(arena.take_unused().len(), 0, "used since the last sweep");
-        assert_eq!(arena.take_unused().len(), 2);
+        assert_eq!(arena.take_unused().len(), 3);
         assert!(arena.is_empty());
-        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
+        let used = budget.used.lock().unwrap();
+        assert_eq!((used.all, used.by_user.len()), (0, 0));
     }
 }

@@ -3,17 +3,21 @@
 //! Invariant: its size is fixed, so reading it cannot fault whatever the sender does; and once sealed
 //! nobody but the sender can ever map it for writing, so it may be shown to readers. What it says is the
 //! sender's until the broker has copied it: nothing here is taken for anything but bytes.
+//!
+//! Who was shown it sees whatever is written there later. So it serves one audience for ever; and when
+//! others are entitled to the group's messages its sender is told, and writes to another one.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{io, sync::Arc};
 
-use bus_core::{Audience, GroupId, lease};
+use std::task::Waker;
+
+use bus_core::{Audience, Bus, Charge, GroupId, lease};
 use bus_memory::Segment;
 
 use super::Piece;
-use super::ledger::Pinned;
 
 /// A sender's buffers.
 #[derive(Debug)]
@@ -29,23 +33,39 @@ pub(crate) struct Pool {
     lent: Mutex<Vec<bool>>,
     /// The group whose members may read it in place.
     group: Option<GroupId>,
-    /// Those of them who have been shown it. Nobody else ever is.
-    shown_to: Mutex<Option<Audience>>,
-    _charge: Pinned,
+    shown: Mutex<Shown>,
+    /// Called when others are entitled to what the group gets.
+    outdated: Waker,
+    /// Connections that have it mapped, to be told of its end.
+    readers: Mutex<Vec<Waker>>,
+    _charge: Charge,
+}
+
+/// Those members who may look at all that is written there. Nobody else ever can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shown {
+    ToNobody,
+    To(Audience),
+    /// Others are entitled now to what the group gets, and the sender was told.
+    Outdated,
 }
 
 impl Pool {
-    /// A pool of `buffers` buffers of `bytes` bytes each, on somebody's charge.
+    /// A pool of `buffers` buffers of `bytes` bytes each, on somebody's charge. `outdated` is called when
+    /// it should be written no more: see [`outdate`](Self::outdate).
     pub(crate) fn new(
         buffers: u32,
         bytes: usize,
         group: Option<GroupId>,
-        charge: Pinned,
+        outdated: Waker,
+        charge: Charge,
     ) -> io::Result<Arc<Self>> {
         let stride = stride(bytes);
         let count = buffers as usize;
         let memory = Segment::for_a_writer("unisono-pool", stride * count)?;
         let words = Segment::for_readers("unisono-words", 8 * count)?;
+        memory.take_pages()?;
+        words.take_pages()?;
         Ok(Arc::new(Self {
             memory,
             words,
@@ -55,7 +75,9 @@ impl Pool {
             sealed: AtomicBool::new(false),
             lent: Mutex::new(vec![false; count]),
             group,
-            shown_to: Mutex::new(None),
+            shown: Mutex::new(Shown::ToNobody),
+            outdated,
+            readers: Mutex::default(),
             _charge: charge,
         }))
     }
@@ -105,14 +127,39 @@ impl Pool {
         lease::revoke(word, generation.wrapping_add(1));
     }
 
-    /// Whether those who have this audience may read it in place. Whoever has seen it may see all of it,
-    /// so it is for one audience for ever.
-    pub(crate) fn may_be_shown_to(&self, audience: Audience) -> bool {
+    /// Whether those who have this audience may read it in place.
+    pub(crate) fn may_be_shown_to(&self, audience: Audience, bus: &Bus) -> bool {
         if self.group != Some(audience.group()) {
             return false;
         }
-        let mut shown_to = self.shown_to.lock().expect("nothing panics under this lock");
-        *shown_to.get_or_insert(audience) == audience
+        let mut shown = self.shown.lock().expect("nothing panics under this lock");
+        match *shown {
+            Shown::To(shown_to) => shown_to == audience,
+            Shown::ToNobody if bus.wake_when_changed(audience, self.outdated.clone()) => {
+                *shown = Shown::To(audience);
+                true
+            }
+            Shown::ToNobody | Shown::Outdated => false,
+        }
+    }
+
+    /// Whether its sender is to be told, now, that others are entitled to what the group gets than
+    /// those who were shown it.
+    pub(crate) fn outdate(&self, bus: &Bus) -> bool {
+        let mut shown = self.shown.lock().expect("nothing panics under this lock");
+        let outdated = match *shown {
+            Shown::To(audience) => !bus.wake_when_changed(audience, self.outdated.clone()),
+            Shown::ToNobody | Shown::Outdated => false,
+        };
+        if outdated {
+            *shown = Shown::Outdated;
+        }
+        outdated
+    }
+
+    /// Calls the waker when the pool is gone.
+    pub(crate) fn tell(&self, waker: Waker) {
+        self.readers.lock().expect("nothing panics under this lock").push(waker);
     }
 
     pub(crate) fn offset(&self, buffer: u32) -> usize {
@@ -130,6 +177,13 @@ impl Pool {
     /// The memory and the words.
     pub(crate) fn files(&self) -> [BorrowedFd<'_>; 2] {
         [self.memory.as_fd(), self.words.as_fd()]
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let readers = self.readers.get_mut().map(std::mem::take).unwrap_or_default();
+        readers.into_iter().for_each(Waker::wake);
     }
 }
 

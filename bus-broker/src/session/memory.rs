@@ -21,9 +21,9 @@ use bus_core::wire::{
 use bus_core::{Account, Charge, CompletionQueue, Destination, Message, Payload, Resource};
 use bytes::BytesMut;
 
-use super::say;
+use super::{failure, say};
 use crate::apart::{
-    Arena, ArenaSegment, LentPayload, Loan, Moved, Piece, Pool, Reader, Source, What,
+    Arena, ArenaSegment, LentPayload, Loan, LoanCharge, Moved, Piece, Pool, Reader, Source,
 };
 use crate::broker::Shared;
 use crate::connection::Context;
@@ -94,7 +94,7 @@ enum HeldIn {
     Loan {
         payload: Payload,
         /// It ends when nobody has it.
-        _loan: Arc<Loan>,
+        loan: Arc<Loan>,
     },
     /// It has been given anew.
     Moved,
@@ -215,36 +215,41 @@ impl Memory {
             return Err(Box::new(failure.with_limit("payload_bytes", limit.into())));
         }
         let length = usize::try_from(lent.length).map_err(|_| bad("no such length"))?;
-        let charge = |what| {
-            self.shared.payloads.ledger.charge(self.uid, what, lent.length).map_err(|past| {
-                let text = format!("{} more would be past {}", lent.length, past.name);
-                let failure = Failure::new(FailureCode::NoBuffers, text);
-                Box::new(failure.with_limit(past.name, past.value))
+        let charge = |resource, amount| {
+            self.account.charge(resource, amount).map_err(|limit| {
+                Box::new(Failure { code: FailureCode::NoBuffers, ..failure::of_limit(&limit) })
             })
         };
-        let (source, pinned) = match (lent.from, file) {
+        let (source, charge) = match (lent.from, file) {
             (LentFrom::Pool { pool, buffer }, _) => {
                 let pool = self.pools.get(&pool).filter(|pool| pool.is_sealed());
                 let pool = pool.ok_or_else(|| bad("no such pool, or it is not sealed"))?;
                 if pool.group().is_some_and(|group| destination != Destination::Group(group)) {
                     return Err(bad("the pool is for another group, whose members may look there"));
                 }
-                let pinned = charge(What::Buffer)?;
+                let charge = LoanCharge {
+                    _bytes: charge(Resource::PinnedBytes, lent.length)?,
+                    _descriptor: None,
+                };
                 let generation = pool
                     .lend(buffer, lent.length)
                     .ok_or_else(|| bad("no such buffer, or it is lent, or too short"))?;
-                (Source::Pool { pool: Arc::clone(pool), buffer, generation }, pinned)
+                (Source::Pool { pool: Arc::clone(pool), buffer, generation }, charge)
             }
             (LentFrom::File, Some(file)) => {
                 bus_memory::check_unchangeable(std::os::fd::AsFd::as_fd(&file), lent.length)
                     .map_err(|error| bad(&format!("the file is not to be used: {error}")))?;
-                let pinned = charge(What::File)?;
-                (Source::File(file), pinned)
+                let charge = LoanCharge {
+                    _bytes: charge(Resource::PinnedBytes, lent.length)?,
+                    _descriptor: Some(charge(Resource::Descriptors, 1)?),
+                };
+                (Source::File(file), charge)
             }
             (LentFrom::File, None) => return Err(bad("a file did not come")),
         };
         let completions = Arc::clone(&self.completions);
-        Ok(LentPayload::new(Loan::new(source, length, pinned, lent.lending, completions)))
+        let loan = Loan::new(source, length, charge, lent.lending, completions);
+        Ok(LentPayload::new(self.uid, loan))
     }
 
     /// Tells the client what is free again, while it reads.
@@ -299,12 +304,10 @@ impl Memory {
         let each = each.filter(|_| (1..=MAX_BUFFERS).contains(&buffers));
         let each = each.ok_or_else(|| bad("no such pool can be: see the limits"))?;
         let all = buffers as usize * crate::apart::stride(each);
-        let charge = self.shared.payloads.ledger.charge(self.uid, What::Pool, all as u64);
-        let charge = charge.map_err(|past| {
-            let text = format!("{all} more bytes would be past {}", past.name);
-            Failure::new(FailureCode::LimitExceeded, text).with_limit(past.name, past.value)
-        })?;
-        let pool = Pool::new(buffers, each, group, charge).map_err(|error| no_memory(&error))?;
+        let charge = self.account.charge(Resource::PinnedBytes, all as u64);
+        let charge = charge.map_err(|limit| Box::new(failure::of_limit(&limit)))?;
+        let pool = Pool::new(buffers, each, group, self.ended.clone(), charge);
+        let pool = pool.map_err(|error| no_memory(&error))?;
         let id = self.next_number();
         let length = pool.len() as u64;
         let [memory, _] = pool.files();
@@ -360,7 +363,7 @@ impl Memory {
                     if let Some(audience) = audience
                         && self.trusts
                         && message.credentials().uid == self.uid
-                        && pool.may_be_shown_to(audience)
+                        && pool.may_be_shown_to(audience, &self.shared.bus)
                     {
                         let memory = match self.show_pool(pool, message, under) {
                             Ok(memory) => memory,
@@ -411,7 +414,7 @@ impl Memory {
     ) -> Placed {
         let length = message.payload().len() as u64;
         let hold = self.next_number();
-        let what = HeldIn::Loan { payload: message.payload().clone(), _loan: Arc::clone(loan) };
+        let what = HeldIn::Loan { payload: message.payload().clone(), loan: Arc::clone(loan) };
         self.held_bytes += length;
         self.holds.insert(hold, Held { bytes: length, what });
         Placed { hold, within, offset, length }
@@ -459,6 +462,7 @@ impl Memory {
         }
         let files = copies(pool.files()).ok_or(Way::Inline)?;
         let id = self.next_number();
+        pool.tell(self.ended.clone());
         let length = pool.len() as u64;
         introduce(id, MemoryKind::Lent, length, files, under);
         let life = Life::Pool(Arc::downgrade(pool));
@@ -546,6 +550,11 @@ impl Memory {
                 self.say_moved(hold, bytes, output);
             }
         }
+        for (id, pool) in &self.pools {
+            if pool.outdate(&self.shared.bus) {
+                say(BrokerFrame::Forget { id: *id }, output);
+            }
+        }
         self.known.retain(|_, known| {
             let lives = match &known.life {
                 Life::Arena(segment) => segment.strong_count() > 0,
@@ -556,6 +565,20 @@ impl Memory {
             }
             lives
         });
+    }
+
+    /// The broker ends, and with it all loans: what the client reads where its sender can write is given
+    /// to it.
+    pub(super) fn move_lent(&mut self, output: &mut Output) {
+        let lent = self.holds.iter().filter_map(|(hold, held)| match &held.what {
+            HeldIn::Loan { payload, loan } if loan.file().is_none() => {
+                Some((*hold, payload.as_bytes().clone()))
+            }
+            _ => None,
+        });
+        for (hold, bytes) in lent.collect::<Vec<_>>() {
+            self.say_moved(hold, bytes, output);
+        }
     }
 
     fn say_moved(&mut self, hold: u32, bytes: bytes::Bytes, output: &mut Output) {

@@ -3,16 +3,19 @@
 //! Reading order: [`mod@plan`] says what a run is; [`mod@system`] what is measured; [`mod@stage`] performs a
 //! run with [`process`]es that are [`worker`]s; [`client`] has the least that each system needs to
 //! be spoken to, [`relay`] the naive broker; [`shared`], [`stamp`] and [`record`] are what workers
-//! count with; [`report`] makes figures of it; [`local`] does without processes.
+//! count with, [`reading`] what they do with large payloads; [`report`] makes figures of it, [`large`]
+//! those of large payloads; [`local`] does without processes.
 //!
 //! Invariant: the systems of one comparison are run in turn, and each run begins at another of
 //! them, so what disturbs the machine for a while disturbs all of them alike.
 
 mod client;
+mod large;
 mod local;
 mod options;
 mod plan;
 mod process;
+mod reading;
 mod record;
 mod relay;
 mod report;
@@ -30,8 +33,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 pub(crate) use options::{NOTES, Options, WorkerOptions};
 
 use self::{
+    large::Beside,
     options::{Peer, Transport},
-    plan::{Limit, Plan, Workload},
+    plan::{Limit, Plan, Reading, Workload},
     report::Figures,
     stage::Outcome,
     system::System,
@@ -51,9 +55,17 @@ pub(crate) fn run(
     notice.ask();
     let mut systems = systems(options, output);
     systems.retain(|system| fits(*system, options, output));
-    let plans: Vec<Plan> = systems.iter().map(|s| plan(options, *s)).collect();
+    let large = options.workload == Workload::Large && !options.in_process;
+    let readings = match large {
+        true => options.reading.iter().copied().map(Some).collect(),
+        false => vec![None],
+    };
+    let all = readings.iter().flat_map(|reading| systems.iter().map(move |s| (*s, *reading)));
+    let mut plans: Vec<Plan> = all.map(|(system, how)| plan(options, system, how)).collect();
     check(options, &plans[0])?;
-    let outcomes = measure(options, &plans, notice, output)?;
+    let beside = large.then(|| Beside::new(&mut plans));
+    let mut outcomes = measure(options, &plans, notice, output)?;
+    let beside = beside.map(|beside| beside.figures(&mut plans, &mut outcomes));
     let transport = |plan: &Plan| match options.in_process {
         true => "in-process",
         false => plan.system.transport(),
@@ -63,12 +75,24 @@ pub(crate) fn run(
         .filter(|(_, outcomes)| !outcomes.is_empty())
         .map(|(plan, outcomes)| Figures::new(plan, transport(plan), outcomes))
         .collect();
-    report::compare(&mut all);
+    let comparisons = all.chunk_by_mut(|one, next| one.reading() == next.reading());
+    comparisons.for_each(report::compare);
+    if let Some(beside) = &beside {
+        all.iter_mut().for_each(|figures| figures.add(beside));
+    }
     if options.json {
         output.json(&all)?;
     } else {
         output.line(&title(&plans[0], options))?;
-        output.line(&report::table(&all).to_string())?;
+        for of_one in all.chunk_by(|one, next| one.reading() == next.reading()) {
+            if let Some(reading) = of_one[0].reading() {
+                output.line(&format!("{reading}:"))?;
+            }
+            output.line(&report::table(of_one).to_string())?;
+        }
+        if let Some(beside) = &beside {
+            output.line(&beside.told())?;
+        }
     }
     let broken: Vec<&str> =
         all.iter().filter(|figures| figures.is_broken()).map(Figures::system).collect();
@@ -124,7 +148,7 @@ fn fits(system: System, options: &Options, output: &Output) -> bool {
     }
 }
 
-fn plan(options: &Options, system: System) -> Plan {
+fn plan(options: &Options, system: System, reading: Option<Reading>) -> Plan {
     let workload = options.workload;
     let (senders, receivers) = workload.default_counts();
     let given = |given: Option<u16>, default| given.map_or(default, usize::from);
@@ -149,6 +173,9 @@ fn plan(options: &Options, system: System) -> Plan {
         limit: options.count.map_or(Limit::Nanoseconds(nanoseconds), Limit::Count),
         pin: options.pin.as_ref().map_or_else(Vec::new, |pin| pin.0.clone()),
         slow: usize::from(options.slow),
+        reading,
+        flagged: workload == Workload::Large && system.is_ours() && !options.in_process,
+        apart: false,
         dir: PathBuf::new(),
         port: 0,
     }

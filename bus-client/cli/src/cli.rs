@@ -9,7 +9,7 @@ use bus_client::{MAX_RETAINED_MESSAGES, Retain};
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
-use crate::{bench, duration, filter};
+use crate::{bench, duration, filter, send::lent::Travel};
 
 /// Ordered multicast between the programs of one machine.
 ///
@@ -546,6 +546,13 @@ pub(crate) struct Send {
     /// A field; may be given up to 16 times
     #[arg(long, value_name = "NAME=VALUE", value_parser = field)]
     pub(crate) field: Vec<(String, String)>,
+    /// Ask for the bytes not to be copied on their way, and say how they travelled. Ends when nobody needs
+    /// what was lent any more
+    #[arg(long, conflicts_with = "lines")]
+    pub(crate) zerocopy: bool,
+    /// How the bytes leave, rather than as their number makes it pay
+    #[arg(long, value_name = "HOW", requires = "zerocopy")]
+    pub(crate) travel: Option<Travel>,
     /// Print a receipt a line, as a JSON object
     #[arg(long, short)]
     pub(crate) json: bool,

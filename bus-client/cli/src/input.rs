@@ -117,9 +117,19 @@ impl Input {
     }
 
     /// All of the input, if it is at most `limit` bytes long; `None` if it is longer.
-    pub(crate) fn read_whole(mut self, limit: usize) -> io::Result<Option<Vec<u8>>> {
+    pub(crate) fn read_whole(self, limit: usize) -> io::Result<Option<Vec<u8>>> {
+        self.read_whole_telling(limit, |_| {})
+    }
+
+    /// As [`read_whole`](Self::read_whole); `tell` hears how many bytes have been read.
+    pub(crate) fn read_whole_telling(
+        mut self,
+        limit: usize,
+        mut tell: impl FnMut(u64),
+    ) -> io::Result<Option<Vec<u8>>> {
         while !self.ended {
             self.fill()?;
+            tell(self.read_bytes);
             if self.buffer.len() > limit {
                 return Ok(None);
             }

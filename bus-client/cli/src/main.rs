@@ -88,7 +88,11 @@ fn dispatch(cli: &Cli, signals: Signals, output: &mut Output) -> Result<ExitCode
     let stay = |comeback| connect::connect_for_long(cli, comeback);
     let done = match &cli.verb {
         Verb::Listen(options) => listen::run(options, &stay(options.comeback)?, &notice, output)?,
-        Verb::Send(options) => send::run(options, &connect()?, output)?,
+        Verb::Send(options) => {
+            let builder = connect::builder(cli);
+            let builder = if options.zerocopy { builder.zerocopy() } else { builder };
+            send::run(options, &builder.connect()?, output)?
+        }
         Verb::Call(options) => call::run(options, &connect()?, output)?,
         Verb::Serve(options) => serve::run(options, &stay(options.comeback)?, output)?,
         Verb::Create(options) => create::run(options, &connect()?, &notice, output)?,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 
 use crate::output::Output;
 
@@ -33,16 +33,39 @@ impl Progress {
         }
     }
 
+    /// Shows that something takes its time, and for how long it has.
+    pub(crate) fn waiting(output: &Output, what: &'static str) -> Option<ProgressBar> {
+        let style = ProgressStyle::with_template("{spinner} {msg}, {elapsed_precise}");
+        let style = style.expect("the template is well-formed");
+        output.shows_progress().then(|| {
+            let target = ProgressDrawTarget::stderr();
+            let bar = ProgressBar::with_draw_target(None, target).with_style(style);
+            let bar = bar.with_finish(ProgressFinish::AndClear);
+            bar.set_message(what);
+            bar.enable_steady_tick(TICK);
+            bar
+        })
+    }
+
     /// One more message was sent; `bytes` of the input have been read.
     pub(crate) fn sent(&mut self, bytes: u64) {
         self.messages += 1;
+        self.show(bytes, |messages| format!("{messages} messages"));
+    }
+
+    /// So much of the input has been read.
+    pub(crate) fn read(&mut self, bytes: u64) {
+        self.show(bytes, |_| "read".to_owned());
+    }
+
+    fn show(&mut self, bytes: u64, what: impl FnOnce(u64) -> String) {
         let Some(shown) = &mut self.shown else { return };
         if shown.bar.is_none() && shown.since.elapsed() < MOMENT {
             return;
         }
         let bar = shown.bar.get_or_insert_with(|| bar(shown.total_bytes));
         bar.set_position(bytes);
-        bar.set_message(format!("{} messages", self.messages));
+        bar.set_message(what(self.messages));
     }
 }
 
@@ -63,5 +86,6 @@ fn bar(total_bytes: Option<u64>) -> ProgressBar {
     ProgressBar::with_draw_target(total_bytes, ProgressDrawTarget::stderr()).with_style(style)
 }
 
+const TICK: Duration = Duration::from_millis(100);
 /// What is done sooner needs no progress.
 const MOMENT: Duration = Duration::from_millis(500);

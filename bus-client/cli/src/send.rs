@@ -21,6 +21,7 @@ use rustix::{
     io::Errno,
 };
 
+use self::lent::{Back, Leaving};
 use crate::{
     cli,
     destination::Destination,
@@ -30,6 +31,8 @@ use crate::{
     progress::Progress,
     trace::ReceiptLine,
 };
+
+pub(crate) mod lent;
 
 /// Sends what the command line asks for.
 pub(crate) fn run(options: &cli::Send, bus: &Bus, output: &mut Output) -> Result<Exit, Failure> {
@@ -59,17 +62,24 @@ pub(crate) fn run(options: &cli::Send, bus: &Bus, output: &mut Output) -> Result
         sender.wait_members(count)?;
     }
     match (options.text(), input) {
+        (Some(text), _) if options.zerocopy => sender.send_lent(text.as_bytes().to_vec())?,
         (Some(text), _) => sender.send_one(text.as_bytes())?,
         (None, Some(input)) if options.lines => sender.send_lines(input)?,
         (None, Some(input)) => {
             let limit = sender.payload_limit;
-            let whole = input.read_whole(limit).map_err(|error| about_input(options, error))?;
+            let mut progress = Progress::new(sender.output, input.total_bytes());
+            let whole = input.read_whole_telling(limit, |bytes| progress.read(bytes));
+            drop(progress);
+            let whole = whole.map_err(|error| about_input(options, error))?;
             let whole = whole.ok_or_else(|| {
                 Failure::error(format_args!(
                     "the input is larger than the bus takes, {limit} bytes"
                 ))
             })?;
-            sender.send_one(&whole)?;
+            match options.zerocopy {
+                true => sender.send_lent(whole)?,
+                false => sender.send_one(&whole)?,
+            }
         }
         (None, None) => unreachable!("without a text the input was opened"),
     }
@@ -135,13 +145,28 @@ impl Sender<'_> {
     }
 
     fn send_one(&mut self, payload: &[u8]) -> Result<(), Failure> {
-        let message = self.message(payload);
-        let receipt = match (self.options.nonblock, self.options.timeout) {
-            (true, _) => self.destination.try_send(message)?,
-            (false, Some(timeout)) => self.destination.send_deadline(message, timeout)?,
-            (false, None) => self.destination.send(message)?,
-        };
+        let receipt = self.send(self.message(payload))?;
         self.print(&receipt)
+    }
+
+    fn send(&self, message: Outgoing) -> Result<Receipt, SendError> {
+        match (self.options.nonblock, self.options.timeout) {
+            (true, _) => self.destination.try_send(message),
+            (false, Some(timeout)) => self.destination.send_deadline(message, timeout),
+            (false, None) => self.destination.send(message),
+        }
+    }
+
+    /// Sends what is lent, and tells how it travelled once it is free again.
+    fn send_lent(&mut self, payload: Vec<u8>) -> Result<(), Failure> {
+        let (message, leaving) = lent::lend(self.bus, payload, self.options.travel)?;
+        let receipt = self.send(self.described(message))?;
+        let waiting = Progress::waiting(self.output, "lent: recipients read");
+        let back = lent::wait(self.bus, receipt.completion)?;
+        drop(waiting);
+        self.print_as(&receipt, Some((leaving, back)))?;
+        self.output.note(&leaving.told(receipt.recipients, back));
+        Ok(())
     }
 
     fn send_lines(&mut self, mut input: Input) -> Result<(), Failure> {
@@ -178,10 +203,13 @@ impl Sender<'_> {
     }
 
     fn message(&self, payload: &[u8]) -> Outgoing {
-        let mut message = match std::str::from_utf8(payload) {
+        self.described(match std::str::from_utf8(payload) {
             Ok(text) => Outgoing::text(text),
             Err(_) => Outgoing::bytes(payload),
-        };
+        })
+    }
+
+    fn described(&self, mut message: Outgoing) -> Outgoing {
         if let Some(key) = &self.options.key {
             message = message.key(key.as_bytes());
         }
@@ -195,6 +223,14 @@ impl Sender<'_> {
     }
 
     fn print(&mut self, receipt: &Receipt) -> Result<(), Failure> {
+        self.print_as(receipt, None)
+    }
+
+    fn print_as(
+        &mut self,
+        receipt: &Receipt,
+        lent: Option<(Leaving, Option<Back>)>,
+    ) -> Result<(), Failure> {
         if !self.options.json {
             return Ok(());
         }
@@ -207,6 +243,9 @@ impl Sender<'_> {
             dropped: receipt.dropped.into(),
             group: self.group.clone(),
             incarnation: Some(self.incarnation.clone()),
+            completion: receipt.completion,
+            way: lent.map(|(leaving, _)| leaving.way.as_str().to_owned()),
+            copied: lent.and_then(|(_, back)| Some(back?.copied)),
         })
     }
 }

@@ -216,6 +216,15 @@ pub(crate) struct ReceiptLine {
     /// The incarnation of the bus.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) incarnation: Option<String>,
+    /// With `--zerocopy`: the number of the loan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) completion: Option<u32>,
+    /// With `--zerocopy`: how the bytes left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) way: Option<String>,
+    /// With `--zerocopy`: whether they were copied on their way after all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) copied: Option<bool>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands its predicates a reference")]
@@ -308,6 +317,9 @@ mod tests {
             dropped: 0,
             group: Some("g".to_owned()),
             incarnation: None,
+            completion: None,
+            way: None,
+            copied: None,
         };
         let text =
             r#"{"sequence":5,"sender":2,"sender_serial":1,"recipients":3,"after":0,"group":"g"}"#;

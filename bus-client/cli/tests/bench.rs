@@ -193,3 +193,34 @@ fn what_is_not_in_this_version_or_makes_no_sense_is_2() {
         assert!(!output.stderr.is_empty(), "{line}");
     }
 }
+
+#[test]
+fn large_tells_of_reading_of_the_flag_and_of_the_crossover() {
+    let output = bench("large --count 6 --runs 1 --receivers 2 --peer relay --json");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let all: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let kinds: Vec<_> = all.as_array().expect("an array").iter().collect();
+    let kinds: Vec<_> = kinds.iter().map(|of| (&of["system"], &of["reading"])).collect();
+    let expected = [
+        ("unisono", "copy-out"),
+        ("relay", "copy-out"),
+        ("unisono", "in-place"),
+        ("relay", "in-place"),
+    ];
+    assert_eq!(format!("{kinds:?}"), format!("{:?}", expected.map(|(s, r)| (Value::from(s), Value::from(r)))));
+    for ours in [&all[0], &all[2]] {
+        assert!(ours["ratio"]["relay"]["deliveries"].is_number(), "{ours}");
+        for name in [
+            "cpu_us_per_sent_mib",
+            "cpu_us_per_sent_mib_one_receiver",
+            "cpu_growth",
+            "flag_cpu_ratio",
+            "flag_rate_ratio",
+        ] {
+            assert!(ours[name].as_f64() > Some(0.0), "{name}: {ours}");
+        }
+        assert!(ours["crossover_bytes"].as_u64() > Some(0));
+        assert!(ours["crossover_reason"].as_str().is_some_and(|why| why.contains("KiB")));
+    }
+    assert!(all[1]["cpu_us_per_sent_mib"].is_number() && all[1]["crossover_bytes"].is_null());
+}

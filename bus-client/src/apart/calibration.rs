@@ -24,8 +24,9 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Measures. Takes about a millisecond.
-    pub(crate) fn measure() -> Self {
+    /// Measures. Takes about a millisecond. Each connection that lends does so once.
+    #[must_use]
+    pub fn measure() -> Self {
         Self::try_measure().unwrap_or(Self {
             message: Duration::ZERO,
             inline_64_kib: Duration::ZERO,

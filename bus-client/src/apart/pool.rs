@@ -10,10 +10,11 @@
 use std::ops::{Deref, DerefMut};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bus_core::lease;
 use bus_core::wire::{Request, Response};
+use bus_core::{GroupId, lease};
 use bus_memory::{FileError, Mapping, check_fixed_size};
 use parking_lot::Mutex;
 
@@ -25,9 +26,19 @@ use crate::state::{CallError, Interest, Purpose};
 /// Buffers of a connection's, to be written, lent with a send, and had back when all recipients are done.
 ///
 /// Cheap to clone. When the last handle is gone the memory goes back, once nothing of it is lent.
+///
+/// The memory of a pool is used no more when others are entitled to see it than those who have it mapped, or
+/// the broker that made it is gone. [`take`](Self::take) then asks for other memory of the same kind.
 #[derive(Clone, Debug)]
 pub struct Pool {
-    memory: Arc<PoolMemory>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    memory: Mutex<Arc<PoolMemory>>,
+    /// Who asks for other memory.
+    renewing: Mutex<()>,
     connection: Arc<Connection>,
 }
 
@@ -38,7 +49,11 @@ pub(crate) struct PoolMemory {
     mapping: Mapping,
     bytes: usize,
     stride: usize,
+    buffers: u32,
+    group: Option<GroupId>,
     free: Mutex<Vec<u32>>,
+    /// Nothing more is to be written here.
+    over: AtomicBool,
     chores: Arc<Chores>,
 }
 
@@ -72,6 +87,10 @@ pub enum PoolError {
     /// The memory did not come, or is not as it should be.
     #[error("the pool's memory cannot be used: {0}")]
     Memory(String),
+    /// It was for a group, and the broker that knew the group is gone. Find the group, and ask for
+    /// another pool.
+    #[error("the pool was for a group of another broker")]
+    OtherBroker,
     /// No buffer came back in time.
     #[error("all buffers are lent")]
     TimedOut,
@@ -95,8 +114,119 @@ impl Pool {
         connection: &Arc<Connection>,
         buffers: u32,
         bytes: usize,
-        group: Option<bus_core::GroupId>,
+        group: Option<GroupId>,
     ) -> Result<Self, PoolError> {
+        Ok(Self::of(&PoolMemory::new(connection, buffers, bytes, group)?, connection))
+    }
+
+    /// A handle on memory of this connection's.
+    pub(crate) fn of(memory: &Arc<PoolMemory>, connection: &Arc<Connection>) -> Self {
+        let memory = Mutex::new(Arc::clone(memory));
+        let connection = Arc::clone(connection);
+        Self { shared: Arc::new(Shared { memory, renewing: Mutex::new(()), connection }) }
+    }
+
+    pub(crate) fn memory(&self) -> Arc<PoolMemory> {
+        Arc::clone(&self.shared.memory.lock())
+    }
+
+    /// Bytes of each buffer.
+    #[must_use]
+    pub fn buffer_bytes(&self) -> usize {
+        self.memory().bytes
+    }
+
+    /// A buffer, if one is free. It has its full length, and whatever was written to it last. None too
+    /// while the pool needs [`other memory`](Self::is_over).
+    #[must_use]
+    pub fn try_take(&self) -> Option<PoolBuffer> {
+        let memory = self.memory();
+        if memory.is_over() {
+            return None;
+        }
+        let index = memory.free.lock().pop()?;
+        // Readers have let go before this program heard of it.
+        lease::before_reuse();
+        let length = memory.bytes;
+        Some(PoolBuffer { buffer: Buffer { memory, index }, length })
+    }
+
+    /// Whether the pool's memory is to be written no more: the group's members are others than those who
+    /// have it mapped, or the broker is gone. [`take`](Self::take) asks for other memory.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.memory().is_over()
+    }
+
+    /// A buffer; waits until one is free. Where the pool needs other memory it is asked for, which blocks
+    /// for some round trips.
+    ///
+    /// # Errors
+    ///
+    /// The connection has ended, or there is no other memory. A pool for a group ends with its broker.
+    pub fn take(&self) -> Result<PoolBuffer, PoolError> {
+        self.take_until(None)
+    }
+
+    /// As [`take`](Self::take), and waits at most for `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::TimedOut`], or as with `take`.
+    pub fn take_deadline(&self, timeout: Duration) -> Result<PoolBuffer, PoolError> {
+        self.take_until(Instant::now().checked_add(timeout))
+    }
+
+    fn take_until(&self, deadline: Option<Instant>) -> Result<PoolBuffer, PoolError> {
+        let connection = &self.shared.connection;
+        loop {
+            let taken = connection.wait(Interest::Anything, None, deadline, |state| {
+                if let Some(buffer) = self.try_take() {
+                    return Some(Ok(Some(buffer)));
+                }
+                match state.gone() {
+                    Some(gone) => Some(Err(gone.clone().into())),
+                    None => self.is_over().then_some(Ok(None)),
+                }
+            });
+            match taken.unwrap_or(Err(PoolError::TimedOut))? {
+                Some(buffer) => return Ok(buffer),
+                None => self.renew()?,
+            }
+        }
+    }
+
+    /// Takes other memory, unless another handle has done so.
+    fn renew(&self) -> Result<(), PoolError> {
+        let _one_at_a_time = self.shared.renewing.lock();
+        let old = self.memory();
+        if !old.is_over() {
+            return Ok(());
+        }
+        let connection = &self.shared.connection;
+        // A group's number means nothing to another broker.
+        if old.group.is_some() && !connection.lock().is_current(&old.chores) {
+            return Err(PoolError::OtherBroker);
+        }
+        let memory = PoolMemory::new(connection, old.buffers, old.bytes, old.group)?;
+        *self.shared.memory.lock() = memory;
+        Ok(())
+    }
+
+    /// Buffers that are free now.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.memory().free.lock().len()
+    }
+}
+
+impl PoolMemory {
+    fn new(
+        connection: &Arc<Connection>,
+        buffers: u32,
+        bytes: usize,
+        group: Option<GroupId>,
+    ) -> Result<Arc<Self>, PoolError> {
         let chores = connection.lock().chores().ok_or(PoolError::NotEnabled)?;
         let bytes_each = bytes as u64;
         let request = || Request::CreatePool { buffers, bytes: bytes_each, group_id: group };
@@ -131,75 +261,28 @@ impl Pool {
             Ok(()) | Err(FileError::Sparse { .. }) => {}
             Err(error) => return Err(PoolError::Memory(error.to_string())),
         }
+        mapping.prepare();
         let free = Mutex::new((0..buffers).rev().collect());
-        let memory = Arc::new(PoolMemory { id, mapping, bytes, stride, free, chores });
-        Ok(Self::of(&memory, connection))
+        let over = AtomicBool::new(false);
+        let memory = Self { id, mapping, bytes, stride, buffers, group, free, over, chores };
+        let memory = Arc::new(memory);
+        connection.lock().know_pool(&memory);
+        Ok(memory)
     }
 
-    /// A handle on memory of this connection's.
-    pub(crate) fn of(memory: &Arc<PoolMemory>, connection: &Arc<Connection>) -> Self {
-        Self { memory: Arc::clone(memory), connection: Arc::clone(connection) }
+    /// Nothing more is to be written there.
+    pub(crate) fn end(&self) {
+        self.over.store(true, Ordering::Relaxed);
     }
 
-    pub(crate) fn memory(self) -> Arc<PoolMemory> {
-        self.memory
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
     }
 
-    /// Bytes of each buffer.
-    #[must_use]
-    pub fn buffer_bytes(&self) -> usize {
-        self.memory.bytes
+    pub(crate) fn id(&self) -> u32 {
+        self.id
     }
 
-    /// A buffer, if one is free. It has its full length, and whatever was written to it last.
-    #[must_use]
-    pub fn try_take(&self) -> Option<PoolBuffer> {
-        let memory = &self.memory;
-        let index = memory.free.lock().pop()?;
-        // Readers have let go before this program heard of it.
-        lease::before_reuse();
-        let buffer = Buffer { memory: Arc::clone(memory), index };
-        Some(PoolBuffer { buffer, length: memory.bytes })
-    }
-
-    /// A buffer; waits until one is free.
-    ///
-    /// # Errors
-    ///
-    /// The connection has ended.
-    pub fn take(&self) -> Result<PoolBuffer, PoolError> {
-        self.take_until(None)
-    }
-
-    /// As [`take`](Self::take), and waits at most for `timeout`.
-    ///
-    /// # Errors
-    ///
-    /// [`PoolError::TimedOut`], or the connection has ended.
-    pub fn take_deadline(&self, timeout: Duration) -> Result<PoolBuffer, PoolError> {
-        self.take_until(Instant::now().checked_add(timeout))
-    }
-
-    fn take_until(&self, deadline: Option<Instant>) -> Result<PoolBuffer, PoolError> {
-        let connection = &self.connection;
-        let taken = connection.wait(Interest::Anything, None, deadline, |state| {
-            match (self.try_take(), state.gone()) {
-                (Some(buffer), _) => Some(Ok(buffer)),
-                (None, Some(gone)) => Some(Err(gone.clone().into())),
-                (None, None) => None,
-            }
-        });
-        taken.unwrap_or(Err(PoolError::TimedOut))
-    }
-
-    /// Buffers that are free now.
-    #[must_use]
-    pub fn free(&self) -> usize {
-        self.memory.free.lock().len()
-    }
-}
-
-impl PoolMemory {
     /// Whether it is of the broker to which these are told.
     pub(crate) fn belongs_to(&self, chores: &Arc<Chores>) -> bool {
         Arc::ptr_eq(&self.chores, chores)

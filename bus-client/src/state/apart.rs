@@ -4,8 +4,8 @@
 //! - A flagged send has a place in [`Completions`] from when it is accepted. It takes its number with its
 //!   receipt, and is completed once: at once if its bytes were copied into the stream, else when the
 //!   broker is done with what was lent, whichever of the two comes first.
-//! - A buffer is free again when the broker has said so, or the connection is gone: then nobody is left
-//!   who could read it for this payload but those who have mapped it, and they were told.
+//! - A buffer is free again when the broker has said so. When the broker is gone it can tell readers
+//!   nothing more, so what they have mapped is not written again: its pool is over.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,7 +19,7 @@ use bus_memory::{Mapping, check_read_only, check_unchangeable};
 use bytes::Bytes;
 
 use super::{Purpose, State};
-use crate::apart::{Buffer, Chores, Found, LentRegion, Place, Region};
+use crate::apart::{Buffer, Chores, Found, LentRegion, Place, PoolMemory, Region};
 use crate::connection::Connection;
 use crate::error::SendError;
 
@@ -29,6 +29,8 @@ pub(super) struct Apart {
     chores: Arc<Chores>,
     connection: Option<Weak<Connection>>,
     regions: HashMap<u32, Region>,
+    /// This connection's pools.
+    pools: HashMap<u32, Weak<PoolMemory>>,
     /// Payloads that the broker may give anew.
     movable: HashMap<u32, Weak<Found>>,
     /// None if this connection does not lend.
@@ -99,6 +101,7 @@ impl Apart {
             chores: Arc::default(),
             connection: None,
             regions: HashMap::new(),
+            pools: HashMap::new(),
             movable: HashMap::new(),
             lending: lends.map(|quiet| Lending {
                 completions: Completions::new(limit.max(1)),
@@ -125,6 +128,19 @@ impl State {
         self.apart.lending.is_some().then(|| Arc::clone(&self.apart.chores))
     }
 
+    /// Whether these are told to the broker of now.
+    pub(crate) fn is_current(&self, chores: &Arc<Chores>) -> bool {
+        Arc::ptr_eq(chores, &self.apart.chores)
+    }
+
+    /// A pool was made. If it came from a broker that is gone by now, it is over.
+    pub(crate) fn know_pool(&mut self, pool: &Arc<PoolMemory>) {
+        if !pool.belongs_to(&self.apart.chores) || self.gone.is_some() {
+            pool.end();
+        }
+        self.apart.pools.insert(pool.id(), Arc::downgrade(pool));
+    }
+
     /// Says whose state it is.
     pub(crate) fn set_connection(&mut self, connection: Weak<Connection>) {
         self.apart.chores.set_connection(connection.clone());
@@ -148,6 +164,7 @@ impl State {
             self.apart.movable.remove(hold);
         }
         for pool in list.pools {
+            self.apart.pools.remove(&pool);
             if let Ok(serial) = self.call(0, Purpose::Plain, Request::DropPool { pool }) {
                 self.abandon(serial);
             }
@@ -301,6 +318,12 @@ impl State {
                 }
             }
         }
+        // Who has mapped them may read them still, and would take what is written for what was sent.
+        for (_, pool) in self.apart.pools.drain() {
+            if let Some(pool) = pool.upgrade() {
+                pool.end();
+            }
+        }
         // Numbers of this broker's mean nothing to the next one.
         self.apart.regions.clear();
         self.apart.movable.clear();
@@ -349,6 +372,11 @@ impl State {
 
     pub(super) fn forget(&mut self, id: u32) {
         self.apart.regions.remove(&id);
+        if let Some(pool) = self.apart.pools.get(&id).and_then(Weak::upgrade) {
+            pool.end();
+            // Somebody may wait for a buffer.
+            self.attention = true;
+        }
     }
 
     /// A pool that was introduced.

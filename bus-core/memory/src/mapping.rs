@@ -14,7 +14,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 /// A file that is mapped from its beginning; unmapped when dropped.
 #[derive(Debug)]
@@ -58,6 +58,15 @@ impl Mapping {
             unsafe { mmap(ptr::null_mut(), length, protection, MapFlags::SHARED, file, 0) }?;
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self { start, length, writable })
+    }
+
+    /// Brings all pages into this process's tables at once, where the system can: one by one, at their
+    /// first use, each costs an interruption.
+    pub fn prepare(&self) {
+        let how =
+            if self.writable { Advice::LinuxPopulateWrite } else { Advice::LinuxPopulateRead };
+        // SAFETY: the range is the mapping's own, and this advice changes no contents.
+        let _ = unsafe { madvise(self.start.as_ptr().cast(), self.length, how) };
     }
 
     /// Bytes that are mapped.

@@ -81,7 +81,8 @@ resources! {
     FilterBytes, "filter_bytes", user_filter_bytes;
     /// Requests that have no outcome yet.
     Requests, "requests", user_requests;
-    /// Bytes of memory that is shared with the user's processes.
+    /// Bytes of memory that is shared with the user's processes: rings and pools; and of the payloads
+    /// that these have lent.
     PinnedBytes, "pinned_bytes", user_pinned_bytes;
 }
 

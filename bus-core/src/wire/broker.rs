@@ -122,13 +122,12 @@ pub struct MessageFrame {
 }
 
 impl MessageFrame {
-    /// What CREDIT returns for it, unless it is retained: the bytes of attributes and payload.
+    /// What CREDIT returns for it, unless it is retained: the bytes of attributes and payload, or of
+    /// a payload that was lent a part ([`lent_queued_bytes`](crate::lent_queued_bytes)).
     #[must_use]
     pub fn charged_bytes(&self) -> u64 {
-        let payload = match self.placed() {
-            Some(placed) => placed.length,
-            None => self.payload.len() as u64,
-        };
+        let length = self.placed().map_or(self.payload.len() as u64, |placed| placed.length);
+        let payload = if self.head.lent { crate::lent_queued_bytes(length) } else { length };
         self.attributes.encoded().len() as u64 + payload
     }
 
@@ -185,6 +184,8 @@ pub struct MessageHead {
     pub retained: bool,
     /// The payload lies apart: in its place stands a [`Placed`](super::Placed).
     pub apart: bool,
+    /// Its sender has lent the payload, wherever it is now: it takes a part of its length in the queue.
+    pub lent: bool,
     /// How many descriptors come with the frame's first byte.
     pub descriptors: u8,
     /// The message had descriptors, and they could not be delivered here.
@@ -494,6 +495,7 @@ pub(super) fn checked_head(frame: &[u8]) -> MessageHead {
         missed: gap_of(frame),
         retained: is_retained(frame),
         apart: is_apart(frame),
+        lent: is_lent(frame),
         descriptors: frame[6],
         descriptors_lost: descriptors_lost_of(frame),
         role: role_in(frame),
@@ -546,6 +548,11 @@ pub(super) fn is_retained(frame: &[u8]) -> bool {
 /// Whether a reference stands in the place of the payload.
 pub(super) fn is_apart(frame: &[u8]) -> bool {
     frame[FURTHER_AT] & APART != 0
+}
+
+/// Whether the payload was lent.
+pub(super) fn is_lent(frame: &[u8]) -> bool {
+    frame[FURTHER_AT] & LENT != 0
 }
 
 pub(super) fn gap_of(frame: &[u8]) -> Option<Gap> {
@@ -665,7 +672,8 @@ fn message_head(
     place[68..72].copy_from_slice(&head.credentials.pid.to_le_bytes());
     place[72..74].copy_from_slice(&block.to_le_bytes());
     place[74..76].copy_from_slice(&u16::from(head.descriptors_lost).to_le_bytes());
-    place[FURTHER_AT] = if head.apart { APART } else { 0 };
+    let apart = if head.apart { APART } else { 0 };
+    place[FURTHER_AT] = if head.lent { apart | LENT } else { apart };
     if let Some(gap) = head.missed {
         place[80..88].copy_from_slice(&gap.count.to_le_bytes());
         place[88..96].copy_from_slice(&gap.first.get().to_le_bytes());
@@ -765,6 +773,8 @@ const CHARGED: u8 = 1;
 const COPIED: u8 = 1;
 /// Further flag of MESSAGE: the payload lies apart.
 const APART: u8 = 1;
+/// Further flag of MESSAGE: the payload was lent, wherever it is now.
+const LENT: u8 = 2;
 const REQUEST: u8 = 8;
 const REPLY: u8 = 16;
 const REPEATED: u8 = 32;
@@ -817,7 +827,7 @@ const REFUSED: Shape = Shape {
 };
 const MESSAGE: Shape = Shape {
     flags: MISSED | UNICAST | RETAINED | REQUEST | REPLY | REPEATED | PEER | REFUSAL,
-    further: APART,
+    further: APART | LENT,
     descriptors: true,
     endpoint: true,
     fixed: 64,

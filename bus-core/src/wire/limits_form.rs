@@ -90,8 +90,6 @@ form! {
     user_pinned_bytes: u64,
     user_connection_rate: u64,
     completions: u32,
-    pinned_bytes: u64,
-    pool_bytes: u64,
     arena_bytes: u64,
 }
 

@@ -122,13 +122,14 @@ impl MessageView {
         broker::descriptors_lost_of(&self.frame)
     }
 
-    /// What CREDIT returns for it: the bytes of attributes and payload.
+    /// What CREDIT returns for it: the bytes of attributes and payload, or of a payload that was lent a
+    /// part ([`lent_queued_bytes`](crate::lent_queued_bytes)).
     #[must_use]
     pub fn charged_bytes(&self) -> u64 {
-        match self.placed() {
-            Some(placed) => u64::from(self.payload_at - self.attributes_at) + placed.length,
-            None => (self.frame.len() - self.attributes_at as usize) as u64,
-        }
+        let length = self.placed().map_or(self.tail().len() as u64, |placed| placed.length);
+        let lent = broker::is_lent(&self.frame);
+        let payload = if lent { crate::lent_queued_bytes(length) } else { length };
+        u64::from(self.payload_at - self.attributes_at) + payload
     }
 
     /// Where the payload lies, if it lies apart.

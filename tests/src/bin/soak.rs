@@ -1,4 +1,5 @@
-//! A broker under all the bad luck that we know of: `soak [--minutes N] [--seed N] [--connections N]`.
+//! A broker under all the bad luck that we know of: `soak [--minutes N] [--seed N] [--connections N]`; or
+//! nothing but programs that lend payloads and die, for so long: `soak --loans MINUTES [--seed N]`.
 //!
 //! Prints figures as they come, and ends with 1 if anything was found that should not be.
 
@@ -7,15 +8,26 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tests::soak::{Plan, run};
+use tests::soak::{Plan, loans, run};
 
 fn main() -> ExitCode {
     let mut plan = Plan::within(Duration::from_secs(60));
-    let mut arguments = std::env::args().skip(1);
+    let mut only_loans = false;
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.next_if(|first| first == "loans").is_some() {
+        // A part that a trial has started.
+        return match tests::loans::act(&arguments.collect::<Vec<_>>()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("soak loans: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     while let Some(option) = arguments.next() {
         let value = arguments.next().and_then(|value| value.parse::<f64>().ok());
         let Some(value) = value.filter(|value| value.is_finite() && *value >= 0.0) else {
-            eprintln!("usage: soak [--minutes N] [--seed N] [--connections N]");
+            eprintln!("usage: soak [--minutes N | --loans N] [--seed N] [--connections N]");
             return ExitCode::from(2);
         };
         #[expect(
@@ -28,6 +40,10 @@ fn main() -> ExitCode {
             "--minutes" => {
                 plan.each = Plan::within(Duration::from_secs_f64(value * 60.0)).each;
             }
+            "--loans" => {
+                plan.each = Duration::from_secs_f64(value * 60.0);
+                only_loans = true;
+            }
             "--seed" => plan.seed = number.into(),
             "--connections" => plan.connections = number as usize,
             other => {
@@ -36,7 +52,8 @@ fn main() -> ExitCode {
             }
         }
     }
-    let findings = run(plan, |line| println!("{line}"));
+    let tell = |line: &str| println!("{line}");
+    let findings = if only_loans { loans::alone(plan, tell) } else { run(plan, tell) };
     for finding in &findings {
         println!("FOUND: {finding}");
     }

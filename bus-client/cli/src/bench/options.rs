@@ -4,7 +4,10 @@ use std::{ffi::OsString, time::Duration};
 
 use clap::{Args, ValueEnum};
 
-use super::{plan::Workload, system::System};
+use super::{
+    plan::{Reading, Workload},
+    system::System,
+};
 use crate::duration;
 
 pub(crate) const NOTES: &str = "\
@@ -19,7 +22,8 @@ Workloads:
   rtt       a message and its reply, through the broker
   lockstep  the next message once all 8 receivers have the last one
   connect   connect, be greeted, close
-  large     fanout with 1 MiB
+  large     fanout with 1 MiB, lent, to receivers that copy it out and to such that read it in place;
+            beside that, what the number of receivers and the flag cost
   idle      1000 connections that stay: what each costs the broker (--receivers says how many)
   filter    2 senders to one group of 8 receivers, which filter: each sender's messages are for 4
   fair      a fan-out sender that waits for its place, among 8 small senders that never stop";
@@ -66,7 +70,10 @@ pub(crate) struct Options {
     /// Receivers that read only 60 times a second, each at another time; for fair
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) slow: u16,
-    /// Print an array with a JSON object for each system
+    /// What receivers do with large payloads; for large
+    #[arg(long, value_name = "HOW", value_delimiter = ',', default_value = "copy-out,in-place")]
+    pub(crate) reading: Vec<Reading>,
+    /// Print an array with a JSON object for each system, and each --reading of large
     #[arg(long, short)]
     pub(crate) json: bool,
 }

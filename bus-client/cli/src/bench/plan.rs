@@ -73,6 +73,25 @@ impl Workload {
     }
 }
 
+/// What a receiver does with a large payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Reading {
+    /// Has it in memory of its own: what lies elsewhere is copied out
+    CopyOut,
+    /// Sums a word of each 64 bytes of it, where it lies
+    InPlace,
+}
+
+impl Reading {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::CopyOut => "copy-out",
+            Self::InPlace => "in-place",
+        }
+    }
+}
+
 /// When a sender has sent enough.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) enum Limit {
@@ -98,6 +117,12 @@ pub(crate) struct Plan {
     pub(crate) pin: Vec<usize>,
     /// Receivers of `fair` that read 60 times a second.
     pub(crate) slow: usize,
+    /// What receivers do with a payload, if that is measured.
+    pub(crate) reading: Option<Reading>,
+    /// Whether our sender asks for its payloads not to be copied.
+    pub(crate) flagged: bool,
+    /// Whether they are long enough for that.
+    pub(crate) apart: bool,
     /// The run's own folder.
     pub(crate) dir: PathBuf,
     /// For systems without Unix sockets.
@@ -210,6 +235,8 @@ pub(crate) struct Report {
     pub(crate) waits: Vec<(u64, u64)>,
     /// The most messages that were sent later than a fan-out message and came before it.
     pub(crate) overtaken_max: u64,
+    /// CPU time in which a receiver read payloads, in nanoseconds.
+    pub(crate) reading: u64,
 }
 
 /// A sender may be this far ahead, within 8 and 4096 messages.

@@ -168,6 +168,7 @@ impl Record {
             latencies: self.latencies.pairs(),
             waits: Vec::new(),
             overtaken_max: self.overtaking.as_ref().map_or(0, |o| o.most),
+            reading: 0,
         }
     }
 }

@@ -10,6 +10,7 @@ use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use super::{
+    large::Large,
     plan::{Plan, Workload},
     stage::Outcome,
     system::System,
@@ -41,6 +42,10 @@ pub(crate) struct Figures {
     p99_wait_us: Option<f64>,
     overtaken_max: Option<u64>,
     does_not_guarantee: &'static str,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    large: Option<Large>,
+    #[serde(skip)]
+    ours: bool,
     /// Ours over theirs, in our own object.
     ratio: BTreeMap<&'static str, Ratio>,
     #[serde(skip)]
@@ -100,6 +105,8 @@ impl Figures {
             p99_wait_us: over(&|o| o.waits.percentile(99.0)),
             overtaken_max: fair.then(|| outcomes.iter().map(|o| o.overtaken_max).max()).flatten(),
             does_not_guarantee: plan.system.lacks(),
+            large: Large::new(plan, outcomes),
+            ours: plan.system.is_ours(),
             ratio: BTreeMap::new(),
             broken: !complete
                 || plan.system.promises_one_order() && !one_order
@@ -114,6 +121,19 @@ impl Figures {
 
     pub(crate) fn system(&self) -> &'static str {
         self.system
+    }
+
+    /// How its receivers read, if that was measured.
+    pub(crate) fn reading(&self) -> Option<&'static str> {
+        self.large.as_ref().map(Large::reading)
+    }
+
+    pub(crate) fn is_ours(&self) -> bool {
+        self.ours
+    }
+
+    pub(crate) fn large_mut(&mut self) -> Option<&mut Large> {
+        self.large.as_mut()
     }
 
     fn over(&self, other: &Self) -> Ratio {
@@ -243,7 +263,7 @@ fn number(value: Option<f64>) -> String {
     }
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {

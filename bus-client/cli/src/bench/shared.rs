@@ -38,6 +38,7 @@ pub(crate) struct Shared {
     words: usize,
     streams: usize,
     receivers: usize,
+    pause: Duration,
 }
 
 impl Shared {
@@ -55,6 +56,7 @@ impl Shared {
             words,
             streams: plan.streams(),
             receivers: plan.receivers,
+            pause: PAUSE.max(PAUSE_A_MIB * u32::try_from(plan.size >> 20).unwrap_or(0)),
         })
     }
 
@@ -74,7 +76,7 @@ impl Shared {
                 return floor;
             }
             // Saturated: there is enough queued for the receivers meanwhile.
-            thread::sleep(PAUSE);
+            thread::sleep(self.pause);
         }
     }
 
@@ -169,3 +171,5 @@ const LINE: usize = 8;
 const HEAD: usize = 2 * LINE;
 const STOP: usize = LINE;
 const PAUSE: Duration = Duration::from_micros(50);
+/// Large payloads take their time: to look more often would be work of the benchmark's own.
+const PAUSE_A_MIB: Duration = Duration::from_micros(250);

@@ -36,6 +36,10 @@ pub(crate) struct Outcome {
     pub(crate) deliveries: u64,
     pub(crate) elapsed: Duration,
     pub(crate) cpu: Duration,
+    /// Messages that were sent.
+    pub(crate) sent: u64,
+    /// CPU time in which receivers read payloads.
+    pub(crate) reading: Duration,
     /// Of the broker, in KiB at its peak.
     pub(crate) broker_rss: Option<u64>,
     pub(crate) latencies: Latencies,
@@ -178,6 +182,8 @@ pub(crate) fn judge(plan: &Plan, sent: &[Report], received: &[Report]) -> Outcom
         deliveries,
         elapsed: Duration::from_nanos(elapsed),
         cpu: Duration::ZERO,
+        sent: sent.iter().map(|report| report.messages).sum(),
+        reading: Duration::from_nanos(received.iter().map(|report| report.reading).sum()),
         broker_rss: None,
         latencies,
         waits,

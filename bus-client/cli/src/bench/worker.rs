@@ -24,6 +24,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     client,
     plan::{Go, Limit, Plan, Ready, Report, Role, Task, Workload},
+    reading::Reader,
     record::{Latencies, Record},
     relay,
     shared::Shared,
@@ -187,6 +188,7 @@ fn receiver(plan: &Plan, index: usize) -> io::Result<()> {
     if plan.workload == Workload::Fair {
         record = record.watch_stream_0();
     }
+    let mut reader = Reader::new(plan);
     let lockstep = plan.workload == Workload::Lockstep;
     for stream in (0..plan.streams()).filter(|stream| !heard.contains(stream)) {
         // What it does not hear holds nobody up.
@@ -203,7 +205,7 @@ fn receiver(plan: &Plan, index: usize) -> io::Result<()> {
                 client.drain(&mut |payload| record.take(payload))
             }
             None => client.receive(&mut |payload| {
-                record.take(payload);
+                reader.read(payload, &mut |payload| record.take(payload));
                 if lockstep {
                     shared.arrive();
                 }
@@ -231,7 +233,8 @@ fn receiver(plan: &Plan, index: usize) -> io::Result<()> {
     if plan.system.is_lossless() {
         last = now();
     }
-    say(&record.report(started, last))
+    let report = record.report(started, last);
+    say(&Report { reading: reader.spent(), ..report })
 }
 
 /// 60 times a second, each slow reader at another time.

@@ -179,3 +179,34 @@ fn nothing_to_connect_to_is_1_and_named() {
     let output = output.assert_code(1);
     assert!(output.error().contains(&path), "{}", output.error());
 }
+
+#[test]
+fn zerocopy_lends_the_file_and_says_how_it_travelled() {
+    let fixture = Fixture::new();
+    let (listener, _) = fixture.listen("g -n 3");
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    let bytes = vec![b'x'; 1 << 20];
+    std::io::Write::write_all(&mut file, &bytes).expect("written");
+    let path = file.path().display();
+    for (line, way, copied, said) in [
+        (format!("send g --zerocopy --json --file {path}"), "buffer", true, "copied once"),
+        (
+            format!("send g --zerocopy --travel file --json --file {path}"),
+            "file",
+            false,
+            "not copied",
+        ),
+        ("send g --zerocopy --json short".to_owned(), "inline", true, "too short"),
+    ] {
+        let output = fixture.run(&line).assert_code(0);
+        let receipt = &output.lines()[0];
+        assert_eq!((&receipt["way"], &receipt["copied"]), (&json!(way), &json!(copied)), "{line}");
+        assert!(receipt["completion"].is_u64(), "{receipt}");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.contains(said) && told.contains("to 1 recipients"), "{told}");
+    }
+    let lines = listener.finish().assert_code(0).lines();
+    let lengths: Vec<_> =
+        messages(&lines).iter().map(|m| m["payload"].as_str().map(str::len)).collect();
+    assert_eq!(lengths, [Some(1 << 20), Some(1 << 20), Some(5)]);
+}

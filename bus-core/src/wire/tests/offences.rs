@@ -123,7 +123,7 @@ fn bodies_that_break_a_rule_are_named() {
             "message",
             76,
             &[128],
-            WireError::UnknownFlags { frame: "MESSAGE", given: 0x8000, known: 0x1ff },
+            WireError::UnknownFlags { frame: "MESSAGE", given: 0x8000, known: 0x3ff },
         ),
         ("message", 77, &[1], WireError::NotZero { frame: "MESSAGE", field: "reserved", given: 1 }),
         (

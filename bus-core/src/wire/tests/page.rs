@@ -303,6 +303,7 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
                 missed,
                 retained: false,
                 apart: false,
+                lent: false,
                 descriptors: 0,
                 descriptors_lost: false,
                 role: Role::Plain,
@@ -319,7 +320,7 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
         };
         let within = PlacedIn::Arena { memory: 4 };
         let placed = Placed { hold: 9, within, offset: 4096, length: 1 << 20 };
-        frame.head.apart = true;
+        (frame.head.apart, frame.head.lent) = (true, true);
         frame.payload = Bytes::copy_from_slice(&placed.encode());
         BrokerFrame::Message(frame)
     };

@@ -368,6 +368,7 @@ fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
                     missed,
                     retained: false,
                     apart: false,
+                    lent: false,
                     descriptors,
                     descriptors_lost: lost,
                     role,

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, io};
 
 use bus_client::{
     Bus, Condition, EndpointId, Event, Filter, Group, JoinOptions, Member, Message, Outgoing,
-    Pattern, PendingSend, RemoteEndpoint, Sequence, Transport,
+    Pattern, PendingSend, Pool, RemoteEndpoint, Sequence, Transport,
 };
 
 use super::{Caller, Receiver, Responder, Sender};
@@ -21,6 +21,7 @@ pub(super) fn connect(plan: &Plan) -> io::Result<Bus> {
         _ => Transport::Socket,
     };
     let builder = Bus::builder().address(address).program("unisono-bench").transport(transport);
+    let builder = if plan.flagged { builder.zerocopy_quietly() } else { builder };
     builder.connect().map_err(io::Error::other)
 }
 
@@ -66,6 +67,9 @@ pub(super) struct GroupSender {
     group: Group,
     window: Window,
     payload: Vec<u8>,
+    /// Where payloads are made that are lent.
+    pool: Option<Pool>,
+    flagged: bool,
     /// By stream, where receivers filter.
     keys: Vec<Option<String>>,
 }
@@ -73,10 +77,14 @@ pub(super) struct GroupSender {
 impl GroupSender {
     pub(super) fn new(plan: &Plan) -> io::Result<Self> {
         let bus = connect(plan)?;
+        let buffers = u32::try_from(POOL_BYTES / plan.size.max(1)).unwrap_or(1).clamp(2, 64);
+        let pool = plan.apart.then(|| bus.pool(buffers, plan.size)).transpose();
         Ok(Self {
             group: bus.group(GROUP).map_err(io::Error::other)?,
             window: Window::new(&bus),
             payload: vec![0; plan.size],
+            pool: pool.map_err(io::Error::other)?,
+            flagged: plan.flagged,
             keys: (0..plan.streams()).map(|stream| plan.key_of(stream)).collect(),
             bus,
         })
@@ -87,8 +95,20 @@ impl Sender for GroupSender {
     fn send(&mut self, stamps: &[Stamp]) -> io::Result<()> {
         let _cork = (stamps.len() > 1).then(|| self.bus.cork());
         for stamp in stamps {
-            stamp.write(&mut self.payload);
-            let mut message = Outgoing::bytes(self.payload.as_slice());
+            let mut message = match &self.pool {
+                Some(pool) => {
+                    let mut buffer = pool.take().map_err(io::Error::other)?;
+                    stamp.write(&mut buffer);
+                    Outgoing::lent(buffer)
+                }
+                None => {
+                    stamp.write(&mut self.payload);
+                    Outgoing::bytes(self.payload.as_slice())
+                }
+            };
+            if self.flagged {
+                message = message.zerocopy();
+            }
             if let Some(Some(key)) = self.keys.get(stamp.stream()) {
                 message = message.key(key);
             }
@@ -320,3 +340,5 @@ fn small_group(receiver: usize) -> String {
 }
 
 const GROUP: &str = "bench.all";
+/// About how much a sender has for what is lent.
+const POOL_BYTES: usize = 8 << 20;

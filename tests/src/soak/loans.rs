@@ -1,0 +1,108 @@
+//! Programs that lend payloads, read them and keep them are killed, stopped and started again at random.
+//!
+//! Invariant: whatever a program reads is what one other has sent, from its first byte to its last. And
+//! once all are gone the broker has no memory for payloads: neither mapped nor as a descriptor.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use super::{CONFIG, Field, Plan, holdings, settled_at, sockets};
+use crate::broker::Broker;
+use crate::loans;
+use crate::process::Process;
+use crate::random::Random;
+
+/// As long as the plan says.
+pub(super) fn killed(field: &mut Field<'_>) -> String {
+    let Field { broker, plan, random } = field;
+    let began = Instant::now();
+    let mut parts: Vec<Part> = Vec::new();
+    let (mut killed, mut stopped) = (0_u32, 0_u32);
+    for number in 0..PARTS {
+        parts.push(Part::start(broker, number, random));
+    }
+    while began.elapsed() < plan.each {
+        std::thread::park_timeout(PAUSE);
+        let part = &mut parts[random.below(PARTS)];
+        match random.below(4) {
+            // What it has lent, or is shown, is as it left it, between any two instructions.
+            0 => {
+                part.process.signal_if_there(Signal::SIGSTOP);
+                stopped += 1;
+            }
+            1 => part.process.signal_if_there(Signal::SIGCONT),
+            _ => {
+                let number = part.number;
+                part.end();
+                *part = Part::start(broker, number, random);
+                killed += 1;
+            }
+        }
+    }
+    for part in &mut parts {
+        part.end();
+    }
+    drop(parts);
+    loans::until_no_memory(broker);
+    format!("{killed} killed, {stopped} stopped among {PARTS} that lend and keep; nothing torn, no memory left")
+}
+
+/// A program, and where it writes what it finds.
+#[derive(Debug)]
+struct Part {
+    number: usize,
+    process: Process,
+    output: std::path::PathBuf,
+}
+
+impl Part {
+    fn start(broker: &Broker, number: usize, random: &mut Random) -> Self {
+        let output = broker.file(&format!("loans.{number}"));
+        let what = if number.is_multiple_of(3) { "lend-all" } else { "keep-all" };
+        let launch = loans::launch(broker, &format!("{what} loans {}", random.draw() >> 8));
+        let launch = match random.below(2) {
+            0 => launch.env("UNISONO_TRANSPORT", "ring"),
+            _ => launch,
+        };
+        Self { number, process: launch.output_to(&output).start(), output }
+    }
+
+    fn end(&mut self) {
+        self.process.signal_if_there(Signal::SIGKILL);
+        let said = std::fs::read_to_string(&self.output).unwrap_or_default();
+        assert!(said.is_empty(), "{said}");
+    }
+}
+
+/// Nothing but this, on a broker of its own; figures are handed to `tell`. What was found that should not be
+/// is what is returned.
+pub fn alone(plan: Plan, mut tell: impl FnMut(&str)) -> Vec<String> {
+    let broker = Broker::with(CONFIG);
+    let empty = sockets(&broker);
+    let before = holdings(&broker);
+    let short = Plan { each: (plan.each / 10).min(Duration::from_secs(10)), ..plan };
+    let mut findings = Vec::new();
+    let mut warm = before;
+    for (plan, seed) in [(short, plan.seed), (plan, plan.seed + 1)] {
+        let mut field = Field { broker: &broker, plan, random: Random::new(seed) };
+        tell(&killed(&mut field));
+        let after = settled_at(&broker, empty, 0);
+        tell(&format!("the broker: {before:?} at the start, {after:?} now"));
+        if after.descriptors != before.descriptors {
+            findings.push(format!("descriptors: {before:?} at the start, {after:?} now"));
+        }
+        let most = warm.resident_kib + warm.resident_kib / 10 + super::TOLERANCE_KIB;
+        if warm != before && after.resident_kib > most {
+            findings.push(format!("memory: {warm:?} after a while, {after:?} at the end"));
+        }
+        warm = after;
+    }
+    let (told, unexplained) = super::read_log(&broker.log());
+    tell(&format!("log: {told}"));
+    findings.extend(unexplained);
+    findings
+}
+
+const PARTS: usize = 9;
+const PAUSE: Duration = Duration::from_millis(25);
