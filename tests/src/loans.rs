@@ -35,7 +35,8 @@ pub fn is_whole(message: &Message) -> Result<bool, Box<dyn Error>> {
     let mut whole = true;
     message.view().for_each_part(|part| {
         // Parts begin at multiples of 8.
-        let first = *first.get_or_insert_with(|| part.first_chunk::<8>().copied().unwrap_or_default());
+        let first =
+            *first.get_or_insert_with(|| part.first_chunk::<8>().copied().unwrap_or_default());
         whole &= part.chunks(8).all(|word| *word == first[..word.len()]);
     })?;
     Ok(whole)
@@ -210,7 +211,9 @@ fn filled(pool: &Pool, number: u64, bytes: usize) -> Result<Outgoing, Box<dyn Er
 pub fn memory_of(broker: &Broker) -> Vec<String> {
     let process = format!("/proc/{}", broker.pid());
     let is_ours = |text: &str| {
-        ["arena", "pool", "words", "payload"].iter().any(|of| text.contains(&format!("unisono-{of}")))
+        ["arena", "pool", "words", "payload"]
+            .iter()
+            .any(|of| text.contains(&format!("unisono-{of}")))
     };
     let maps = std::fs::read_to_string(format!("{process}/maps")).unwrap();
     let mut found: Vec<String> =

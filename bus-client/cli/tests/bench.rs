@@ -207,7 +207,10 @@ fn large_tells_of_reading_of_the_flag_and_of_the_crossover() {
         ("unisono", "in-place"),
         ("relay", "in-place"),
     ];
-    assert_eq!(format!("{kinds:?}"), format!("{:?}", expected.map(|(s, r)| (Value::from(s), Value::from(r)))));
+    assert_eq!(
+        format!("{kinds:?}"),
+        format!("{:?}", expected.map(|(s, r)| (Value::from(s), Value::from(r))))
+    );
     for ours in [&all[0], &all[2]] {
         assert!(ours["ratio"]["relay"]["deliveries"].is_number(), "{ours}");
         for name in [

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use bus_core::wire::{Request, Response};
 use bus_core::{GroupId, lease};
-use bus_memory::{FileError, Mapping, check_fixed_size};
+use bus_memory::{Mapping, check_fixed_size};
 use parking_lot::Mutex;
 
 use super::{Chores, Region};
@@ -256,11 +256,8 @@ impl PoolMemory {
         connection.call(0, Purpose::Plain, Request::SealPool { pool: id }, |response| {
             matches!(response, Response::PoolSealed).then_some(())
         })?;
-        match check_fixed_size(file.as_fd(), length as u64) {
-            // What was never written is a hole, and the broker's own to fill.
-            Ok(()) | Err(FileError::Sparse { .. }) => {}
-            Err(error) => return Err(PoolError::Memory(error.to_string())),
-        }
+        check_fixed_size(file.as_fd(), length as u64)
+            .map_err(|error| PoolError::Memory(error.to_string()))?;
         mapping.prepare();
         let free = Mutex::new((0..buffers).rev().collect());
         let over = AtomicBool::new(false);

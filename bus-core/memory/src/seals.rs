@@ -57,14 +57,15 @@ pub fn check_unchangeable(file: BorrowedFd<'_>, needed: u64) -> Result<(), FileE
     check_fixed_size(file, needed)
 }
 
-/// As [`check_unchangeable`], but that its maker, and who had it mapped before, may still write it.
+/// As [`check_unchangeable`], but that its maker, and who had it mapped before, may still write it. Its
+/// maker has to have taken all its pages ([`Segment::take_pages`](crate::Segment::take_pages)).
 ///
 /// # Errors
 ///
 /// See [`FileError`].
 pub fn check_read_only(file: BorrowedFd<'_>, needed: u64) -> Result<(), FileError> {
     need(file, SealFlags::FUTURE_WRITE, "new writers")?;
-    check_size(file, needed, false)
+    check_fixed_size(file, needed)
 }
 
 /// Checks that nobody can change the size of a file any more, and that it has `needed` bytes, all of
@@ -74,10 +75,6 @@ pub fn check_read_only(file: BorrowedFd<'_>, needed: u64) -> Result<(), FileErro
 ///
 /// See [`FileError`].
 pub fn check_fixed_size(file: BorrowedFd<'_>, needed: u64) -> Result<(), FileError> {
-    check_size(file, needed, true)
-}
-
-fn check_size(file: BorrowedFd<'_>, needed: u64, whole: bool) -> Result<(), FileError> {
     need(file, SealFlags::SHRINK, "shrinking")?;
     need(file, SealFlags::GROW, "growing")?;
     need(file, SealFlags::SEAL, "changes of its seals")?;
@@ -87,7 +84,7 @@ fn check_size(file: BorrowedFd<'_>, needed: u64, whole: bool) -> Result<(), File
         return Err(FileError::TooShort { given: size, needed });
     }
     let given = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(BLOCK_BYTES);
-    if whole && given < size {
+    if given < size {
         return Err(FileError::Sparse { given, size });
     }
     Ok(())

@@ -115,6 +115,8 @@ mod tests {
     #[test]
     fn readers_see_what_is_written_and_cannot_write() {
         let segment = Segment::for_readers("test", 8192).unwrap();
+        assert!(check_read_only(segment.as_fd(), 8192).is_err(), "holes");
+        segment.take_pages().unwrap();
         check_read_only(segment.as_fd(), 8192).unwrap();
         let reader = Mapping::read_only(segment.as_fd(), 8192).unwrap();
         segment.mapping().copy_in(4090, b"across a page");
@@ -131,6 +133,7 @@ mod tests {
         let segment = Segment::for_a_writer("test", 4096).unwrap();
         let writer = Mapping::read_write(segment.as_fd(), 4096).unwrap();
         segment.seal().unwrap();
+        segment.take_pages().unwrap();
         check_read_only(segment.as_fd(), 4096).unwrap();
         writer.copy_in(0, b"lent");
         let other = Segment::for_readers("copy", 4096).unwrap();

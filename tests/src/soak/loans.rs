@@ -45,7 +45,9 @@ pub(super) fn killed(field: &mut Field<'_>) -> String {
     }
     drop(parts);
     loans::until_no_memory(broker);
-    format!("{killed} killed, {stopped} stopped among {PARTS} that lend and keep; nothing torn, no memory left")
+    format!(
+        "{killed} killed, {stopped} stopped among {PARTS} that lend and keep; nothing torn, no memory left"
+    )
 }
 
 /// A program, and where it writes what it finds.
