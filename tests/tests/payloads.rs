@@ -103,6 +103,7 @@ fn g8_recipients_in_place_that_die_leave_or_are_evicted_let_go() {
     assert!(!bus.wait_completions(Duration::from_millis(20)), "it keeps it");
     let _ = killed.end_by(Signal::SIGKILL);
     assert_eq!(completed(&bus, 1), [CompletedRange::new(0, 0, false)]);
+    drop((bus, pool));
 
     // It leaves, and keeps nothing.
     let leaves = builder(&broker).trust_own_user().connect().unwrap();
@@ -113,6 +114,7 @@ fn g8_recipients_in_place_that_die_leave_or_are_evicted_let_go() {
     assert!(is_whole(&message(&leaves)).unwrap(), "what came before its leave is its own");
     leaves.ping().unwrap();
     assert_eq!(completed(&bus, 1), [CompletedRange::new(0, 0, false)]);
+    drop((bus, pool));
 
     // It does not read: it is put out, and lets go when it is gone.
     let stopped = keeper(&broker, "evicted", 1, "trust");
