@@ -48,6 +48,8 @@ pub(crate) struct Connection {
     unread: Vec<u8>,
     /// Bytes that the frame in `unread` needs to be whole.
     needs: usize,
+    /// The last frame was a large one, so the next may be.
+    expects_large: bool,
     arrived: Arrived,
     output: Output,
     /// There is no room for more now.
@@ -210,6 +212,7 @@ impl Connection {
             protocol,
             unread: Vec::new(),
             needs: 0,
+            expects_large: false,
             arrived: Arrived::default(),
             output: Output::default(),
             output_blocked: false,
@@ -270,8 +273,22 @@ impl Connection {
     }
 
     /// Reads once, and does what it says. One read a turn: epoll is level-triggered, so whoever
-    /// has more comes again after the others had their turn.
+    /// has more comes again after the others had their turn. Of a large frame the rest is read at once.
     pub(crate) fn read(
+        &mut self,
+        shared: &Arc<Shared>,
+        inbox: &Arc<Inbox>,
+        workspace: &mut Workspace,
+    ) -> Result<(), End> {
+        let is_rest = self.is_reading_one_frame();
+        self.read_once(shared, inbox, workspace)?;
+        if !is_rest && self.is_reading_one_frame() {
+            self.read_once(shared, inbox, workspace)?;
+        }
+        Ok(())
+    }
+
+    fn read_once(
         &mut self,
         shared: &Arc<Shared>,
         inbox: &Arc<Inbox>,
@@ -288,7 +305,9 @@ impl Connection {
             self.needs = 0;
             return self.interpret(&mut frames, shared, inbox, workspace);
         }
-        let received = self.link.receive(&mut workspace.landing, &mut self.arrived);
+        // What of a large frame comes here is copied twice more.
+        let most = if self.expects_large { BEGINNING_BYTES } else { LANDING_BYTES };
+        let received = self.link.receive(&mut workspace.landing[..most], &mut self.arrived);
         let Some(count) = self.unless_over(bytes_of(received))? else { return Ok(()) };
         if count == 0 {
             return Ok(());
@@ -299,6 +318,7 @@ impl Connection {
         frames.extend_from_slice(&self.unread);
         frames.extend_from_slice(&workspace.landing[..count]);
         self.unread.clear();
+        self.expects_large = false;
         let result = self.interpret(&mut frames, shared, inbox, workspace);
         workspace.frames = frames;
         result
@@ -494,7 +514,7 @@ impl Connection {
         }
         match progress {
             Progress::Needs(bytes) if bytes > OWN_BUFFER_BYTES => {
-                self.needs = bytes;
+                (self.needs, self.expects_large) = (bytes, true);
                 self.unread = Vec::with_capacity(bytes);
             }
             Progress::Needs(_) => {}
@@ -746,5 +766,7 @@ const RINGS_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
 const DEFAULT_MAXIMUM: usize = 64 << 10;
 /// Bytes of one read: about a thousand small frames, and a third of what a socket holds.
 const LANDING_BYTES: usize = 64 << 10;
+/// Bytes of one read where a large frame is expected: its head, or some small ones.
+const BEGINNING_BYTES: usize = 2 << 10;
 /// A frame longer than this that has not come whole gets memory of its own.
 const OWN_BUFFER_BYTES: usize = 16 << 10;

@@ -7,8 +7,10 @@
 //! here need not know which way it is.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
-use bus_core::ring::{RingError, RingRead};
+use bus_core::ring::{RingError, RingRead, RingReader};
+use bus_memory::Mapping;
 use rustix::io::Errno;
 
 use crate::output::{Output, Turn};
@@ -90,14 +92,8 @@ impl Link {
         let Some(rings) = self.rings.as_deref_mut().filter(|rings| rings.has_turned_in()) else {
             return Ok(self.socket.receive(buffer, arrived)?);
         };
-        while rings.copying_in == 0 {
-            let read = rings.reader.read(buffer)?;
-            rings.finish();
-            match read {
-                RingRead::Bytes(count) => return Ok(Received::Bytes(count)),
-                RingRead::Nothing => return Ok(Received::Nothing),
-                RingRead::Copy(bytes) => rings.copying_in = bytes as usize,
-            }
+        if let Some(received) = read_ring(rings, |reader| reader.read(buffer))? {
+            return Ok(received);
         }
         let most = buffer.len().min(rings.copying_in);
         let received = if self.early.is_empty() {
@@ -122,6 +118,11 @@ impl Link {
         }
         let filled = buffer.len();
         let most = (buffer.capacity() - filled).min(STEP_BYTES);
+        if let Some(rings) = self.rings.as_deref_mut()
+            && let Some(received) = read_ring(rings, |reader| reader.read_more(most, buffer))?
+        {
+            return Ok(received);
+        }
         buffer.resize(filled + most, 0);
         // Descriptors travel with a first byte, so any that came here would be nobody's.
         let received = self.receive(&mut buffer[filled..], &mut Arrived::default());
@@ -153,6 +154,23 @@ impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// Reads the ring, as far as it goes on; none where the socket has to.
+fn read_ring(
+    rings: &mut Rings,
+    mut read: impl FnMut(&mut RingReader<Arc<Mapping>>) -> Result<RingRead, RingError>,
+) -> Result<Option<Received>, RingError> {
+    while rings.copying_in == 0 {
+        let read = read(&mut rings.reader)?;
+        rings.finish();
+        match read {
+            RingRead::Bytes(count) => return Ok(Some(Received::Bytes(count))),
+            RingRead::Nothing => return Ok(Some(Received::Nothing)),
+            RingRead::Copy(bytes) => rings.copying_in = bytes as usize,
+        }
+    }
+    Ok(None)
 }
 
 fn send_by_ring(
@@ -214,8 +232,8 @@ pub(crate) fn is_at(rings: Option<&Rings>, stage: Stage) -> bool {
     rings.is_some_and(|rings| rings.stage == stage)
 }
 
-/// What is read at once of a long frame.
-const STEP_BYTES: usize = 64 << 10;
+/// What is read at once of a long frame: as much as a ring can hold.
+const STEP_BYTES: usize = 128 << 10;
 /// Pieces of output from this size on go by the socket: one call carries more than the ring has room
 /// for.
 const COPY_FROM_BYTES: usize = 192 << 10;

@@ -48,6 +48,13 @@ pub trait Memory {
 
     /// Copies bytes out.
     fn get(&self, at: usize, into: &mut [u8]);
+
+    /// Copies so many bytes out, to the end of `into`.
+    fn append(&self, at: usize, bytes: usize, into: &mut Vec<u8>) {
+        let filled = into.len();
+        into.resize(filled + bytes, 0);
+        self.get(at, &mut into[filled..]);
+    }
 }
 
 impl<M: Memory + ?Sized> Memory for RingArc<M> {
@@ -61,6 +68,10 @@ impl<M: Memory + ?Sized> Memory for RingArc<M> {
 
     fn get(&self, at: usize, into: &mut [u8]) {
         (**self).get(at, into);
+    }
+
+    fn append(&self, at: usize, bytes: usize, into: &mut Vec<u8>) {
+        (**self).append(at, bytes, into);
     }
 }
 
@@ -411,7 +422,28 @@ impl<M: Memory> RingReader<M> {
     /// See [`RingError`]. Bytes that were copied before are lost.
     pub fn read(&mut self, into: &mut [u8]) -> Result<RingRead, RingError> {
         let mut read = 0;
-        while read < into.len() {
+        self.read_with(into.len(), |memory, at, bytes| {
+            memory.get(at, &mut into[read..read + bytes]);
+            read += bytes;
+        })
+    }
+
+    /// As [`read`](Self::read), so many bytes at most, to the end of `into`.
+    ///
+    /// # Errors
+    ///
+    /// See [`RingError`]. Bytes that were copied before are lost.
+    pub fn read_more(&mut self, most: usize, into: &mut Vec<u8>) -> Result<RingRead, RingError> {
+        self.read_with(most, |memory, at, bytes| memory.append(at, bytes, into))
+    }
+
+    fn read_with(
+        &mut self,
+        most: usize,
+        mut copy: impl FnMut(&M, usize, usize),
+    ) -> Result<RingRead, RingError> {
+        let mut read = 0;
+        while read < most {
             let Some((record, taken)) = self.current else {
                 match self.next(read == 0)? {
                     Some((State::Valid, record)) => self.current = Some((record, 0)),
@@ -421,9 +453,9 @@ impl<M: Memory> RingReader<M> {
                 continue;
             };
             let (bytes, skip) = (record.bytes as usize, taken as usize);
-            let part = (into.len() - read).min(bytes - skip);
+            let part = (most - read).min(bytes - skip);
             let at = offset(record.position, self.cells) + HEADER_BYTES + skip;
-            self.theirs.get(at, &mut into[read..read + part]);
+            copy(&self.theirs, at, part);
             read += part;
             if skip + part == bytes {
                 self.head = record.position + cells_of(bytes);

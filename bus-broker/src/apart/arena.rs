@@ -193,6 +193,9 @@ impl ArenaSegment {
     /// One connection more has something here to read.
     pub(crate) fn enter(&self) {
         self.holders.fetch_add(1, Ordering::Relaxed);
+        if self.quiet.load(Ordering::Relaxed) {
+            self.tell_readers();
+        }
     }
 
     /// One connection reads nothing here any more.

@@ -100,6 +100,23 @@ impl Mapping {
         }
     }
 
+    /// As [`copy_out`](Self::copy_out), to the end of `into`.
+    ///
+    /// # Panics
+    ///
+    /// The range is not within the mapping.
+    pub fn append_to(&self, offset: usize, length: usize, into: &mut Vec<u8>) {
+        self.check(offset, length);
+        into.reserve(length);
+        // SAFETY: the range is within the mapping; the vector is this process's own, has room for
+        // so many bytes more, and they are what it has when its length says so.
+        unsafe {
+            let end = into.as_mut_ptr().add(into.len());
+            ptr::copy_nonoverlapping(self.as_ptr().add(offset), end, length);
+            into.set_len(into.len() + length);
+        }
+    }
+
     /// Copies bytes in. Who else reads or writes them meanwhile finds a mixture.
     ///
     /// # Panics
@@ -200,6 +217,10 @@ impl bus_core::ring::Memory for Mapping {
 
     fn get(&self, at: usize, into: &mut [u8]) {
         self.copy_out(at, into);
+    }
+
+    fn append(&self, at: usize, bytes: usize, into: &mut Vec<u8>) {
+        self.append_to(at, bytes, into);
     }
 }
 
