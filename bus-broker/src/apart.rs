@@ -108,6 +108,14 @@ pub(crate) struct Moved {
     waker: Waker,
 }
 
+/// What one connection has sent of late that is large. An arena that is made for a single payload of a
+/// few pages costs more than it saves; so what nobody has lent goes there only once it is much.
+#[derive(Debug, Default)]
+pub(crate) struct LargeSends {
+    since: Option<Instant>,
+    bytes: usize,
+}
+
 /// What payloads of all connections share.
 #[derive(Debug)]
 pub(crate) struct Payloads {
@@ -232,6 +240,26 @@ impl PayloadApart for LentPayload {
     }
 }
 
+impl LargeSends {
+    /// A payload that came with its message.
+    pub(crate) fn payload(&mut self, uid: u32, bytes: Bytes, payloads: &Payloads) -> Payload {
+        if bytes.len() < payloads.large {
+            return bytes.into();
+        }
+        let now = Instant::now();
+        let passed = now.saturating_duration_since(*self.since.get_or_insert(now));
+        if passed >= SWEEP {
+            self.bytes = if passed < 2 * SWEEP { self.bytes / 2 } else { 0 };
+            self.since = Some(now);
+        }
+        self.bytes = self.bytes.saturating_add(bytes.len());
+        match self.bytes >= ARENA_PAYS {
+            true => Payload::apart(LentPayload::large(uid, bytes)),
+            false => bytes.into(),
+        }
+    }
+}
+
 impl SharedCopy {
     fn get(&self) -> Option<Arc<Piece>> {
         match self {
@@ -352,14 +380,6 @@ impl Payloads {
             loans: Mutex::default(),
             started: Instant::now(),
             next_look: AtomicU64::new(NEVER),
-        }
-    }
-
-    /// A payload that came with its message.
-    pub(crate) fn inline(&self, uid: u32, bytes: Bytes) -> Payload {
-        match bytes.len() >= self.large {
-            true => Payload::apart(LentPayload::large(uid, bytes)),
-            false => bytes.into(),
         }
     }
 
@@ -487,6 +507,8 @@ impl Payloads {
 const NEVER: u64 = u64::MAX;
 /// How often memory that nobody uses is given back.
 const SWEEP: Duration = Duration::from_secs(1);
+/// Bytes within about a second that are worth an arena: what making one costs, in copies.
+const ARENA_PAYS: usize = 256 << 10;
 /// Generations of one group's membership of which payloads may be on their way.
 const GENERATIONS: usize = 4;
 /// Bytes that are copied for loans whose time is over before other work has its turn.

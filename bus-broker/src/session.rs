@@ -26,6 +26,7 @@ use bus_core::{
 };
 use bytes::{Buf, BytesMut};
 
+use crate::apart::LargeSends;
 use crate::broker::Shared;
 use crate::connection::{Context, End};
 use crate::inbox::{Part, Signal, Token};
@@ -78,6 +79,7 @@ pub(crate) struct Session {
     knows_rings: bool,
     /// What lies beside the stream, if the client knows of such a thing.
     memory: Option<Box<Memory>>,
+    large: LargeSends,
 }
 
 impl Session {
@@ -100,6 +102,7 @@ impl Session {
             listings: Listings::default(),
             knows_rings: false,
             memory: None,
+            large: LargeSends::default(),
         }
     }
 
@@ -439,7 +442,10 @@ impl Session {
         let Shared { policy, bus, .. } = &**context.shared;
         let denied = self.gate.check_send(policy, bus, send.head.destination).err();
         let payload = match lent_in(&send)? {
-            None => context.shared.payloads.inline(self.credentials.uid, send.payload),
+            None => {
+                let uid = self.credentials.uid;
+                self.large.payload(uid, send.payload, &context.shared.payloads)
+            }
             Some(lent) => {
                 let memory = self.memory.as_mut();
                 let memory = memory.ok_or_else(|| fault("a payload apart, without the feature"))?;

@@ -9,7 +9,7 @@ use bus_client::{Bus, EmbeddedBroker, Event, Limits, Message, Outgoing, Transpor
 /// Longer than anything here takes on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A payload that is large, and one that is not.
-const LARGE: usize = 64 << 10;
+const LARGE: usize = 256 << 10;
 const SMALL: usize = 100;
 
 fn broker() -> (EmbeddedBroker, tempfile::TempDir) {

@@ -355,7 +355,7 @@ fn g4_after_a_change_of_the_members_large_payloads_go_to_other_memory() {
     let _stays = stays.join_with("changing", JoinOptions::new().create(true)).unwrap();
     let member = leaves.join("changing").unwrap();
     let group = sender.group("changing").unwrap();
-    let payload = |number: u8| vec![number; 64 << 10];
+    let payload = |number: u8| vec![number; 256 << 10];
     let heard = |bus: &Bus| bus.receive().unwrap().into_message().unwrap();
     let _ = group.send(payload(0)).unwrap();
     let (first, seen) = (heard(&stays), heard(&leaves));
@@ -395,7 +395,7 @@ fn g8_who_alone_keeps_payloads_where_they_are_is_charged_their_whole_memory() {
         held.sort_unstable();
         held
     };
-    let _ = group.send(vec![7; 100_000]).unwrap();
+    let _ = group.send(vec![7; 300_000]).unwrap();
     let [kept, shared] =
         [&holder, &other].map(|bus| bus.receive().unwrap().into_message().unwrap());
     assert_eq!((kept.way(), shared.way()), (Way::Arena, Way::Arena));
@@ -411,7 +411,7 @@ fn g8_who_alone_keeps_payloads_where_they_are_is_charged_their_whole_memory() {
     };
     drop(shared);
     charged(true);
-    assert_eq!(kept.payload(), vec![7; 100_000]);
+    assert_eq!(kept.payload(), vec![7; 300_000]);
     drop(kept);
     charged(false);
 }
