@@ -187,7 +187,9 @@ fn fill_ring(socket: &Socket, rings: &mut Rings, output: &mut Output) -> Result<
     while let Some(front) = output.front() {
         let bytes = front.bytes.len();
         if rings.copying_out > 0 {
-            let Some(count) = socket.send_some(front.bytes, &[])? else {
+            // More may have been appended since it was announced: that goes by the ring.
+            let rest = &front.bytes[..bytes.min(rings.copying_out)];
+            let Some(count) = socket.send_some(rest, &[])? else {
                 return Ok(Sent::Rest);
             };
             rings.copying_out -= count;
@@ -237,3 +239,66 @@ const STEP_BYTES: usize = 128 << 10;
 /// Pieces of output from this size on go by the socket: one call carries more than the ring has room
 /// for.
 const COPY_FROM_BYTES: usize = 192 << 10;
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use bus_core::{Ledger, Limits, Process};
+
+    use super::*;
+
+    #[test]
+    fn what_is_appended_behind_a_piece_on_the_socket_goes_by_the_ring() {
+        let account = Ledger::new(&Limits::default()).open(1, 1, Process::Pid(1));
+        let (ours, mut client) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let mut link = Link::new(Socket::new(ours.into()));
+        let mut rings = Rings::new(&account).unwrap();
+        let (offered, files) = rings.offer();
+        let bus_core::wire::BrokerRings::Offered { submission_bytes, delivery_bytes } = offered
+        else {
+            panic!("{offered:?}");
+        };
+        let size = |bytes| bus_core::ring::RingSize::of_bytes(bytes).unwrap();
+        let (submission, delivery) = (size(submission_bytes), size(delivery_bytes));
+        let mine = Mapping::read_write(files[0].as_fd(), submission.memory_bytes()).unwrap();
+        let theirs = Mapping::read_only(files[1].as_fd(), delivery.memory_bytes()).unwrap();
+        let mut reader = RingReader::new(Arc::new(mine), Arc::new(theirs), delivery);
+        rings.open().unwrap();
+        rings.turn_out(true);
+        link.offer(rings);
+
+        let mut output = Output::default();
+        let mut expected = Vec::new();
+        // More than a socket takes at once, and then more of it each time before that has left.
+        for part in 0..40_u8 {
+            let bytes = vec![part; if part == 0 { 2 * COPY_FROM_BYTES } else { 10_000 }];
+            output.frames().extend_from_slice(&bytes);
+            expected.extend_from_slice(&bytes);
+            let _ = link.send(&mut output).unwrap();
+        }
+        let (mut heard, mut copying) = (Vec::new(), 0);
+        while heard.len() < expected.len() {
+            let _ = link.send(&mut output).unwrap();
+            let mut buffer = vec![0; 64 << 10];
+            if copying > 0 {
+                let most = buffer.len().min(copying);
+                let count = client.read(&mut buffer[..most]).unwrap();
+                copying -= count;
+                heard.extend_from_slice(&buffer[..count]);
+                continue;
+            }
+            match reader.read(&mut buffer).unwrap() {
+                RingRead::Bytes(count) => heard.extend_from_slice(&buffer[..count]),
+                RingRead::Copy(bytes) => copying = bytes as usize,
+                RingRead::Nothing => {}
+            }
+            let _ = reader.finish();
+        }
+        assert!(heard == expected, "in one order");
+        assert!(client.read(&mut [0]).is_err(), "and nothing beside it");
+    }
+}
