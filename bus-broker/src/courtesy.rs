@@ -3,7 +3,10 @@
 //! Who would run next is often the one whose message is awaited: then a yield brings it, and both
 //! the sleep and the wake-up are spared. Where that does not happen a yield is a system call for
 //! nothing, so after some that brought nothing the thread goes straight to sleep for a while, and
-//! then tries once. An idle thread yields at most once before it sleeps; nothing spins.
+//! then tries once. An idle thread yields at most once before it sleeps; nothing spins. A yield that took long
+//! went to somebody who has work of his own and all processors busy: a sleeper's turn comes sooner then.
+
+use std::time::Duration;
 
 /// What yields have brought lately.
 #[derive(Debug, Default)]
@@ -20,9 +23,11 @@ impl Courtesy {
         !resting
     }
 
-    /// Takes note of what a yield has brought.
-    pub(crate) fn note(&mut self, found: bool) {
-        if found {
+    /// Takes note of what a yield has brought, and how long it took.
+    pub(crate) fn note(&mut self, found: bool, took: Duration) {
+        if took > LONG {
+            self.in_vain = MOST_IN_VAIN;
+        } else if found {
             self.in_vain = 0;
         } else if self.in_vain < MOST_IN_VAIN {
             self.in_vain += 1;
@@ -35,6 +40,8 @@ impl Courtesy {
 
 /// Yields in vain before a rest. One that was followed by a rest is followed by the next at once.
 const MOST_IN_VAIN: u32 = 4;
+/// A yield beyond what the programs of the bus do with one.
+const LONG: Duration = Duration::from_micros(300);
 /// Sleeps without a yield.
 const REST: u32 = 64;
 
@@ -50,7 +57,7 @@ mod tests {
             for _ in 0..sleeps {
                 if courtesy.pays() {
                     count += 1;
-                    courtesy.note(found);
+                    courtesy.note(found, Duration::ZERO);
                 }
             }
             count
@@ -59,5 +66,14 @@ mod tests {
         assert_eq!(yields(false, 4 + REST), 4);
         assert_eq!(yields(false, 1 + REST), 1, "one try, and another rest");
         assert_eq!(yields(true, 10), 10, "it pays again");
+    }
+
+    #[test]
+    fn where_others_have_work_nobody_yields_to_them() {
+        let mut courtesy = Courtesy::default();
+        assert!(courtesy.pays());
+        courtesy.note(true, 2 * LONG);
+        assert!((0..REST).all(|_| !courtesy.pays()), "whatever it brought");
+        assert!(courtesy.pays());
     }
 }

@@ -122,7 +122,9 @@ impl IoThread {
             };
             events.clear();
             if timeout != Some(NO_TIME) && courtesy.pays() {
+                let began = Instant::now();
                 thread::yield_now();
+                let took = began.elapsed();
                 let by_ring = self.has_ring_input();
                 if by_ring {
                     timeout = Some(NO_TIME);
@@ -130,10 +132,10 @@ impl IoThread {
                     // An error will come again below.
                     let events = spare_capacity(&mut events);
                     let found = epoll::wait(&self.epoll, events, Some(&NO_TIME));
-                    courtesy.note(found.is_ok_and(|count| count > 0));
+                    courtesy.note(found.is_ok_and(|count| count > 0), took);
                 }
                 if by_ring {
-                    courtesy.note(true);
+                    courtesy.note(true, took);
                 }
             }
             if timeout != Some(NO_TIME) && events.is_empty() && !self.arm_rings() {

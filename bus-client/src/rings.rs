@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use bus_core::ring::{RingError, RingRead, RingReader, RingSize, RingSleeper, RingWriter};
 use bus_memory::{Mapping, check_read_only};
@@ -332,9 +333,16 @@ impl RingSleep {
                 return true;
             }
         }
+        let began = Instant::now();
         for _ in 0..YIELDS {
             thread::yield_now();
-            if self.sleeper.has_input() {
+            let found = self.sleeper.has_input();
+            if began.elapsed() > LONG_YIELD {
+                // Who has work of his own has run instead, and goes on to; a sleeper's turn comes sooner.
+                self.rest.store(REST, Ordering::Relaxed);
+                return found;
+            }
+            if found {
                 self.in_vain.store(0, Ordering::Relaxed);
                 return true;
             }
@@ -358,6 +366,8 @@ fn broken(_: RingError) -> Errno {
 const SPINS: u32 = 50;
 /// Yields before a sleep.
 const YIELDS: u32 = 8;
+/// A yield that takes so long has gone to somebody who is not of the bus: every processor is busy.
+const LONG_YIELD: Duration = Duration::from_micros(300);
 /// Sleeps in a row before which yields have brought nothing.
 const MOST_IN_VAIN: u32 = 4;
 /// Sleeps without a yield.
