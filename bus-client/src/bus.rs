@@ -424,10 +424,15 @@ impl Endpoint {
         self.inner
             .connection
             .wait(Interest::Inbox(self.inner.key), None, None, |state| {
-                while events.len() < end
-                    && let Some(event) = self.take_event(state, None)
-                {
-                    events.push(event);
+                while events.len() < end {
+                    state.take_plain(self.inner.key, events, end);
+                    if events.len() == end {
+                        break;
+                    }
+                    match self.take_event(state, None) {
+                        Some(event) => events.push(event),
+                        None => break,
+                    }
                 }
                 match events.len() - before {
                     0 => self.ended(state).map(Err),

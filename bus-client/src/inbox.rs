@@ -291,6 +291,20 @@ impl Inbox {
         Some(item)
     }
 
+    /// As [`take`](Self::take), if it is a [plain](MessageView::is_plain) message.
+    pub(crate) fn take_plain(&mut self) -> Option<MessageView> {
+        let Some(Item::Message { message, attached: None }) = self.items.front() else {
+            return None;
+        };
+        if !message.is_plain() {
+            return None;
+        }
+        match self.take()? {
+            Item::Message { message, .. } => Some(message),
+            _ => unreachable!("it was looked at a line above"),
+        }
+    }
+
     /// Moves what the backlog has room for into it. Its places are owed to the broker.
     pub(crate) fn fill_backlog(&mut self) {
         while self.backlog.below(self.backlog_limit)

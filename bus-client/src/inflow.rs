@@ -122,6 +122,21 @@ impl Inflow {
         })
     }
 
+    /// The next frame if it has come whole and is what nearly all are: a
+    /// [plain](MessageView::is_plain) message, which has no memory of its own. `None` says nothing of
+    /// what is [`next`](Self::next).
+    ///
+    /// # Errors
+    ///
+    /// What the broker did that the protocol does not allow.
+    pub(crate) fn next_plain(&mut self) -> Result<Option<MessageView>, String> {
+        let is_special = self.is_one_frame || !self.descriptors.is_empty();
+        if is_special || !MessageView::is_plain_next(&self.unread) {
+            return Ok(None);
+        }
+        MessageView::decode(&mut self.unread).map_err(|error| error.to_string())
+    }
+
     /// The next whole frame.
     ///
     /// # Errors

@@ -130,8 +130,10 @@ pub(crate) struct State {
     rings: RingWish,
     /// Messages before they are asked for.
     rings_after: u32,
-    /// Where there are rings: tells a child from its parent without a system call.
+    /// Where there are rings or much is written: tells a child from its parent without a system
+    /// call.
     fork_mark: Option<ForkMark>,
+    looks_for_fork: u32,
     /// Why there is no broker.
     gone: Option<BrokerGone>,
     incarnation: Incarnation,
@@ -180,6 +182,7 @@ impl State {
             rings: RingWish::None,
             rings_after: 1,
             fork_mark: None,
+            looks_for_fork: 0,
             gone: None,
             incarnation,
             comeback: comeback.map(Box::new),
@@ -313,11 +316,19 @@ impl State {
         true
     }
 
-    fn is_same_process(&self) -> bool {
-        match &self.fork_mark {
-            Some(mark) => mark.is_same_process(),
-            None => self.pid == std::process::id(),
+    fn is_same_process(&mut self) -> bool {
+        if let Some(mark) = &self.fork_mark {
+            return mark.is_same_process();
         }
+        if self.pid != std::process::id() {
+            return false;
+        }
+        self.looks_for_fork += 1;
+        if self.looks_for_fork == MARK_AFTER {
+            self.looks_for_fork = 0;
+            self.fork_mark = ForkMark::new().ok();
+        }
+        true
     }
 
     #[cfg(test)]
@@ -383,8 +394,8 @@ impl State {
     pub(crate) fn settle(&mut self) -> Vec<Waker> {
         if self.polled {
             let gone = self.gone().is_some();
-            // Only those who have rings have the mark; a child must not touch its parent's.
-            let has_rings = self.fork_mark.as_ref().is_some_and(ForkMark::is_same_process);
+            // A child must not touch its parent's.
+            let has_rings = self.rings == RingWish::Have && self.is_same_process();
             let beside_input = has_rings && !self.transport.arm();
             let wanted = self.attention
                 || beside_input
@@ -537,6 +548,10 @@ impl State {
 
     fn take_frames(&mut self) {
         while self.gone.is_none() {
+            if let Err(offence) = self.take_plain_frames() {
+                self.break_off(&offence);
+                return;
+            }
             let outcome = match self.inflow.next() {
                 Ok(Some(arrival)) => {
                     self.arrivals += 1;
@@ -549,6 +564,23 @@ impl State {
                 self.break_off(&offence);
             }
         }
+    }
+
+    /// Takes in the messages that nothing is special about, up to a frame that is something else.
+    /// What [`arrive`](Self::arrive) does with each, without what it asks of each: where little
+    /// comes at a time, the code that runs is cold, and its length is what a message costs.
+    fn take_plain_frames(&mut self) -> Result<(), String> {
+        while let Some(message) = self.inflow.next_plain()? {
+            self.arrivals += 1;
+            self.note_traffic();
+            let endpoint = message.endpoint();
+            let item = match self.monitored_next(endpoint) {
+                None => Item::Message { message, attached: None },
+                Some(copied) => Item::Monitored { message, copied },
+            };
+            self.deliver(endpoint, item)?;
+        }
+        Ok(())
     }
 
     /// The broker did what it may not do.
@@ -868,6 +900,8 @@ fn io_reason(error: Errno) -> GoneReason {
 }
 
 const TOO_MUCH_PENDING: &str = "a connection has at most 1048576 operations pending";
+/// Looks for a fork by a system call before a page is taken for them.
+const MARK_AFTER: u32 = 64;
 /// Output that a cork holds back.
 const CORK_BYTES: usize = 64 << 10;
 /// Reads before others get their turn at the lock.

@@ -333,6 +333,33 @@ impl State {
         Some(event)
     }
 
+    /// Takes messages that nothing is special about, until `events` has `end` events or something
+    /// else is next. What [`take_event`](Self::take_event) does for a thread, but the credit of all
+    /// is returned at once.
+    pub(crate) fn take_plain(&mut self, key: usize, events: &mut Vec<Event>, end: usize) {
+        let endpoint = &mut self.endpoints[key];
+        // Else one may have to wait, or be the last that needs a group's name.
+        if endpoint.joining > 0 || endpoint.left_groups > 0 {
+            return;
+        }
+        let before = events.len();
+        while events.len() < end
+            && let Some(message) = endpoint.inbox.take_plain()
+        {
+            let group = message.group().and_then(|group| endpoint.name_of(group));
+            endpoint.last = Some(message.sequence());
+            events.push(Event::Message(Message::new(message, group, None, None)));
+        }
+        if events.len() == before {
+            return;
+        }
+        Reader::note(&mut endpoint.reader, None);
+        if let Some(credit) = endpoint.inbox.return_some(Tick::now()) {
+            self.put_credit(key, credit);
+            self.flush(Urgency::Now);
+        }
+    }
+
     pub(super) fn put_credit(&mut self, key: usize, credit: Amount) {
         if self.gone.is_some() || self.endpoints[key].closing {
             return;

@@ -530,6 +530,16 @@ pub(super) fn group_of(frame: &[u8]) -> Option<GroupId> {
     (frame[FLAGS_OFFSET] & UNICAST == 0).then(|| GroupId::from_raw(u64_at(frame, GROUP_AT)))
 }
 
+/// Whether a MESSAGE says nothing that only some say: it has no flags, and went to a group.
+#[inline]
+pub(super) fn is_plain(frame: &[u8]) -> bool {
+    frame.len() >= HEADER_BYTES + MESSAGE.fixed
+        && frame[FLAGS_OFFSET] == 0
+        && frame[6] == 0
+        && u16_at(frame, LOST_AT) == 0
+        && u32_at(frame, FURTHER_AT) == 0
+}
+
 pub(super) fn name_of(frame: &[u8]) -> Option<NameId> {
     let (flags, id) = (frame[FLAGS_OFFSET], u64_at(frame, GROUP_AT));
     let says_name = flags & UNICAST != 0 && id != 0;

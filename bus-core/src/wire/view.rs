@@ -44,6 +44,13 @@ impl MessageView {
         broker::is_message(unread)
     }
 
+    /// Whether the frame that `unread` begins with is a MESSAGE that [`is_plain`](Self::is_plain);
+    /// false while that is not known.
+    #[must_use]
+    pub fn is_plain_next(unread: &[u8]) -> bool {
+        broker::is_message(unread) && broker::is_plain(unread)
+    }
+
     /// Takes the first frame off `unread`, which [`is_next`](Self::is_next); `None` if it has not
     /// come whole, and then nothing is taken.
     ///
@@ -66,6 +73,13 @@ impl MessageView {
     #[must_use]
     pub fn head(&self) -> MessageHead {
         broker::checked_head(&self.frame)
+    }
+
+    /// Whether it is a group's message and nothing more: none that was retained, came through a peer
+    /// endpoint or after a gap, or brings descriptors; and its payload is in it. Nearly all are.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        broker::is_plain(&self.frame)
     }
 
     /// Whose queue it was in.
