@@ -38,6 +38,7 @@ use crate::transport::Arrived;
 use listings::Listings;
 use memory::{Company, Memory, Under, Way};
 use port::Port;
+use ports::Ports;
 
 pub(crate) use calls::stats;
 
@@ -54,6 +55,7 @@ mod monitoring;
 mod names;
 mod permission;
 mod port;
+mod ports;
 mod sending;
 
 /// The conversation with one client.
@@ -66,8 +68,7 @@ pub(crate) struct Session {
     monitors: BTreeMap<Handle, Option<GroupName>>,
     /// Until when it has to greet, if it has not.
     greeting_until: Option<Instant>,
-    /// In boxes of their own: a node of the tree has room for 11, and most connections have one.
-    ports: BTreeMap<Handle, Box<Port>>,
+    ports: Ports,
     /// Ports whose queues may have messages; the others sleep.
     readable: VecDeque<Handle>,
     /// Ports whose next message waits until the client has taken descriptors.
@@ -95,7 +96,7 @@ impl Session {
             gate,
             monitors: BTreeMap::new(),
             greeting_until: Some(greeting_until),
-            ports: BTreeMap::new(),
+            ports: Ports::default(),
             readable: VecDeque::new(),
             holding: VecDeque::new(),
             descriptors_out: false,
@@ -168,7 +169,7 @@ impl Session {
         match part {
             Part::Queue(handle) => self.set_readable(handle),
             Part::Lane(handle, lane) => {
-                if let Some(port) = self.ports.get_mut(&handle) {
+                if let Some(port) = self.ports.get_mut(handle) {
                     port.lane_decided(lane, output, context);
                 }
             }
@@ -187,7 +188,7 @@ impl Session {
             }
             Part::Watch(..) if context.shared.is_stopping() => {}
             Part::Watch(handle, serial) => {
-                if let Some(port) = self.ports.get_mut(&handle) {
+                if let Some(port) = self.ports.get_mut(handle) {
                     port.watch_decided(serial, output);
                 }
             }
@@ -217,7 +218,7 @@ impl Session {
     /// The broker ends: moves what lies in the queues to `output`, whatever room it has. The
     /// queues bound it, and the time for which the connection lingers.
     pub(crate) fn fill_last(&mut self, output: &mut Output) {
-        for handle in self.ports.keys().copied().collect::<Vec<_>>() {
+        for handle in self.ports.iter().map(Port::handle).collect::<Vec<_>>() {
             while self.fill_some(handle, output, Room::ForAll) == Filled::MayHaveMore {}
         }
         if let Some(memory) = &mut self.memory {
@@ -237,7 +238,7 @@ impl Session {
 
     /// Closes all endpoints: they leave their groups, and their waiting sends end.
     pub(crate) fn close(&mut self, context: &mut Context<'_>) {
-        for port in self.ports.values() {
+        for port in self.ports.iter() {
             *context.waiting_sends -= port.waiting_lanes();
         }
         self.ports.clear();
@@ -296,18 +297,18 @@ impl Session {
             ),
             ClientFrame::Send(send) => return self.send(send, arrived, output, context),
             ClientFrame::Cancel(id) => {
-                if let Some(port) = self.ports.get_mut(&id.endpoint) {
+                if let Some(port) = self.ports.get_mut(id.endpoint) {
                     port.cancel(id, output, context);
                 }
             }
             ClientFrame::Resume { endpoint, lane } => {
-                if let Some(port) = self.ports.get_mut(&endpoint) {
+                if let Some(port) = self.ports.get_mut(endpoint) {
                     port.resume(lane);
                 }
             }
             ClientFrame::Flush => output.hurry(),
             ClientFrame::Credit { endpoint, messages, bytes } => {
-                if let Some(port) = self.ports.get_mut(&endpoint) {
+                if let Some(port) = self.ports.get_mut(endpoint) {
                     let released = port.release(messages, bytes);
                     if released.map_err(|error| fault(error.to_string()))? {
                         self.set_readable(endpoint);
@@ -320,7 +321,7 @@ impl Session {
                     say(BrokerFrame::Error { endpoint, serial, failure }, output);
                     return Ok(());
                 }
-                match self.ports.get_mut(&endpoint) {
+                match self.ports.get_mut(endpoint) {
                     Some(port) => {
                         let about = (destination, attributes);
                         port.watch(self.token, serial, about, output, context);
@@ -333,7 +334,7 @@ impl Session {
             }
             ClientFrame::Unwatch { endpoint, serial } => {
                 self.listings.cancel(endpoint, serial, output);
-                if let Some(port) = self.ports.get_mut(&endpoint) {
+                if let Some(port) = self.ports.get_mut(endpoint) {
                     port.unwatch(serial);
                 }
             }
@@ -468,7 +469,7 @@ impl Session {
                 }
             },
         };
-        let Some(port) = self.ports.get_mut(&id.endpoint) else {
+        let Some(port) = self.ports.get_mut(id.endpoint) else {
             refuse(id, no_such_port(id.endpoint), output, context);
             return Ok(());
         };
@@ -502,13 +503,13 @@ impl Session {
         let id = endpoint.id();
         let waker = Signal::waker(context.inbox, self.token, Part::Queue(handle));
         let entry = EndpointEntry::new(context.shared, context.client, id);
-        self.ports.insert(handle, Box::new(Port::new(handle, endpoint, waker, entry)));
+        self.ports.insert(Port::new(handle, endpoint, waker, entry));
         self.set_readable(handle);
         Ok(id)
     }
 
     fn set_readable(&mut self, handle: Handle) {
-        if let Some(port) = self.ports.get_mut(&handle)
+        if let Some(port) = self.ports.get_mut(handle)
             && port.wake()
         {
             self.readable.push_back(handle);
@@ -527,7 +528,7 @@ impl Session {
     }
 
     fn fill_some(&mut self, handle: Handle, output: &mut Output, room: Room) -> Filled {
-        let Some(port) = self.ports.get_mut(&handle) else {
+        let Some(port) = self.ports.get_mut(handle) else {
             return Filled::Sleeps;
         };
         for _ in 0..MESSAGES_A_TURN {

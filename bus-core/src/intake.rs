@@ -637,7 +637,7 @@ pub(crate) struct ReaderState {
     pub(crate) drained_messages: u64,
     pub(crate) drained_bytes: u64,
     /// What a group retained, of which a part has been drained.
-    pub(crate) retained: Option<Retelling>,
+    pub(crate) retained: Option<Box<Retelling>>,
     /// Drained messages whose places were freed at once: nobody waits for what they ask.
     pub(crate) passed_over: u64,
     /// What was drained, takes a place still, and is counted elsewhere as well.

@@ -283,7 +283,7 @@ impl Receiver {
                 Some(Entry::Retained(retained)) => {
                     // Its place is that of the join, so what is sent from here on follows that.
                     self.core.take(retained.sequence);
-                    self.state.retained = Some(Retelling::new(*retained));
+                    self.state.retained = Some(Box::new(Retelling::new(*retained)));
                     return self.drain();
                 }
                 Some(Entry::Owner { change, missed }) => {

@@ -40,8 +40,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ahash::HashMap;
-
 use crate::account::Charge;
 use crate::bus::{BusInner, LimitExceeded};
 use crate::id::{EndpointId, Sequence};
@@ -240,7 +238,8 @@ pub(crate) struct AskedFor {
 /// What an endpoint was asked, and what it is to be told of it. Taken after all other locks.
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
-    requests: HashMap<Sequence, AskedFor>,
+    /// A tree, because an empty one takes little: most endpoints are never asked.
+    requests: BTreeMap<Sequence, AskedFor>,
     ended: VecDeque<Ended>,
 }
 

@@ -140,7 +140,7 @@ impl Session {
         handle: Handle,
         context: &mut Context<'_>,
     ) -> Result<Response, Box<Failure>> {
-        if self.ports.contains_key(&handle) {
+        if self.ports.contains(handle) {
             let text = format!("this connection has an endpoint {handle} already");
             return Err(Box::new(Failure::new(FailureCode::BadRequest, text)));
         }
@@ -160,7 +160,7 @@ impl Session {
         output: &mut Output,
         context: &mut Context<'_>,
     ) -> Result<Response, Box<Failure>> {
-        let mut port = self.ports.remove(&handle).ok_or_else(|| Box::new(no_such_port(handle)))?;
+        let mut port = self.ports.remove(handle).ok_or_else(|| Box::new(no_such_port(handle)))?;
         port.cancel_sends(output, context);
         port.cancel_watches(output);
         port.cancel_joins(output);
@@ -172,7 +172,7 @@ impl Session {
     }
 
     pub(super) fn port(&mut self, handle: Handle) -> Result<&mut Port, Box<Failure>> {
-        match self.ports.get_mut(&handle) {
+        match self.ports.get_mut(handle) {
             Some(port) => Ok(port),
             None => Err(Box::new(no_such_port(handle))),
         }

@@ -63,7 +63,7 @@ impl Session {
             return None;
         }
         let token = self.token;
-        let Some(port) = self.ports.get_mut(&handle) else {
+        let Some(port) = self.ports.get_mut(handle) else {
             return Some(Some(Err(Box::new(no_such_port(handle)))));
         };
         let answer = match request {
@@ -91,7 +91,7 @@ impl Session {
         output: &mut Output,
         context: &Context<'_>,
     ) {
-        if let Some(port) = self.ports.get_mut(&handle)
+        if let Some(port) = self.ports.get_mut(handle)
             && let Some((serial, answer)) = port.decided(group)
         {
             answer_call(handle, serial, answer, output, context);

@@ -110,7 +110,7 @@ impl Session {
         let rules = &shared.policy;
         self.gate.check(rules, Action::Connect, None).map_err(denied)?;
         let held: Vec<Holding> =
-            self.ports.values().flat_map(|port| port.endpoint().holdings()).collect();
+            self.ports.iter().flat_map(|port| port.endpoint().holdings()).collect();
         for holding in &held {
             let (action, on) = match holding {
                 Holding::Member(group) => (Action::Join, group),

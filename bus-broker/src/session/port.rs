@@ -28,14 +28,16 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Port {
     handle: Handle,
-    lanes: [Option<Box<SendingLane>>; MAX_LANES as usize],
+    /// By their numbers; as many as the highest that was used. Most endpoints use one.
+    lanes: Vec<Option<Box<SendingLane>>>,
     watches: BTreeMap<Serial, Watch>,
     pub(super) candidacies: Candidacies,
     receiver: Receiver,
     waker: Waker,
     /// It does not sleep.
     awake: bool,
-    held: Option<Delivery>,
+    /// In a box, for few are ever held.
+    held: Option<Box<Delivery>>,
     /// Nothing more will come than is in the queue.
     receive_shut: bool,
     /// And the client was told that it has had all.
@@ -54,7 +56,7 @@ impl Port {
         let receiver = endpoint.receiver().expect("nobody else knows this endpoint yet");
         Self {
             handle,
-            lanes: Default::default(),
+            lanes: Vec::new(),
             watches: BTreeMap::new(),
             candidacies: Candidacies::default(),
             receiver,
@@ -82,12 +84,15 @@ impl Port {
     }
 
     pub(super) fn next_delivery(&mut self) -> Option<Delivery> {
-        self.held.take().or_else(|| self.receiver.drain())
+        match self.held.take() {
+            Some(held) => Some(*held),
+            None => self.receiver.drain(),
+        }
     }
 
     /// Keeps a message that has to wait.
     pub(super) fn hold(&mut self, delivery: Delivery) {
-        self.held = Some(delivery);
+        self.held = Some(Box::new(delivery));
     }
 
     /// Leaves its waker in the bus, unless there is something to read. True too if nothing will
@@ -128,7 +133,12 @@ impl Port {
         context: &mut Context<'_>,
     ) -> Result<(), WindowExceeded> {
         let id = head.id;
-        let place = &mut self.lanes[id.lane.index()];
+        let at = id.lane.index();
+        if at >= self.lanes.len() {
+            self.lanes.reserve_exact(at + 1 - self.lanes.len());
+            self.lanes.resize_with(at + 1, || None);
+        }
+        let place = &mut self.lanes[at];
         let lane = match place {
             Some(lane) => lane,
             None => match self.endpoint.lane() {
@@ -148,13 +158,13 @@ impl Port {
     }
 
     pub(super) fn cancel(&mut self, id: SendId, output: &mut Output, context: &mut Context<'_>) {
-        if let Some(lane) = &mut self.lanes[id.lane.index()] {
+        if let Some(lane) = self.lane_mut(id.lane) {
             lane.cancel(id, output, context);
         }
     }
 
     pub(super) fn resume(&mut self, lane: LaneNumber) {
-        if let Some(lane) = &mut self.lanes[lane.index()] {
+        if let Some(lane) = self.lane_mut(lane) {
             lane.resume();
         }
     }
@@ -165,9 +175,14 @@ impl Port {
         output: &mut Output,
         context: &mut Context<'_>,
     ) {
-        if let Some(lane) = &mut self.lanes[number.index()] {
-            lane.decided(self.handle, number, output, context);
+        let handle = self.handle;
+        if let Some(lane) = self.lane_mut(number) {
+            lane.decided(handle, number, output, context);
         }
+    }
+
+    fn lane_mut(&mut self, number: LaneNumber) -> Option<&mut SendingLane> {
+        self.lanes.get_mut(number.index())?.as_deref_mut()
     }
 
     /// Answers every send that has no answer: it is cancelled, unless the bus was faster.

@@ -330,6 +330,8 @@ fn small(plan: &Plan, index: usize) -> io::Result<()> {
 
 /// Connects, one after the other; for `idle` they all stay.
 fn connector(plan: &Plan) -> io::Result<()> {
+    // What only the first connection brings into memory, such as code, is not each one's.
+    let _first = (plan.workload == Workload::Idle).then(|| client::connect(plan)).transpose()?;
     ready()?;
     let pace = Pace::start(plan.limit);
     let mut latencies = Latencies::new();
