@@ -127,6 +127,8 @@ pub(crate) struct State {
     /// Somebody has the pollable descriptor.
     polled: bool,
     signalled: bool,
+    /// A main loop has looked since that was said.
+    heeded: bool,
     rings: RingWish,
     /// Messages before they are asked for.
     rings_after: u32,
@@ -179,6 +181,7 @@ impl State {
             attention: false,
             polled: false,
             signalled: false,
+            heeded: false,
             rings: RingWish::None,
             rings_after: 1,
             fork_mark: None,
@@ -380,6 +383,7 @@ impl State {
     /// As [`turn`](Self::turn), for the main loop that polls the descriptor.
     pub(crate) fn dispatch(&mut self) {
         self.attention = false;
+        self.heeded = true;
         self.turn();
     }
 
@@ -404,7 +408,9 @@ impl State {
                     .endpoints
                     .iter()
                     .any(|(_, endpoint)| endpoint.polled && endpoint.is_ready(gone));
-            if wanted != self.signalled {
+            // A loop that polls for edges has heeded the last one: what is there now is a new one.
+            let again = std::mem::take(&mut self.heeded) && wanted;
+            if wanted != self.signalled || again {
                 self.signalled = wanted;
                 self.transport.signal(wanted);
             }

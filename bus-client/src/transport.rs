@@ -13,7 +13,9 @@
 //! The bell has two uses that do not meet. Its count wakes the thread that sleeps in
 //! [`wait`](Transport::wait). And since an eventfd can always be written to, asking epoll for that
 //! makes the epoll descriptor readable: that says "something was put aside for you" without a
-//! further descriptor, and is level-triggered by nature.
+//! further descriptor, and is level-triggered by nature. It is asked for anew each time, because a
+//! loop that polls for edges, as tokio does, would else miss the second of two between its looks: to
+//! epoll, what is modified while it lies in the list of what is ready is no event.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -111,7 +113,7 @@ impl Beacon {
     pub(crate) fn new(comes_back: bool) -> io::Result<Self> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, &bell, epoll::EventData::new_u64(1), epoll::EventFlags::empty())?;
+
         let mut timer = None;
         if comes_back {
             let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
@@ -335,23 +337,21 @@ impl Transport {
 
     /// Makes [`pollable`](Beacon::pollable) readable when output can go on, or no longer so.
     pub(crate) fn watch_output(&self, output: Output) {
-        let _ = epoll::modify(
-            &self.beacon.epoll,
-            &self.socket,
-            epoll::EventData::new_u64(0),
-            interest(output),
-        );
+        let epoll = &self.beacon.epoll;
+        // A modification would be no edge if nobody has looked since the last event.
+        let _ = epoll::delete(epoll, &self.socket);
+        let _ = epoll::add(epoll, &self.socket, epoll::EventData::new_u64(0), interest(output));
     }
 
-    /// Makes [`pollable`](Beacon::pollable) readable whatever the socket does, or no longer so.
+    /// Makes [`pollable`](Beacon::pollable) readable whatever the socket does, which is an edge even
+    /// if it was readable before; or no longer so.
     pub(crate) fn signal(&self, on: bool) {
-        let flags = if on { epoll::EventFlags::OUT } else { epoll::EventFlags::empty() };
-        let _ = epoll::modify(
-            &self.beacon.epoll,
-            &self.beacon.bell,
-            epoll::EventData::new_u64(1),
-            flags,
-        );
+        let Beacon { epoll, bell, .. } = &*self.beacon;
+        let _ = epoll::delete(epoll, bell);
+        if on {
+            let data = epoll::EventData::new_u64(1);
+            let _ = epoll::add(epoll, bell, data, epoll::EventFlags::OUT);
+        }
     }
 
     /// Ends the stream in both directions. [`pollable`](Beacon::pollable) stays readable, so that
@@ -431,5 +431,42 @@ fn interest(output: Output) -> epoll::EventFlags {
     match output {
         Output::Idle | Output::RingFull | Output::Away => epoll::EventFlags::IN,
         Output::Pending => epoll::EventFlags::IN | epoll::EventFlags::OUT,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// A loop that polls for edges, as tokio does.
+    fn has_edge(outer: &OwnedFd) -> bool {
+        let none = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut events = Vec::with_capacity(1);
+        epoll::wait(outer, rustix::buffer::spare_capacity(&mut events), Some(&none)).unwrap() > 0
+    }
+
+    #[test]
+    fn g6_what_is_put_aside_between_two_looks_of_a_loop_that_polls_for_edges_is_an_edge() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let beacon = Arc::new(Beacon::new(false).unwrap());
+        let transport = Transport::new(ours.into(), Arc::clone(&beacon)).unwrap();
+        let outer = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&outer, beacon.pollable(), epoll::EventData::new_u64(0), flags).unwrap();
+        assert!(!has_edge(&outer), "nothing is there");
+        transport.signal(true);
+        assert!(has_edge(&outer));
+        transport.signal(false);
+        transport.signal(true);
+        assert!(has_edge(&outer), "it was readable before, and this is something else");
+        transport.signal(true);
+        assert!(has_edge(&outer), "and so is this");
+        transport.watch_output(Output::Idle);
+        transport.signal(false);
+        assert!(!has_edge(&outer));
+        transport.watch_output(Output::Pending);
+        assert!(has_edge(&outer), "output can go on");
     }
 }
