@@ -835,10 +835,13 @@ fn end_of(eviction: Eviction) -> Notice {
             let text = "the owner has closed the connection".to_owned();
             Notice::Expelled { group_id, sequence, text }
         }
-        _ => Notice::Evicted {
+        cause => Notice::Evicted {
             group_id,
             sequence,
-            reason: EvictionReason::Stalled,
+            reason: match cause {
+                EvictionCause::Full => EvictionReason::Full,
+                _ => EvictionReason::Stalled,
+            },
             stalled: eviction.stalled,
             queued_messages: eviction.queued_messages,
             back_off: eviction.back_off,

@@ -18,7 +18,7 @@ use crate::error::{
     WatchError,
 };
 use crate::gated::{Candidacy, Gate, joined};
-use crate::group::{Group, JoinOptions, Member, RemoteEndpoint};
+use crate::group::{Group, GroupOptions, JoinOptions, Member, RemoteEndpoint};
 use crate::info::{GroupInfo, Members, RoundTrip, Stats, Status};
 use crate::message::Event;
 use crate::request::Asked;
@@ -265,7 +265,7 @@ impl Endpoint {
     ///
     /// See [`CreateError`].
     pub fn create(&self, group: &str) -> Result<Group, CreateError> {
-        self.create_as(group, None)
+        self.create_with(group, GroupOptions::new())
     }
 
     /// As [`create`](Self::create), of a group that retains messages for those who join later
@@ -275,15 +275,21 @@ impl Endpoint {
     ///
     /// See [`CreateError`].
     pub fn create_retaining(&self, group: &str, retain: Retain) -> Result<Group, CreateError> {
-        self.create_as(group, Some(retain))
+        self.create_with(group, GroupOptions::new().retain(retain))
     }
 
-    fn create_as(&self, group: &str, retain: Option<Retain>) -> Result<Group, CreateError> {
+    /// As [`create`](Self::create), of a group that differs in some way.
+    ///
+    /// # Errors
+    ///
+    /// See [`CreateError`].
+    pub fn create_with(&self, group: &str, options: GroupOptions) -> Result<Group, CreateError> {
         let name: GroupName = group.parse()?;
         let connection = &self.inner.connection;
         let target = connection.lock().group(&name);
         let purpose = Purpose::Create(Arc::clone(&target));
-        let request = Request::Create { group: name.clone(), retain };
+        let (retain, stall_ms) = (options.retain, options.stall_ms());
+        let request = Request::Create { group: name.clone(), retain, stall_ms };
         connection
             .call(self.inner.key, purpose, request, |response| {
                 matches!(response, Response::Created { .. }).then_some(())
@@ -300,17 +306,21 @@ impl Endpoint {
     ///
     /// See [`CreateError`].
     pub fn create_gated(&self, group: &str) -> Result<Gate, CreateError> {
-        Gate::create(self, group, None)
+        Gate::create(self, group, GroupOptions::new())
     }
 
-    /// As [`create_gated`](Self::create_gated), and so many candidates may wait at a time: 64 at
-    /// most, unless the broker says otherwise.
+    /// As [`create_gated`](Self::create_gated), of a group that differs in some way. A gated group
+    /// retains nothing.
     ///
     /// # Errors
     ///
     /// See [`CreateError`].
-    pub fn create_gated_with(&self, group: &str, backlog: u16) -> Result<Gate, CreateError> {
-        Gate::create(self, group, Some(backlog))
+    pub fn create_gated_with(
+        &self,
+        group: &str,
+        options: GroupOptions,
+    ) -> Result<Gate, CreateError> {
+        Gate::create(self, group, options)
     }
 
     /// Connects to the owner of a gated group and asks to be admitted; `options` are wishes that

@@ -8,7 +8,7 @@ use bus_core::{Credentials, EndpointId, Filter, GroupId, GroupName, MemberFlags,
 
 use crate::bus::Endpoint;
 use crate::error::{CreateError, GateError, JoinError};
-use crate::group::{JoinOptions, Member, RemoteEndpoint};
+use crate::group::{GroupOptions, JoinOptions, Member, RemoteEndpoint};
 use crate::info::Joined;
 use crate::message::Gap;
 use crate::reconnect::Possession;
@@ -44,6 +44,7 @@ impl Terms {
             (self.flags.contains(MemberFlags::LOOPBACK), "loopback"),
             (self.flags.contains(MemberFlags::SEND_TO_PEER), "send-to-peer"),
             (self.flags.contains(MemberFlags::DROP_WHEN_FULL), "drop-when-full"),
+            (self.flags.contains(MemberFlags::LEAVE_WHEN_FULL), "leave-when-full"),
             (self.drop_at_peer, "drop-at-peer"),
         ];
         rows.into_iter().filter_map(|(set, name)| set.then_some(name)).collect()
@@ -71,6 +72,13 @@ impl Terms {
     #[must_use]
     pub fn drop_when_full(self, yes: bool) -> Self {
         self.with(MemberFlags::DROP_WHEN_FULL, yes)
+    }
+
+    /// Whether the member leaves when its queue has no room for a message, rather than make senders
+    /// wait.
+    #[must_use]
+    pub fn leave_when_full(self, yes: bool) -> Self {
+        self.with(MemberFlags::LEAVE_WHEN_FULL, yes)
     }
 
     /// Whether the owner misses the member's messages while its peer endpoint has no room, rather
@@ -205,12 +213,13 @@ impl Gate {
     pub(crate) fn create(
         endpoint: &Endpoint,
         group: &str,
-        backlog: Option<u16>,
+        options: GroupOptions,
     ) -> Result<Self, CreateError> {
         let name: GroupName = group.parse()?;
         let connection = &endpoint.inner.connection;
         let target = connection.lock().group(&name);
-        let request = Request::CreateGated { group: name.clone(), backlog };
+        let (backlog, stall_ms) = (options.backlog, options.stall_ms());
+        let request = Request::CreateGated { group: name.clone(), backlog, stall_ms };
         let purpose = Purpose::Own(Arc::clone(&target));
         let created =
             connection.call(endpoint.inner.key, purpose, request, |response| match response {

@@ -17,6 +17,59 @@ use crate::send::{PendingSend, SendFuture};
 use crate::state::{Ask, Form, GroupTarget, NewSend, Purpose, Target};
 use crate::watch::Writable;
 
+/// How a group is made.
+///
+/// ```
+/// use std::time::Duration;
+/// use bus_client::GroupOptions;
+///
+/// // Whoever makes senders wait for a second is put out.
+/// let options = GroupOptions::new().stall(Duration::from_secs(1));
+/// assert_ne!(options, GroupOptions::new());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupOptions {
+    pub(crate) retain: Option<Retain>,
+    pub(crate) backlog: Option<u16>,
+    stall: Option<Duration>,
+}
+
+impl GroupOptions {
+    /// Retains nothing; everything else as the broker has it.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { retain: None, backlog: None, stall: None }
+    }
+
+    /// Retains messages for those who join later [with its state](JoinOptions::with_state).
+    #[must_use]
+    pub const fn retain(mut self, retain: Retain) -> Self {
+        self.retain = Some(retain);
+        self
+    }
+
+    /// After how long a member that makes senders to the group wait is stalled, and evicted: 100 ms
+    /// to 10 minutes.
+    #[must_use]
+    pub const fn stall(mut self, stall: Duration) -> Self {
+        self.stall = Some(stall);
+        self
+    }
+
+    /// Of a gated group: so many candidates may wait at a time, 64 at most unless the broker says
+    /// otherwise.
+    #[must_use]
+    pub const fn backlog(mut self, candidates: u16) -> Self {
+        self.backlog = Some(candidates);
+        self
+    }
+
+    /// What is too long for the wire is too long for the broker too.
+    pub(crate) fn stall_ms(self) -> Option<u32> {
+        self.stall.map(|stall| u32::try_from(stall.as_millis()).unwrap_or(u32::MAX))
+    }
+}
+
 /// How to join a group.
 ///
 /// ```
@@ -30,6 +83,7 @@ use crate::watch::Writable;
 pub struct JoinOptions {
     pub(crate) loopback: bool,
     pub(crate) drop_when_full: bool,
+    pub(crate) leave_when_full: bool,
     pub(crate) create: bool,
     pub(crate) filter: Option<Filter>,
     pub(crate) retain: Option<Retain>,
@@ -47,6 +101,7 @@ impl JoinOptions {
         let mut flags = MemberFlags::empty();
         flags.set(MemberFlags::LOOPBACK, self.loopback);
         flags.set(MemberFlags::DROP_WHEN_FULL, self.drop_when_full);
+        flags.set(MemberFlags::LEAVE_WHEN_FULL, self.leave_when_full);
         flags
     }
 
@@ -56,6 +111,7 @@ impl JoinOptions {
         Self {
             loopback: false,
             drop_when_full: false,
+            leave_when_full: false,
             create: true,
             filter: None,
             retain: None,
@@ -75,6 +131,16 @@ impl JoinOptions {
     #[must_use]
     pub const fn drop_when_full(mut self, yes: bool) -> Self {
         self.drop_when_full = yes;
+        self
+    }
+
+    /// Whether this member leaves when its queue has no room for a message, rather than make senders
+    /// wait. It is told as of an eviction ([`Event::Evicted`](crate::Event::Evicted)), may come back at
+    /// once, and what was queued stays readable. With
+    /// [`drop_when_full`](Self::drop_when_full) it never comes to that.
+    #[must_use]
+    pub const fn leave_when_full(mut self, yes: bool) -> Self {
+        self.leave_when_full = yes;
         self
     }
 

@@ -77,6 +77,7 @@ pub(crate) enum Item {
         stalled: Duration,
         queued_messages: u64,
         back_off: Duration,
+        left_when_full: bool,
     },
     View(Box<ViewNotice>),
     Monitored {

@@ -239,6 +239,7 @@ pub(crate) fn flag_names(flags: MemberFlags) -> Vec<String> {
         (MemberFlags::LOOPBACK, "loopback"),
         (MemberFlags::SEND_TO_PEER, "send-to-peer"),
         (MemberFlags::DROP_WHEN_FULL, "drop-when-full"),
+        (MemberFlags::LEAVE_WHEN_FULL, "leave-when-full"),
     ];
     let set = names.iter().filter(|(flag, _)| flags.contains(*flag));
     set.map(|(_, name)| (*name).to_owned()).collect()

@@ -112,7 +112,7 @@ pub struct Gap {
     pub last: Sequence,
 }
 
-/// The end of a membership that was stalled (G8).
+/// The end of a membership that was stalled (G8), or was to end rather than make senders wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Evicted {
@@ -129,6 +129,9 @@ pub struct Evicted {
     /// How long it may join the group again only with
     /// [`drop_when_full`](crate::JoinOptions::drop_when_full).
     pub back_off: Duration,
+    /// It was not stalled: its queue was full, and it had
+    /// [`leave_when_full`](crate::JoinOptions::leave_when_full).
+    pub left_when_full: bool,
 }
 
 /// The end of what a group has retained: from here on a member is up to date.

@@ -29,8 +29,8 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use bus_core::wire::{
-    BrokerFrame, ClientFrame, Copied, Goodbye, GoodbyeCode, Handle, Incarnation, Notice, PlacedIn,
-    Role, Serial,
+    BrokerFrame, ClientFrame, Copied, EvictionReason, Goodbye, GoodbyeCode, Handle, Incarnation,
+    Notice, PlacedIn, Role, Serial,
 };
 use bus_core::{EndpointId, GroupName, Limits};
 use bus_memory::ForkMark;
@@ -670,11 +670,25 @@ impl State {
                     self.deliver(endpoint, Item::Gap { group_id, gap })
                 }
                 Notice::Evicted {
-                    group_id, sequence, stalled, queued_messages, back_off, ..
+                    group_id,
+                    sequence,
+                    reason,
+                    stalled,
+                    queued_messages,
+                    back_off,
                 } => {
-                    let item =
-                        Item::Evicted { group_id, sequence, stalled, queued_messages, back_off };
-                    self.deliver(endpoint, item)?;
+                    let left_when_full = reason == EvictionReason::Full;
+                    self.deliver(
+                        endpoint,
+                        Item::Evicted {
+                            group_id,
+                            sequence,
+                            stalled,
+                            queued_messages,
+                            back_off,
+                            left_when_full,
+                        },
+                    )?;
                     self.left(endpoint.get() as usize, group_id, sequence);
                     Ok(())
                 }

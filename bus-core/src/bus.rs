@@ -37,7 +37,7 @@ use crate::queue;
 use crate::recorder::{Ending, PutOut, Recorder, RecorderSize};
 use crate::request::Deadlines;
 use crate::retained::{Retain, Retained};
-use crate::send::{Effects, Route, SendError};
+use crate::send::{Effects, Outgoing, Route, SendError};
 use crate::sync::{Aside, AtomicU64, Mutant, Mutex, MutexGuard, Ordering, mutated};
 use crate::tally::TimeInQueue;
 use crate::view::{Change, Step};
@@ -210,9 +210,22 @@ pub enum CreateError {
     /// The endpoint has been closed.
     #[error("endpoint {0} has been closed")]
     Closed(EndpointId),
+    /// Its stall limit is none that a group may have.
+    #[error("a stall limit is 100 ms to 10 minutes, and not {0:?}")]
+    Stall(Duration),
     /// A bound was reached.
     #[error(transparent)]
     Limit(#[from] LimitExceeded),
+}
+
+/// How an open group is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupOptions {
+    /// What it retains for those who join later.
+    pub retain: Option<Retain>,
+    /// After how long a member that makes its senders wait is stalled (G8): 100 ms to 10 minutes,
+    /// [`Limits::stall`] if none is given.
+    pub stall: Option<Duration>,
 }
 
 /// Why an endpoint could not leave a group.
@@ -650,21 +663,29 @@ impl BusInner {
         let core = &stalled.core;
         let eviction = {
             let mut directory = self.directory.lock();
-            let name = directory.group(group)?.group.name.clone();
+            let known = &directory.group(group)?.group;
+            let (name, leaves) =
+                (known.name.clone(), known.membership().leaves_when_full(core.id()));
             // It may have left meanwhile, and then it has held up nobody.
             let record = directory.endpoints.get(&core.id())?;
             if !record.memberships.iter().any(|joined| joined.id == group) {
                 return None;
             }
-            let (process, stall) = (core.process(), self.limits.stall);
-            let back_off = directory.begin_back_off(process, &name, stall, self.ticked());
+            let (process, stall) = (core.process(), known.stall.unwrap_or(self.limits.stall));
+            // Who leaves of its own accord has made nobody wait.
+            let (cause, back_off) = if leaves {
+                (EvictionCause::Full, Duration::ZERO)
+            } else {
+                let back_off = directory.begin_back_off(process, &name, stall, self.ticked());
+                (EvictionCause::Stalled, back_off)
+            };
             Eviction {
                 endpoint: core.id(),
                 credentials: core.credentials,
                 group,
                 name,
                 sequence: Sequence::from_raw(0),
-                cause: EvictionCause::Stalled,
+                cause,
                 stalled: stalled.time,
                 queued_messages: stalled.queued_messages,
                 back_off,
@@ -672,6 +693,18 @@ impl BusInner {
         };
         let sequence = self.depart(core, Departure::Evict(Box::new(eviction.clone())))?;
         Some(Eviction { sequence, ..eviction })
+    }
+
+    /// Puts out those whom a send needs and who leave rather than make it wait. Whether there were
+    /// any: then the membership is another one.
+    #[cold]
+    pub(crate) fn put_out_leavers(&self, outgoing: &Outgoing) -> bool {
+        let Destination::Group(group) = outgoing.route.destination() else {
+            return false;
+        };
+        let leavers = self.find_full(outgoing).into_iter().filter(|full| full.leaves);
+        let stalled = leavers.map(|full| Stalled::leaver(full.core, full.queued_messages));
+        stalled.filter_map(|stalled| self.evict(&stalled, group)).count() > 0
     }
 
     fn open_endpoint(
@@ -746,7 +779,12 @@ impl BusInner {
         creator: &EndpointCore,
         name: &GroupName,
         kind: GroupKind,
+        stall: Option<Duration>,
     ) -> Result<(GroupId, Sequence), CreateError> {
+        let bounds = Duration::from_millis(100)..=Duration::from_secs(600);
+        if let Some(stall) = stall.filter(|stall| !bounds.contains(stall)) {
+            return Err(CreateError::Stall(stall));
+        }
         let mut directory = self.directory.lock();
         if directory.named(name).is_some() {
             return Err(CreateError::Exists(name.clone()));
@@ -758,7 +796,7 @@ impl BusInner {
             }
             self.open_queue(creator);
         }
-        let group = self.add_group(&mut directory, creator.id(), name, kind)?;
+        let group = self.add_group(&mut directory, creator.id(), name, kind, stall)?;
         let group = group.ok_or(CreateError::Closed(creator.id()))?;
         let mut effects = Effects::default();
         let made = || MemberChange::new(&group, creator, MemberEvent::Created);
@@ -779,6 +817,7 @@ impl BusInner {
         creator: EndpointId,
         name: &GroupName,
         kind: GroupKind,
+        stall: Option<Duration>,
     ) -> Result<Option<Arc<Group>>, LimitExceeded> {
         LimitExceeded::check("groups", directory.group_count(), self.limits.groups)?;
         if let (GroupKind::Open(Some(retain)), Some(record)) =
@@ -810,7 +849,7 @@ impl BusInner {
                 Group::new(id, name.clone(), self.lock_of(!id.get()), Some(backlog))
             }
         };
-        let group = Arc::new(group);
+        let group = Arc::new(group.stalling_after(stall));
         directory.add_group(Arc::clone(&group), creator, [one, retains]);
         Ok(Some(group))
     }
@@ -830,7 +869,7 @@ impl BusInner {
         if !create {
             return Err(JoinError::NoSuchGroup(name.clone()));
         }
-        let group = self.add_group(directory, creator, name, GroupKind::Open(retain))?;
+        let group = self.add_group(directory, creator, name, GroupKind::Open(retain), None)?;
         Ok((group.ok_or(JoinError::Closed(creator))?, true))
     }
 

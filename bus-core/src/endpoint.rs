@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Duration;
 
 use crate::attributes::Attributes;
 use crate::bus::{
-    Bus, CreateError, Departure, GroupKind, JoinError, JoinOptions, Joined, LeaveError,
-    LimitExceeded,
+    Bus, CreateError, Departure, GroupKind, GroupOptions, JoinError, JoinOptions, Joined,
+    LeaveError, LimitExceeded,
 };
 use crate::filter::{Filter, FilterChangeError};
 use crate::gated::{Candidacy, GateError, Terms};
@@ -74,7 +75,21 @@ impl Endpoint {
     ///
     /// See [`CreateError`].
     pub fn create_group(&self, name: &GroupName) -> Result<(GroupId, Sequence), CreateError> {
-        self.bus.inner.create_group(&self.core, name, GroupKind::Open(None))
+        self.create_group_with(name, GroupOptions::default())
+    }
+
+    /// As [`create_group`](Self::create_group), of a group that differs in some way.
+    ///
+    /// # Errors
+    ///
+    /// See [`CreateError`].
+    pub fn create_group_with(
+        &self,
+        name: &GroupName,
+        options: GroupOptions,
+    ) -> Result<(GroupId, Sequence), CreateError> {
+        let kind = GroupKind::Open(options.retain);
+        self.bus.inner.create_group(&self.core, name, kind, options.stall)
     }
 
     /// As [`create_group`](Self::create_group), of a group that retains messages for those who join
@@ -88,7 +103,8 @@ impl Endpoint {
         name: &GroupName,
         retain: Retain,
     ) -> Result<(GroupId, Sequence), CreateError> {
-        self.bus.inner.create_group(&self.core, name, GroupKind::Open(Some(retain)))
+        let retain = Some(retain);
+        self.create_group_with(name, GroupOptions { retain, ..GroupOptions::default() })
     }
 
     /// Creates a gated group, whose owner this endpoint is: it is told of each candidate, and
@@ -128,9 +144,24 @@ impl Endpoint {
         name: &GroupName,
         backlog: Option<u16>,
     ) -> Result<(GroupId, Sequence), CreateError> {
+        self.create_gated_with(name, backlog, None)
+    }
+
+    /// As [`create_gated`](Self::create_gated), of a group with a
+    /// [stall limit of its own](GroupOptions::stall).
+    ///
+    /// # Errors
+    ///
+    /// See [`CreateError`].
+    pub fn create_gated_with(
+        &self,
+        name: &GroupName,
+        backlog: Option<u16>,
+        stall: Option<Duration>,
+    ) -> Result<(GroupId, Sequence), CreateError> {
         let most = self.bus.limits().backlog;
         let backlog = backlog.map_or(most, |backlog| backlog.min(most));
-        self.bus.inner.create_group(&self.core, name, GroupKind::Gated { backlog })
+        self.bus.inner.create_group(&self.core, name, GroupKind::Gated { backlog }, stall)
     }
 
     /// Connects to the owner of a gated group and asks to be admitted. Private messages to the

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Duration;
 
 use ahash::RandomState;
 
@@ -22,6 +23,8 @@ pub(crate) struct Group {
     pub(crate) home: LockIndex,
     /// It is gated, and so many candidates may wait.
     pub(crate) gate: Option<u16>,
+    /// After how long a member that makes its senders wait is stalled, if not after the bus's time.
+    pub(crate) stall: Option<Duration>,
     membership: Snapshot<Membership>,
     generation: AtomicU64,
     /// What it retains. Every send to a group that retains holds the home lock, and every join all
@@ -39,7 +42,23 @@ impl Group {
         let membership = Snapshot::new(Arc::new(Membership::empty()));
         let (generation, tally) = (AtomicU64::new(0), Box::default());
         let on_change = Mutex::new(Vec::new());
-        Self { id, name, home, gate, membership, generation, store: None, on_change, tally }
+        Self {
+            id,
+            name,
+            home,
+            gate,
+            stall: None,
+            membership,
+            generation,
+            store: None,
+            on_change,
+            tally,
+        }
+    }
+
+    /// The same with a stall limit of its own.
+    pub(crate) fn stalling_after(self, stall: Option<Duration>) -> Self {
+        Self { stall, ..self }
     }
 
     /// The same, retaining messages.

@@ -175,8 +175,14 @@ impl Lane {
         outgoing.until = until;
         outgoing.charge = charge;
         let bus = &self.bus.inner;
-        let attempt = bus.attempt(&mut outgoing, Standing::Newcomer, &mut self.effects);
-        let submitted = match attempt? {
+        let mut attempt = bus.attempt(&mut outgoing, Standing::Newcomer, &mut self.effects)?;
+        while matches!(attempt, Attempt::Full { .. })
+            && outgoing.route.has_leavers()
+            && bus.put_out_leavers(&outgoing)
+        {
+            attempt = bus.attempt(&mut outgoing, Standing::Newcomer, &mut self.effects)?;
+        }
+        let submitted = match attempt {
             Attempt::Committed(receipt) => {
                 keep_route(&mut self.routes, outgoing.route);
                 Ok(Submitted::Committed(receipt))

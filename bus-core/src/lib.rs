@@ -98,8 +98,8 @@ pub use attributes::{
 };
 pub use audience::Audience;
 pub use bus::{
-    Bus, CreateError, GroupInfo, JoinError, JoinOptions, Joined, LeaveError, LimitExceeded,
-    MemberInfo, Stats,
+    Bus, CreateError, GroupInfo, GroupOptions, JoinError, JoinOptions, Joined, LeaveError,
+    LimitExceeded, MemberInfo, Stats,
 };
 pub use completion::{CompletedRange, CompletionQueue, Completions, CompletionsFull};
 pub use data_type::{DataType, Field, MAX_TYPE_DEPTH, Variant, VariantType};
@@ -120,7 +120,7 @@ pub use lease::Lease;
 #[doc(hidden)]
 pub use limits::duration_text;
 pub use limits::{LimitError, Limits};
-pub use listing::{Groups, Members, Names};
+pub use listing::{ByName, Groups, Members, Names};
 pub use lock_set::LOCKS;
 pub use member_change::{MemberChange, MemberEvent};
 pub use membership::MemberFlags;

@@ -106,7 +106,9 @@ pub struct Limits {
     pub user_pinned_bytes: u64,
     /// Connections that one user may make in a second, half of them by one process.
     pub user_connection_rate: u64,
-    /// How long an endpoint may stay full while others wait for it before it is stalled (G8).
+    /// How long an endpoint may stay full while others wait for it before it is stalled (G8). With
+    /// [`Duration::MAX`] never; no configuration can say that, so it is for a bus within a process
+    /// and for embedded brokers.
     #[serde(with = "duration_text")]
     pub stall: Duration,
     /// Listings of one connection that are under way.
@@ -206,6 +208,7 @@ impl Limits {
     /// The first field that is out of its range.
     pub fn check(&self) -> Result<(), LimitError> {
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let stall = if self.stall == Duration::MAX { 600_000 } else { millis(self.stall) };
         let rows: &[(&'static str, u64, u64, u64)] = &[
             ("queue_messages", self.queue_messages.into(), 1, 1 << 20),
             ("queue_bytes", self.queue_bytes, 1, 1 << 40),
@@ -253,7 +256,7 @@ impl Limits {
             ("completions", self.completions.into(), 1, 1 << 20),
             ("arena_bytes", self.arena_bytes, 0, 1 << 40),
             ("lent", millis(self.lent), 1, 600_000),
-            ("stall", millis(self.stall), 100, 600_000),
+            ("stall", stall, 100, 600_000),
             ("request_deadline", millis(self.request_deadline), 1, 86_400_000),
         ];
         for &(name, given, least, most) in rows {

@@ -12,6 +12,7 @@ use std::iter::FusedIterator;
 use std::sync::Arc;
 
 use crate::bus::{Bus, GroupInfo, MemberInfo};
+use crate::directory::Directory;
 use crate::id::{GroupId, Sequence};
 use crate::lock_set::LockBits;
 use crate::membership::{Member, Membership};
@@ -19,24 +20,23 @@ use crate::name::GroupName;
 use crate::name_registry::NameInfo;
 
 /// All groups in the order of their names. Made by [`Bus::groups`]; taking an entry does not block.
-#[derive(Debug)]
-pub struct Groups {
-    bus: Bus,
-    sequence: Sequence,
-    /// The last group that had been made then.
-    newest: GroupId,
-    after: Option<GroupName>,
-}
+pub type Groups = ByName<GroupInfo>;
 
 /// All names that somebody owns, in their order. Made by [`Bus::names`]; taking an entry does not
 /// block.
+pub type Names = ByName<NameInfo>;
+
+/// A listing of what has names, in their order: [`Groups`] or [`Names`].
 #[derive(Debug)]
-pub struct Names {
+pub struct ByName<T> {
     bus: Bus,
     sequence: Sequence,
-    /// How many times a name that nobody owned had been claimed then.
+    /// How many had begun then.
     newest: u64,
     after: Option<GroupName>,
+    /// The first behind a name that is one of so many first beginnings.
+    next: fn(&Directory, Option<&GroupName>, u64) -> Option<T>,
+    name: fn(&T) -> &GroupName,
 }
 
 /// The members of a group in the order of their endpoint ids. Made by [`Bus::members`]; taking an
@@ -49,58 +49,53 @@ pub struct Members {
     at: usize,
 }
 
-impl Groups {
+impl ByName<GroupInfo> {
     pub(crate) fn new(bus: Bus) -> Self {
+        let next = |directory: &Directory, after: Option<&GroupName>, newest: u64| {
+            let mut rest = directory.groups_after(after);
+            rest.find(|record| record.group.id.get() <= newest).map(GroupInfo::of)
+        };
+        Self::begin(bus, |directory| directory.newest_group().get(), next, |info| &info.name)
+    }
+}
+
+impl ByName<NameInfo> {
+    pub(crate) fn new(bus: Bus) -> Self {
+        let next = |directory: &Directory, after: Option<&GroupName>, newest: u64| {
+            directory.registry.owned_after(after, newest)
+        };
+        Self::begin(bus, |directory| directory.registry.beginnings(), next, |info| &info.name)
+    }
+}
+
+impl<T> ByName<T> {
+    fn begin(
+        bus: Bus,
+        newest: fn(&Directory) -> u64,
+        next: fn(&Directory, Option<&GroupName>, u64) -> Option<T>,
+        name: fn(&T) -> &GroupName,
+    ) -> Self {
         let directory = bus.inner.directory.lock();
-        let newest = directory.newest_group();
+        let newest = newest(&directory);
         let sequence = bus.inner.locks.acquire(LockBits::all()).now();
         drop(directory);
-        Self { bus, sequence, newest, after: None }
+        Self { bus, sequence, newest, after: None, next, name }
     }
 
-    /// Where in the order the listing stands: no group that was made later is in it.
+    /// Where in the order the listing stands: nothing that began later is in it.
     #[must_use]
     pub fn sequence(&self) -> Sequence {
         self.sequence
     }
 }
 
-impl Iterator for Groups {
-    type Item = GroupInfo;
+impl<T> Iterator for ByName<T> {
+    type Item = T;
 
-    fn next(&mut self) -> Option<GroupInfo> {
+    fn next(&mut self) -> Option<T> {
         let directory = self.bus.inner.directory.lock();
-        let after = self.after.take();
-        let mut rest = directory.groups_after(after.as_ref());
-        let info = GroupInfo::of(rest.find(|record| record.group.id <= self.newest)?);
-        self.after = Some(info.name.clone());
-        Some(info)
-    }
-}
-
-impl Names {
-    pub(crate) fn new(bus: Bus) -> Self {
-        let directory = bus.inner.directory.lock();
-        let newest = directory.registry.beginnings();
-        let sequence = bus.inner.locks.acquire(LockBits::all()).now();
-        drop(directory);
-        Self { bus, sequence, newest, after: None }
-    }
-
-    /// Where in the order the listing stands: no name that was claimed first later is in it.
-    #[must_use]
-    pub fn sequence(&self) -> Sequence {
-        self.sequence
-    }
-}
-
-impl Iterator for Names {
-    type Item = NameInfo;
-
-    fn next(&mut self) -> Option<NameInfo> {
-        let directory = self.bus.inner.directory.lock();
-        let info = directory.registry.owned_after(self.after.as_ref(), self.newest)?;
-        self.after = Some(info.name.clone());
+        let info = (self.next)(&directory, self.after.as_ref(), self.newest)?;
+        self.after = Some((self.name)(&info).clone());
         Some(info)
     }
 }

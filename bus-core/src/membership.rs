@@ -30,6 +30,9 @@ bitflags! {
         /// The member misses messages while its queue has no room, rather than make senders wait;
         /// it is told what it missed (G7).
         const DROP_WHEN_FULL = 4;
+        /// The member leaves the group when its queue has no room for a message of it, rather than
+        /// make senders wait; it is told. With `DROP_WHEN_FULL` it never comes to that.
+        const LEAVE_WHEN_FULL = 8;
     }
 }
 
@@ -47,6 +50,12 @@ pub(crate) struct Member {
     pub(crate) peer: Option<Arc<Peer>>,
 }
 
+impl Member {
+    fn leaves_when_full(&self) -> bool {
+        self.flags.contains(MemberFlags::LEAVE_WHEN_FULL)
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Membership {
     pub(crate) generation: Generation,
@@ -56,6 +65,8 @@ pub(crate) struct Membership {
     pub(crate) ended: bool,
     members: Box<[Member]>,
     watchers: Arc<[Watcher]>,
+    /// Some member has `LEAVE_WHEN_FULL`.
+    leavers: bool,
     /// How many members each lock covers, so that the set without one of them is known at once.
     per_lock: [u32; LOCKS],
     filters: FilterIndex,
@@ -76,9 +87,10 @@ impl Membership {
         filters: FilterIndex,
         ended: bool,
     ) -> Self {
-        let mut per_lock = [0; LOCKS];
+        let (mut per_lock, mut leavers) = ([0; LOCKS], false);
         for member in &members {
             per_lock[member.place.lock.at()] += 1;
+            leavers |= member.leaves_when_full();
         }
         let unfiltered = if filters.is_empty() {
             Box::default()
@@ -87,7 +99,27 @@ impl Membership {
             members.filter(|(_, member)| member.filters.is_none()).map(|(at, _)| at).collect()
         };
         let audience = generation;
-        Self { generation, audience, ended, members, watchers, per_lock, filters, unfiltered }
+        Self {
+            generation,
+            audience,
+            ended,
+            members,
+            watchers,
+            leavers,
+            per_lock,
+            filters,
+            unfiltered,
+        }
+    }
+
+    /// Whether some member leaves rather than make a sender wait.
+    pub(crate) fn has_leavers(&self) -> bool {
+        self.leavers
+    }
+
+    /// Whether this endpoint is such a member.
+    pub(crate) fn leaves_when_full(&self, id: EndpointId) -> bool {
+        self.leavers && self.position(id).is_some_and(|at| self.members[at].leaves_when_full())
     }
 
     /// Whether the recipients of a message are to be selected.

@@ -15,6 +15,9 @@ pub enum EvictionCause {
     /// and it took less than one queue's capacity. It may join again with `DROP_WHEN_FULL` at once,
     /// and without it when its back-off is over.
     Stalled,
+    /// Its queue had no room for a message, and it is a member with `LEAVE_WHEN_FULL`. It may join
+    /// again at once.
+    Full,
     /// The owner of the gated group has expelled it, for this reason. It may ask to be admitted
     /// again.
     Expelled(Box<str>),

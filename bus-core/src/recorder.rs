@@ -244,6 +244,8 @@ impl MemberState {
 pub enum PutOut {
     /// It was stalled (G8).
     Stalled,
+    /// It had no room, and left rather than make anybody wait.
+    Full,
     /// The owner of the gated group has expelled it.
     Expelled,
     /// The owner of the gated group has closed its peer endpoint.
@@ -254,6 +256,7 @@ impl PutOut {
     pub(crate) fn of(cause: &EvictionCause) -> Option<Self> {
         match cause {
             EvictionCause::Stalled => Some(Self::Stalled),
+            EvictionCause::Full => Some(Self::Full),
             EvictionCause::Expelled(_) => Some(Self::Expelled),
             EvictionCause::PeerClosed => Some(Self::PeerClosed),
             EvictionCause::PeerStalled | EvictionCause::WorkerStalled => None,

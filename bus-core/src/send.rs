@@ -9,6 +9,7 @@
 use std::slice;
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Duration;
 
 use crate::account::Charge;
 use crate::attributes::Attributes;
@@ -271,6 +272,15 @@ pub(crate) enum Route {
     Peer(Arc<Peer>),
 }
 
+/// A recipient that a send needs and that has no room.
+#[derive(Debug)]
+pub(crate) struct FullRecipient {
+    pub(crate) core: Arc<EndpointCore>,
+    pub(crate) queued_messages: u64,
+    /// It leaves rather than make anybody wait.
+    pub(crate) leaves: bool,
+}
+
 /// One recipient of a route.
 struct Recipient<'a> {
     /// The queue in which the message lies.
@@ -519,6 +529,24 @@ impl Route {
         };
         let share = peer.map(|(peer, drops)| Recipient::direct(peer.share.place, drops));
         self.recipients().chain(share)
+    }
+
+    /// Whether some member of its group leaves rather than make a sender wait.
+    pub(crate) fn has_leavers(&self) -> bool {
+        matches!(self, Self::Group { membership, .. } if membership.has_leavers())
+    }
+
+    /// Whether this is such a member.
+    fn leaves(&self, id: EndpointId) -> bool {
+        matches!(self, Self::Group { membership, .. } if membership.leaves_when_full(id))
+    }
+
+    /// The stall limit of its group, if that has one of its own.
+    pub(crate) fn stall(&self) -> Option<Duration> {
+        match self {
+            Self::Group { group, .. } => group.stall,
+            _ => None,
+        }
     }
 
     /// Whether a message along this route needs a place in the queue of `id`.
@@ -798,9 +826,8 @@ impl BusInner {
         })
     }
 
-    /// The recipients that a waiting send needs and that have no room, with the number of messages
-    /// in their queues.
-    pub(crate) fn find_full(&self, outgoing: &Outgoing) -> Vec<(Arc<EndpointCore>, u64)> {
+    /// The recipients that a waiting send needs and that have no room.
+    pub(crate) fn find_full(&self, outgoing: &Outgoing) -> Vec<FullRecipient> {
         let mut route = outgoing.route.clone();
         let subject = subject(outgoing.message.as_deref(), outgoing.asked.as_deref());
         route.refresh(outgoing.sender.id(), subject);
@@ -808,13 +835,19 @@ impl BusInner {
         let mut held = self.locks.acquire(route.locks());
         if let Route::Name(route) = &route {
             let owners = route.find_full(&mut held).into_iter();
-            return owners.map(|(owner, queued)| (Arc::clone(&owner.core), queued)).collect();
+            let full = owners.map(|(owner, queued_messages)| {
+                let core = Arc::clone(&owner.core);
+                FullRecipient { core, queued_messages, leaves: false }
+            });
+            return full.collect();
         }
         for recipient in route.accounts().filter(|recipient| recipient.drops.is_none()) {
             if let Some(intake) = held.intake(recipient.place)
                 && !intake.has_room()
             {
-                full.push((Arc::clone(&intake.core), intake.depth().0));
+                let core = Arc::clone(&intake.core);
+                let (queued_messages, leaves) = (intake.depth().0, route.leaves(core.id()));
+                full.push(FullRecipient { core, queued_messages, leaves });
             }
         }
         full

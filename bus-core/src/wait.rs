@@ -65,7 +65,9 @@ use crate::intake::{EndpointCore, Interest};
 use crate::message::Destination;
 use crate::name::GroupName;
 use crate::ownership::Ownership;
-use crate::send::{Attempt, Effects, FullRecipients, Outgoing, Receipt, SendError, Standing};
+use crate::send::{
+    Attempt, Effects, FullRecipient, FullRecipients, Outgoing, Receipt, SendError, Standing,
+};
 use crate::sync::{Mutant, mutated};
 
 /// Offers of one recipient's place that a waiting send can miss, because another recipient is full,
@@ -212,6 +214,47 @@ pub(crate) struct Stalled {
     /// For how long.
     pub(crate) time: Duration,
     pub(crate) queued_messages: u64,
+    /// The stall limit of each of the groups.
+    limits: Vec<Duration>,
+    /// Others than senders to groups wait for it, and by the bus's limit too long.
+    overdue: bool,
+}
+
+impl Stalled {
+    fn new(core: Arc<EndpointCore>, queued_messages: u64) -> Self {
+        let (groups, names, limits) = (Vec::new(), Vec::new(), Vec::new());
+        let (time, overdue) = (Duration::ZERO, false);
+        Self { core, groups, names, time, queued_messages, limits, overdue }
+    }
+
+    /// A member that leaves before it is.
+    pub(crate) fn leaver(core: Arc<EndpointCore>, queued_messages: u64) -> Self {
+        Self::new(core, queued_messages)
+    }
+
+    /// A sender to a group waits for it, and may have to for so long.
+    fn note_group(&mut self, group: GroupId, limit: Duration) {
+        match self.groups.iter().position(|known| *known == group) {
+            Some(at) => self.limits[at] = self.limits[at].min(limit),
+            None => {
+                self.groups.push(group);
+                self.limits.push(limit);
+            }
+        }
+    }
+
+    /// Keeps what has waited too long. Whether something that is left waits on.
+    fn keep_overdue(&mut self, limit: Duration) -> bool {
+        let (time, others) = (self.time, self.overdue);
+        self.overdue &= time >= limit;
+        if !self.overdue {
+            self.names.clear();
+        }
+        let mut limits = std::mem::take(&mut self.limits).into_iter();
+        let before = self.groups.len();
+        self.groups.retain(|_| limits.next().is_some_and(|limit| time >= limit));
+        self.groups.len() < before || (others && !self.overdue)
+    }
 }
 
 /// What a send that met a full queue or a waiting send came to.
@@ -695,30 +738,26 @@ impl WaitingRoom {
             if !seen.insert(destination) && !differs {
                 continue;
             }
-            for (core, queued_messages) in bus.find_full(outgoing) {
-                let stalled = full.entry(core.id()).or_insert_with(|| Stalled {
-                    core,
-                    groups: Vec::new(),
-                    names: Vec::new(),
-                    time: Duration::ZERO,
-                    queued_messages,
-                });
-                match destination {
-                    Destination::Group(group) if !stalled.groups.contains(&group) => {
-                        stalled.groups.push(group);
-                    }
-                    Destination::Name(name)
-                        if outgoing.route.sole_recipient().is_none()
-                            && !stalled.names.contains(&name) =>
-                    {
-                        stalled.names.push(name);
-                    }
-                    _ => {}
+            let of_group = outgoing.route.stall().unwrap_or(bus.limits.stall);
+            for FullRecipient { core, queued_messages, leaves } in bus.find_full(outgoing) {
+                let stalled =
+                    full.entry(core.id()).or_insert_with(|| Stalled::new(core, queued_messages));
+                if let Destination::Group(group) = destination {
+                    stalled.note_group(group, if leaves { Duration::ZERO } else { of_group });
+                    continue;
+                }
+                stalled.overdue = true;
+                if let Destination::Name(name) = destination
+                    && outgoing.route.sole_recipient().is_none()
+                    && !stalled.names.contains(&name)
+                {
+                    stalled.names.push(name);
                 }
             }
         }
         self.stalls.retain(|id, _| full.contains_key(id));
         let limit = bus.limits.stall;
+        let mut over: HashSet<EndpointId> = HashSet::default();
         full.retain(|id, stalled| {
             let freed = stalled.core.freed();
             let progress = Progress { freed, since: now };
@@ -731,15 +770,25 @@ impl WaitingRoom {
                 *before = progress;
             }
             stalled.time = now.saturating_sub(before.since);
-            stalled.time >= limit
+            let more = stalled.keep_overdue(limit);
+            let any = stalled.overdue || !stalled.groups.is_empty();
+            if any && !more {
+                // Whatever waits for it next is another matter.
+                over.insert(*id);
+            }
+            any
         });
         if full.is_empty() {
             return Vec::new();
         }
         self.spare_cycles(&mut full, now);
-        for id in full.keys() {
-            self.stalls.remove(id);
-            self.give_up_unicasts(*id, effects);
+        for (id, stalled) in &full {
+            if over.contains(id) {
+                self.stalls.remove(id);
+            }
+            if stalled.overdue {
+                self.give_up_unicasts(*id, effects);
+            }
         }
         let mut stalled: Vec<Stalled> = full.into_values().collect();
         stalled.sort_unstable_by_key(|stalled| stalled.core.id());

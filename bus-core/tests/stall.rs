@@ -7,8 +7,9 @@ use std::task::Waker;
 use std::time::Duration;
 
 use bus_core::{
-    Bus, Credentials, Delivery, Destination, Endpoint, Eviction, GroupId, JoinError, JoinOptions,
-    Lane, Limits, MemberFlags, Receiver, SendError, Submitted,
+    Bus, CreateError, Credentials, Delivery, Destination, Endpoint, Eviction, EvictionCause,
+    GroupId, GroupOptions, JoinError, JoinOptions, Lane, Limits, MemberFlags, Receiver, SendError,
+    Submitted,
 };
 
 const CAPACITY: u32 = 4;
@@ -274,4 +275,81 @@ fn g8_a_reader_of_large_messages_that_takes_a_queue_full_of_bytes_is_not_stalled
         }
         assert_eq!(!found.is_empty(), evicted, "{bytes} bytes in 3 s");
     }
+}
+
+#[test]
+fn g8_a_member_may_leave_instead_of_making_anybody_wait() {
+    let mut world = World::new();
+    let (keen, lazy, sender) = (world.endpoint(), world.endpoint(), world.endpoint());
+    let to = Destination::Group(join(&keen, "g"));
+    let leave = || JoinOptions { flags: MemberFlags::LEAVE_WHEN_FULL, ..JoinOptions::create() };
+    lazy.join(&"g".parse().unwrap(), leave()).unwrap();
+    let (mut of_keen, mut of_lazy) = (keen.receiver().unwrap(), lazy.receiver().unwrap());
+    let mut lane = sender.lane().unwrap();
+    for _ in 0..CAPACITY {
+        assert_eq!(lane.try_send(to, "both").unwrap().recipients, 2);
+        assert_eq!(take_all(&mut of_keen), 1);
+    }
+    let receipt = lane.try_send(to, "without it").unwrap();
+    assert_eq!((receipt.recipients, receipt.dropped), (1, 0));
+    let ended = loop {
+        match of_lazy.try_receive().unwrap() {
+            Delivery::Message { message, .. } => assert_eq!(&**message.payload(), b"both"),
+            Delivery::Evicted(eviction) => break eviction,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((&ended.cause, ended.back_off), (&EvictionCause::Full, Duration::ZERO));
+    assert!(ended.sequence < receipt.sequence);
+    // It may come back as it was. While another one holds the sender up, it leaves all the same.
+    lazy.join(&"g".parse().unwrap(), leave()).unwrap();
+    fill(&mut lane, to);
+    let mut direct = sender.lane().unwrap();
+    while direct.try_send(Destination::Endpoint(lazy.id()), "fills it").is_ok() {}
+    let evicted = world.pass(Duration::from_secs(1));
+    assert_eq!(evicted.iter().map(|e| &e.cause).collect::<Vec<_>>(), [&EvictionCause::Full]);
+    assert_eq!(lane.poll_outcome(), None, "the other one is given its time");
+}
+
+#[test]
+fn g8_a_group_may_have_a_stall_limit_of_its_own() {
+    let mut world = World::new();
+    let (stuck, maker) = (world.endpoint(), world.endpoint());
+    let hasty = Duration::from_secs(1);
+    let create = |name: &str, stall| {
+        let options = GroupOptions { stall: Some(stall), ..GroupOptions::default() };
+        maker.create_group_with(&name.parse().unwrap(), options)
+    };
+    let (quick, _) = create("quick", hasty).unwrap();
+    let (patient, _) = create("patient", 2 * STALL).unwrap();
+    let plain = join(&stuck, "plain");
+    join(&stuck, "quick");
+    join(&stuck, "patient");
+    let mut lanes: Vec<_> = [quick, plain, patient]
+        .map(|group| {
+            let mut lane = maker.lane().unwrap();
+            fill(&mut lane, Destination::Group(group));
+            lane
+        })
+        .into();
+    let groups = |evicted: Vec<Eviction>| evicted.iter().map(|e| e.group).collect::<Vec<_>>();
+    assert_eq!(groups(world.pass(hasty + Duration::from_millis(200))), [quick]);
+    assert_eq!(groups(world.pass(STALL - hasty)), [plain]);
+    assert_eq!(groups(world.pass(STALL)), [patient]);
+    assert!(lanes.iter_mut().all(|lane| lane.poll_outcome().is_some_and(|sent| sent.is_ok())));
+    for stall in [Duration::from_millis(99), Duration::from_millis(600_001), Duration::MAX] {
+        assert_eq!(create("never", stall), Err(CreateError::Stall(stall)));
+    }
+}
+
+#[test]
+fn g8_the_limit_can_be_switched_off_within_a_process() {
+    let off = Limits { queue_messages: CAPACITY, stall: Duration::MAX, ..Limits::default() };
+    let mut world = World::with(off);
+    let (stuck, sender) = (world.endpoint(), world.endpoint());
+    let to = Destination::Group(join(&stuck, "g"));
+    let mut lane = sender.lane().unwrap();
+    fill(&mut lane, to);
+    assert_eq!(world.pass(Duration::from_secs(700)), []);
+    assert_eq!(lane.poll_outcome(), None);
 }

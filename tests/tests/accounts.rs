@@ -81,11 +81,11 @@ const GREED: [(Resource, Act); 8] = [
     }),
     (Resource::Groups, |client, n| {
         let group = name(&format!("g.{}.{n}", client.endpoint()));
-        call(client, Request::Create { group, retain: None })
+        call(client, Request::Create { group, retain: None, stall_ms: None })
     }),
     (Resource::RetainedBytes, |client, n| {
         let group = name(&format!("r.{}.{n}", client.endpoint()));
-        call(client, Request::Create { group, retain: Some(retain(120_000)) })
+        call(client, Request::Create { group, retain: Some(retain(120_000)), stall_ms: None })
     }),
     (Resource::Names, |client, n| {
         let name = name(&format!("n.{}.{n}", client.endpoint()));

@@ -217,6 +217,49 @@ fn g8_a_stopped_listener_is_evicted_told_why_and_the_senders_go_on() {
 }
 
 #[test]
+fn g8_a_stopped_listener_may_leave_instead_and_nobody_waits() {
+    let broker = Broker::with_limits("stall = \"600s\"");
+    let listeners = Listeners::start(&broker, "--leave-when-full");
+    let senders = Senders::start(&broker, "busy", 4);
+    listeners.stop_third();
+    broker.until("it has left", |stats| stats.endpoints > 0 && members(&broker, "busy") == 2);
+    let after = broker.raw().stats().messages;
+    broker.until("senders go on", |stats| stats.messages > after + 1_000);
+    let sent = senders.end();
+    listeners.stopped.go_on();
+    let _ = listeners.stopped.end().with(4);
+    let [one, two] = Listeners::end_free(listeners.free);
+    assert_streams(&one, &all_lines(&sent));
+    let three = Trace::read(&listeners.trace);
+    assert_eq!(three.evicted.as_deref(), Some("left: its queue was full"));
+    three.assert_beginning_of(&one);
+    assert_identical(&[one, two]);
+}
+
+fn members(broker: &Broker, group: &str) -> usize {
+    let listed = broker.unisono(&format!("members {group} --json")).start().end().with(0);
+    listed.json_lines().len()
+}
+
+#[test]
+fn g8_a_group_made_with_a_stall_limit_evicts_by_that() {
+    let broker = Broker::with_limits("stall = \"600s\"");
+    let maker = broker.unisono("create busy --stall 200ms --json").start();
+    assert_eq!(maker.json()["type"], "created");
+    let mut deaf = broker.raw();
+    deaf.join("busy");
+    let mut sender = broker.raw();
+    let group = Destination::Group(sender.join("busy"));
+    for _ in 0..257 {
+        // The last one waits until the member is put out.
+        assert!(sender.send(group, b"x").is_ok());
+    }
+    broker.until_logged(&["evicted"]);
+    let too_short = broker.unisono("create other --stall 99ms").start().end();
+    assert!(too_short.with(1).errors.contains("100 ms to 10 minutes"));
+}
+
+#[test]
 fn g8_a_member_that_never_reads_is_evicted_and_may_return_only_if_it_drops_for_a_while() {
     let broker = Broker::with_limits("stall = \"1s\"");
     let (mut deaf, mut sender) = (broker.raw(), broker.raw());

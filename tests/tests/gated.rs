@@ -216,7 +216,8 @@ fn g5_a_member_waits_for_its_peer_endpoint_and_goes_on_when_the_terms_change() {
 fn g8_an_owner_that_does_not_read_loses_send_to_peer_and_nobody_is_held_up() {
     let broker = Broker::with_limits("peer_messages = 1\nstall = \"300ms\"");
     let mut owner = broker.raw();
-    let group = owner.call(Request::CreateGated { group: name("club"), backlog: None });
+    let group =
+        owner.call(Request::CreateGated { group: name("club"), backlog: None, stall_ms: None });
     let Ok(Response::Created { group_id, .. }) = group else { panic!("{group:?}") };
     let alice = connect(&broker);
     let member = thread::scope(|scope| {
@@ -360,7 +361,10 @@ fn hostile_requests_are_answered_and_harm_nobody() {
             Request::Connect { group: name("nowhere"), flags: MemberFlags::empty(), filter: None },
             FailureCode::NoSuchGroup,
         ),
-        (Request::CreateGated { group: name("club"), backlog: Some(0) }, FailureCode::GroupExists),
+        (
+            Request::CreateGated { group: name("club"), backlog: Some(0), stall_ms: None },
+            FailureCode::GroupExists,
+        ),
     ];
     for (request, code) in rows {
         let answer = stranger.call(request.clone()).unwrap_err();

@@ -504,7 +504,7 @@ fn g8_groups_connections_and_endpoints_of_a_bus_are_bounded() {
         Broker::with_limits("groups = 2\ngroups_created = 1\nconnections = 4\nendpoints = 5");
     let (mut one, mut two) = (broker.raw(), broker.raw());
     let create = |client: &mut RawClient, group: &str| {
-        client.call(Request::Create { group: name(group), retain: None })
+        client.call(Request::Create { group: name(group), retain: None, stall_ms: None })
     };
     create(&mut one, "a").unwrap();
     assert_limit(create(&mut one, "b"), "groups_created", 1);

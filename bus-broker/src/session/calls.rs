@@ -1,7 +1,9 @@
 //! CALLs: what is asked for outside the order of sends, answered at once.
 
+use std::time::Duration;
+
 use bus_core::{
-    GroupId, JoinOptions,
+    GroupId, GroupOptions, JoinOptions,
     wire::{
         Failure, FailureCode, Handle, Request, Response, Stats, Status, VERSION, inside::QueueTimes,
     },
@@ -51,12 +53,10 @@ impl Session {
             Request::ShutdownReceive => {
                 Ok(Response::Shut { sequence: self.port(handle)?.shutdown_receive() })
             }
-            Request::Create { group, retain } => {
-                let endpoint = self.port(handle)?.endpoint();
-                let created = match retain {
-                    Some(retain) => endpoint.create_retaining(group, *retain),
-                    None => endpoint.create_group(group),
-                };
+            Request::Create { group, retain, stall_ms } => {
+                let stall = stall_ms.map(|ms| Duration::from_millis(ms.into()));
+                let options = GroupOptions { retain: *retain, stall };
+                let created = self.port(handle)?.endpoint().create_group_with(group, options);
                 let (group_id, sequence) = created.map_err(|e| failure::of_create(&e))?;
                 Ok(Response::Created { group_id, sequence })
             }

@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use std::time::Duration;
+
 use bus_core::{
     Candidacy, Endpoint, EndpointId, Filter, GateError, GroupId, GroupName, JoinError, Joined,
     MemberFlags, Sequence, Terms,
@@ -112,8 +114,9 @@ fn owner_call(endpoint: &Endpoint, request: &Request) -> Answer {
         terms
     };
     match request {
-        Request::CreateGated { group, backlog } => {
-            let created = endpoint.create_gated(group, *backlog);
+        Request::CreateGated { group, backlog, stall_ms } => {
+            let stall = stall_ms.map(|ms| Duration::from_millis(ms.into()));
+            let created = endpoint.create_gated_with(group, *backlog, stall);
             let (group_id, sequence) = created.map_err(|e| failure::of_create(&e))?;
             Ok(Response::Created { group_id, sequence })
         }

@@ -685,7 +685,7 @@ fn listings_come_in_parts_that_nobody_asks_for() {
     }
     let names: Vec<String> = (1000..1200).map(|number| format!("group.g{number}")).collect();
     for (at, group) in names.iter().enumerate() {
-        let create = Request::Create { group: name(group), retain: None };
+        let create = Request::Create { group: name(group), retain: None, stall_ms: None };
         client.call_as(handles[at % handles.len()], create).unwrap();
     }
     let serial = client.begin(Request::Groups);
@@ -735,7 +735,9 @@ fn g8_a_listing_goes_on_as_its_reader_makes_room_and_waits_in_the_broker_as_a_pl
         if at % 1000 == 0 {
             maker.call_as(handle, Request::OpenEndpoint).unwrap();
         }
-        maker.call_as(handle, Request::Create { group: name(group), retain: None }).unwrap();
+        maker
+            .call_as(handle, Request::Create { group: name(group), retain: None, stall_ms: None })
+            .unwrap();
     }
     let mut reader = fixture.client();
     let group = reader.join("late");
@@ -747,7 +749,8 @@ fn g8_a_listing_goes_on_as_its_reader_makes_room_and_waits_in_the_broker_as_a_pl
     // The end of a group that was not told yet is seen; nothing that begins is.
     let last = Handle::from_raw(4);
     maker.call_as(last, Request::CloseEndpoint).unwrap();
-    let create = Request::Create { group: name(&format!("{long}9999")), retain: None };
+    let create =
+        Request::Create { group: name(&format!("{long}9999")), retain: None, stall_ms: None };
     maker.call(create).unwrap();
     let sent = other.post(Destination::Group(group), b"between the parts");
     other.outcome(sent).unwrap();
@@ -768,7 +771,7 @@ fn a_listing_that_is_given_up_ends_with_cancelled_and_so_many_may_be_under_way()
     let long = "x".repeat(240);
     for number in 0..1000 {
         let group = name(&format!("{long}{number}"));
-        maker.call(Request::Create { group, retain: None }).unwrap();
+        maker.call(Request::Create { group, retain: None, stall_ms: None }).unwrap();
     }
     let mut reader = fixture.client();
     let serials: Vec<Serial> = (0..8).map(|_| reader.begin(Request::Groups)).collect();

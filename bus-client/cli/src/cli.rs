@@ -467,6 +467,9 @@ pub(crate) struct Listen {
     /// Miss messages rather than make senders wait; what is missed is counted and told
     #[arg(long)]
     pub(crate) drop_when_full: bool,
+    /// Leave when there is no room for a message, rather than make senders wait; the status is 4
+    #[arg(long, conflicts_with = "drop_when_full")]
+    pub(crate) leave_when_full: bool,
     /// Receive only messages like this, such as key^=a. or 'field.unit=C'; see below
     #[arg(long, value_name = "FILTER", value_parser = filter::parse)]
     pub(crate) filter: Vec<filter::Wanted>,
@@ -499,6 +502,10 @@ pub(crate) struct Create {
     /// How many bytes of these at most; 1 MiB without it
     #[arg(long, value_name = "N", requires = "retain")]
     pub(crate) retain_bytes: Option<u64>,
+    /// Put a member out that makes senders wait for this long, from 100ms to 600s; the bus's time
+    /// without it
+    #[arg(long, value_name = "T", value_parser = duration::parse)]
+    pub(crate) stall: Option<Duration>,
     /// Nobody is a member whom this owner has not admitted; decisions are read from standard input
     #[arg(long, conflicts_with = "retain")]
     pub(crate) gated: bool,
@@ -728,7 +735,8 @@ pub(crate) struct Watch {
 const OWNER_FORMS: &str = "\
 Who joins a gated group waits until its owner has decided: `listen GROUP` is enough. The owner reads \
 decisions from standard input, one a line:
-  admit ENDPOINT [FLAG...]   flags: loopback, send-to-peer, drop-when-full, drop-at-peer
+  admit ENDPOINT [FLAG...]   flags: loopback, send-to-peer, drop-when-full, leave-when-full,
+                             drop-at-peer
   refuse ENDPOINT [REASON]
   expel ENDPOINT [REASON]
   terms ENDPOINT [FLAG...]   changes how a member is one
@@ -773,6 +781,9 @@ pub(crate) struct Admit {
     /// Members miss messages rather than make senders wait
     #[arg(long)]
     pub(crate) drop_when_full: bool,
+    /// Members leave when there is no room for a message, rather than make senders wait
+    #[arg(long, conflicts_with = "drop_when_full")]
+    pub(crate) leave_when_full: bool,
     /// Miss what members send rather than make them wait
     #[arg(long, requires = "send_to_peer")]
     pub(crate) drop_at_peer: bool,

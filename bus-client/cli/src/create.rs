@@ -1,6 +1,6 @@
 //! `unisono create`: a group that lives while this runs, and afterwards while it has a member.
 
-use bus_client::{Bus, Retain};
+use bus_client::{Bus, GroupOptions, Retain};
 use serde_json::json;
 
 use crate::{
@@ -23,13 +23,15 @@ pub(crate) fn run(
         return owner::create(options, bus, notice, output);
     }
     let group = options.group.as_str();
-    match options.retain {
-        Some(retain) => {
-            let bytes = options.retain_bytes.unwrap_or(retain.bytes);
-            bus.create_retaining(group, Retain { bytes, ..retain })
-        }
-        None => bus.create(group),
-    }?;
+    let mut how = GroupOptions::new();
+    if let Some(retain) = options.retain {
+        let bytes = options.retain_bytes.unwrap_or(retain.bytes);
+        how = how.retain(Retain { bytes, ..retain });
+    }
+    if let Some(stall) = options.stall {
+        how = how.stall(stall);
+    }
+    bus.create_with(group, how)?;
     if options.json {
         output.json(&json!({"type": "created", "group": group}))?;
     } else {

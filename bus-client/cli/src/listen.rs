@@ -97,6 +97,7 @@ impl Listener<'_> {
         let mut options = JoinOptions::new()
             .loopback(self.options.loopback)
             .drop_when_full(self.options.drop_when_full)
+            .leave_when_full(self.options.leave_when_full)
             .create(!self.options.no_create)
             .with_state(self.options.with_state);
         if let Some(filter) = filter::load(&self.options.filter)? {
@@ -134,8 +135,11 @@ impl Listener<'_> {
         if let Some(admission) = &member.joined().admission {
             return admission.terms.names().into_iter().map(str::to_owned).collect();
         }
-        let flags =
-            [(self.options.loopback, "loopback"), (self.options.drop_when_full, "drop-when-full")];
+        let flags = [
+            (self.options.loopback, "loopback"),
+            (self.options.drop_when_full, "drop-when-full"),
+            (self.options.leave_when_full, "leave-when-full"),
+        ];
         flags.into_iter().filter(|(set, _)| *set).map(|(_, name)| name.to_owned()).collect()
     }
 
@@ -238,7 +242,10 @@ impl Listener<'_> {
             }
             Event::Evicted(evicted) => {
                 let group = group_name(evicted.group.as_ref(), evicted.group_id);
-                let reason = format!("stalled for {:?}", evicted.stalled);
+                let reason = match evicted.left_when_full {
+                    true => "left: its queue was full".to_owned(),
+                    false => format!("stalled for {:?}", evicted.stalled),
+                };
                 self.print_evicted(group, evicted.sequence, reason)?;
             }
             Event::FlagsChanged(changed) => {

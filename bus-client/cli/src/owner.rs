@@ -7,10 +7,12 @@ use std::{
     fmt,
     io::{self, IsTerminal},
     os::fd::{AsFd, BorrowedFd},
+    time::Duration,
 };
 
 use bus_client::{
-    Bus, Candidate, EndpointId, Event, Gate, Message, PeerGap, PeerNotice, Sequence, Terms,
+    Bus, Candidate, EndpointId, Event, Gate, GroupOptions, Message, PeerGap, PeerNotice, Sequence,
+    Terms,
 };
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -38,7 +40,7 @@ pub(crate) fn create(
     if options.json {
         notice.ask();
     }
-    let gate = gate(bus, &options.group, options.backlog)?;
+    let gate = gate(bus, &options.group, options.backlog, options.stall)?;
     Owner::new(bus, gate, None, None, options.json, output).run(&options.group, notice)
 }
 
@@ -52,7 +54,7 @@ pub(crate) fn admit(
     if options.json {
         notice.ask();
     }
-    let gate = gate(bus, &options.group, options.backlog)?;
+    let gate = gate(bus, &options.group, options.backlog, None)?;
     let rule = Rule {
         users: options.uid.clone(),
         refusal: options.refusal.clone(),
@@ -60,6 +62,7 @@ pub(crate) fn admit(
             .loopback(options.loopback)
             .send_to_peer(options.send_to_peer)
             .drop_when_full(options.drop_when_full)
+            .leave_when_full(options.leave_when_full)
             .drop_at_peer(options.drop_at_peer)
             .filter(filter::load(&options.filter)?),
     };
@@ -67,11 +70,20 @@ pub(crate) fn admit(
     owner.run(&options.group, notice)
 }
 
-fn gate(bus: &Bus, group: &str, backlog: Option<u16>) -> Result<Gate, Failure> {
-    Ok(match backlog {
-        Some(backlog) => bus.create_gated_with(group, backlog)?,
-        None => bus.create_gated(group)?,
-    })
+fn gate(
+    bus: &Bus,
+    group: &str,
+    backlog: Option<u16>,
+    stall: Option<Duration>,
+) -> Result<Gate, Failure> {
+    let mut options = GroupOptions::new();
+    if let Some(backlog) = backlog {
+        options = options.backlog(backlog);
+    }
+    if let Some(stall) = stall {
+        options = options.stall(stall);
+    }
+    Ok(bus.create_gated_with(group, options)?)
 }
 
 /// Who is admitted without being asked about, and how.
@@ -464,6 +476,7 @@ fn with_flags(flags: &str) -> Result<Terms, String> {
             "loopback" => terms.loopback(true),
             "send-to-peer" => terms.send_to_peer(true),
             "drop-when-full" => terms.drop_when_full(true),
+            "leave-when-full" => terms.leave_when_full(true),
             "drop-at-peer" => terms.drop_at_peer(true),
             _ => return Err(format!("{flag:?} is no flag of a member")),
         })

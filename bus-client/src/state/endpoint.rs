@@ -174,7 +174,14 @@ impl EndpointState {
                 self.last = self.last.max(Some(gap.last));
                 Event::Gap(named(gap, group_id, self.name_of(group_id)))
             }
-            Item::Evicted { group_id, sequence, stalled, queued_messages, back_off } => {
+            Item::Evicted {
+                group_id,
+                sequence,
+                stalled,
+                queued_messages,
+                back_off,
+                left_when_full,
+            } => {
                 self.last = self.last.max(Some(sequence));
                 let group = self.name_of(group_id);
                 // Its place in the order is its own, so the name has served.
@@ -186,6 +193,7 @@ impl EndpointState {
                     stalled,
                     queued_messages,
                     back_off,
+                    left_when_full,
                 })
             }
         }

@@ -342,7 +342,7 @@ mod tests {
         let mut kept = Kept::default();
         let created =
             Response::Created { group_id: GroupId::from_raw(3), sequence: Sequence::from_raw(1) };
-        let create = Request::Create { group: name("a"), retain: None };
+        let create = Request::Create { group: name("a"), retain: None, stall_ms: None };
         kept.keep(create.clone(), &created);
         kept.keep(join("b", true), &joined(4));
         kept.keep(join("a", true), &joined(3));

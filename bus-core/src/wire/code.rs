@@ -237,6 +237,8 @@ codes! {
     EvictionReason {
         /// The member held senders up for the stall limit, and read too little (G8).
         Stalled = "stalled",
+        /// The member had no room, and `leave-when-full`.
+        Full = "full",
     }
 }
 

@@ -163,6 +163,10 @@ pub enum Request {
         /// What it retains for those who join later; nothing without it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         retain: Option<Retain>,
+        /// Milliseconds after which a member that makes its senders wait is stalled; those of the
+        /// bus without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stall_ms: Option<u32>,
     },
     /// Makes a gated group, whose owner the endpoint is. Answered by [`Response::Created`].
     CreateGated {
@@ -171,6 +175,9 @@ pub enum Request {
         /// How many candidates may wait; the limit `backlog` if missing, and at most.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         backlog: Option<u16>,
+        /// As for [`Create`](Self::Create).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stall_ms: Option<u32>,
     },
     /// Connects to the owner of a gated group and asks to be admitted; a [`Join`](Self::Join) of
     /// the group then waits for the decision. Answered by [`Response::Connected`].
@@ -1581,8 +1588,9 @@ fn clipped(mut text: String) -> String {
 /// The longest text for people in a failure or a farewell.
 pub const MAX_TEXT_BYTES: usize = 1024;
 
-const FLAG_NAMES: [(MemberFlags, &str); 3] = [
+const FLAG_NAMES: [(MemberFlags, &str); 4] = [
     (MemberFlags::LOOPBACK, "loopback"),
     (MemberFlags::SEND_TO_PEER, "send-to-peer"),
     (MemberFlags::DROP_WHEN_FULL, "drop-when-full"),
+    (MemberFlags::LEAVE_WHEN_FULL, "leave-when-full"),
 ];

@@ -460,6 +460,7 @@ impl From<&crate::RecipientFate> for Fate {
             F::PutOut(why, at) => {
                 let by = match why {
                     crate::PutOut::Stalled => "the limit stall",
+                    crate::PutOut::Full => "its flag LEAVE_WHEN_FULL",
                     crate::PutOut::Expelled => "the group's owner, who expelled it",
                     crate::PutOut::PeerClosed => "the group's owner, who closed the connection",
                 };

@@ -171,10 +171,14 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
         ("open", call(Request::OpenEndpoint)),
         ("close", call(Request::CloseEndpoint)),
         ("shutdown", call(Request::ShutdownReceive)),
-        ("create", call(Request::Create { group: group(), retain: None })),
+        ("create", call(Request::Create { group: group(), retain: None, stall_ms: None })),
         (
             "create retaining",
-            call(Request::Create { group: group(), retain: Some(Retain::keys(100)) }),
+            call(Request::Create {
+                group: group(),
+                retain: Some(Retain::keys(100)),
+                stall_ms: None,
+            }),
         ),
         (
             "join",
@@ -200,10 +204,13 @@ pub(super) fn client() -> Vec<(&'static str, ClientFrame)> {
         ),
         ("set filter", call(Request::SetFilter { group_id, filter: Some(filter()) })),
         ("set no filter", call(Request::SetFilter { group_id, filter: None })),
-        ("create gated", call(Request::CreateGated { group: group(), backlog: None })),
+        (
+            "create gated",
+            call(Request::CreateGated { group: group(), backlog: None, stall_ms: None }),
+        ),
         (
             "create gated with everything",
-            call(Request::CreateGated { group: group(), backlog: Some(3) }),
+            call(Request::CreateGated { group: group(), backlog: Some(3), stall_ms: None }),
         ),
         (
             "connect",

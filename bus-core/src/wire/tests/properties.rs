@@ -150,9 +150,12 @@ fn request() -> impl Strategy<Value = Request> {
         ),
         (group_id(), option::of(filter()))
             .prop_map(|(group_id, filter)| Request::SetFilter { group_id, filter }),
-        name().prop_map(|group| Request::Create { group, retain: None }),
-        (name(), option::of(any::<u16>()))
-            .prop_map(|(group, backlog)| Request::CreateGated { group, backlog }),
+        name().prop_map(|group| Request::Create { group, retain: None, stall_ms: None }),
+        (name(), option::of(any::<u16>())).prop_map(|(group, backlog)| Request::CreateGated {
+            group,
+            backlog,
+            stall_ms: None
+        }),
         (name(), flags(), option::of(filter()))
             .prop_map(|(group, flags, filter)| Request::Connect { group, flags, filter }),
         (group_id(), endpoint_id(), flags(), any::<bool>(), option::of(filter())).prop_map(
