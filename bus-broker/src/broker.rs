@@ -157,6 +157,7 @@ pub(crate) struct Shared {
     pub(crate) payloads: Payloads,
     inboxes: Vec<Arc<Inbox>>,
     connections: AtomicUsize,
+    owns_process: AtomicBool,
     stopping: AtomicBool,
 }
 
@@ -264,6 +265,7 @@ impl Broker {
             payloads: Payloads::new(&config.limits, config.apart_from_bytes),
             inboxes: inboxes.clone(),
             connections: AtomicUsize::new(0),
+            owns_process: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         });
         let ingresses = config.ingress.iter().map(|ingress| open_ingress(ingress, &shared.bus));
@@ -306,6 +308,12 @@ impl Broker {
             }
         })?;
         Ok(())
+    }
+
+    /// Tells it that nothing else of weight is in this process: then it has the C library give memory
+    /// back to the system after it has needed more for a while.
+    pub fn own_process(&self) {
+        self.shared.owns_process.store(true, Ordering::Relaxed);
     }
 
     /// Something to speak to it with, from other threads too.
@@ -436,6 +444,11 @@ impl BrokerHandle {
 }
 
 impl Shared {
+    /// Whether the process is the broker's own.
+    pub(crate) fn owns_process(&self) -> bool {
+        self.owns_process.load(Ordering::Relaxed)
+    }
+
     /// Connections now, those included that no thread has taken over yet.
     pub(crate) fn connection_count(&self) -> usize {
         self.connections.load(Ordering::Relaxed)

@@ -42,7 +42,6 @@ use crate::{
 pub(crate) struct Connection {
     link: Link,
     token: Token,
-    span: tracing::Span,
     protocol: Protocol,
     /// The beginning of a frame, or whole frames while the output is full.
     unread: Vec<u8>,
@@ -180,35 +179,33 @@ impl Connection {
             Origin::Client(peer) => {
                 let PeerCredentials { uid, pid, .. } = peer.credentials;
                 let executable = peer.subject.executable.as_deref();
-                (Credentials { uid, pid }, CameFrom::Program(executable))
+                let socket = peer.subject.socket.as_deref();
+                (Credentials { uid, pid }, CameFrom::Program { executable, socket })
             }
             Origin::Ingress(place) => {
                 (Credentials::UNAUTHENTICATED, CameFrom::Ingress(place.identity()))
             }
         };
         let entry = ClientEntry::new(shared, number, credentials, came);
-        let (span, protocol) = match origin {
+        let protocol = match origin {
             Origin::Client(peer) => {
                 let Peer { credentials: PeerCredentials { uid, pid, .. }, subject, door } = *peer;
                 came_in = door;
-                let socket = subject.socket.as_deref();
-                let span = tracing::info_span!("connection", number, uid, pid, socket);
                 let credentials = Credentials { uid, pid };
-                (span, Protocol::new(token, credentials, subject, greeting_until))
+                Protocol::new(token, credentials, subject, greeting_until)
             }
             Origin::Ingress(stream) => {
-                let identity = stream.identity();
-                let span = tracing::info_span!("ingress", number, identity);
                 // Unless the ingress says otherwise, a message may fill the socket's buffer.
                 let buffer = sockopt::socket_recv_buffer_size(&socket).unwrap_or(DEFAULT_MAXIMUM);
-                (span, Protocol::ingress(token, stream, buffer))
+                Protocol::ingress(token, stream, buffer)
             }
         };
-        tracing::debug!(parent: &span, "accepted");
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            entry.client().span().in_scope(|| tracing::debug!("accepted"));
+        }
         Self {
             link: Link::new(Socket::new(socket)),
             token,
-            span,
             protocol,
             unread: Vec::new(),
             needs: 0,
@@ -649,7 +646,7 @@ impl Connection {
             Ok(rings) => rings,
             Err(error) => {
                 self.protocol.descriptors_done();
-                tracing::debug!(parent: &self.span, %error, "no rings");
+                tracing::debug!(parent: &self.entry.client().span(), %error, "no rings");
                 return say(BrokerFrame::Rings(BrokerRings::Refused), &mut self.output);
             }
         };
@@ -686,10 +683,13 @@ impl Connection {
     }
 
     fn log(&self, end: &End, shared: &Shared, inbox: &Inbox) {
-        let _entered = self.span.enter();
         let event = match end {
             End::Gone | End::Left(_) | End::Shutdown | End::Socket(_) => {
-                return tracing::debug!(reason = %end, "closed");
+                if tracing::enabled!(tracing::Level::DEBUG) {
+                    let span = self.entry.client().span();
+                    span.in_scope(|| tracing::debug!(reason = %end, "closed"));
+                }
+                return;
             }
             End::UnknownProtocol | End::Fault(_) | End::Ingress(_) => LogEvent::Protocol,
             End::NoPlace(_) | End::Denied(_) => LogEvent::NoPlace,
@@ -702,6 +702,7 @@ impl Connection {
         let client = self.entry.client();
         let verdict = shared.log_limit.ask(event, client.credentials(), Instant::now());
         let Verdict::Log { suppressed } = verdict else { return };
+        let _entered = client.span().entered();
         let program = client.program();
         let program = program.as_deref();
         match event {

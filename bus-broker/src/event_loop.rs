@@ -10,7 +10,7 @@
 //! asked for only while a socket is full.
 //!
 //! Invariant: the thread sleeps without a time limit unless a send of its own connections waits, a
-//! request is unanswered, a payload is lent, memory for payloads is to be given back, a message of an ingress is unfinished, a connection lingers, or output or
+//! request is unanswered, a payload is lent, memory is to be given back, a message of an ingress is unfinished, a connection lingers, or output or
 //! accepting was put off. An idle broker has no wake-ups. Of a request's deadline at least the thread
 //! that committed it knows when it goes to sleep.
 
@@ -36,6 +36,7 @@ use crate::door::Door;
 use crate::inbox::{Inbox, Shelf, Token};
 use crate::ingress::IngressListener;
 use crate::log_limit::{LogEvent, Verdict};
+use crate::relief::{self, Relief};
 use crate::rings::{Rings, Stage};
 
 /// One thread's part of a broker, before and while it runs.
@@ -69,6 +70,7 @@ pub(crate) struct IoThread {
     rings_look: Option<Instant>,
     /// Connections with an unfinished message that may become late, each once, and when to look.
     timed: BTreeSet<(Instant, u64)>,
+    relief: Relief,
     stopping: bool,
 }
 
@@ -106,6 +108,7 @@ impl IoThread {
             unheeded: VecDeque::new(),
             rings_look: None,
             timed: BTreeSet::new(),
+            relief: Relief::new(),
             stopping: false,
         })
     }
@@ -229,7 +232,8 @@ impl IoThread {
     }
 
     /// How long the thread may sleep; `None` for as long as nothing happens.
-    fn sleep_at_most(&self) -> Option<Duration> {
+    fn sleep_at_most(&mut self) -> Option<Duration> {
+        let relief = self.mind_memory(Instant::now());
         // May ring this thread itself, so before it looks whether anybody did.
         let services = self.shared.services.expire(Instant::now());
         let helper = self.shared.helper.get();
@@ -250,9 +254,24 @@ impl IoThread {
         let timed = self.timed.first().map(|(at, _)| until(*at));
         let (services, looks) = (services.map(until), looks.map(until));
         let payloads = self.shared.payloads.next_look();
-        let ours = [lingering, waiting, accept, put_off, rings, unheeded, timed];
+        let relief = relief.map(until);
+        let ours = [lingering, waiting, accept, put_off, rings, unheeded, timed, relief];
         let shared = [payloads, deadline, services, looks];
         ours.into_iter().chain(shared).flatten().min()
+    }
+
+    /// Gives back memory that what has happened may have left behind, and says when to do it next.
+    fn mind_memory(&mut self, now: Instant) -> Option<Instant> {
+        if !self.shared.owns_process() {
+            return None;
+        }
+        let bytes = self.inbox.counters.bytes_read.get();
+        if self.relief.is_due(bytes, now) {
+            self.connections.shrink_to_fit();
+            self.shared.roster.shrink();
+            relief::give_back();
+        }
+        self.relief.next_look(bytes, now)
     }
 
     fn tick(&self) {
@@ -679,6 +698,7 @@ impl IoThread {
             if let Some(rings) = connection.take_rings() {
                 self.forget_bell(*rings);
             }
+            self.relief.closed();
             connection.end(&End::Gone, &self.shared, &self.inbox, &mut self.workspace);
             // Dropped here: the socket closes, and epoll forgets it.
             if self.accept_again.is_some() {

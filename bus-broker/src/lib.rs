@@ -21,6 +21,7 @@
 //! | `broker` | what all threads share; start and end |
 //! | `inbox` | what threads have for each other, and how a sleeper is woken |
 //! | `event_loop`, `acceptor` | a thread's turn; taking and refusing connections |
+//! | `relief` | memory that is not needed any more goes back to the system |
 //! | `connection` | a socket, an unfinished frame, output, a conversation |
 //! | `link`, `rings` | the way to the client: a socket, and rings in shared memory |
 //! | `transport`, `output` | bytes and descriptors in and out; what waits to be written |
@@ -63,6 +64,7 @@ mod output;
 mod peer_process;
 mod policy;
 mod protocol;
+mod relief;
 mod rings;
 mod roster;
 mod sandbox;

@@ -76,6 +76,7 @@ fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     enter_sandbox(&config)?;
     log.start().context("cannot start a thread")?;
     let handle = broker.handle();
+    broker.own_process();
     broker.attach(helper).context("cannot start a thread")?;
     thread::Builder::new()
         .name("bus-signals".to_owned())

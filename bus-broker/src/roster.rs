@@ -37,6 +37,8 @@ pub(crate) struct Client {
     credentials: Credentials,
     /// The ingress that it came in at.
     ingress: Option<String>,
+    /// The identity of the socket that it came in at, if that has one.
+    socket: Option<Box<str>>,
     /// The file that its process executed when it connected, without its directory.
     executable: Option<Box<str>>,
     calls_itself: OnceLock<String>,
@@ -59,8 +61,13 @@ pub(crate) struct ClientEntry {
 /// Where a connection came from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum CameFrom<'a> {
-    /// From a program that executes this file, if that is known.
-    Program(Option<&'a str>),
+    /// From a program.
+    Program {
+        /// The file that it executes, if that is known.
+        executable: Option<&'a str>,
+        /// The identity of the socket that it came in at, if that has one.
+        socket: Option<&'a str>,
+    },
     /// At the ingress of this identity.
     Ingress(&'a str),
 }
@@ -91,6 +98,18 @@ impl Client {
         let name = &name[..name.floor_char_boundary(MOST_NAME_BYTES)];
         // A second greeting is refused elsewhere.
         let _ = self.calls_itself.set(name.to_owned());
+    }
+
+    /// What a line of the log is about. Made for the line: a span that lives as long as its
+    /// connection would cost each idle one memory, and the table of spans never gives any back.
+    pub(crate) fn span(&self) -> tracing::Span {
+        let (number, Credentials { uid, pid }) = (self.number, self.credentials);
+        match self.ingress.as_deref() {
+            Some(identity) => tracing::info_span!("ingress", number, identity),
+            None => {
+                tracing::info_span!("connection", number, uid, pid, socket = self.socket.as_deref())
+            }
+        }
     }
 
     pub(crate) fn credentials(&self) -> Credentials {
@@ -152,6 +171,13 @@ impl Roster {
     }
 }
 
+impl Roster {
+    /// Gives back what it needed for more.
+    pub(crate) fn shrink(&self) {
+        lock(&self.endpoints).shrink_to_fit();
+    }
+}
+
 impl ClientEntry {
     pub(crate) fn new(
         shared: &Arc<Shared>,
@@ -159,14 +185,17 @@ impl ClientEntry {
         credentials: Credentials,
         came: CameFrom<'_>,
     ) -> Self {
-        let (executable, ingress) = match came {
-            CameFrom::Program(path) => (path.map(file_name), None),
-            CameFrom::Ingress(identity) => (None, Some(identity.to_owned())),
+        let (executable, socket, ingress) = match came {
+            CameFrom::Program { executable, socket } => {
+                (executable.map(file_name), socket.map(Box::from), None)
+            }
+            CameFrom::Ingress(identity) => (None, None, Some(identity.to_owned())),
         };
         let client = Arc::new(Client {
             number,
             credentials,
             ingress,
+            socket,
             executable,
             calls_itself: OnceLock::new(),
             command: OnceLock::new(),

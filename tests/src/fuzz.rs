@@ -10,6 +10,7 @@
 //! | `framing` | programs and the streams they cut | the programs of the tests |
 //! | `filters` | filters as people write them, and messages | those of the documentation |
 //! | `configuration` | a broker's configuration file | an example with everything in it |
+//! | `ring` | what a peer writes into its memory, between the steps of both ends | steps that do no harm |
 
 use std::iter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,6 +30,8 @@ mod filters;
 #[path = "../../bus-core/tests/framing/reference.rs"]
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "naive on purpose")]
 mod reference;
+#[path = "../../bus-core/tests/ring/rules.rs"]
+mod ring;
 #[path = "../../bus-core/tests/framing/rules.rs"]
 mod rules;
 #[path = "../../bus-core/fuzz/src/lib.rs"]
@@ -50,7 +53,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     Target {
         name: "wire-client",
         check: wire::hold_to_the_rules::<ClientFrame>,
@@ -74,6 +77,7 @@ pub const TARGETS: [Target; 5] = [
         check: configuration::hold_to_the_rules,
         corpus: configuration::corpus,
     },
+    Target { name: "ring", check: |input| ring::hold_to_the_rules(input), corpus: steps },
 ];
 
 impl Target {
@@ -136,7 +140,7 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
 }
 
 /// The examples of PROTOCOL.md that this side may send.
-fn frames(side: &str) -> Vec<Vec<u8>> {
+pub(crate) fn frames(side: &str) -> Vec<Vec<u8>> {
     let mut lines = PAGE.lines();
     let examples = iter::from_fn(move || {
         let title = lines.find_map(|line| line.strip_prefix("```hex "))?;
@@ -148,6 +152,12 @@ fn frames(side: &str) -> Vec<Vec<u8>> {
         Some((title.split_whitespace().next().unwrap_or_default(), bytes))
     });
     examples.filter(|(of, _)| *of == side || *of == "either").map(|(_, bytes)| bytes).collect()
+}
+
+/// A byte that is what it was, in either memory, and then a write and a read.
+fn steps() -> Vec<Vec<u8>> {
+    let step = |memory: u8, length: u8| [3, 0, memory, 0, length];
+    [[1, 40], [0, 255], [2, 100]].map(|[memory, length]| step(memory, length).repeat(12)).to_vec()
 }
 
 fn programs() -> Vec<Vec<u8>> {

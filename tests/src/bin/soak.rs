@@ -8,10 +8,11 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tests::soak::{Plan, loans, run};
+use tests::soak::{Plan, loans, run, zygote};
 
 fn main() -> ExitCode {
-    let mut plan = Plan::within(Duration::from_secs(60));
+    let this = std::env::current_exe().expect("a program has a file");
+    let mut plan = Plan::within(Duration::from_secs(60), this.clone());
     let mut only_loans = false;
     let mut arguments = std::env::args().skip(1).peekable();
     if arguments.next_if(|first| first == "loans").is_some() {
@@ -23,6 +24,9 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         };
+    }
+    if arguments.next_if(|first| first == "--zygote").is_some() {
+        return zygote(&arguments.next().unwrap_or_default());
     }
     while let Some(option) = arguments.next() {
         let value = arguments.next().and_then(|value| value.parse::<f64>().ok());
@@ -38,7 +42,8 @@ fn main() -> ExitCode {
         let number = value as u32;
         match option.as_str() {
             "--minutes" => {
-                plan.each = Plan::within(Duration::from_secs_f64(value * 60.0)).each;
+                let time = Duration::from_secs_f64(value * 60.0);
+                plan.each = Plan::within(time, this.clone()).each;
             }
             "--loans" => {
                 plan.each = Duration::from_secs_f64(value * 60.0);
@@ -53,7 +58,7 @@ fn main() -> ExitCode {
         }
     }
     let tell = |line: &str| println!("{line}");
-    let findings = if only_loans { loans::alone(plan, tell) } else { run(plan, tell) };
+    let findings = if only_loans { loans::alone(&plan, tell) } else { run(&plan, tell) };
     for finding in &findings {
         println!("FOUND: {finding}");
     }

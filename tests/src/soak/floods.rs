@@ -64,8 +64,8 @@ pub(super) fn idle(field: &mut Field<'_>) -> String {
     last.ping();
     format!(
         "{wanted} at once ({allowed} are allowed), opened in {took:.1} s, with {descriptors} \
-         descriptors of the broker, which held {} KiB then",
-        now.resident_kib
+         descriptors of the broker, which held {} then, and {} before",
+        now.memory, before.memory
     )
 }
 

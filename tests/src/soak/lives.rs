@@ -10,51 +10,55 @@ use bus_core::wire::{ClientFrame, Response};
 use bytes::BytesMut;
 use nix::sys::signal::Signal;
 
-use super::Field;
-use crate::process::Process;
+use super::victims::{End, Storm, Victim};
+use super::zygote::GROUP;
+use super::{Fault, Field};
 use crate::programs;
 use crate::raw::{RawClient, id, send_frame};
 
-/// Listeners, senders in mid-stream, owners of names and services are killed as fast as planned.
+/// Clients of every kind are killed as fast as planned, each at a random age and in whatever it is
+/// doing, under the load that they make.
 pub(super) fn killed(field: &mut Field<'_>) -> String {
-    let Field { broker, plan, random } = field;
-    let lines: String = (0..20_000).map(|line| format!("line {line} of many\n")).collect();
-    let input = broker.file_with("victims.input", lines);
-    let stays = broker.unisono("listen victims --drop-when-full --json");
+    let Field { broker, plan, victims, .. } = field;
+    let stays = broker.unisono(&format!("listen {GROUP} --drop-when-full --json"));
     let stays = stays.output_to(&broker.file("victims")).start();
-    broker.until_members("victims", "somebody stays", |members| !members.is_empty());
-    let began = Instant::now();
-    let pause = Duration::from_secs(1) / plan.kills_per_second;
-    let mut alive: VecDeque<Process> = VecDeque::new();
-    let mut killed = 0_u32;
-    while began.elapsed() < plan.each {
-        let launch = match random.below(5) {
-            0 => broker.unisono("listen victims --json"),
-            1 => broker.unisono("own org.example.Victim --shared"),
-            2 => broker.unisono("serve org.example.Served --shared -- cat"),
-            _ => broker.unisono("send victims --lines --json --file").arg(&input),
-        };
-        alive.push_back(launch.output_to(&broker.file("victims.output")).start());
-        // Some have just begun, some are in mid-stream.
-        if alive.len() > 12 {
-            let victim = alive.swap_remove_back(random.below(alive.len())).unwrap();
-            victim.signal_if_there(Signal::SIGKILL);
-            killed += 1;
-        }
-        let due = began + pause * (killed + 12);
-        std::thread::park_timeout(due.saturating_duration_since(Instant::now()));
-    }
-    for victim in &alive {
-        victim.signal_if_there(Signal::SIGKILL);
-        killed += 1;
-    }
-    drop(alive);
-    let rate = f64::from(killed) / began.elapsed().as_secs_f64();
+    broker.until_members(GROUP, "somebody stays", |members| !members.is_empty());
+    // What this machine can do at all, just now: with processes that do nothing.
+    let possible = victims.storm(1, 0, plan.each.min(Duration::from_millis(300))).rate;
+    let storm = victims.storm(CROWD, plan.kills_per_second, plan.each);
     let _ = stays.end_by(Signal::SIGKILL);
     let heard = fs::read_to_string(broker.file("victims")).map_or(0, |text| text.lines().count());
     check_order(&broker.file("victims"));
-    format!("{killed} killed, {rate:.0} a second, while {heard} lines of theirs were heard")
+    let Storm { killed, ended, rate } = storm;
+    if ended > 0 {
+        field.findings.push(format!("{ended} clients ended before they were killed"));
+    }
+    let wanted = f64::from(field.plan.kills_per_second);
+    let mut note = String::new();
+    if rate < 0.95 * wanted {
+        note = format!(", TOO FEW: {wanted} were asked for");
+        // Else it is the machine, and that is said.
+        if possible > 2.0 * wanted {
+            field.findings.push(format!("clients killed: {rate:.0} a second, not {wanted}"));
+        }
+    }
+    // Without a turn of the processor for long enough a client does not read.
+    for message in [EVICTED, PUT_OUT] {
+        let what = "clients that were to be killed";
+        let (about, program) = if message == EVICTED { (GROUP, None) } else { ("org.", None) };
+        let fault = Fault { what, message, about, program, each: false };
+        field.faults.injected(fault, killed + CROWD);
+    }
+    format!(
+        "{killed} killed, {rate:.0} a second{note} (of processes that do nothing: {possible:.0}), \
+         while {heard} lines of theirs were heard"
+    )
 }
+
+/// How many are alive at once.
+const CROWD: u64 = 12;
+const EVICTED: &str = "evicted: it did not read while senders waited for it";
+const PUT_OUT: &str = "put out of a shared name: it did not read while senders waited for a worker";
 
 /// What was heard of those who died is in order, and nothing of it comes twice.
 fn check_order(path: &std::path::Path) {
@@ -63,7 +67,7 @@ fn check_order(path: &std::path::Path) {
 
 /// Members are stopped: their senders wait for as long as the stall limit, and then go on.
 pub(super) fn stopped_readers(field: &mut Field<'_>) -> String {
-    let Field { broker, plan, .. } = field;
+    let Field { broker, plan, faults, .. } = field;
     let began = Instant::now();
     let mut sender = broker.raw();
     let (mut evicted, mut longest) = (0, Duration::ZERO);
@@ -84,58 +88,78 @@ pub(super) fn stopped_readers(field: &mut Field<'_>) -> String {
         reader.go_on();
         let _ = reader.end_by(Signal::SIGKILL);
     }
+    let (message, about, program) = (EVICTED, "stopped.", Some("unisono"));
+    let fault = Fault { what: "stopped readers", message, about, program, each: true };
+    faults.injected(fault, evicted);
     format!("{evicted} put out, the longest after {:.1} s", longest.as_secs_f64())
 }
 
-/// Senders stop in the middle of a frame, and some die there.
+/// Senders stop in the middle of a frame. Some go on and finish it, some are killed, some close
+/// their connection there; and one is stopped between any two of its instructions.
 pub(super) fn stopped_senders(field: &mut Field<'_>) -> String {
-    let Field { broker, plan, random } = field;
+    let Field { broker, plan, random, victims, .. } = field;
     let began = Instant::now();
     let mut member = broker.raw();
     let group = member.join_with("halves", MemberFlags::DROP_WHEN_FULL).unwrap();
-    let mut stopped: VecDeque<RawClient> = VecDeque::new();
-    let (mut halves, mut finished) = (0_u32, 0_u32);
-    while began.elapsed() < plan.each {
-        let mut sender = broker.raw();
-        let serial = sender.next_serial();
-        let payload = random.bytes(1 + random.clone().below(100_000));
-        let frame = send_frame(id(serial), bus_core::Destination::Group(group), &payload);
-        let mut bytes = BytesMut::new();
-        ClientFrame::Send(frame).encode(&mut bytes).unwrap();
-        let half = 1 + random.below(bytes.len() - 1);
-        sender.write(&bytes[..half]);
-        halves += 1;
-        if random.below(4) == 0 {
-            sender.write(&bytes[half..]);
-            assert!(sender.outcome(serial).is_ok(), "what was finished is sent");
-            finished += 1;
-        }
+    let mut cut: VecDeque<RawClient> = VecDeque::new();
+    let mut stopped: VecDeque<Victim> = VecDeque::new();
+    let [mut halves, mut stops, mut finished, mut killed] = [0_u32; 4];
+    while stops == 0 || began.elapsed() < plan.each {
+        let sender = victims.make("half");
+        sender.until_stopped();
+        stops += 1;
         stopped.push_back(sender);
-        if stopped.len() > 64 {
-            stopped.pop_front();
+        for _ in 0..10 {
+            let mut sender = broker.raw();
+            let serial = sender.next_serial();
+            let payload = random.bytes(1 + random.clone().below(100_000));
+            let frame = send_frame(id(serial), bus_core::Destination::Group(group), &payload);
+            let mut bytes = BytesMut::new();
+            ClientFrame::Send(frame).encode(&mut bytes).unwrap();
+            sender.write(&bytes[..1 + random.below(bytes.len() - 1)]);
+            halves += 1;
+            cut.push_back(sender);
         }
-    }
-    drop(stopped);
-    // A process that is stopped between any two of its instructions.
-    let input = broker.file("victims.input");
-    let sender = broker.unisono("send halves --lines --json --file").arg(&input);
-    let mut sender = sender.output_to(&broker.file("victims.output")).start();
-    for _ in 0..20 {
-        if !sender.runs() {
-            break;
-        }
-        sender.signal_if_there(Signal::SIGSTOP);
+        // Nobody else waits for any of them.
         member.ping();
-        sender.signal_if_there(Signal::SIGCONT);
+        cut.drain(..cut.len().saturating_sub(64));
+        if stopped.len() > 16 {
+            let sender = stopped.pop_front().unwrap();
+            if random.below(2) == 0 {
+                assert_eq!(victims.kill(sender), End::Killed);
+                killed += 1;
+            } else {
+                sender.go_on();
+                assert_eq!(victims.end(sender), End::Exited(0), "what is finished is sent");
+                finished += 1;
+            }
+        }
     }
-    sender.signal_if_there(Signal::SIGKILL);
-    drop(sender);
-    format!("{halves} frames cut, {finished} of them finished later")
+    for sender in stopped {
+        sender.go_on();
+        assert_eq!(victims.end(sender), End::Exited(0), "what is finished is sent");
+        finished += 1;
+    }
+    drop(cut);
+    member.join_with(GROUP, MemberFlags::DROP_WHEN_FULL).unwrap();
+    let sender = victims.make("sender");
+    let mut random_stops = 0;
+    while random_stops < 20 {
+        sender.stop();
+        member.ping();
+        sender.go_on();
+        random_stops += 1;
+    }
+    let _ = victims.kill(sender);
+    format!(
+        "{stops} senders stopped in mid-frame, of which {finished} went on and finished it and \
+         {killed} were killed; {halves} frames cut by closing; one sender stopped {random_stops} times"
+    )
 }
 
 /// Listeners that may not have the memory for what is sent to them.
 pub(super) fn without_memory(field: &mut Field<'_>) -> String {
-    let Field { broker, plan, .. } = field;
+    let Field { broker, plan, faults, .. } = field;
     let began = Instant::now();
     let mut sender = broker.raw();
     let mut died = 0;
@@ -155,5 +179,9 @@ pub(super) fn without_memory(field: &mut Field<'_>) -> String {
     }
     assert!(matches!(sender.call(bus_core::wire::Request::Ping), Ok(Response::Pong)));
     let _ = sender.stream.flush();
+    // Who is about to die may first be too slow.
+    let (message, about, program) = (EVICTED, "memory.", Some("unisono"));
+    let fault = Fault { what: "listeners without memory", message, about, program, each: false };
+    faults.injected(fault, died);
     format!("{died} listeners died of messages of 15 MiB")
 }

@@ -2,45 +2,70 @@
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::Field;
+use super::{Fault, Faults, Field};
 use crate::deadline::eventually;
 use crate::programs;
 use crate::raw::RawClient;
 
+#[derive(Debug)]
 struct Poor {
     child: Child,
     socket: PathBuf,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Poor {
-    /// A broker that a shell starts: `$0` is the program, `$1` its socket, `$2` a
-    /// configuration by which it logs all there is.
-    fn start(script: &str) -> Self {
+    /// A broker that a shell starts: `$0` is the program, `$1` its socket, `$2` its configuration,
+    /// `$3` a file for its log.
+    fn start(script: &str, filter: &str, log: Stdio) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("bus");
         let config = directory.path().join("broker.toml");
-        std::fs::write(&config, "[log]\nfilter = \"trace\"\n").unwrap();
+        let text = format!("[log]\nfilter = \"{filter}\"\nformat = \"json\"\n");
+        std::fs::write(&config, text).unwrap();
         let child = Command::new("sh")
             .arg("-c")
             .arg(script)
             .arg(programs::bus_broker())
             .arg(&socket)
             .arg(&config)
+            .arg(directory.path().join("log"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
-        let poor = Self { child, socket, _directory: directory };
+        let poor = Self { child, socket, directory };
         eventually("it listens", || {
             std::os::unix::net::UnixStream::connect(&poor.socket)
                 .map(drop)
                 .map_err(|e| e.to_string())
         });
         poor
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap()
+    }
+
+    /// Clients that come and go, and do something of which there is something to log, for so long
+    /// and until lines are lost. Somebody else goes on all the while.
+    fn until_lines_are_lost(&self, each: Duration) -> String {
+        let began = Instant::now();
+        let (mut clients, mut lost) = (0_u64, 0);
+        let mut stays = RawClient::connect(&self.socket);
+        while lost == 0 || began.elapsed() < each {
+            let mut client = RawClient::connect(&self.socket);
+            client.join("g");
+            // Something to warn of.
+            client.try_write(&[0xff; 64]);
+            let _ = client.goodbye();
+            lost = stays.stats().log_lines_lost;
+            clients += 1;
+        }
+        format!("{clients} clients, each of whom should have been logged; {lost} lines lost")
     }
 }
 
@@ -58,7 +83,8 @@ impl Drop for Poor {
 /// A broker with few descriptors: whoever is connected goes on, the others are told, and let in when
 /// there is room again.
 pub(super) fn descriptors(field: &mut Field<'_>) -> String {
-    let poor = Poor::start("ulimit -n 64; exec \"$0\" --listen \"$1\"");
+    let script = "ulimit -n 64; exec \"$0\" --listen \"$1\" --config \"$2\" 2>\"$3\"";
+    let poor = Poor::start(script, "info", Stdio::null());
     let began = Instant::now();
     let (mut rounds, mut refused) = (0_u64, 0_u64);
     let mut stays = RawClient::connect(&poor.socket);
@@ -90,25 +116,32 @@ pub(super) fn descriptors(field: &mut Field<'_>) -> String {
             }
         });
     }
+    // Until it is noticed that somebody has gone there may be no descriptor for the next.
+    let mut faults = Faults::default();
+    let what = "clients without a descriptor for them";
+    for (message, about) in [
+        ("connections are refused", "the broker has no descriptor"),
+        ("cannot accept, and will try again", ""),
+    ] {
+        let fault = Fault { what, message, about, program: None, each: false };
+        faults.injected(fault, refused);
+    }
+    let (told, findings) = faults.compare(&poor.log());
+    field.findings.extend(findings);
     format!(
-        "{rounds} rounds of 100 clients with 64 descriptors: {inside} inside, {refused} told no"
+        "{rounds} rounds of 100 clients with 64 descriptors: {inside} inside, {refused} told no; its \
+         log: {told}"
     )
 }
 
 /// A broker whose log cannot be written goes on without it.
 pub(super) fn disk(field: &mut Field<'_>) -> String {
-    let poor = Poor::start("exec \"$0\" --listen \"$1\" --config \"$2\" 2>/dev/full");
-    let began = Instant::now();
-    let mut frames = 0_u64;
-    let mut stays = RawClient::connect(&poor.socket);
-    while frames == 0 || began.elapsed() < field.plan.each {
-        let mut client = RawClient::connect(&poor.socket);
-        client.join("g");
-        // Something to warn of.
-        client.try_write(&[0xff; 64]);
-        let _ = client.goodbye();
-        stays.ping();
-        frames += 1;
-    }
-    format!("{frames} clients, each of whom should have been logged")
+    let script = "exec \"$0\" --listen \"$1\" --config \"$2\" 2>/dev/full";
+    Poor::start(script, "trace", Stdio::null()).until_lines_are_lost(field.plan.each)
+}
+
+/// A broker whose log nobody reads, though the pipe is there.
+pub(super) fn unread_log(field: &mut Field<'_>) -> String {
+    let script = "exec \"$0\" --listen \"$1\" --config \"$2\"";
+    Poor::start(script, "trace", Stdio::piped()).until_lines_are_lost(field.plan.each)
 }
