@@ -12,7 +12,6 @@ use crate::raw::RawClient;
 /// Many connections, each of which brings a byte now and then, of a greeting or a frame.
 pub(super) fn slow(field: &mut Field<'_>) -> String {
     let Field { broker, plan, random, faults, .. } = field;
-    let began = Instant::now();
     let mut frame = BytesMut::new();
     let ping = ClientFrame::Call {
         endpoint: Handle::FIRST,
@@ -27,6 +26,7 @@ pub(super) fn slow(field: &mut Field<'_>) -> String {
         })
         .collect();
     let (mut bytes, mut frames) = (0_u64, 0_u64);
+    let began = Instant::now();
     while began.elapsed() < plan.each {
         let at = random.below(clients.len());
         let (client, whole, written) = &mut clients[at];

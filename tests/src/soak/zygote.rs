@@ -94,8 +94,8 @@ fn storm(socket: &str, crowd: u64, rate: u64, time: Duration, seed: u64) -> Stri
         while dying.len() > DYING {
             bury(dying.pop_front().unwrap());
         }
-        if rate > 0 {
-            let due = began + Duration::from_nanos(1_000_000_000 / rate * killed);
+        if let Some(pause) = 1_000_000_000_u64.checked_div(rate) {
+            let due = began + Duration::from_nanos(pause * killed);
             std::thread::park_timeout(due.saturating_duration_since(Instant::now()));
         }
     }
