@@ -69,6 +69,19 @@ pub struct Plan {
     pub soak: PathBuf,
 }
 
+impl<'a> Field<'a> {
+    fn new(broker: &'a Broker, plan: Plan) -> Self {
+        Self {
+            broker,
+            random: Random::new(plan.seed),
+            victims: Victims::start(&plan.soak, broker.socket()),
+            faults: Faults::default(),
+            findings: Vec::new(),
+            plan,
+        }
+    }
+}
+
 impl Plan {
     /// All of it within so much time, roughly.
     #[must_use]
@@ -102,7 +115,7 @@ pub(crate) struct Field<'a> {
 
 type Trial = fn(&mut Field<'_>) -> String;
 
-const TRIALS: [(&str, Trial); 12] = [
+const TRIALS: [(&str, Trial); 13] = [
     ("clients killed", lives::killed),
     ("readers stopped", lives::stopped_readers),
     ("senders stopped", lives::stopped_senders),
@@ -136,14 +149,7 @@ pub fn run(plan: &Plan, mut tell: impl FnMut(&str)) -> Vec<String> {
     tell(&format!("descriptors that the system allows a process: {hard}"));
     tell(&format!("broker at its start: {before}"));
     let brief = Plan { each: (plan.each / 10).min(Duration::from_secs(2)), ..plan.clone() };
-    let mut field = Field {
-        broker: &broker,
-        plan: brief,
-        random: Random::new(plan.seed),
-        victims: Victims::start(&plan.soak, broker.socket()),
-        faults: Faults::default(),
-        findings: Vec::new(),
-    };
+    let mut field = Field::new(&broker, brief);
     for (_, trial) in TRIALS {
         trial(&mut field);
     }

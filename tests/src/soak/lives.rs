@@ -57,7 +57,7 @@ pub(super) fn killed(field: &mut Field<'_>) -> String {
 
 /// How many are alive at once.
 const CROWD: u64 = 12;
-const EVICTED: &str = "evicted: it did not read while senders waited for it";
+pub(super) const EVICTED: &str = "evicted: it did not read while senders waited for it";
 const PUT_OUT: &str = "put out of a shared name: it did not read while senders waited for a worker";
 
 /// What was heard of those who died is in order, and nothing of it comes twice.

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::{CONFIG, Field, Plan, holdings, settled_at, sockets};
+use super::lives::EVICTED;
+use super::{CONFIG, Fault, Field, Plan, holdings, memory, settled};
 use crate::broker::Broker;
 use crate::loans;
 use crate::process::Process;
@@ -15,7 +16,7 @@ use crate::random::Random;
 
 /// As long as the plan says.
 pub(super) fn killed(field: &mut Field<'_>) -> String {
-    let Field { broker, plan, random } = field;
+    let Field { broker, plan, random, faults, .. } = field;
     let began = Instant::now();
     let mut parts: Vec<Part> = Vec::new();
     let (mut killed, mut stopped) = (0_u32, 0_u32);
@@ -45,6 +46,10 @@ pub(super) fn killed(field: &mut Field<'_>) -> String {
     }
     drop(parts);
     loans::until_no_memory(broker);
+    // Who stands does not read, and who was let go on may stand for want of a turn.
+    let what = "programs that lend and keep";
+    let fault = Fault { what, message: EVICTED, about: "loans", program: None, each: false };
+    faults.injected(fault, u64::from(killed + stopped) + PARTS as u64);
     format!(
         "{killed} killed, {stopped} stopped among {PARTS} that lend and keep; nothing torn, no memory left"
     )
@@ -79,28 +84,22 @@ impl Part {
 
 /// Nothing but this, on a broker of its own; figures are handed to `tell`. What was found that should not be
 /// is what is returned.
-pub fn alone(plan: Plan, mut tell: impl FnMut(&str)) -> Vec<String> {
+pub fn alone(plan: &Plan, mut tell: impl FnMut(&str)) -> Vec<String> {
     let broker = Broker::with(CONFIG);
-    let empty = sockets(&broker);
     let before = holdings(&broker);
-    let short = Plan { each: (plan.each / 10).min(Duration::from_secs(10)), ..plan };
-    let mut findings = Vec::new();
-    let mut warm = before;
-    for (plan, seed) in [(short, plan.seed), (plan, plan.seed + 1)] {
-        let mut field = Field { broker: &broker, plan, random: Random::new(seed) };
-        tell(&killed(&mut field));
-        let after = settled_at(&broker, empty, 0);
-        tell(&format!("the broker: {before:?} at the start, {after:?} now"));
-        if after.descriptors != before.descriptors {
-            findings.push(format!("descriptors: {before:?} at the start, {after:?} now"));
-        }
-        let most = warm.resident_kib + warm.resident_kib / 10 + super::TOLERANCE_KIB;
-        if warm != before && after.resident_kib > most {
-            findings.push(format!("memory: {warm:?} after a while, {after:?} at the end"));
-        }
-        warm = after;
+    let most = before.memory.with_kept(PARTS);
+    let mut field = Field::new(&broker, plan.clone());
+    tell(&killed(&mut field));
+    let _ = settled(&broker, before, 0);
+    memory::until_given_back(broker.pid(), most);
+    let after = holdings(&broker);
+    tell(&format!("the broker: {before} at the start, {after} at the end"));
+    let Field { faults, mut findings, .. } = field;
+    if after.descriptors != before.descriptors || after.memory.own > most {
+        findings
+            .push(format!("the broker: {before} at the start, {after} at the end, not {most} KiB"));
     }
-    let (told, unexplained) = super::read_log(&broker.log());
+    let (told, unexplained) = faults.compare(&broker.log());
     tell(&format!("log: {told}"));
     findings.extend(unexplained);
     findings
