@@ -115,7 +115,8 @@ impl Chores {
         let mut list = self.list.lock();
         list.released.push(hold);
         list.released_bytes += bytes;
-        let many = list.released.len() >= MANY || list.released_bytes >= MANY_BYTES;
+        let count = list.released.len();
+        let many = count >= MANY || count >= SOME && list.released_bytes >= MANY_BYTES;
         drop(list);
         self.any.store(true, Ordering::Release);
         if haste == Haste::Some || many {
@@ -141,5 +142,8 @@ impl Chores {
 
 /// Releases that are told at once, whoever waits.
 const MANY: usize = 64;
-/// The same of their bytes: what is written next goes where these lay, which is in the caches yet.
+/// The same of their bytes: what is written next goes where these lay, which is in the caches yet. But not
+/// fewer than these at a time: a write for each payload of 1 MiB costs more than that saves, and who sleeps tells
+/// all of them before.
 const MANY_BYTES: usize = 512 << 10;
+const SOME: usize = 4;

@@ -87,7 +87,9 @@ fn crossover(message: Duration, inline: Duration, copy: Duration) -> usize {
     bytes.clamp(LEAST_CROSSOVER, MOST_CROSSOVER).next_multiple_of(1024)
 }
 
-/// Small messages that a loan costs: the completion, the releases, and what the broker books.
+/// Small messages that a loan costs: a write and a read more at the broker for COMPLETED, and the same for
+/// the RELEASE of a recipient; and as what these wake somebody for counts double. Counted (system calls of a
+/// saturated 1 to 8 at 1 MiB): 1.2 writes and 2.0 reads of the broker for each payload, 0.6 writes of each reader.
 const MESSAGES: u32 = 4;
 const SAMPLE: usize = 64 << 10;
 const ROUNDS: usize = 16;

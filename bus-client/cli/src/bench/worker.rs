@@ -155,8 +155,10 @@ fn sender(plan: &Plan, index: usize) -> io::Result<()> {
     while !ended {
         if serial + plan.batch as u64 > allowed {
             let window = plan.window().unwrap_or(u64::MAX);
-            // Half a window at a time: waiting for each message would be a step of its own.
-            let floor = shared.wait_floor(index, (serial + plan.batch as u64) - window);
+            // Half a window at a time: waiting for each message would be a step of its own, and of large
+            // ones a sleep for each.
+            let ahead = if plan.workload == Workload::Large { window / 2 } else { window };
+            let floor = shared.wait_floor(index, (serial + plan.batch as u64) - ahead);
             allowed = floor + window;
         }
         stamps.clear();
