@@ -7,6 +7,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bus_core::wire::{BrokerFrame, Goodbye, GoodbyeCode};
@@ -149,8 +150,9 @@ impl Acceptor {
         // Who came in at a door with an account of its own pays from that.
         let payer = self.doors[at].account().unwrap_or(uid);
         let process = peer_process::of(&socket, pid, &shared.ledger);
-        let rate = shared.bus.limits().user_connection_rate;
+        let rate = shared.connection_rate.load(Ordering::Relaxed);
         let counts = self.rate.get_or_insert_with(|| ConnectionRate::new(rate));
+        counts.set_rate(rate);
         if let Err(wait) = counts.count(payer, process, Instant::now()) {
             let text = format!(
                 "the limit user_connection_rate of {rate} a second is reached, half of them for one \

@@ -6,10 +6,12 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use rustix::net::SocketAddrUnix;
 
 use bus_core::wire::Incarnation;
 use bus_core::{
@@ -33,7 +35,7 @@ use crate::listener::{ListenError, Listener};
 use crate::log_limit::LogLimit;
 use crate::metrics::Metrics;
 use crate::peer_process;
-use crate::policy::{ReloadError, RulesInForce, Subject};
+use crate::policy::{ReloadError, Reloaded, RulesInForce, Subject};
 use crate::roster::Roster;
 use crate::service::{Services, Starter, read_services};
 use crate::tally::Counters;
@@ -146,7 +148,11 @@ pub(crate) struct Shared {
     pub(crate) greeting: Duration,
     pub(crate) address: Option<PathBuf>,
     pub(crate) policy: RulesInForce,
+    /// Connections that a user may make in a second.
+    pub(crate) connection_rate: AtomicU64,
     pub(crate) config: Config,
+    /// The addresses of all sockets that clients connect to.
+    doors: Vec<SocketAddrUnix>,
     pub(crate) services: Services,
     pub(crate) helper: OnceLock<Arc<HelperLink>>,
     /// Who is connected.
@@ -159,6 +165,20 @@ pub(crate) struct Shared {
     connections: AtomicUsize,
     owns_process: AtomicBool,
     stopping: AtomicBool,
+}
+
+impl Shared {
+    /// Whether a descriptor is a client's end of a connection to this broker. In a queue it would keep
+    /// its client alive, and with it the queue, for as long as nobody takes it.
+    pub(crate) fn is_own_connection(&self, descriptor: &OwnedFd) -> bool {
+        let peer = rustix::net::getpeername(descriptor).ok().flatten();
+        let peer = peer.and_then(|peer| SocketAddrUnix::try_from(peer).ok());
+        peer.is_some_and(|peer| self.doors.contains(&peer))
+    }
+}
+
+fn own_address(door: &Door) -> Option<SocketAddrUnix> {
+    SocketAddrUnix::try_from(rustix::net::getsockname(door).ok()?).ok()
 }
 
 /// A connection that has been accepted and has no thread yet.
@@ -256,7 +276,9 @@ impl Broker {
             greeting: config.greeting,
             address,
             policy: RulesInForce::new(config.whole_policy()?),
+            connection_rate: AtomicU64::new(config.limits.user_connection_rate),
             config: config.clone(),
+            doors: doors.iter().filter_map(own_address).collect(),
             services: Services::default(),
             helper: OnceLock::new(),
             roster: Roster::default(),
@@ -397,13 +419,14 @@ impl BrokerHandle {
     }
 
     /// Reads the rules of the policy again from where they came, and ends the connections that have
-    /// what the new ones forbid. Reads files, else does not block.
+    /// what the new ones forbid; the limits of users as well, which hold for who connects from now
+    /// on. Says what else has changed and is not in force. Reads files, else does not block.
     ///
     /// # Errors
     ///
     /// A file cannot be read or is wrong, and the rules are as they were.
-    pub fn reload(&self) -> Result<(), ReloadError> {
-        self.shared.reload().map(drop)
+    pub fn reload(&self) -> Result<Reloaded, ReloadError> {
+        self.shared.reload()
     }
 
     /// Makes a connection to the broker within this process: a blocking Unix stream socket, closed

@@ -77,6 +77,9 @@ pub struct Config {
     /// Where it was read from.
     #[serde(skip)]
     source: Option<PathBuf>,
+    /// As it was there.
+    #[serde(skip)]
+    as_read: Option<Box<Self>>,
     /// How far the program `bus-broker` confines itself.
     pub sandbox: SandboxMode,
     /// What is kept of past messages, for `unisono why`.
@@ -239,6 +242,7 @@ impl Default for Config {
             commands: CommandServices::default(),
             rules: RuleForms::default(),
             source: None,
+            as_read: None,
             sandbox: SandboxMode::default(),
             recorder: RecorderConfig::default(),
             metrics: MetricsConfig::default(),
@@ -307,6 +311,7 @@ impl Config {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
         let mut config = Self::from_toml(&text, path)?;
+        config.as_read = Some(Box::new(config.clone()));
         config.source = Some(path.to_owned());
         Ok(config)
     }
@@ -334,12 +339,55 @@ impl Config {
         self.service_directories.clone().unwrap_or_else(default_directories)
     }
 
-    /// The rules as the file has them now.
-    pub(crate) fn policy_anew(&self) -> Result<Policy, ConfigError> {
+    /// As the file has it now; one that is from no file is as it was.
+    pub(crate) fn anew(&self) -> Result<Self, ConfigError> {
         match &self.source {
-            Some(path) => Self::read(path)?.whole_policy(),
-            None => self.whole_policy(),
+            Some(path) => Self::read(path),
+            None => Ok(self.clone()),
         }
+    }
+
+    /// What is different in `now` and takes a restart to come into force. Compared with the file as
+    /// it was read: what a command line has changed is no change of the file's.
+    pub(crate) fn pending_changes(&self, now: &Self) -> Vec<String> {
+        let then = self.as_read.as_deref().unwrap_or(self);
+        let mut changed: Vec<String> = Vec::new();
+        let mut differ = |name: &str, differs: bool| {
+            if differs {
+                changed.push(format!("{name}: needs a restart"));
+            }
+        };
+        differ("listen", then.listen != now.listen);
+        differ("threads", then.threads != now.threads);
+        differ("greeting", then.greeting != now.greeting);
+        differ("ring_bytes", then.ring_bytes != now.ring_bytes);
+        differ("ingress", then.ingress != now.ingress);
+        let doors = |config: &Self| -> Vec<_> {
+            let door = |socket: &SocketConfig| {
+                (socket.path.clone(), socket.identity.clone(), socket.connections)
+            };
+            config.socket.iter().map(door).collect()
+        };
+        differ("socket", doors(then) != doors(now));
+        differ("service_directories", then.service_directories != now.service_directories);
+        differ("commands", then.commands != now.commands);
+        differ("sandbox", then.sandbox != now.sandbox);
+        differ("recorder", then.recorder != now.recorder);
+        differ("metrics", then.metrics != now.metrics);
+        differ("log", then.log != now.log);
+        // Limits of users are taken by a reload.
+        let rest = now.limits.clone().for_user(then.limits.of_user());
+        let rest = Limits { user_connection_rate: then.limits.user_connection_rate, ..rest };
+        let tables = (toml::Table::try_from(&then.limits), toml::Table::try_from(&rest));
+        match tables {
+            (Ok(then), Ok(now)) => {
+                for (name, value) in &now {
+                    differ(&format!("limits.{name}"), then.get(name) != Some(value));
+                }
+            }
+            _ => differ("limits", then.limits != rest),
+        }
+        changed
     }
 
     /// Takes a configuration from TOML. `path` is only named in errors.

@@ -16,7 +16,7 @@ use std::{
 };
 
 use bus_core::{
-    Account, Credentials,
+    Account, Charge, Credentials, Resource,
     wire::{BrokerFrame, BrokerRings, ClientRings, Goodbye, GoodbyeCode},
 };
 use bytes::{Buf, Bytes, BytesMut};
@@ -30,6 +30,7 @@ use crate::{
     link::{Link, LinkError, is_at},
     log_limit::{LogEvent, Verdict},
     output::{Carried, Output, SpareBuffers, Turn},
+    passed_over::PassedOver,
     protocol::{Progress, Protocol},
     rings::{NoRings, Rings, Stage},
     roster::{CameFrom, Client, ClientEntry},
@@ -49,6 +50,10 @@ pub(crate) struct Connection {
     needs: usize,
     /// The last frame was a large one, so the next may be.
     expects_large: bool,
+    /// What its user is charged for it, if it is a large one.
+    unread_charge: Option<Charge>,
+    /// A frame under way that is refused.
+    passed_over: Option<Box<PassedOver>>,
     arrived: Arrived,
     output: Output,
     /// There is no room for more now.
@@ -210,6 +215,8 @@ impl Connection {
             unread: Vec::new(),
             needs: 0,
             expects_large: false,
+            unread_charge: None,
+            passed_over: None,
             arrived: Arrived::default(),
             output: Output::default(),
             output_blocked: false,
@@ -300,6 +307,8 @@ impl Connection {
             }
             let mut frames = BytesMut::from(Bytes::from(mem::take(&mut self.unread)));
             self.needs = 0;
+            // From here on it is charged as what becomes of it.
+            self.unread_charge = None;
             return self.interpret(&mut frames, shared, inbox, workspace);
         }
         // What of a large frame comes here is copied twice more.
@@ -316,7 +325,11 @@ impl Connection {
         frames.extend_from_slice(&workspace.landing[..count]);
         self.unread.clear();
         self.expects_large = false;
-        let result = self.interpret(&mut frames, shared, inbox, workspace);
+        let result = match self.passed_over.as_mut().map(|passed| passed.take(&mut frames)) {
+            Some(false) => Ok(()),
+            Some(true) => self.refuse_frame(&mut frames, shared, inbox, workspace),
+            None => self.interpret(&mut frames, shared, inbox, workspace),
+        };
         workspace.frames = frames;
         result
     }
@@ -326,7 +339,7 @@ impl Connection {
         match received {
             Err(End::Gone) if self.protocol.end_input() => {
                 // What it began to say will never be whole.
-                (self.unread, self.needs) = (Vec::new(), 0);
+                (self.unread, self.needs, self.unread_charge) = (Vec::new(), 0, None);
                 self.input_paused = true;
                 Ok(None)
             }
@@ -455,7 +468,7 @@ impl Connection {
         if end.goodbye().is_none() && !matches!(end, End::Ingress(_)) {
             self.output = Output::default();
         }
-        self.unread = Vec::new();
+        (self.unread, self.unread_charge, self.passed_over) = (Vec::new(), None, None);
         self.arrived = Arrived::default();
     }
 
@@ -511,8 +524,20 @@ impl Connection {
         }
         match progress {
             Progress::Needs(bytes) if bytes > OWN_BUFFER_BYTES => {
-                (self.needs, self.expects_large) = (bytes, true);
-                self.unread = Vec::with_capacity(bytes);
+                match self.place.account().charge(Resource::Bytes, bytes as u64) {
+                    Ok(charge) => {
+                        self.unread_charge = Some(charge);
+                        (self.needs, self.expects_large) = (bytes, true);
+                        self.unread = Vec::with_capacity(bytes);
+                    }
+                    Err(limit) => {
+                        let mut passed = PassedOver::new(bytes, limit);
+                        // It has not come whole.
+                        passed.take(frames);
+                        self.passed_over = Some(Box::new(passed));
+                        return Ok(());
+                    }
+                }
             }
             Progress::Needs(_) => {}
             Progress::Rings(_) => unreachable!("dealt with above"),
@@ -532,6 +557,25 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// All of a frame has come that is not kept: tells its sender, and goes on behind it.
+    fn refuse_frame(
+        &mut self,
+        rest: &mut BytesMut,
+        shared: &Arc<Shared>,
+        inbox: &Arc<Inbox>,
+        workspace: &mut Workspace,
+    ) -> Result<(), End> {
+        let Some(passed) = self.passed_over.take() else { return Ok(()) };
+        self.output.lend(&mut workspace.spare);
+        let client = self.entry.client();
+        let waiting_sends = &mut workspace.waiting_sends;
+        let account = self.place.account();
+        let mut context = Context { shared, inbox, client, waiting_sends, account };
+        let (arrived, output) = (&mut self.arrived, &mut self.output);
+        self.protocol.refuse_frame(&passed, arrived, output, &mut context)?;
+        self.interpret(rest, shared, inbox, workspace)
     }
 
     // ---- Rings in shared memory

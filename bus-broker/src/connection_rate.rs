@@ -31,8 +31,14 @@ enum Who {
 
 impl ConnectionRate {
     pub(crate) fn new(rate: u64) -> Self {
-        let rate = u32::try_from(rate).unwrap_or(u32::MAX).max(1);
-        Self { rate, full_at: HashMap::new(), tidy_at: TIDY_FROM }
+        let mut new = Self { rate: 1, full_at: HashMap::new(), tidy_at: TIDY_FROM };
+        new.set_rate(rate);
+        new
+    }
+
+    /// From now on it is so many a second. When a bucket is full again stays as it was counted.
+    pub(crate) fn set_rate(&mut self, rate: u64) {
+        self.rate = u32::try_from(rate).unwrap_or(u32::MAX).max(1);
     }
 
     /// Counts a connection.

@@ -263,6 +263,8 @@ pub(crate) struct Ingress {
     timeout: Option<Duration>,
     attributes: Attributes,
     destination: Destination,
+    /// The name that it feeds, if it is one.
+    name: Option<GroupName>,
     /// It created the group or watches the name, which lives while this does.
     _creator: Endpoint,
     most: u32,
@@ -311,6 +313,10 @@ impl Ingress {
             timeout: (!config.timeout.is_zero()).then_some(config.timeout),
             attributes,
             destination,
+            name: match &config.feeds {
+                IngressTarget::Name(name) => Some(name.clone()),
+                IngressTarget::Group(_) => None,
+            },
             _creator: creator,
             most: config.connections.get(),
             streams: AtomicU32::new(0),

@@ -61,6 +61,7 @@ mod log_writer;
 mod logging;
 mod metrics;
 mod output;
+mod passed_over;
 mod peer_process;
 mod policy;
 mod protocol;
@@ -92,7 +93,7 @@ pub use listener::ListenError;
 pub use log_writer::{LAST_WORDS, LogWriter, stderr_takes_some};
 pub use logging::{LogFilterError, log_to_stderr};
 pub use policy::{
-    Action, Decision, NoSuchGroup, NoSuchUser, Policy, ReloadError, RulePlace, Sandbox, Subject,
+    Action, Decision, NoSuchGroup, NoSuchUser, Policy, ReloadError, Reloaded, RulePlace, Sandbox, Subject,
     group_id, groups_of, user_id,
 };
 pub use sandbox::{SandboxError, SandboxMode, enter_sandbox};

@@ -28,7 +28,7 @@ mod reload;
 
 pub(crate) use form::{RuleForms, read_directory};
 pub use passwd::{NoSuchGroup, NoSuchUser, group_id, groups_of, user_id};
-pub use reload::ReloadError;
+pub use reload::{ReloadError, Reloaded};
 
 /// The rules of one bus, those that fit last at the end.
 #[derive(Clone, Debug, PartialEq, Eq)]

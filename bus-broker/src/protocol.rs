@@ -15,14 +15,20 @@ use crate::{
     inbox::{Part, Token},
     ingress::{IngressPlace, IngressStream},
     output::Output,
+    passed_over::PassedOver,
     policy::{Gate, Subject},
     session::{Session, say},
     transport::Arrived,
 };
 use bus_core::{
-    Credentials,
-    wire::{self, ClientRings},
+    Credentials, LimitExceeded,
+    wire::{self, ClientRings, Goodbye, GoodbyeCode},
 };
+
+/// A client that can be told of a limit in no other way.
+pub(crate) fn refused(limit: &LimitExceeded) -> End {
+    End::NoPlace(Goodbye::new(GoodbyeCode::LimitExceeded, limit.to_string()))
+}
 
 /// The state of a connection's conversation.
 #[derive(Debug)]
@@ -92,6 +98,21 @@ impl Protocol {
             Self::Undecided { .. } => unreachable!("decided above"),
             Self::Unisono(session) => session.input(unread, arrived, output, context),
             Self::Ingress(stream) => stream.input(unread, arrived, context),
+        }
+    }
+
+    /// A frame has come that is not kept, because of a limit.
+    pub(crate) fn refuse_frame(
+        &mut self,
+        passed: &PassedOver,
+        arrived: &mut Arrived,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) -> Result<(), End> {
+        match self {
+            Self::Unisono(session) => session.refuse_frame(passed, arrived, output, context),
+            Self::Undecided { .. } => Err(refused(&passed.limit)),
+            Self::Ingress(_) => Err(End::Ingress(passed.limit.to_string())),
         }
     }
 

@@ -116,7 +116,8 @@ impl Services {
         *lock(&self.known) = known;
     }
 
-    /// The id of a service's name that nobody may own now. None if there is no such service.
+    /// The id of a service's name, whether or not somebody owns it now. None if there is no such
+    /// service.
     pub(crate) fn id_of(&self, bus: &Bus, name: &GroupName) -> Option<NameId> {
         self.starter.get()?;
         if !lock(&self.known).contains_key(name) {
@@ -133,6 +134,11 @@ impl Services {
         asked.insert(id, Arc::new(service));
         self.any_asked.store(true, Ordering::Release);
         Some(id)
+    }
+
+    /// Whether a service would be started for a name.
+    pub(crate) fn knows(&self, name: NameId) -> bool {
+        self.any_asked.load(Ordering::Acquire) && self.service(name).is_some()
     }
 
     /// Somebody sends to a name, and would wait for its service until then.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bus_core::wire::{
-    BrokerFrame, COPY_BYTES, ClientFrame, Copied, EvictionReason, Failure, FailureCode, Goodbye,
+    BrokerFrame, COPY_BYTES, ClientFrame, Copied, EvictionReason, Failure, FailureCode, FrameHead, Goodbye,
     GoodbyeCode, Handle, Hello, Lent, MAX_DESCRIPTORS, MessageHead, Notice, RINGS_FEATURE, Role,
     SendFlags, SendFrame, SendId, Serial, VERSION, ViewNotice, Welcome, encode_message,
     encode_message_head,
@@ -31,8 +31,9 @@ use crate::broker::Shared;
 use crate::connection::{Context, End};
 use crate::inbox::{Part, Signal, Token};
 use crate::output::{Carried, Output};
+use crate::passed_over::PassedOver;
 use crate::policy::{Action, Gate};
-use crate::protocol::Progress;
+use crate::protocol::{Progress, refused};
 use crate::roster::EndpointEntry;
 use crate::transport::Arrived;
 use listings::Listings;
@@ -440,6 +441,14 @@ impl Session {
                 std::mem::take(&mut arrived.descriptors)
             }
         };
+        if descriptors.iter().any(|descriptor| context.shared.is_own_connection(descriptor)) {
+            let failure = Failure::new(
+                FailureCode::BadRequest,
+                "a descriptor is a connection to this bus; connect again instead",
+            );
+            refuse(id, failure, output, context);
+            return Ok(());
+        }
         let Shared { policy, bus, .. } = &**context.shared;
         let denied = self.gate.check_send(policy, bus, send.head.destination).err();
         let payload = match lent_in(&send)? {
@@ -488,6 +497,35 @@ impl Session {
         port.send(self.token, &send.head, (draft, denied), output, context).map_err(|exceeded| {
             fault(format!("lane {} of endpoint {}: {exceeded}", id.lane, id.endpoint))
         })
+    }
+
+    /// A frame has come that its user had no bytes left for: nothing was kept but its head.
+    pub(crate) fn refuse_frame(
+        &mut self,
+        passed: &PassedOver,
+        arrived: &mut Arrived,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) -> Result<(), End> {
+        let failure = failure::of_limit(&passed.limit);
+        let head = ClientFrame::peek(&passed.head).map_err(|error| bad_frame(&error))?;
+        match head {
+            Some(FrameHead::Send(head)) if self.greeting_until.is_none() => {
+                if head.descriptors != 0 {
+                    say(BrokerFrame::DescriptorsTaken, output);
+                    *arrived = Arrived::default();
+                }
+                match self.ports.get_mut(&head.id.endpoint) {
+                    Some(port) => port.refuse_send(&head, failure, output, context),
+                    None => refuse(head.id, failure, output, context),
+                }
+            }
+            Some(FrameHead::Call { endpoint, serial }) if self.greeting_until.is_none() => {
+                answer_call(endpoint, serial, Err(Box::new(failure)), output, context);
+            }
+            _ => return Err(refused(&passed.limit)),
+        }
+        Ok(())
     }
 
     fn open_port(

@@ -19,7 +19,7 @@ use crate::error::{
 };
 use crate::gated::{Candidacy, Gate, joined};
 use crate::group::{Group, GroupOptions, JoinOptions, Member, RemoteEndpoint};
-use crate::info::{GroupInfo, Members, RoundTrip, Stats, Status};
+use crate::info::{GroupInfo, Members, Reloaded, RoundTrip, Stats, Status};
 use crate::message::Event;
 use crate::request::Asked;
 use crate::state::{AskedState, CallError, GroupTarget, Interest, Purpose, State};
@@ -591,17 +591,18 @@ impl Endpoint {
         })
     }
 
-    /// Has the broker read the rules of its policy again, and says how many there are. Only the
-    /// user whose bus it is may ask. Connections that have what the new rules forbid are ended.
+    /// Has the broker read the rules of its policy again, and the limits of users, and says how
+    /// many rules there are and what else has changed that is not in force. Only the user whose bus
+    /// it is may ask. Connections that have what the new rules forbid are ended.
     /// Blocks for one round trip.
     ///
     /// # Errors
     ///
     /// See [`QueryError`]; with a mistake in a file the old rules stay, and the text says where it
     /// is.
-    pub fn reload(&self) -> Result<u32, QueryError> {
+    pub fn reload(&self) -> Result<Reloaded, QueryError> {
         self.ask(Request::Reload, |response| match response {
-            Response::Reloaded { rules } => Some(rules),
+            Response::Reloaded { rules, pending } => Some(Reloaded { rules, pending }),
             _ => None,
         })
     }

@@ -164,6 +164,16 @@ pub struct Joined {
 /// How long a ping took.
 pub type RoundTrip = Duration;
 
+/// What a reload has come to, see [`Bus::reload`](crate::Bus::reload).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reloaded {
+    /// How many rules there are now beside the built-in one.
+    pub rules: u32,
+    /// What has changed and is not in force: each with what it takes.
+    pub pending: Vec<String>,
+}
+
 impl From<wire::GroupInfo> for GroupInfo {
     fn from(info: wire::GroupInfo) -> Self {
         Self {

@@ -183,7 +183,7 @@ pub use gated::{
     Admission, Candidacy, Candidate, Expelled, FlagsChanged, Gate, PeerGap, PeerNotice, Terms,
 };
 pub use group::{Group, GroupOptions, JoinOptions, Member, RemoteEndpoint};
-pub use info::{GroupInfo, Joined, MemberInfo, Members, RoundTrip, Stats, Status};
+pub use info::{GroupInfo, Joined, MemberInfo, Members, Reloaded, RoundTrip, Stats, Status};
 pub use listing::Listing;
 pub use message::{Current, Event, Evicted, Gap, Message, Outgoing};
 pub use monitor::{Addressee, Monitored, MonitoredChange, MonitoredMember, MonitoredOutcome, Role};

@@ -67,13 +67,13 @@ pub struct Ledger {
 #[derive(Debug)]
 struct LedgerInner {
     users: Mutex<Users>,
-    /// The limits of a user for whom no others were set.
-    common: Amounts,
 }
 
 #[derive(Debug, Default)]
 struct Users {
     open: HashMap<u32, Weak<User>>,
+    /// The limits of a user for whom no others were set.
+    common: Amounts,
     /// Limits of particular users.
     limits: HashMap<u32, Amounts>,
     /// Numbers connections.
@@ -228,8 +228,8 @@ impl Ledger {
     /// A ledger in which every user has the limits that `limits` says.
     #[must_use]
     pub fn new(limits: &Limits) -> Self {
-        let users = Mutex::new(Users::default());
-        Self { inner: Arc::new(LedgerInner { users, common: limits.of_user() }) }
+        let users = Users { common: limits.of_user(), ..Users::default() };
+        Self { inner: Arc::new(LedgerInner { users: Mutex::new(users) }) }
     }
 
     /// Gives a user limits of his own. Connections that he has keep the old ones until all of them
@@ -238,13 +238,34 @@ impl Ledger {
         self.inner.users.lock().limits.insert(uid, limits);
     }
 
+    /// Puts other limits in the place of all that were set: those of every user, and those of
+    /// particular ones. Users who have connections keep the old ones until all of these are closed,
+    /// so that what is assured to one of them stays so. Gives those whom that concerns.
+    pub fn replace_limits(
+        &self,
+        common: Amounts,
+        limits: impl IntoIterator<Item = (u32, Amounts)>,
+    ) -> Vec<u32> {
+        let limits: HashMap<u32, Amounts> = limits.into_iter().collect();
+        let mut users = self.inner.users.lock();
+        (users.common, users.limits) = (common, limits);
+        let keep = |(uid, user): (&u32, &Weak<User>)| {
+            let user = user.upgrade()?;
+            let limits = users.limits.get(uid).unwrap_or(&users.common);
+            (user.limits != *limits).then_some(*uid)
+        };
+        let mut keep: Vec<u32> = users.open.iter().filter_map(keep).collect();
+        keep.sort_unstable();
+        keep
+    }
+
     /// The limits of a user.
     #[must_use]
     pub fn limits(&self, uid: u32) -> Amounts {
         let users = self.inner.users.lock();
         match users.open.get(&uid).and_then(Weak::upgrade) {
             Some(user) => user.limits,
-            None => users.limits.get(&uid).copied().unwrap_or(self.inner.common),
+            None => users.limits.get(&uid).copied().unwrap_or(users.common),
         }
     }
 
@@ -280,7 +301,7 @@ impl Ledger {
             users.open.retain(|_, user| user.strong_count() != 0);
             users.tidy_at = 2 * users.open.len() + 16;
         }
-        let limits = users.limits.get(&uid).copied().unwrap_or(self.inner.common);
+        let limits = users.limits.get(&uid).copied().unwrap_or(users.common);
         let user = Arc::new(User::new(uid, limits));
         users.open.insert(uid, Arc::downgrade(&user));
         (user, number)

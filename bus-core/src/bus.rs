@@ -723,6 +723,7 @@ impl BusInner {
         #[expect(clippy::cast_possible_truncation, reason = "endpoints are limited to 2^24")]
         let place = IntakePlace { id, lock, slot: slot as u32 };
         let mut core = EndpointCore::new(place, credentials, Capacity::of(&self.limits));
+        core.user = account.as_ref().map_or(credentials.uid, Account::uid);
         core.account = account;
         let core = Arc::new(core);
         let intake = Intake::new(Arc::clone(&core));
@@ -1258,7 +1259,7 @@ impl BusInner {
     /// The reader of `core` has freed places and somebody is registered there.
     pub(crate) fn serve(&self, core: &EndpointCore) {
         let mut effects = Effects::default();
-        self.waiting.lock().serve(self, core.id(), &mut effects);
+        self.waiting.lock().serve(self, core, &mut effects);
         effects.run();
     }
 }

@@ -537,7 +537,8 @@ impl BusInner {
         #[expect(clippy::cast_possible_truncation, reason = "endpoints are limited to 2^24")]
         let place = IntakePlace { id, lock, slot: slot as u32 };
         let capacity = Capacity::of_share(&self.limits);
-        let share = EndpointCore::read_by(owner.id(), place, candidate.credentials, capacity);
+        let mut share = EndpointCore::read_by(owner.id(), place, candidate.credentials, capacity);
+        share.user = candidate.user;
         let share = Arc::new(share);
         let intake = Intake::new(Arc::clone(&share));
         self.locks.acquire_one(lock).intakes.insert(intake);

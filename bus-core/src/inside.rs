@@ -495,7 +495,7 @@ impl BusInner {
             capacity: core.capacity.messages,
             full_since,
             dropped,
-            blocks: core.waiting_sends(),
+            blocks: core.blocks(),
             blocked: core.blocking.sends.get(),
             blocked_time: Duration::from_nanos(core.blocking.nanos.get()),
             open_requests,

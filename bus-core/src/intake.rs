@@ -27,6 +27,7 @@ use crate::notice::{Candidate, Eviction, PeerChange};
 use crate::queue::{Consumer, Entry, Producer};
 use crate::request::{Asked, NEVER, Outcome, Requests};
 use crate::retained::Retained;
+use crate::share::{Amount, ShareSlot, ShareTable, Shares};
 use crate::sync::{AtomicBool, AtomicU64, Mutant, Mutex, MutexGuard, Ordering, fence, mutated};
 use crate::tally::{Blocking, Dwell, LONGEST_RUN, LaneTallies, Run};
 use crate::view::ViewChange;
@@ -160,6 +161,8 @@ pub(crate) struct Intake {
     pub(crate) core: Arc<EndpointCore>,
     /// Copies of what `core` says: a commit to many looks at few lines of memory for each.
     id: EndpointId,
+    /// Whose queue it is.
+    user: u32,
     most_messages: u64,
     most_bytes: u64,
     /// None until the endpoint can receive something: idle connections cost no ring.
@@ -176,6 +179,8 @@ pub(crate) struct Intake {
     pushed_notices: u64,
     pushed_candidates: u64,
     reserve: Reserve,
+    /// What other users' messages take of it; made for the first of them.
+    shares: Option<Box<ShareTable>>,
     /// Who to wake when something arrives; the reader leaves it here when it goes to sleep.
     reader: Option<Waker>,
     /// The losses of its memberships with `DROP_WHEN_FULL`, and of past ones not yet reported.
@@ -190,17 +195,29 @@ pub(crate) struct Intake {
 /// When the reserve place is free again: once the reader has taken one message and as many bytes
 /// as the message that used it. So it holds one message at most, whatever its size.
 #[derive(Clone, Copy, Debug, Default)]
-struct Reserve {
+pub(crate) struct Reserve {
     free_at_messages: u64,
     free_at_bytes: u64,
 }
 
+impl Reserve {
+    /// A message of so many bytes uses it, when so many messages and bytes have been taken.
+    pub(crate) fn used((messages, taken_bytes): (u64, u64), bytes: u64) -> Self {
+        Self { free_at_messages: messages + 1, free_at_bytes: taken_bytes + bytes }
+    }
+
+    pub(crate) fn is_free(self, (messages, bytes): (u64, u64)) -> bool {
+        messages >= self.free_at_messages && bytes >= self.free_at_bytes
+    }
+}
+
 impl Intake {
     pub(crate) fn new(core: Arc<EndpointCore>) -> Self {
-        let (id, capacity) = (core.place.id, core.capacity);
+        let (id, user, capacity) = (core.place.id, core.user, core.capacity);
         Self {
             core,
             id,
+            user,
             most_messages: capacity.messages,
             most_bytes: capacity.bytes,
             producer: None,
@@ -213,6 +230,7 @@ impl Intake {
             pushed_notices: 0,
             pushed_candidates: 0,
             reserve: Reserve::default(),
+            shares: None,
             reader: None,
             drops: Vec::new(),
             receive_shut: false,
@@ -272,10 +290,55 @@ impl Intake {
             && self.pushed_bytes - bytes < self.most_bytes
     }
 
-    /// Whether a waiting send that keeps the reserve place may go beyond the capacity.
-    pub(crate) fn has_reserve(&self) -> bool {
-        let (messages, bytes) = self.core.released();
-        messages >= self.reserve.free_at_messages && bytes >= self.reserve.free_at_bytes
+    /// Whether a waiting send that keeps the reserve place may go beyond the capacity, or beyond a
+    /// user's share.
+    pub(crate) fn has_reserve(&self, share: Option<ShareSlot>) -> bool {
+        match (share, self.share_parts()) {
+            (Some(slot), Some((table, shares))) => table.has_reserve(shares, slot),
+            _ => self.reserve.is_free(self.core.released()),
+        }
+    }
+
+    /// Whether it is this user's queue.
+    #[inline]
+    pub(crate) fn is_of(&self, user: u32) -> bool {
+        self.user == user
+    }
+
+    /// Whether messages of this user take a share, and there is no table to count it in yet.
+    pub(crate) fn lacks_shares(&self, user: u32) -> bool {
+        self.user != user && self.shares.is_none()
+    }
+
+    /// Begins to count what other users' messages take, with this table.
+    pub(crate) fn attach_shares(&mut self, table: &mut Option<Box<ShareTable>>) {
+        self.shares = table.take();
+    }
+
+    /// The share that messages of this user take; none if it is the queue's own user.
+    #[inline]
+    pub(crate) fn share_of(&mut self, user: u32) -> Option<ShareSlot> {
+        if self.user == user { None } else { self.foreign_share(user) }
+    }
+
+    #[cold]
+    fn foreign_share(&mut self, user: u32) -> Option<ShareSlot> {
+        let (table, shares) = (self.shares.as_deref_mut()?, self.core.shares.get()?);
+        Some(table.slot_of(shares, user))
+    }
+
+    fn share_parts(&self) -> Option<(&ShareTable, &Shares)> {
+        Some((self.shares.as_deref()?, self.core.shares.get()?))
+    }
+
+    /// Whether the queue has room, or a user's share of it.
+    pub(crate) fn has_room_of(&self, share: Option<ShareSlot>) -> bool {
+        let (Some(slot), Some((table, shares))) = (share, self.share_parts()) else {
+            return self.has_room();
+        };
+        let capacity = Amount { messages: self.most_messages, bytes: self.most_bytes };
+        let (messages, bytes) = self.depth();
+        table.has_room(shares, slot, capacity, Amount { messages, bytes })
     }
 
     /// The sequence that filled it, if it is full.
@@ -284,11 +347,27 @@ impl Intake {
     }
 
     /// Puts a message into the queue. The caller has seen room or the reserve place.
-    pub(crate) fn push(&mut self, message: Arc<Message>, missed: Option<Gap>) {
+    pub(crate) fn push(
+        &mut self,
+        message: Arc<Message>,
+        missed: Option<Gap>,
+        user: Option<ShareSlot>,
+    ) {
+        self.charge_user(user, message.charged_bytes());
         self.charge(message.sequence(), message.charged_bytes());
-        match missed {
-            None => self.push_entry(Entry::Message { message, missed: None }),
-            missed => self.push_entry(Entry::Message { message, missed }),
+        self.push_entry(Entry::Message { message, missed, user });
+    }
+
+    /// A foreign user's message takes its share. Before it takes its place: what is left is as the
+    /// checks found it.
+    #[inline]
+    fn charge_user(&mut self, user: Option<ShareSlot>, bytes: u64) {
+        let Some(slot) = user else {
+            return;
+        };
+        let beyond = !self.has_room_of(user);
+        if let (Some(table), Some(shares)) = (self.shares.as_deref_mut(), self.core.shares.get()) {
+            table.charge(shares, slot, bytes, beyond);
         }
     }
 
@@ -299,18 +378,18 @@ impl Intake {
         message: Arc<Message>,
         missed: Option<Gap>,
         share: Arc<EndpointCore>,
+        user: Option<ShareSlot>,
     ) {
+        self.charge_user(user, message.charged_bytes());
         self.charge(message.sequence(), message.charged_bytes());
-        self.push_entry(Entry::FromPeer { message, missed, share });
+        self.push_entry(Entry::FromPeer { message, missed, share, user });
     }
 
     /// Takes a place. This is all that happens at a peer endpoint: its messages lie in its owner's
     /// queue.
     pub(crate) fn charge(&mut self, sequence: Sequence, bytes: u64) {
         if !self.has_room() {
-            let (messages, released_bytes) = self.core.released();
-            self.reserve =
-                Reserve { free_at_messages: messages + 1, free_at_bytes: released_bytes + bytes };
+            self.reserve = Reserve::used(self.core.released(), bytes);
         }
         self.pushed_messages += 1;
         self.pushed_bytes += bytes;
@@ -354,7 +433,7 @@ impl Intake {
     pub(crate) fn push_reply(&mut self, message: Arc<Message>) {
         let (sequence, bytes) = (message.sequence(), message.charged_bytes());
         let had_room = self.has_room();
-        self.push_entry(Entry::Message { message, missed: None });
+        self.push_entry(Entry::Message { message, missed: None, user: None });
         self.pushed_messages += 1;
         self.pushed_bytes += bytes;
         if had_room && !self.has_room() {
@@ -528,11 +607,16 @@ pub(crate) struct EndpointCore {
     /// Who takes its messages: itself, or for a peer endpoint its owner.
     pub(crate) reader: EndpointId,
     pub(crate) credentials: Credentials,
+    /// Whose it is, as accounts see it: what came in at a socket with an identity is that's.
+    pub(crate) user: u32,
+    /// What other users' messages take of its queue; made for the first of them.
+    pub(crate) shares: OnceLock<Box<Shares>>,
     /// What is charged for what it has; an endpoint of this process's own may have none.
     pub(crate) account: Option<Account>,
     pub(crate) capacity: Capacity,
     reading: CachePadded<Reading>,
-    /// Registered waiting sends (low half) and writability watches (high half).
+    /// Registered waiting sends (low half), and who else wants to know of a free place (high half):
+    /// writability watches, and those who wait for a user's share of the queue.
     interest: AtomicU64,
     /// Highest sequence of its own sends.
     sent: AtomicU64,
@@ -645,6 +729,17 @@ pub(crate) struct ReaderState {
     /// Messages that were drained and take their places still, the oldest first; no more than the
     /// queue has places.
     runs: VecDeque<Run>,
+    /// Which of the drained messages are other users', the oldest first.
+    foreign: VecDeque<Foreign>,
+}
+
+/// A message in the reader's hands that takes a user's share of the queue.
+#[derive(Debug)]
+struct Foreign {
+    /// As that of [`Charged`].
+    number: u64,
+    bytes: u64,
+    share: ShareSlot,
 }
 
 impl ReaderState {
@@ -670,6 +765,26 @@ impl ReaderState {
                 dwell.add(now.saturating_sub(run.time), run.count);
             }
             dwell.acknowledge(run.sequence);
+        }
+    }
+
+    /// Notes that what was drained last takes a user's share.
+    #[inline]
+    pub(crate) fn charge_user(&mut self, bytes: u64, share: Option<ShareSlot>) {
+        if let Some(share) = share {
+            let number = self.drained_messages - self.passed_over;
+            self.foreign.push_back(Foreign { number, bytes, share });
+        }
+    }
+
+    /// Gives back what the first `freed` drained messages take of users' shares.
+    pub(crate) fn free_shares(&mut self, core: &EndpointCore, freed: u64) {
+        if self.foreign.is_empty() {
+            return;
+        }
+        let freed = freed - self.passed_over;
+        while let Some(foreign) = self.foreign.pop_front_if(|foreign| foreign.number <= freed) {
+            core.free_share(Some(foreign.share), foreign.bytes);
         }
     }
 
@@ -710,11 +825,16 @@ pub(crate) enum Opened {
 }
 
 impl Interest {
-    const fn unit(self) -> u64 {
+    pub(crate) const fn unit(self) -> u64 {
         match self {
             Self::Send => ONE_SEND,
             Self::Watch => ONE_WATCH,
         }
+    }
+
+    /// How many sends there are among all that is registered.
+    pub(crate) fn sends(interest: u64) -> u32 {
+        u32::try_from(interest & (ONE_WATCH - 1)).unwrap_or(u32::MAX)
     }
 }
 
@@ -746,6 +866,8 @@ impl EndpointCore {
             place,
             reader,
             credentials,
+            user: credentials.uid,
+            shares: OnceLock::new(),
             account: None,
             capacity,
             reading: CachePadded::new(reading),
@@ -862,23 +984,57 @@ impl EndpointCore {
         self.released()
     }
 
-    /// Counts a waiting send or a watch in. The caller looks for room once more after this.
-    pub(crate) fn register(&self, interest: Interest) {
-        self.interest.fetch_add(interest.unit(), Ordering::Relaxed);
+    /// Gives a user's share of one message back; before its place is freed.
+    pub(crate) fn free_share(&self, share: Option<ShareSlot>, bytes: u64) {
+        if let (Some(slot), Some(shares)) = (share, self.shares.get()) {
+            shares.free(slot, bytes);
+        }
+    }
+
+    /// Counts a waiting send or a watch in, at the queue or at a user's share of it. The caller looks
+    /// for room once more after this.
+    pub(crate) fn register(&self, share: Option<ShareSlot>, interest: Interest) {
+        let mut unit = interest.unit();
+        if let (Some(slot), Some(shares)) = (share, self.shares.get()) {
+            shares.register(slot, interest);
+            // A queue in which a share has no room is not full: nobody else waits for this.
+            unit = if mutated(Mutant::ShareWaitsAlone) { 0 } else { ONE_WATCH };
+        }
+        self.interest.fetch_add(unit, Ordering::Relaxed);
         if !mutated(Mutant::NoFenceInRegister) {
             // See `free`.
             fence(Ordering::SeqCst);
         }
     }
 
-    pub(crate) fn unregister(&self, interest: Interest) {
-        self.interest.fetch_sub(interest.unit(), Ordering::Relaxed);
+    pub(crate) fn unregister(&self, share: Option<ShareSlot>, interest: Interest) {
+        let mut unit = interest.unit();
+        if let (Some(slot), Some(shares)) = (share, self.shares.get()) {
+            shares.unregister(slot, interest);
+            unit = if mutated(Mutant::ShareWaitsAlone) { 0 } else { ONE_WATCH };
+        }
+        self.interest.fetch_sub(unit, Ordering::Relaxed);
+    }
+
+    /// Sends that wait in a line: the queue's own, or that of a user's share.
+    #[inline]
+    pub(crate) fn waiting_sends_at(&self, share: Option<ShareSlot>) -> u32 {
+        match share {
+            None => self.waiting_sends(),
+            Some(slot) => self.shares.get().map_or(0, |shares| shares.waiting_sends(slot)),
+        }
     }
 
     /// Sends that wait for this queue.
     pub(crate) fn waiting_sends(&self) -> u32 {
-        let low = self.interest.load(Ordering::Relaxed) & (ONE_WATCH - 1);
-        u32::try_from(low).unwrap_or(u32::MAX)
+        Interest::sends(self.interest.load(Ordering::Relaxed))
+    }
+
+    /// Sends that wait for this queue, or for their user's share of it.
+    pub(crate) fn blocks(&self) -> u32 {
+        let shares = self.shares.get().into_iter();
+        let shares = shares.flat_map(|shares| shares.wanted().map(|at| shares.waiting_sends(at)));
+        self.waiting_sends() + shares.sum::<u32>()
     }
 
     /// The reader has drained the end of a membership: its place is free.

@@ -82,6 +82,7 @@ mod request;
 mod retained;
 pub mod ring;
 mod send;
+mod share;
 mod sync;
 mod tally;
 mod view;

@@ -133,7 +133,7 @@ impl Members {
             capacity: intake.map_or(capacity, |intake| intake.core.capacity.messages),
             dropped: member.drops.as_ref().map_or(0, |drops| drops.total()),
             full_since: intake.and_then(|intake| intake.full_since()),
-            blocks: intake.map_or(0, |intake| intake.core.waiting_sends()),
+            blocks: intake.map_or(0, |intake| intake.core.blocks()),
         }
     }
 }

@@ -40,7 +40,7 @@ impl RingIn {
         let nobody = Credentials { uid: 0, pid: 0 };
         let to = Destination::Endpoint(EndpointId::from_raw(0));
         let message = Message::new(EndpointId::from_raw(0), nobody, to, payload.into().into());
-        let entry = Entry::Message { message: Arc::new(message), missed: None };
+        let entry = Entry::Message { message: Arc::new(message), missed: None, user: None };
         self.0.push(entry).is_ok()
     }
 }

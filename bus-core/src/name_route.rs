@@ -11,12 +11,14 @@
 
 use std::sync::Arc;
 
-use crate::id::EndpointId;
 use crate::lock_set::{Held, IntakePlace, LockBits};
 use crate::name_registry::Name;
-use crate::ownership::{Claim, Ownership};
-use crate::send::{Attempt, FullRecipients, SendError, Standing};
+use crate::intake::EndpointCore;
+use crate::ownership::Ownership;
+use crate::send::{Attempt, FullRecipient, FullRecipients, SendError, Standing};
+use crate::share::ShareSlot;
 use crate::sync::{Mutant, mutated};
+use crate::wait::Place;
 
 /// Where a send to a name goes.
 #[derive(Clone, Debug)]
@@ -25,12 +27,16 @@ pub(crate) struct NameRoute {
     pub(crate) ownership: Arc<Ownership>,
     /// Which of the owners gets the message, once it has been chosen.
     chosen: usize,
+    /// Where it would wait at each of the owners, as the last choice has found it: for its user's
+    /// share of the queue, or for the queue.
+    shares: Box<[Option<ShareSlot>]>,
 }
 
 impl NameRoute {
     pub(crate) fn new(name: Arc<Name>) -> Self {
         let ownership = name.ownership();
-        Self { name, ownership, chosen: 0 }
+        let shares = vec![None; ownership.owners().len()].into();
+        Self { name, ownership, chosen: 0, shares }
     }
 
     pub(crate) fn locks(&self) -> LockBits {
@@ -48,14 +54,18 @@ impl NameRoute {
         self.ownership.owners().get(self.chosen).map(|owner| owner.core.place)
     }
 
-    /// The owners that have no room, if none has.
-    pub(crate) fn find_full<'a>(&'a self, held: &mut Held<'_>) -> Vec<(&'a Claim, u64)> {
+    /// Where it would wait at each of the owners.
+    pub(crate) fn shares(&self) -> &[Option<ShareSlot>] {
+        &self.shares
+    }
+
+    /// The owners that have no room for messages of this user, if none has.
+    pub(crate) fn find_full(&self, held: &mut Held<'_>, user: u32) -> Vec<FullRecipient> {
         let owners = self.ownership.owners();
-        let full = |owner: &'a Claim| {
-            let intake = held.intake(owner.core.place)?;
-            (!intake.has_room()).then(|| (owner, intake.depth().0))
-        };
-        let full: Vec<_> = owners.iter().filter_map(full).collect();
+        let full = owners.iter().filter_map(|owner| {
+            held.intake(owner.core.place).and_then(|intake| FullRecipient::of(intake, user))
+        });
+        let full: Vec<_> = full.collect();
         if full.len() == owners.len() { full } else { Vec::new() }
     }
 
@@ -63,7 +73,7 @@ impl NameRoute {
     pub(crate) fn choose(
         &mut self,
         held: &mut Held<'_>,
-        sender: EndpointId,
+        sender: &EndpointCore,
         standing: Standing<'_>,
         commits: bool,
         full: &mut FullRecipients,
@@ -85,12 +95,24 @@ impl NameRoute {
             // What lies in its queue, or what it has taken and owes a reply to: requests are in both
             // until their places are given back.
             let load = intake.depth().0.max(intake.core.owed());
-            if !intake.has_room() {
-                full.add(place.id);
-            } else if standing.owes(&intake.core) {
-                owed = owed.or(Some(at));
-            } else if free.is_none_or(|(least, _)| load < least) {
-                free = Some((load, at));
+            if intake.lacks_shares(sender.user) {
+                return Ok(Some(Attempt::NoShares));
+            }
+            let share = intake.share_of(sender.user);
+            let lacks = |share| {
+                let room = intake.has_room_of(share);
+                (!room || standing.owes(&intake.core, share)).then_some(room)
+            };
+            let lacking = lacks(None).or_else(|| {
+                let lacking = share.and_then(|_| lacks(share));
+                self.shares[at] = share.filter(|_| lacking.is_some());
+                lacking
+            });
+            match lacking {
+                Some(false) => full.add(place.id),
+                Some(true) => owed = owed.or(Some(at)),
+                None if free.is_none_or(|(least, _)| load < least) => free = Some((load, at)),
+                None => {}
             }
         }
         if let Some((_, at)) = free {
@@ -100,8 +122,9 @@ impl NameRoute {
             }
             return Ok(None);
         }
-        let at = Arc::clone(&owners[owed.unwrap_or(turn)].core);
-        let only_owed = full.count() == 0 || (owed.is_some() && full.is_only(sender));
+        let at = owed.unwrap_or(turn);
+        let at = Place { core: Arc::clone(&owners[at].core), share: self.shares[at] };
+        let only_owed = full.count() == 0 || (owed.is_some() && full.is_only(sender.id()));
         Ok(Some(if only_owed { Attempt::Owed { at } } else { Attempt::Full { at } }))
     }
 }

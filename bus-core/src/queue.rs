@@ -28,6 +28,7 @@ use crate::name_change::{NameNotice, OwnerChange};
 use crate::notice::{Candidate, Eviction};
 use crate::request::Outcome;
 use crate::retained::Retained;
+use crate::share::ShareSlot;
 use crate::sync::{AtomicU64, Mutant, Ordering, RingArc as Arc, UnsafeCell, mutated};
 use crate::view::ViewChange;
 
@@ -38,12 +39,15 @@ pub(crate) enum Entry {
         message: std::sync::Arc<Message>,
         /// What was dropped for this endpoint of the message's group just before it (G7).
         missed: Option<Gap>,
+        /// The share of a foreign user that is charged as well (G10).
+        user: Option<ShareSlot>,
     },
     /// A message that came through a peer endpoint, whose share is charged as well.
     FromPeer {
         message: std::sync::Arc<Message>,
         missed: Option<Gap>,
         share: std::sync::Arc<EndpointCore>,
+        user: Option<ShareSlot>,
     },
     /// A change in a group that the endpoint watches.
     View {
@@ -74,6 +78,9 @@ pub(crate) enum Entry {
     /// Somebody asks to be admitted to a gated group of the endpoint's.
     Candidate(Box<Candidate>),
 }
+
+/// A commit to many touches an entry in as many rings: who makes it longer is to know.
+const _: () = assert!(size_of::<Entry>() <= 80);
 
 struct Ring {
     slots: Box<[UnsafeCell<MaybeUninit<Entry>>]>,

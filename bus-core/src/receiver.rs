@@ -225,27 +225,30 @@ impl Receiver {
         }
         loop {
             match self.state.consumer.as_mut().and_then(|consumer| consumer.pop()) {
-                Some(Entry::Message { message, missed }) => {
+                Some(Entry::Message { message, missed, user }) => {
                     self.state.drained_messages += 1;
                     self.state.drained_bytes += message.charged_bytes();
                     self.core.take(message.sequence());
                     if message.is_request() && !self.bus.inner.hand_over(&self.core, &message) {
                         self.state.passed_over += 1;
+                        self.core.free_share(user, message.charged_bytes());
                         if self.core.free(1, message.charged_bytes()) {
                             self.bus.inner.serve(&self.core);
                         }
                         continue;
                     }
                     self.state.drained(&message);
+                    self.state.charge_user(message.charged_bytes(), user);
                     return Some(Delivery::Message { message, missed });
                 }
-                Some(Entry::FromPeer { message, missed, share }) => {
+                Some(Entry::FromPeer { message, missed, share, user }) => {
                     self.state.drained_messages += 1;
                     self.state.drained_bytes += message.charged_bytes();
                     self.core.take(message.sequence());
                     let bytes = message.charged_bytes();
                     if message.is_request() && !self.bus.inner.hand_over(&self.core, &message) {
                         self.state.passed_over += 1;
+                        self.core.free_share(user, bytes);
                         for queue in [&share, &self.core] {
                             if queue.free(1, bytes) {
                                 self.bus.inner.serve(queue);
@@ -256,6 +259,7 @@ impl Receiver {
                     let peer = share.id();
                     self.state.drained(&message);
                     self.state.charge(bytes, Some(share));
+                    self.state.charge_user(bytes, user);
                     return Some(Delivery::FromPeer { peer, message, missed });
                 }
                 Some(Entry::Candidate(candidate)) => {
@@ -358,8 +362,12 @@ impl Receiver {
 
     /// Frees places, and what they were of peer endpoints' shares; serves those who wait for them.
     fn free(&mut self, messages: u64, bytes: u64) {
+        let freed = self.core.freed().0 + messages;
+        if !mutated(Mutant::ShareFreedLate) {
+            self.state.free_shares(&self.core, freed);
+        }
         let owed = self.core.free(messages, bytes);
-        let freed = self.core.freed().0;
+        self.state.free_shares(&self.core, freed);
         self.state.freed(&self.core, freed, self.bus.inner.now());
         if !self.state.charged.is_empty() {
             self.free_charged();

@@ -491,7 +491,7 @@ impl BusInner {
 
     /// Replies that wait for room find that nobody waits for them.
     fn end_waiting_replies(&self, caller: &EndpointCore) {
-        if caller.waiting_sends() == 0 {
+        if caller.blocks() == 0 {
             return;
         }
         let mut effects = Effects::default();

@@ -6,6 +6,7 @@
 //! Under the locks nothing allocates, calls user code or a waker, or enters the kernel: the
 //! message and the list of wakers are made before, wakers are called after.
 
+use std::iter;
 use std::slice;
 use std::sync::Arc;
 use std::task::Waker;
@@ -29,7 +30,8 @@ use crate::name_route::NameRoute;
 use crate::request::{self, Open};
 
 use crate::sync::{Mutant, mutated};
-use crate::wait::Turn;
+use crate::share::{ShareSlot, ShareTable, Shares};
+use crate::wait::{Line, Place, Turn};
 
 /// The bus's answer to a send: its place in the order, and whom it reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -279,6 +281,24 @@ pub(crate) struct FullRecipient {
     pub(crate) queued_messages: u64,
     /// It leaves rather than make anybody wait.
     pub(crate) leaves: bool,
+    /// The queue has room, and the sender's user has his share of it.
+    pub(crate) for_one_user: bool,
+}
+
+impl FullRecipient {
+    /// None if there is room for messages of this user.
+    pub(crate) fn of(intake: &mut Intake, user: u32) -> Option<Self> {
+        let share = intake.share_of(user);
+        let whole = !intake.has_room();
+        let full = whole || (share.is_some() && !intake.has_room_of(share));
+        let (core, queued_messages) = (Arc::clone(&intake.core), intake.depth().0);
+        full.then_some(Self {
+            core,
+            queued_messages,
+            leaves: false,
+            for_one_user: !whole,
+        })
+    }
 }
 
 /// One recipient of a route.
@@ -463,6 +483,16 @@ impl Route {
             Self::Endpoint(place) | Self::Caller { place, .. } => Some(place.id),
             Self::Name(route) => route.ownership.sole_owner(),
             Self::Peer(peer) => Some(peer.owner.id),
+        }
+    }
+
+    /// The queues that a message along it can come to lie in.
+    fn places(&self) -> Vec<IntakePlace> {
+        match self {
+            Self::Name(route) => {
+                route.ownership.owners().iter().map(|owner| owner.core.place).collect()
+            }
+            _ => self.recipients().map(|recipient| recipient.place).collect(),
         }
     }
 
@@ -682,23 +712,28 @@ pub(crate) enum Standing<'a> {
 
 impl Standing<'_> {
     /// Whether room at a queue is owed to older waiting sends.
-    pub(crate) fn owes(self, core: &EndpointCore) -> bool {
-        if core.waiting_sends() == 0 {
+    #[inline]
+    pub(crate) fn owes(self, core: &EndpointCore, share: Option<ShareSlot>) -> bool {
+        if core.waiting_sends_at(share) == 0 {
             return false;
         }
         match self {
             Self::Newcomer => !mutated(Mutant::PassOlder),
             Self::Waiter(turn) => {
-                turn.follows_another_at(core.id()) && !mutated(Mutant::WaiterPassesOlder)
+                let line = Line { queue: core.id(), share };
+                turn.follows_another_at(line) && !mutated(Mutant::WaiterPassesOlder)
             }
         }
     }
 
-    /// Whether it may go beyond a queue's capacity.
-    fn takes_reserve(self, intake: &Intake) -> bool {
+    /// Whether it may go beyond a queue's capacity, or beyond its user's share of it.
+    fn takes_reserve(self, intake: &Intake, share: Option<ShareSlot>) -> bool {
         match self {
             Self::Newcomer => false,
-            Self::Waiter(turn) => intake.has_reserve() && turn.may_use_reserve(intake.id()),
+            Self::Waiter(turn) => {
+                let line = Line { queue: intake.id(), share };
+                intake.has_reserve(share) && turn.may_use_reserve(line)
+            }
         }
     }
 }
@@ -718,12 +753,12 @@ enum Preference {
 }
 
 impl Preference {
-    fn of(id: EndpointId, own: EndpointId, room: bool, standing: Standing<'_>) -> Self {
+    fn of(line: Line, own: EndpointId, room: bool, standing: Standing<'_>) -> Self {
         match standing {
-            _ if id == own && !mutated(Mutant::WaitAtOwnQueue) => Self::Own,
-            Standing::Waiter(turn) if turn.is_at(id) => Self::Stay,
+            _ if line.queue == own && !mutated(Mutant::WaitAtOwnQueue) => Self::Own,
+            Standing::Waiter(turn) if turn.is_at(line) => Self::Stay,
             _ if room => Self::Owed,
-            Standing::Waiter(turn) if turn.keeps(id) => Self::Kept,
+            Standing::Waiter(turn) if turn.keeps(line) => Self::Kept,
             _ => Self::Full,
         }
     }
@@ -738,12 +773,15 @@ pub(crate) enum Attempt {
     /// Some recipients have no place for it; [`Effects::full`] says who. `at` is the one to wait at:
     /// where it is, if that is one; the sender itself only if there is no other.
     Full {
-        at: Arc<EndpointCore>,
+        at: Place,
     },
     /// All others have room, and at `at` it is owed to older sends; where it is, if that is one.
     Owed {
-        at: Arc<EndpointCore>,
+        at: Place,
     },
+    /// A recipient is another user's and does not count yet what others hold of its queue. It is
+    /// made to, and the attempt made again; nobody but [`BusInner::attempt`] sees this.
+    NoShares,
 }
 
 /// How many messages that are retained no longer a send takes away at a time.
@@ -761,18 +799,46 @@ impl BusInner {
         effects: &mut Effects,
     ) -> Result<Attempt, SendError> {
         for _ in 0..=RESTARTS {
-            if let Some(ended) = self.attempt_once(outgoing, standing, effects) {
-                return ended;
+            match self.attempt_once(outgoing, standing, effects) {
+                Some(Ok(Attempt::NoShares)) => self.make_shares(outgoing),
+                Some(ended) => return ended,
+                None => outgoing.refresh(),
             }
-            outgoing.refresh();
         }
         // With the directory held nobody changes a membership.
         let _directory = self.directory.lock();
         loop {
             outgoing.refresh();
-            if let Some(ended) = self.attempt_once(outgoing, standing, effects) {
-                return ended;
+            match self.attempt_once(outgoing, standing, effects) {
+                Some(Ok(Attempt::NoShares)) => self.make_shares(outgoing),
+                Some(ended) => return ended,
+                None => {}
             }
+        }
+    }
+
+    /// Has recipients of other users count what those hold of their queues. What that allocates is
+    /// made before any lock.
+    #[cold]
+    fn make_shares(&self, outgoing: &Outgoing) {
+        let user = outgoing.sender.user;
+        for place in outgoing.route.places() {
+            let lacking = |held: &mut Held<'_>| {
+                let intake = held.intake(place).filter(|intake| intake.lacks_shares(user));
+                intake.map(|intake| Arc::clone(&intake.core))
+            };
+            let Some(core) = lacking(&mut self.locks.acquire(LockBits::one(place.lock))) else {
+                continue;
+            };
+            core.shares.get_or_init(|| Box::new(Shares::new()));
+            let mut table = Some(Box::new(ShareTable::new()));
+            let mut held = self.locks.acquire(LockBits::one(place.lock));
+            if lacking(&mut held).is_some()
+                && let Some(intake) = held.intake(place)
+            {
+                intake.attach_shares(&mut table);
+            }
+            drop(held);
         }
     }
 
@@ -826,29 +892,24 @@ impl BusInner {
         })
     }
 
-    /// The recipients that a waiting send needs and that have no room.
+    /// The recipients that a waiting send needs and that have no room for it.
     pub(crate) fn find_full(&self, outgoing: &Outgoing) -> Vec<FullRecipient> {
+        let user = outgoing.sender.user;
         let mut route = outgoing.route.clone();
         let subject = subject(outgoing.message.as_deref(), outgoing.asked.as_deref());
         route.refresh(outgoing.sender.id(), subject);
         let mut full = Vec::with_capacity(route.most_recipients());
         let mut held = self.locks.acquire(route.locks());
         if let Route::Name(route) = &route {
-            let owners = route.find_full(&mut held).into_iter();
-            let full = owners.map(|(owner, queued_messages)| {
-                let core = Arc::clone(&owner.core);
-                FullRecipient { core, queued_messages, leaves: false }
-            });
-            return full.collect();
+            return route.find_full(&mut held, user);
         }
         for recipient in route.accounts().filter(|recipient| recipient.drops.is_none()) {
-            if let Some(intake) = held.intake(recipient.place)
-                && !intake.has_room()
-            {
-                let core = Arc::clone(&intake.core);
-                let (queued_messages, leaves) = (intake.depth().0, route.leaves(core.id()));
-                full.push(FullRecipient { core, queued_messages, leaves });
-            }
+            let found = held.intake(recipient.place).and_then(|at| FullRecipient::of(at, user));
+            full.extend(found.map(|found| FullRecipient {
+                // Who has room for others is not put out at once because of one user.
+                leaves: !found.for_one_user && route.leaves(found.core.id()),
+                ..found
+            }));
         }
         full
     }
@@ -864,7 +925,7 @@ impl BusInner {
         if outgoing.until.is_some() {
             self.check_request(held, outgoing)?;
         }
-        let (sender, commits) = (outgoing.sender.id(), outgoing.message.is_some());
+        let (sender, commits) = (&outgoing.sender, outgoing.message.is_some());
         match &mut outgoing.route {
             Route::Name(route) => route.choose(held, sender, standing, commits, full),
             _ => Ok(None),
@@ -880,7 +941,8 @@ impl BusInner {
         full: &mut FullRecipients,
     ) -> Result<Option<Attempt>, SendError> {
         let is_plain = outgoing.until.is_none() && !matches!(outgoing.route, Route::Caller { .. });
-        if is_plain && all_have_room(held, &outgoing.route, standing) {
+        let user = outgoing.sender.user;
+        if is_plain && all_have_room(held, &outgoing.route, user, standing) {
             return Ok(None);
         }
         self.find_refusal(held, outgoing, standing, full)
@@ -895,10 +957,10 @@ impl BusInner {
         standing: Standing<'_>,
         full: &mut FullRecipients,
     ) -> Result<Option<Attempt>, SendError> {
-        let own = outgoing.sender.id();
+        let (own, user) = (outgoing.sender.id(), outgoing.sender.user);
         *full = FullRecipients::none();
         let mut owed = false;
-        let mut at: Option<(Preference, Arc<EndpointCore>)> = None;
+        let mut at: Option<(Preference, Place)> = None;
         if outgoing.until.is_some() {
             self.check_request(held, outgoing)?;
         }
@@ -910,29 +972,37 @@ impl BusInner {
             if intake.is_receive_shut() && !mutated(Mutant::ShutStillReceives) {
                 return Err(SendError::ReceiveShut(recipient.name));
             }
-            if recipient.drops.is_some() {
-                continue;
-            }
             if let Route::Caller { id, request, .. } = outgoing.route
                 && self.has_kept_place(intake, outgoing, id, request)?
             {
                 continue;
             }
-            let room = intake.has_room();
-            if room && !standing.owes(&intake.core) {
+            if intake.lacks_shares(user) {
+                return Ok(Some(Attempt::NoShares));
+            }
+            if recipient.drops.is_some() {
                 continue;
             }
-            if !room && (standing.takes_reserve(intake) || mutated(Mutant::DeliverToSome)) {
-                continue;
-            }
-            if room {
-                owed = true;
-            } else {
-                full.add(recipient.name);
-            }
-            let preference = Preference::of(id, own, room, standing);
-            if at.as_ref().is_none_or(|(best, _)| preference < *best) {
-                at = Some((preference, Arc::clone(&intake.core)));
+            // It needs room in the queue, and in its user's share of that.
+            let share = intake.share_of(user);
+            for share in iter::once(None).chain(share.map(Some)) {
+                let room = intake.has_room_of(share);
+                if room && !standing.owes(&intake.core, share) {
+                    continue;
+                }
+                let reserve = || standing.takes_reserve(intake, share);
+                if !room && (reserve() || mutated(Mutant::DeliverToSome)) {
+                    continue;
+                }
+                if room {
+                    owed = true;
+                } else {
+                    full.add(recipient.name);
+                }
+                let preference = Preference::of(Line { queue: id, share }, own, room, standing);
+                if at.as_ref().is_none_or(|(best, _)| preference < *best) {
+                    at = Some((preference, Place { core: Arc::clone(&intake.core), share }));
+                }
             }
         }
         Ok(at.map(|(_, at)| {
@@ -1015,7 +1085,7 @@ impl BusInner {
             let share_takes = match recipient.peer {
                 Some(peer) if recipient.drops.is_some() => {
                     let share = held.intake(peer.share.place);
-                    share.is_some_and(|share| takes_dropper(share, standing))
+                    share.is_some_and(|share| takes_dropper(share, None, standing))
                 }
                 _ => true,
             };
@@ -1025,8 +1095,9 @@ impl BusInner {
             if mutated(Mutant::DeliverToSome) && !intake.has_room() {
                 continue;
             }
+            let user = intake.share_of(outgoing.sender.user);
             if let Some(drops) = recipient.drops
-                && !(share_takes && takes_dropper(intake, standing))
+                && !(share_takes && takes_dropper(intake, user, standing))
             {
                 intake.drop_message(drops, sequence);
                 receipt.dropped += 1;
@@ -1039,7 +1110,7 @@ impl BusInner {
                 if message.bytes() <= u64::from(self.limits.reply_bytes) {
                     intake.push_reply(Arc::clone(&message));
                 } else {
-                    intake.push(Arc::clone(&message), None);
+                    intake.push(Arc::clone(&message), None, user);
                 }
                 receipt.recipients += 1;
                 effects.wake(intake.take_reader());
@@ -1048,12 +1119,13 @@ impl BusInner {
                 callee = Some(recipient.place);
                 receipt.recipients += 1;
                 let Some(peer) = recipient.peer else {
-                    intake.push(Arc::clone(&message), missed);
+                    intake.push(Arc::clone(&message), missed, user);
                     effects.wake(intake.take_reader());
                     log.chosen(&mut held, recipient.name);
                     continue;
                 };
-                intake.push_from_peer(Arc::clone(&message), missed, Arc::clone(&peer.share));
+                let share = Arc::clone(&peer.share);
+                intake.push_from_peer(Arc::clone(&message), missed, share, user);
                 effects.wake(intake.take_reader());
                 log.chosen(&mut held, recipient.name);
                 if let Some(share) = held.intake(peer.share.place) {
@@ -1100,18 +1172,35 @@ impl BusInner {
 
 /// Whether every recipient takes a message that needs no more than room; what nearly all sends
 /// find.
-fn all_have_room(held: &mut Held<'_>, route: &Route, standing: Standing<'_>) -> bool {
+fn all_have_room(
+    held: &mut Held<'_>,
+    route: &Route,
+    user: u32,
+    standing: Standing<'_>,
+) -> bool {
     route.accounts().all(|recipient| {
         held.intake(recipient.place).is_some_and(|intake| {
             let drops = recipient.drops.is_some();
             !intake.is_receive_shut()
-                && (drops || (intake.has_room() && !standing.owes(&intake.core)))
+                && (drops || (intake.has_room() && !standing.owes(&intake.core, None)))
+                && (intake.is_of(user) || takes_foreign(intake, user, drops, standing))
         })
     })
 }
 
+/// Whether another user's queue, which has room, takes a message of this one.
+#[cold]
+fn takes_foreign(intake: &mut Intake, user: u32, drops: bool, standing: Standing<'_>) -> bool {
+    let share = intake.share_of(user);
+    let takes = drops || (intake.has_room_of(share) && !standing.owes(&intake.core, share));
+    share.is_some() && takes
+}
+
 /// A drop-when-full member takes a message if it has room that no older waiting send is owed.
-fn takes_dropper(intake: &Intake, standing: Standing<'_>) -> bool {
-    let owed = standing.owes(&intake.core) && !mutated(Mutant::DropperPassesOlder);
-    intake.has_room() && !owed
+fn takes_dropper(intake: &Intake, share: Option<ShareSlot>, standing: Standing<'_>) -> bool {
+    let owed = |share| {
+        standing.owes(&intake.core, share) && !mutated(Mutant::DropperPassesOlder)
+    };
+    let takes = |share| intake.has_room_of(share) && !owed(share);
+    takes(None) && (share.is_none() || takes(share))
 }

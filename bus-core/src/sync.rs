@@ -469,6 +469,12 @@ mutants! {
     OutsiderSends,
     /// An owner that frees a place of a peer endpoint's share serves only its own queue's line.
     ShareServesNobody,
+    /// A user may take all of another user's queue.
+    ShareUnbounded,
+    /// A reader gives a user's share back after it has looked who waits.
+    ShareFreedLate,
+    /// Who waits for his share of a queue is not registered at the queue.
+    ShareWaitsAlone,
     /// A candidate hears that it was admitted before it is a member.
     AdmittedTooEarly,
     /// Members of a gated group go on sending to an owner that is gone.

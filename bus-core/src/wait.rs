@@ -30,6 +30,11 @@
 //!    frees a place first and has it as the first in line commits it, and then it leaves the other
 //!    lines. So it is overtaken at no worker (rule 1), never moves on, and keeps nothing.
 //!
+//! 7. In another user's queue a send needs room twice: in the queue, and in what its user may have of
+//!    it (`share.rs`). Each has a line, and the rules hold for both alike. Who stands in the line of
+//!    a share holds up nobody at the queue: it is not full. Room of the queue is room of the share as
+//!    well, so who frees a place serves the queue's line first and then those of its shares.
+//!
 //! # The bound
 //!
 //! While its recipients read, a waiting send stands in line at each of them at most once, and
@@ -64,10 +69,11 @@ use crate::id::{EndpointId, GroupId, NameId};
 use crate::intake::{EndpointCore, Interest};
 use crate::message::Destination;
 use crate::name::GroupName;
-use crate::ownership::Ownership;
+use crate::ownership::{Claim, Ownership};
 use crate::send::{
     Attempt, Effects, FullRecipient, FullRecipients, Outgoing, Receipt, SendError, Standing,
 };
+use crate::share::ShareSlot;
 use crate::sync::{Mutant, mutated};
 
 /// Offers of one recipient's place that a waiting send can miss, because another recipient is full,
@@ -97,7 +103,7 @@ struct Wait {
     /// Since when it waits.
     began: Duration,
     /// The queues whose reserve places it keeps.
-    kept: Vec<EndpointId>,
+    kept: Vec<Line>,
     waker: Option<Waker>,
     outcome: Option<Result<Option<Receipt>, SendError>>,
 }
@@ -107,45 +113,86 @@ struct Wait {
 enum Stand {
     Nowhere,
     /// At a queue that it lacks.
-    Queue(Arc<EndpointCore>),
-    /// At all workers of a name.
-    Workers(Arc<Ownership>),
+    Queue(Place),
+    /// At all workers of a name, for room in their queues or for its user's share of them.
+    Workers(Arc<Ownership>, Box<[Option<ShareSlot>]>),
 }
 
 impl Stand {
     /// Where a send is to wait that lacks the queue `at`.
-    fn of(outgoing: &Outgoing, at: Arc<EndpointCore>) -> Self {
+    fn of(outgoing: &Outgoing, at: Place) -> Self {
         match outgoing.route.name() {
             Some(route) if !mutated(Mutant::WaitAtOneWorker) => {
-                Self::Workers(Arc::clone(&route.ownership))
+                Self::Workers(Arc::clone(&route.ownership), route.shares().into())
             }
             _ => Self::Queue(at),
         }
     }
 
-    fn queues(&self) -> impl Iterator<Item = &Arc<EndpointCore>> {
-        let (one, workers) = match self {
-            Self::Nowhere => (None, &[][..]),
-            Self::Queue(core) => (Some(core), &[][..]),
-            Self::Workers(ownership) => (None, ownership.owners()),
+    fn places(&self) -> impl Iterator<Item = Place> {
+        let (one, workers, shares) = match self {
+            Self::Nowhere => (None, &[][..], &[][..]),
+            Self::Queue(place) => (Some(place.clone()), &[][..], &[][..]),
+            Self::Workers(ownership, shares) => (None, ownership.owners(), &**shares),
         };
-        one.into_iter().chain(workers.iter().map(|worker| &worker.core))
+        let workers = workers.iter().zip(shares);
+        let place = |(worker, share): (&Claim, &Option<ShareSlot>)| Place {
+            core: Arc::clone(&worker.core),
+            share: *share,
+        };
+        one.into_iter().chain(workers.map(place))
     }
 
-    fn is_at(&self, id: EndpointId) -> bool {
+    fn is_at(&self, line: Line) -> bool {
         match self {
             Self::Nowhere => false,
-            Self::Queue(core) => core.id() == id,
-            Self::Workers(ownership) => ownership.owns(id),
+            Self::Queue(place) => place.line() == line,
+            Self::Workers(ownership, shares) => {
+                let mut workers = ownership.owners().iter().zip(shares);
+                workers.any(|(worker, share)| {
+                    worker.core.id() == line.queue && *share == line.share
+                })
+            }
+        }
+    }
+
+    /// Whether it is in any line at an endpoint.
+    fn touches(&self, id: EndpointId) -> bool {
+        match self {
+            Self::Nowhere => false,
+            Self::Queue(place) => place.core.id() == id,
+            Self::Workers(ownership, _) => ownership.owns(id),
         }
     }
 
     fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Queue(one), Self::Queue(other)) => one.id() == other.id(),
-            (Self::Workers(one), Self::Workers(other)) => one.generation == other.generation,
+            (Self::Queue(one), Self::Queue(other)) => one.line() == other.line(),
+            (Self::Workers(one, shares), Self::Workers(other, others)) => {
+                one.generation == other.generation && shares == others
+            }
             _ => false,
         }
+    }
+}
+
+/// Names a line: that of a queue, or that of a user's share of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Line {
+    pub(crate) queue: EndpointId,
+    pub(crate) share: Option<ShareSlot>,
+}
+
+/// Where one can stand in line.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) core: Arc<EndpointCore>,
+    pub(crate) share: Option<ShareSlot>,
+}
+
+impl Place {
+    pub(crate) fn line(&self) -> Line {
+        Line { queue: self.core.id(), share: self.share }
     }
 }
 
@@ -156,10 +203,10 @@ struct Progress {
     since: Duration,
 }
 
-/// Who stands in line at one queue, and who keeps its reserve place.
+/// Who stands in one line, and who keeps its reserve place.
 #[derive(Debug)]
-struct Line {
-    core: Arc<EndpointCore>,
+struct Standers {
+    place: Place,
     sends: BTreeMap<Ticket, WaitKey>,
     watches: BTreeMap<Ticket, WaitKey>,
     keepers: BTreeSet<Ticket>,
@@ -168,7 +215,7 @@ struct Line {
     unused_since: Duration,
 }
 
-impl Line {
+impl Standers {
     fn of(&mut self, interest: Interest) -> &mut BTreeMap<Ticket, WaitKey> {
         match interest {
             Interest::Send => &mut self.sends,
@@ -190,14 +237,14 @@ impl Line {
 pub(crate) struct WaitingRoom {
     tickets: Ticket,
     waits: Slab<Wait>,
-    lines: HashMap<EndpointId, Line>,
+    lines: HashMap<Line, Standers>,
     /// Those that keep reserve places.
     keepers: BTreeMap<Ticket, WaitKey>,
     /// Undecided sends, for the counters.
     sending: usize,
-    /// Queues at which the first in line may have got a place, or another one has become the first.
-    /// Empty whenever the room is left.
-    unsettled: Vec<EndpointId>,
+    /// Lines in which the first may have got a place, or another one has become the first. Empty
+    /// whenever the room is left.
+    unsettled: Vec<Line>,
     /// Since when endpoints have been full while sends waited for them.
     stalls: HashMap<EndpointId, Progress>,
     /// The bus's running time when it was last looked at here.
@@ -218,13 +265,16 @@ pub(crate) struct Stalled {
     limits: Vec<Duration>,
     /// Others than senders to groups wait for it, and by the bus's limit too long.
     overdue: bool,
+    /// It has room, but not for the one user whose sends wait, who has his share of its queue.
+    for_one_user: bool,
 }
 
 impl Stalled {
     fn new(core: Arc<EndpointCore>, queued_messages: u64) -> Self {
         let (groups, names, limits) = (Vec::new(), Vec::new(), Vec::new());
         let (time, overdue) = (Duration::ZERO, false);
-        Self { core, groups, names, time, queued_messages, limits, overdue }
+        let for_one_user = true;
+        Self { core, groups, names, time, queued_messages, limits, overdue, for_one_user }
     }
 
     /// A member that leaves before it is.
@@ -298,9 +348,12 @@ impl WaitingRoom {
                         Err(SendError::WouldBlock { full: Box::new(effects.full) })
                     }
                     Attempt::Owed { at } => {
-                        Err(SendError::WouldBlock { full: Box::new(FullRecipients::one(at.id())) })
+                        let full = FullRecipients::one(at.core.id());
+                        Err(SendError::WouldBlock { full: Box::new(full) })
                     }
-                    Attempt::Writable => unreachable!("a send has a message"),
+                    Attempt::Writable | Attempt::NoShares => {
+                        unreachable!("a send has a message, and shares were made")
+                    }
                 };
             }
         };
@@ -356,7 +409,10 @@ impl WaitingRoom {
     ) -> Result<Attempt, SendError> {
         for _ in 0..16 {
             match bus.attempt(outgoing, Standing::Newcomer, effects)? {
-                Attempt::Owed { at } => self.serve(bus, at.id(), effects),
+                Attempt::Owed { at } => {
+                    self.unsettled.push(at.line());
+                    self.serve_unsettled(bus, effects);
+                }
                 settled => return Ok(settled),
             }
         }
@@ -388,16 +444,16 @@ impl WaitingRoom {
 
     fn register(&mut self, bus: &BusInner, key: WaitKey, at: Stand) {
         let wait = &mut self.waits[key.0];
-        for core in at.queues() {
-            let line = self.lines.entry(core.id()).or_insert_with(|| Line {
-                core: Arc::clone(core),
+        for place in at.places() {
+            let line = self.lines.entry(place.line()).or_insert_with(|| Standers {
+                place: place.clone(),
                 sends: BTreeMap::new(),
                 watches: BTreeMap::new(),
                 keepers: BTreeSet::new(),
                 unused_since: Duration::ZERO,
             });
             line.of(wait.interest).insert(wait.ticket, key);
-            core.register(wait.interest);
+            place.core.register(place.share, wait.interest);
         }
         wait.at = at;
         wait.since = bus.running();
@@ -405,18 +461,18 @@ impl WaitingRoom {
 
     fn unregister(&mut self, key: WaitKey) {
         let wait = &mut self.waits[key.0];
-        for core in std::mem::replace(&mut wait.at, Stand::Nowhere).queues() {
-            let at = core.id();
+        for place in std::mem::replace(&mut wait.at, Stand::Nowhere).places() {
+            let (at, core) = (place.line(), &place.core);
             let Some(line) = self.lines.get_mut(&at) else {
                 continue;
             };
             let was_first = line.sends.keys().next() == Some(&wait.ticket);
             line.of(wait.interest).remove(&wait.ticket);
-            line.core.unregister(wait.interest);
+            core.unregister(at.share, wait.interest);
             if wait.interest == Interest::Send {
                 let stood = self.clock.saturating_sub(wait.since);
-                line.core.blocking.sends.add(1);
-                line.core.blocking.nanos.add(u64::try_from(stood.as_nanos()).unwrap_or(u64::MAX));
+                core.blocking.sends.add(1);
+                core.blocking.nanos.add(u64::try_from(stood.as_nanos()).unwrap_or(u64::MAX));
             }
             if line.is_empty() {
                 self.lines.remove(&at);
@@ -426,21 +482,25 @@ impl WaitingRoom {
         }
     }
 
-    /// A place was freed at `queue`: commits what can be.
-    pub(crate) fn serve(&mut self, bus: &BusInner, queue: EndpointId, effects: &mut Effects) {
-        self.unsettled.push(queue);
+    /// A place was freed at a queue: commits what can be.
+    pub(crate) fn serve(&mut self, bus: &BusInner, core: &EndpointCore, effects: &mut Effects) {
+        let queue = core.id();
+        let shares = core.shares.get().into_iter().flat_map(|shares| shares.wanted());
+        self.unsettled.extend(shares.map(|share| Line { queue, share: Some(share) }));
+        // The last one is the first to be served.
+        self.unsettled.push(Line { queue, share: None });
         self.serve_unsettled(bus, effects);
     }
 
     fn serve_unsettled(&mut self, bus: &BusInner, effects: &mut Effects) {
-        while let Some(queue) = self.unsettled.pop() {
-            self.serve_first(bus, queue, effects);
+        while let Some(line) = self.unsettled.pop() {
+            self.serve_first(bus, line, effects);
         }
     }
 
     /// Tries the first in a line; who leaves it makes the next one the first. Then, if sends leave
     /// something over, those who only want to know.
-    fn serve_first(&mut self, bus: &BusInner, queue: EndpointId, effects: &mut Effects) {
+    fn serve_first(&mut self, bus: &BusInner, queue: Line, effects: &mut Effects) {
         let Some(line) = self.lines.get(&queue) else {
             return;
         };
@@ -451,7 +511,7 @@ impl WaitingRoom {
         };
         if let Some(key) = first.copied() {
             let settled = self.settle(bus, key, effects);
-            let more = |line: &Line| !line.sends.is_empty();
+            let more = |line: &Standers| !line.sends.is_empty();
             if settled != Settled::Rests && self.lines.get(&queue).is_some_and(more) {
                 return;
             }
@@ -495,6 +555,7 @@ impl WaitingRoom {
                     self.decide(key, Ok(Some(receipt)), effects);
                 }
                 Ok(Attempt::Writable) => self.decide(key, Ok(None), effects),
+                Ok(Attempt::NoShares) => unreachable!("an attempt makes them"),
                 Ok(Attempt::Full { .. })
                     if effects.full.is_only(sender) && interest == Interest::Send =>
                 {
@@ -528,14 +589,14 @@ impl WaitingRoom {
     /// A send leaves the line of a queue that has a place for it: it keeps the reserve place there.
     fn keep(&mut self, bus: &BusInner, key: WaitKey) {
         let wait = &mut self.waits[key.0];
-        let (Interest::Send, Stand::Queue(core), Some(outgoing)) =
+        let (Interest::Send, Stand::Queue(place), Some(outgoing)) =
             (wait.interest, &wait.at, &wait.outgoing)
         else {
             return;
         };
-        let at = core.id();
+        let at = place.line();
         // It moves as well from a queue that is no recipient any more, or is its sender's own.
-        if !outgoing.route.needs(at) || outgoing.sender.id() == at {
+        if !outgoing.route.needs(at.queue) || outgoing.sender.id() == at.queue {
             return;
         }
         let Some(line) = self.lines.get_mut(&at) else {
@@ -545,6 +606,10 @@ impl WaitingRoom {
             line.unused_since = bus.running();
         }
         if line.keepers.insert(wait.ticket) {
+            if at.share.is_some() {
+                // So that the share stays its user's.
+                place.core.register(at.share, Interest::Watch);
+            }
             wait.kept.push(at);
             self.keepers.insert(wait.ticket, key);
         }
@@ -564,10 +629,10 @@ impl WaitingRoom {
         let wait = &mut self.waits[key.0];
         let kept = std::mem::take(&mut wait.kept);
         let (ticket, at, outgoing) = (wait.ticket, &wait.at, wait.outgoing.as_ref());
-        let stays = |queue: &EndpointId| match what {
+        let stays = |line: &Line| match what {
             Given::All => false,
-            Given::Elsewhere => at.is_at(*queue),
-            Given::NotNeeded => outgoing.is_some_and(|outgoing| outgoing.route.needs(*queue)),
+            Given::Elsewhere => at.is_at(*line),
+            Given::NotNeeded => outgoing.is_some_and(|outgoing| outgoing.route.needs(line.queue)),
         };
         let (stay, go): (Vec<_>, Vec<_>) = kept.into_iter().partition(stays);
         wait.kept = stay;
@@ -579,6 +644,9 @@ impl WaitingRoom {
                 continue;
             };
             line.keepers.remove(&ticket);
+            if queue.share.is_some() {
+                line.place.core.unregister(queue.share, Interest::Watch);
+            }
             if line.is_empty() {
                 self.lines.remove(&queue);
             } else if !line.sends.is_empty() && !mutated(Mutant::GiveUpServesNobody) {
@@ -687,7 +755,7 @@ impl WaitingRoom {
             }
         }
         if !self.keepers.is_empty() {
-            let free = |line: &Line| !line.keepers.is_empty() && !line.is_withheld(now);
+            let free = |line: &Standers| !line.keepers.is_empty() && !line.is_withheld(now);
             let queues = self.lines.iter().filter(|(_, line)| free(line));
             self.unsettled.extend(queues.map(|(queue, _)| *queue));
         }
@@ -726,22 +794,24 @@ impl WaitingRoom {
             return Vec::new();
         }
         let mut full: HashMap<EndpointId, Stalled> = HashMap::default();
-        let mut seen: HashSet<Destination> = HashSet::default();
+        let mut seen: HashSet<(Destination, u32)> = HashSet::default();
         for (_, wait) in &self.waits {
             let (Interest::Send, Some(outgoing)) = (wait.interest, &wait.outgoing) else {
                 continue;
             };
             let destination = outgoing.route.destination();
-            // Two messages of one destination have the same recipients, but for filters and the
-            // senders' own peer endpoints.
+            // Two messages of one user to one destination need room in the same queues, but for
+            // filters and the senders' own peer endpoints.
             let differs = outgoing.route.is_selective() || outgoing.route.has_peer();
-            if !seen.insert(destination) && !differs {
+            if !seen.insert((destination, outgoing.sender.user)) && !differs {
                 continue;
             }
             let of_group = outgoing.route.stall().unwrap_or(bus.limits.stall);
-            for FullRecipient { core, queued_messages, leaves } in bus.find_full(outgoing) {
+            for found in bus.find_full(outgoing) {
+                let FullRecipient { core, queued_messages, leaves, for_one_user } = found;
                 let stalled =
                     full.entry(core.id()).or_insert_with(|| Stalled::new(core, queued_messages));
+                stalled.for_one_user &= for_one_user;
                 if let Destination::Group(group) = destination {
                     stalled.note_group(group, if leaves { Duration::ZERO } else { of_group });
                     continue;
@@ -763,9 +833,12 @@ impl WaitingRoom {
             let progress = Progress { freed, since: now };
             let before = self.stalls.entry(*id).or_insert(progress);
             // A queue's capacity is consumed by a few large messages as well as by many small ones.
+            // Who has room, and only not for one user, need not have consumed more than that one
+            // may have of it.
             let capacity = stalled.core.capacity;
-            if freed.0 - before.freed.0 >= capacity.messages
-                || freed.1 - before.freed.1 >= capacity.bytes
+            let parts = if stalled.for_one_user { 2 } else { 1 };
+            if freed.0 - before.freed.0 >= capacity.messages / parts
+                || freed.1 - before.freed.1 >= capacity.bytes / parts
             {
                 *before = progress;
             }
@@ -877,7 +950,7 @@ impl WaitingRoom {
                     group: outgoing.route.group_name(),
                     bytes: message.map_or(0, |message| message.bytes()),
                     waited: now.saturating_sub(wait.began),
-                    at: wait.at.queues().take(MOST_LISTED).map(Arc::clone).collect(),
+                    at: wait.at.places().take(MOST_LISTED).map(|place| place.core).collect(),
                     stood: now.saturating_sub(wait.since),
                 })
             })
@@ -916,34 +989,34 @@ enum Given {
 /// A waiting send's place among the others, while it is tried.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Turn<'a> {
-    lines: &'a HashMap<EndpointId, Line>,
+    lines: &'a HashMap<Line, Standers>,
     ticket: Ticket,
     at: &'a Stand,
     now: Duration,
 }
 
 impl Turn<'_> {
-    /// Whether it stands in line at a queue.
-    pub(crate) fn is_at(self, queue: EndpointId) -> bool {
-        self.at.is_at(queue)
+    /// Whether it stands in a line.
+    pub(crate) fn is_at(self, line: Line) -> bool {
+        self.at.is_at(line)
     }
 
-    /// Whether an older send stands in line at a queue.
-    pub(crate) fn follows_another_at(self, queue: EndpointId) -> bool {
-        let line = self.lines.get(&queue);
+    /// Whether an older send stands in a line.
+    pub(crate) fn follows_another_at(self, line: Line) -> bool {
+        let line = self.lines.get(&line);
         let first = line.and_then(|line| line.sends.keys().next());
         first.is_some_and(|first| *first < self.ticket)
     }
 
-    /// Whether it keeps the reserve place of a queue.
-    pub(crate) fn keeps(self, queue: EndpointId) -> bool {
-        let line = self.lines.get(&queue);
+    /// Whether it keeps the reserve place of a line.
+    pub(crate) fn keeps(self, line: Line) -> bool {
+        let line = self.lines.get(&line);
         line.is_some_and(|line| line.keepers.contains(&self.ticket))
     }
 
-    /// Whether the reserve place of a queue is for it, if it is free: it keeps it, nobody older
+    /// Whether the reserve place of a line is for it, if it is free: it keeps it, nobody older
     /// withholds it, and nobody older stands in line there.
-    pub(crate) fn may_use_reserve(self, queue: EndpointId) -> bool {
+    pub(crate) fn may_use_reserve(self, queue: Line) -> bool {
         let Some(line) = self.lines.get(&queue) else {
             return false;
         };
@@ -976,6 +1049,6 @@ impl Changed {
             }
         };
         let sender = outgoing.sender.id();
-        destination || self.endpoints.iter().any(|id| wait.at.is_at(*id) || sender == *id)
+        destination || self.endpoints.iter().any(|id| wait.at.touches(*id) || sender == *id)
     }
 }

@@ -51,7 +51,7 @@ pub use broker::{
 };
 pub use cbor::CborError;
 pub use client::{
-    ClientFrame, SendFlags, SendFrame, SendHead, SendId, encode_send, encode_send_head,
+    ClientFrame, FrameHead, SendFlags, SendFrame, SendHead, SendId, encode_send, encode_send_head,
 };
 pub use code::{
     ChangeCode, CopyCode, EvictionReason, FailureCode, GoodbyeCode, MemberCode, OutcomeCode,

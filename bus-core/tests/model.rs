@@ -23,10 +23,11 @@ use proptest::prelude::*;
 const ENDPOINTS: usize = 5;
 const GROUPS: usize = 3;
 const LANES: usize = 2;
-const QUEUE_MESSAGES: u32 = 2;
-const QUEUE_BYTES: u64 = 12;
+/// With users beside each other queues are larger, so that there are halves to speak of.
+const QUEUE_MESSAGES: [u32; 2] = [2, 6];
+const QUEUE_BYTES: [u64; 2] = [12, 40];
 /// More than a queue ever holds.
-const ALL: usize = 4;
+const ALL: usize = 8;
 
 #[derive(Clone, Copy, Debug)]
 enum Target {
@@ -140,6 +141,7 @@ fn op() -> impl Strategy<Value = Op> {
 struct Entry {
     number: u32,
     bytes: u64,
+    user: u32,
     sequence: Sequence,
     missed: Option<Gap>,
 }
@@ -148,12 +150,15 @@ struct Entry {
 #[derive(Clone, Debug)]
 struct Waiting {
     number: u32,
+    user: u32,
     shape: Shape,
     to: Destination,
 }
 
 /// An endpoint: the real one, and what the model says of it.
 struct Party {
+    user: u32,
+    capacity: (u64, u64),
     endpoint: Endpoint,
     reader: Receiver,
     lanes: Vec<Lane>,
@@ -161,11 +166,14 @@ struct Party {
     watch: Option<(Watch, Destination, Shape, Arc<Wakes>)>,
 
     queued: VecDeque<Entry>,
-    /// Bytes of messages that were drained and whose places are still taken.
-    drained: VecDeque<u64>,
+    /// Bytes and users of messages that were drained and whose places are still taken.
+    drained: VecDeque<(u64, u32)>,
     /// Messages and bytes freed so far, and from when on the reserve place is free.
     freed: (u64, u64),
     reserve_free_at: (u64, u64),
+    /// The same of each other user's share.
+    share_freed: BTreeMap<u32, (u64, u64)>,
+    share_free_at: BTreeMap<u32, (u64, u64)>,
     gaps: BTreeMap<GroupId, Gap>,
     last_pushed: Sequence,
     taken: Sequence,
@@ -196,10 +204,13 @@ impl Wakes {
 }
 
 impl Party {
-    fn open(bus: &Bus) -> Self {
-        let endpoint = bus.open_endpoint(Credentials { uid: 1, pid: 1 }).unwrap();
+    fn open(bus: &Bus, user: u32) -> Self {
+        let endpoint = bus.open_endpoint(Credentials { uid: user, pid: 1 }).unwrap();
+        let capacity = (bus.limits().queue_messages.into(), bus.limits().queue_bytes);
         let zero = Sequence::from_raw(0);
         Self {
+            user,
+            capacity,
             reader: endpoint.receiver().unwrap(),
             lanes: (0..LANES).map(|_| endpoint.lane().unwrap()).collect(),
             waits: vec![None; LANES],
@@ -208,6 +219,8 @@ impl Party {
             drained: VecDeque::new(),
             freed: (0, 0),
             reserve_free_at: (0, 0),
+            share_freed: BTreeMap::new(),
+            share_free_at: BTreeMap::new(),
             gaps: BTreeMap::new(),
             last_pushed: zero,
             taken: zero,
@@ -217,24 +230,54 @@ impl Party {
         }
     }
 
+    fn who(&self) -> (EndpointId, u32) {
+        (self.id(), self.user)
+    }
+
     fn id(&self) -> EndpointId {
         self.endpoint.id()
     }
 
     fn depth(&self) -> (u64, u64) {
-        let queued: u64 = self.queued.iter().map(|entry| entry.bytes).sum();
-        let drained: u64 = self.drained.iter().sum();
-        ((self.queued.len() + self.drained.len()) as u64, queued + drained)
+        self.depth_of(|_| true)
+    }
+
+    /// Messages and bytes that take places, of those users.
+    fn depth_of(&self, who: impl Fn(u32) -> bool) -> (u64, u64) {
+        let queued = self.queued.iter().map(|entry| (entry.bytes, entry.user));
+        let taken = queued.chain(self.drained.iter().copied()).filter(|(_, user)| who(*user));
+        taken.fold((0, 0), |(messages, all), (bytes, _)| (messages + 1, all + bytes))
     }
 
     fn has_room(&self) -> bool {
         let (messages, bytes) = self.depth();
-        messages < QUEUE_MESSAGES.into() && bytes < QUEUE_BYTES
+        messages < self.capacity.0 && bytes < self.capacity.1
+    }
+
+    /// Another user holds less than half of what all others leave, or nothing (G10).
+    fn has_share(&self, user: u32) -> bool {
+        let (held, others) = (self.depth_of(|u| u == user), self.depth_of(|u| u != user));
+        let half = |most: u64, others: u64| (most.saturating_sub(others) / 2).max(1);
+        let (messages, bytes) = (half(self.capacity.0, others.0), half(self.capacity.1, others.1));
+        user == self.user || held.0 < messages && held.1 < bytes
+    }
+
+    fn has_room_for(&self, user: u32) -> bool {
+        self.has_room() && self.has_share(user)
     }
 
     fn push(&mut self, entry: Entry) {
         assert!(entry.sequence > self.last_pushed, "sequences rise");
         self.last_pushed = entry.sequence;
+        if !self.has_share(entry.user) {
+            let freed = self.share_freed.get(&entry.user).copied().unwrap_or_default();
+            let free_at = self.share_free_at.entry(entry.user).or_default();
+            assert!(
+                freed.0 >= free_at.0 && freed.1 >= free_at.1,
+                "beyond the share and its reserve place"
+            );
+            *free_at = (freed.0 + 1, freed.1 + entry.bytes);
+        }
         if !self.has_room() {
             assert!(
                 self.freed.0 >= self.reserve_free_at.0 && self.freed.1 >= self.reserve_free_at.1,
@@ -243,7 +286,7 @@ impl Party {
             self.reserve_free_at = (self.freed.0 + 1, self.freed.1 + entry.bytes);
         }
         self.queued.push_back(entry);
-        assert!(self.depth().0 <= u64::from(QUEUE_MESSAGES) + 1);
+        assert!(self.depth().0 <= self.capacity.0 + 1);
     }
 
     fn lose(&mut self, group: GroupId, sequence: Sequence) {
@@ -255,6 +298,7 @@ impl Party {
 }
 
 struct World {
+    users: u32,
     bus: Bus,
     parties: Vec<Party>,
     groups: Vec<Option<Group>>,
@@ -286,10 +330,11 @@ enum Verdict {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, users: u32) -> Self {
+        let size = usize::from(users > 1);
         let limits = Limits {
-            queue_messages: QUEUE_MESSAGES,
-            queue_bytes: QUEUE_BYTES,
+            queue_messages: QUEUE_MESSAGES[size],
+            queue_bytes: QUEUE_BYTES[size],
             // Nobody is evicted in the time of a run.
             stall: Duration::from_secs(600),
             ..Limits::default()
@@ -298,7 +343,8 @@ impl World {
         let now = Duration::from_secs(1);
         bus.tick(now);
         Self {
-            parties: (0..ENDPOINTS).map(|_| Party::open(&bus)).collect(),
+            users,
+            parties: (0..ENDPOINTS as u32).map(|at| Party::open(&bus, at % users)).collect(),
             groups: (0..GROUPS).map(|_| None).collect(),
             last_ids: vec![None; GROUPS],
             numbers: 0,
@@ -349,7 +395,7 @@ impl World {
         }
     }
 
-    fn judge(&self, sender: EndpointId, to: Destination, shape: Shape) -> Verdict {
+    fn judge(&self, (sender, user): (EndpointId, u32), to: Destination, shape: Shape) -> Verdict {
         match to {
             Destination::Group(id) if self.group(id).is_none() => {
                 return Verdict::Gone(SendError::NoSuchGroup(id));
@@ -367,7 +413,7 @@ impl World {
         let lacks = self.recipients(sender, to, shape).into_iter();
         let full = |id: &EndpointId| {
             let mut parties = self.parties.iter();
-            !parties.any(|party| party.id() == *id && party.has_room())
+            !parties.any(|party| party.id() == *id && party.has_room_for(user))
         };
         let lacks = lacks.filter(|(_, drops)| !drops).map(|(id, _)| id);
         Verdict::Lacks(lacks.filter(full).collect())
@@ -379,7 +425,7 @@ impl World {
         let (mut recipients, mut dropped) = (0, 0);
         for (id, drops) in self.recipients(sender_id, wait.to, wait.shape) {
             let party = self.party(id).expect("a recipient is open");
-            if drops && !party.has_room() {
+            if drops && !party.has_room_for(wait.user) {
                 let Destination::Group(group) = wait.to else { panic!("only a membership drops") };
                 party.lose(group, receipt.sequence);
                 dropped += 1;
@@ -392,6 +438,7 @@ impl World {
             party.push(Entry {
                 number: wait.number,
                 bytes: wait.shape.bytes(),
+                user: wait.user,
                 sequence: receipt.sequence,
                 missed,
             });
@@ -412,9 +459,10 @@ impl World {
             return;
         };
         self.numbers += 1;
-        let wait = Waiting { number: self.numbers, shape, to };
         let id = self.parties[at].id();
-        let verdict = self.judge(id, to, shape);
+        let user = self.parties[at].user;
+        let wait = Waiting { number: self.numbers, user, shape, to };
+        let verdict = self.judge((id, user), to, shape);
         let party = &mut self.parties[at];
         let busy = party.waits[lane].is_some();
         let wakes = Arc::new(Wakes::default());
@@ -537,7 +585,7 @@ impl World {
                     assert_eq!(message.sequence(), entry.sequence);
                     assert_eq!(message.payload()[..4], entry.number.to_le_bytes());
                     assert_eq!(missed, entry.missed);
-                    party.drained.push_back(entry.bytes);
+                    party.drained.push_back((entry.bytes, entry.user));
                     party.taken = entry.sequence;
                 }
                 (Some(Delivery::Gap { group, gap }), None) => {
@@ -556,7 +604,12 @@ impl World {
     fn release(&mut self, at: usize, most: usize) {
         let party = &mut self.parties[at];
         let messages = most.min(party.drained.len());
-        let bytes: u64 = party.drained.drain(..messages).sum();
+        let released: Vec<(u64, u32)> = party.drained.drain(..messages).collect();
+        let bytes: u64 = released.iter().map(|(bytes, _)| bytes).sum();
+        for (bytes, user) in released {
+            let freed = party.share_freed.entry(user).or_default();
+            *freed = (freed.0 + 1, freed.1 + bytes);
+        }
         party.freed.0 += messages as u64;
         party.freed.1 += bytes;
         party.reader.release(messages as u64, bytes).unwrap();
@@ -568,7 +621,7 @@ impl World {
         let Some(to) = self.destination(target) else {
             return;
         };
-        let verdict = self.judge(self.parties[at].id(), to, shape);
+        let verdict = self.judge(self.parties[at].who(), to, shape);
         let party = &mut self.parties[at];
         let wakes = Arc::new(Wakes::default());
         let waker = Waker::from(Arc::clone(&wakes));
@@ -584,7 +637,7 @@ impl World {
     }
 
     fn replace(&mut self, at: usize) {
-        let opened = Party::open(&self.bus);
+        let opened = Party::open(&self.bus, self.parties[at].user);
         let Party { endpoint, mut lanes, waits, watch, .. } =
             std::mem::replace(&mut self.parties[at], opened);
         let id = endpoint.id();
@@ -642,9 +695,9 @@ impl World {
     /// Takes in what the step has decided for those who wait.
     fn settle(&mut self) {
         let mut committed: Vec<(Receipt, usize, Waiting)> = Vec::new();
-        let mut refused: Vec<(SendError, EndpointId, Waiting)> = Vec::new();
+        let mut refused: Vec<(SendError, (EndpointId, u32), Waiting)> = Vec::new();
         for (at, party) in self.parties.iter_mut().enumerate() {
-            let id = party.id();
+            let id = party.who();
             for (lane, wait) in party.lanes.iter_mut().zip(&mut party.waits) {
                 let Some((_, wakes)) = wait else { continue };
                 let outcome = lane.poll_outcome();
@@ -671,7 +724,7 @@ impl World {
                 Verdict::Gone(why) => assert_eq!(error, why),
                 Verdict::Lacks(_) => {
                     assert_eq!(error, SendError::OwnQueueFull, "its destination is there");
-                    let party = self.party(sender).unwrap();
+                    let party = self.party(sender.0).unwrap();
                     assert!(!party.has_room());
                 }
             }
@@ -679,16 +732,17 @@ impl World {
         self.first_come_first_served(&committed);
     }
 
-    /// Of the sends to one endpoint none has passed an older one.
+    /// Of the sends of one user to one endpoint none has passed an older one.
     fn first_come_first_served(&self, committed: &[(Receipt, usize, Waiting)]) {
         let waiting = self.parties.iter().flat_map(|party| &party.waits).flatten();
         for (wait, _) in waiting {
             let Destination::Endpoint(_) = wait.to else {
                 continue;
             };
-            let passed = committed
-                .iter()
-                .find(|(_, _, other)| other.to == wait.to && other.number > wait.number);
+            let younger = |other: &Waiting| {
+                (other.to, other.user) == (wait.to, wait.user) && other.number > wait.number
+            };
+            let passed = committed.iter().find(|(_, _, other)| younger(other));
             assert!(passed.is_none(), "{wait:?} was passed by {passed:?}");
         }
     }
@@ -697,7 +751,7 @@ impl World {
     fn check(&mut self) {
         for party in &self.parties {
             for (wait, _) in party.waits.iter().flatten() {
-                match self.judge(party.id(), wait.to, wait.shape) {
+                match self.judge(party.who(), wait.to, wait.shape) {
                     Verdict::Lacks(full) if !full.is_empty() && full != [party.id()] => {}
                     other => panic!("{wait:?} waits, and yet {other:?}"),
                 }
@@ -709,7 +763,7 @@ impl World {
             };
             let outcome = watch.outcome();
             assert_eq!(wakes.count(), usize::from(outcome.is_some()));
-            match (outcome, self.judge(self.parties[at].id(), to, shape)) {
+            match (outcome, self.judge(self.parties[at].who(), to, shape)) {
                 (None, Verdict::Lacks(full)) if !full.is_empty() => {
                     self.parties[at].watch = Some((watch, to, shape, wakes));
                 }
@@ -741,7 +795,8 @@ impl World {
                 let depth = (member.queued_messages, member.queued_bytes);
                 assert_eq!(depth, party.depth());
                 assert_eq!(member.full_since.is_none(), party.has_room());
-                assert!(member.blocks == 0 || !party.has_room());
+                let full = (0..self.users).any(|user| !party.has_room_for(user));
+                assert!(member.blocks == 0 || full);
                 blocks.insert(member.endpoint, member.blocks);
             }
         }
@@ -759,9 +814,10 @@ proptest! {
     #[test]
     fn random_operations_agree_with_the_model(
         seed in any::<u64>(),
+        users in 1..4_u32,
         ops in prop::collection::vec(op(), 1..160),
     ) {
-        let mut world = World::new(seed);
+        let mut world = World::new(seed, users);
         for op in &ops {
             world.apply(op);
             world.settle();

@@ -21,6 +21,7 @@ mod requests;
 mod reserve;
 mod retained;
 mod shared_ring;
+mod shares;
 mod tally;
 mod waiting;
 mod wakers;

@@ -30,6 +30,7 @@
 //! | G4, G5 names | a message against a change of owner; waiting sends; workers that make room at once | `names::*` | `SkipOwnershipCheck`, `OwnerChangeServesNobody`, `WaitAtOneWorker`, `AgainWithoutKey` |
 //! | gated groups | admission, withdrawal, expulsion and the owner's end against members | `gated::*` | `OutsiderSends`, `ShareServesNobody`, `AdmittedTooEarly`, `GoneOwnerKeepsPeers`, `WithdrawForgetsAdmission` |
 //! | G8, G10 accounts | charges and what is given back, of one connection and of two | `accounts::*` | `HeldNotCompared`, `LentNotCompared`, `LentBackEarly` |
+//! | G10 shares | a share that is freed while a send goes to wait; two sends of one user | `shares::*` | `ShareUnbounded`, `ShareFreedLate`, `ShareWaitsAlone` |
 //! | rings between processes | cells that are used again; going to sleep on either side; what is held | `shared_ring::*` | `RingTailRelaxed`, `RingConsumedRelaxed`, `NoFenceInPublish`, `NoFenceInArm`, `ArmedBesideInput`, `NoFenceInWantRoom`, `NoFenceInFinish`, `HoldingRelaxed`, `HeldNotPassed` |
 //! | counting | commits to one group under different locks | `tally::*` | `TallyInOneCell` |
 //! | payloads | the end of a loan against readers, the lender and its death; a buffer written again | `loan::*` | `CompletionUnseen`, `LoanEndsTwice`, `LookWithoutFence` |
@@ -133,6 +134,9 @@ const CAUGHT: &[(&str, &str)] = &[
         "ShareServesNobody",
         "gated::g5_a_place_freed_in_a_share_while_a_send_goes_to_wait_is_not_lost",
     ),
+    ("ShareUnbounded", "shares::g10_two_sends_of_one_user_take_half_of_a_queue_together"),
+    ("ShareFreedLate", "shares::g5_a_share_freed_while_a_send_goes_to_wait_is_not_lost"),
+    ("ShareWaitsAlone", "shares::g5_a_share_freed_while_a_send_goes_to_wait_is_not_lost"),
     ("AdmittedTooEarly", "gated::g4_a_candidate_that_hears_of_its_admission_is_a_member"),
     ("GoneOwnerKeepsPeers", "gated::g9_an_owner_that_goes_stops_nobody"),
     ("WithdrawForgetsAdmission", "gated::g4_a_withdrawal_against_an_admission_has_one_outcome"),

@@ -10,6 +10,7 @@
 //! | [`broker`] | a broker on a private socket, killed and looked after when it is dropped |
 //! | [`process`] | a program whose lines, signals and end a test waits for |
 //! | [`program`] | another program of the same user, whose connections a test uses |
+//! | [`users`] | other users' programs, where the tests are root's |
 //! | [`raw`] | a client that is nothing but the codec on a socket |
 //! | [`senders`] | processes that send for as long as a test wants them to |
 //! | [`trace`] | what `listen --json` printed, and the guarantees it must show |
@@ -49,3 +50,4 @@ pub mod soak;
 pub mod trace;
 pub mod transcripts;
 pub mod transports;
+pub mod users;

@@ -2,15 +2,14 @@
 //! identity. (Tables of decisions are with the rules, in `bus-broker/src/policy`.)
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use bus_client::{Bus, ConnectError, JoinError, QueryError, SendError};
 use tests::broker::Broker;
 use tests::deadline::eventually;
-use tests::needs::needs;
-use tests::process::{Ended, Launch};
+use tests::process::Launch;
 use tests::programs;
+use tests::users;
 
 fn connect_at(address: &Path) -> Result<Bus, ConnectError> {
     Bus::builder().address(address.to_str().expect("a path of ours")).connect()
@@ -88,7 +87,7 @@ fn a_reload_takes_the_new_rules_whole_and_keeps_the_old_if_they_are_wrong() {
     send().unwrap();
 
     let _ = broker.file_with("broker.toml", "[[policy]]\ndeny = [\"send\"]\non = [\"org.a\"]\n");
-    assert_eq!(bus.reload(), Ok(1));
+    assert_eq!(bus.reload().unwrap().rules, 1);
     assert!(matches!(send(), Err(SendError::PermissionDenied(_))), "a kept decision is no more");
 
     let _ = broker.file_with("broker.toml", "[[policy]]\ndeny = [\"fly\"]\n");
@@ -276,34 +275,10 @@ fn a_flood_of_connections_at_a_sandboxes_socket_leaves_the_session_alone() {
     });
 }
 
-/// A bus that lets everybody as far as its rules, as a machine's does.
-fn open_to_all(rules: &str) -> Broker {
-    let broker = Broker::with(rules);
-    let mode = |path: &Path, mode| {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("it is ours");
-    };
-    mode(broker.socket().parent().expect("in a directory"), 0o755);
-    mode(broker.socket(), 0o666);
-    // Where this was built others may not get to.
-    fs::copy(programs::unisono(), broker.file("unisono")).expect("there is room");
-    broker
-}
-
-/// The command line as another user, in these groups.
-fn as_user(broker: &Broker, uid: u32, groups: &str, line: &str) -> Ended {
-    drop(needs("setpriv", "util-linux"));
-    Launch::new("setpriv")
-        .line(&format!("--reuid={uid} --regid={uid} --groups={groups} --inh-caps=-all"))
-        .arg(broker.file("unisono"))
-        .line(line)
-        .env("UNISONO_ADDRESS", broker.socket())
-        .run()
-}
-
 #[test]
 #[cfg_attr(not(all(has_setpriv, has_root)), ignore = "needs setpriv, and to be root")]
 fn needs_setpriv_other_users_are_told_apart_by_the_kernel() {
-    let broker = open_to_all(
+    let broker = users::open_to_all(
         r#"[[policy]]
 allow = ["connect", "call"]
 on = ["org.example.Clock"]
@@ -315,7 +290,7 @@ on = ["org.example.Audio.*"]
 user_groups = [29]
 "#,
     );
-    let as_user = |uid, groups, line| as_user(&broker, uid, groups, line);
+    let as_user = |uid, groups, line| users::run_as(&broker, uid, groups, line);
     let refused = as_user(4343, "4343", "status").with(1);
     assert!(refused.errors.contains("no rule allows it"), "{}", refused.errors);
 

@@ -3,14 +3,19 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use bus_core::wire::{Request, Response, SendFlags};
+use bus_core::{Destination, NameFlags};
 use tempfile::TempDir;
 use tests::broker::Broker;
-use tests::deadline::eventually;
+use tests::deadline::{DEADLINE, eventually};
 use tests::process::{Ended, Process};
 use tests::programs;
+use tests::raw::name;
 
 const NAME: &str = "org.example.Clock";
 
@@ -36,7 +41,7 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         let services = directory.path().join("services");
         fs::create_dir(&services).unwrap();
-        let config = format!("{config}service_directories = [{services:?}]\n");
+        let config = format!("service_directories = [{services:?}]\n{config}");
         let mut path = std::env::var("PATH").unwrap();
         if let Some((name, script)) = program {
             write_script(&directory.path().join("bin").join(name), script);
@@ -73,6 +78,13 @@ impl Bench {
         self.broker.unisono("call").line(NAME).line("now x").start()
     }
 
+    fn until_not_owned(&self) {
+        eventually("not owned", || {
+            let names = self.broker.unisono("names").run().with(0).output;
+            if names.contains(NAME) { Err(names) } else { Ok(()) }
+        });
+    }
+
     fn called(&self) -> Ended {
         self.call().end()
     }
@@ -82,6 +94,65 @@ fn write_script(path: &Path, text: &str) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, text).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// A call that finds an owner, waits for its room, and sees it die.
+#[test]
+fn a_call_whose_owner_dies_before_it_is_delivered_starts_the_service() {
+    let bench = Bench::with(COMMAND);
+    bench.script("exec UNISONO serve org.example.Clock -- cat");
+    let mut owner = bench.broker.raw();
+    let own = Request::OwnName {
+        name: name(NAME),
+        flags: NameFlags::empty(),
+        description: None,
+    };
+    owner.call(own).unwrap();
+    let mut caller = bench.broker.raw();
+    let found = caller.call(Request::FindName { name: name(NAME) }).unwrap();
+    let Response::Name(found) = found else { panic!("{found:?}") };
+    for _ in 0..256 {
+        caller.send(owner.address(), b"fills its queue").unwrap();
+    }
+    let call = caller.post_with(Destination::Name(found.name_id), b"x", SendFlags::REQUEST);
+    bench.broker.until("the call waits", |stats| stats.waiting_sends == 1);
+    drop(owner);
+    caller.outcome(call).unwrap();
+    assert_eq!(&caller.receive().payload[..], b"x");
+    assert_eq!(bench.starts(), 1);
+}
+
+/// Whoever asks through an ingress is as good as another client.
+#[test]
+fn a_request_through_an_ingress_starts_the_service() {
+    let place = tempfile::tempdir().unwrap();
+    let socket = place.path().join("in");
+    let config = format!(
+        "[[ingress]]\nlisten = \"unix:{}\"\nidentity = \"org.example.Old\"\nname = \"{NAME}\"\n\
+         framing = {{ kind = \"length-prefix\", width = 4, bias = 4 }}\n",
+        socket.display()
+    );
+    let bench = Bench::with_program(COMMAND, &config, None);
+    bench.script("exec UNISONO serve org.example.Clock -n 1 -- cat");
+    for starts in 1..=2 {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.write_all(b"\0\0\0\x02ab").unwrap();
+        let mut reply = [0; 6];
+        stream.read_exact(&mut reply).unwrap();
+        assert_eq!(&reply, b"\0\0\0\x02ab");
+        assert_eq!(bench.starts(), starts);
+        bench.until_not_owned();
+    }
+    // One that cannot be started ends the stream, and no other one.
+    bench.write("command = [\"DIR/nothing\"]\n");
+    bench.broker.unisono("reload").run().with(0);
+    let mut stream = UnixStream::connect(&socket).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(b"\0\0\0\x02ab").unwrap();
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest);
+    assert_eq!(rest, b"");
 }
 
 const COMMAND: &str = "command = [\"DIR/service\"]\n";

@@ -19,16 +19,18 @@ use bus_core::framing::{Assembly, Unread};
 use bus_core::wire::{COPY_BYTES, Handle, LaneNumber};
 use bus_core::{
     Credentials, Delivery, Destination, Draft, Endpoint, Kind, Lane, Message, Receipt, Receiver,
-    Sequence, Submitted,
+    SendError, Sequence, Submitted,
 };
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::{Ingress, IngressPlace};
+use crate::broker::Shared;
 use crate::connection::{Context, End};
 use crate::inbox::{Part, Signal, Token};
 use crate::output::Output;
 use crate::protocol::Progress;
 use crate::roster::EndpointEntry;
+use crate::service::{Asked, NotStarted, Wait};
 use crate::tally::Counter;
 use crate::transport::Arrived;
 
@@ -44,6 +46,11 @@ pub(crate) struct IngressStream {
     waited: Duration,
     /// A message waits for room in the bus.
     is_submitted: bool,
+    /// A request, while the service that it goes to is being started.
+    parked: Option<(Draft, Arc<Wait>)>,
+    /// A request once more, while it waits in the bus: should its service go meanwhile, that is
+    /// started again.
+    again: Option<Draft>,
     /// The program will send nothing more.
     input_over: bool,
     failed: Option<End>,
@@ -91,6 +98,8 @@ impl IngressStream {
             waits_since: None,
             waited: Duration::ZERO,
             is_submitted: false,
+            parked: None,
+            again: None,
             input_over: false,
             failed: None,
             ingress,
@@ -155,26 +164,76 @@ impl IngressStream {
         if self.ingress.asks() {
             draft.kind = Kind::Request { repeatable: false };
         }
-        let line = match &mut self.line {
-            Some(line) => line,
-            None => {
-                let line = Line::open(self.token, &self.ingress, context)?;
-                self.line.insert(line)
-            }
-        };
-        let to = self.ingress.destination;
-        match line.lane.submit(to, draft, line.waker.clone()).map_err(failed)? {
-            Submitted::Committed(receipt) => line.asked(&receipt),
-            Submitted::Waiting => {
-                self.is_submitted = true;
-                *context.waiting_sends += 1;
-            }
+        if self.line.is_none() {
+            self.line = Some(Line::open(self.token, &self.ingress, context)?);
         }
-        Ok(())
+        self.hand_over(draft, context)
+    }
+
+    /// Hands a message to the bus, or has the service started that it goes to: whoever asks through
+    /// an ingress is as good as another client.
+    fn hand_over(&mut self, mut draft: Draft, context: &mut Context<'_>) -> Result<(), End> {
+        let Some(line) = &mut self.line else { return Ok(()) };
+        let to = self.ingress.destination;
+        loop {
+            let mut again = None;
+            if let (Destination::Name(id), Some(name)) = (to, &self.ingress.name) {
+                let Shared { services, bus, .. } = &**context.shared;
+                // It is one that somebody has asked for from here on.
+                let is_service = services.knows(id) || services.id_of(bus, name).is_some();
+                // The requests of a stream have no deadline of their own to wait for.
+                match services.ask(bus, id, || None, &line.waker) {
+                    Asked::Go => {}
+                    Asked::Wait(wait) => {
+                        self.parked = Some((draft, wait));
+                        return Ok(());
+                    }
+                    Asked::Failed(text) => return Err(End::Ingress(text)),
+                }
+                again = is_service.then(|| Draft {
+                    attributes: draft.attributes.clone(),
+                    payload: draft.payload.clone(),
+                    kind: draft.kind,
+                    ..Draft::default()
+                });
+            }
+            match (line.lane.submit(to, draft, line.waker.clone()), again) {
+                (Ok(Submitted::Committed(receipt)), _) => line.asked(&receipt),
+                (Ok(Submitted::Waiting), again) => {
+                    self.again = again;
+                    self.is_submitted = true;
+                    *context.waiting_sends += 1;
+                }
+                // Its owner has gone just now.
+                (Err(SendError::NoSuchName(_)), Some(again)) => {
+                    draft = again;
+                    continue;
+                }
+                (Err(error), _) => return Err(failed(error)),
+            }
+            return Ok(());
+        }
+    }
+
+    /// The service that a request waits for has come, or will not.
+    fn take_service(&mut self, context: &mut Context<'_>) {
+        let outcome = self.parked.as_ref().and_then(|(_, wait)| wait.outcome());
+        let Some(outcome) = outcome else { return };
+        let Some((draft, _)) = self.parked.take() else { return };
+        let went = match outcome {
+            Ok(()) => self.hand_over(draft, context),
+            Err(NotStarted::Failed(text)) => Err(End::Ingress(text.to_string())),
+            Err(NotStarted::TimedOut) => Err(failed(SendError::DeadlinePassed)),
+        };
+        if let Err(end) = went {
+            self.failed = Some(end);
+        }
+        self.stop_waiting();
     }
 
     /// The message that waited has its outcome, or a reply has come.
     pub(crate) fn ready(&mut self, part: Part, context: &mut Context<'_>) {
+        self.take_service(context);
         // Also before a reply is looked at: it cannot be there before its request is known here.
         self.take_outcome(context);
         if let Part::Queue(_) = part
@@ -189,13 +248,19 @@ impl IngressStream {
         let Some(outcome) = outcome else { return };
         self.is_submitted = false;
         *context.waiting_sends -= 1;
-        match outcome {
-            Ok(receipt) => {
+        let again = self.again.take();
+        match (outcome, again) {
+            (Err(SendError::NoSuchName(_)), Some(draft)) => {
+                if let Err(end) = self.hand_over(draft, context) {
+                    self.failed = Some(end);
+                }
+            }
+            (Ok(receipt), _) => {
                 if let Some(line) = &mut self.line {
                     line.asked(&receipt);
                 }
             }
-            Err(error) => self.failed = Some(failed(error)),
+            (Err(error), _) => self.failed = Some(failed(error)),
         }
         self.stop_waiting();
     }
@@ -265,12 +330,13 @@ impl IngressStream {
         if std::mem::take(&mut self.is_submitted) {
             *context.waiting_sends -= 1;
         }
+        (self.parked, self.again) = (None, None);
         self.line = None;
     }
 
     fn is_held(&self) -> bool {
         let replies = self.line.as_ref().and_then(|line| line.replies.as_ref());
-        self.is_submitted || replies.is_some_and(|replies| replies.open.len() >= replies.most)
+        self.is_submitted || self.parked.is_some() || replies.is_some_and(|replies| replies.open.len() >= replies.most)
     }
 
     fn stop_waiting(&mut self) {

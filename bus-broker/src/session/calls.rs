@@ -10,7 +10,9 @@ use bus_core::{
 };
 
 use super::{Session, Under, failure, inside, listings::group_info, no_such_port, port::Port};
-use crate::{broker::Shared, connection::Context, log_writer, output::Output};
+use crate::{
+    broker::Shared, connection::Context, log_writer, output::Output, policy::Reloaded,
+};
 
 impl Session {
     pub(super) fn call(
@@ -39,7 +41,7 @@ impl Session {
             }
             Request::Stats => Ok(Response::Stats(Box::new(stats(shared)))),
             Request::Reload => match shared.reload() {
-                Ok(rules) => Ok(Response::Reloaded { rules }),
+                Ok(Reloaded { rules, pending }) => Ok(Response::Reloaded { rules, pending }),
                 Err(error) => {
                     let failure = Failure::new(FailureCode::BadRequest, error.to_string());
                     Err(Box::new(failure))

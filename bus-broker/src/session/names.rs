@@ -55,10 +55,11 @@ impl Session {
                 Ok(Response::Unwatched { sequence })
             }),
             Request::FindName { name } => {
+                // Also of a name that has an owner: should that go, the id stays, and what is sent
+                // there starts the service.
+                let service = shared.services.id_of(bus, name);
                 let owned = bus.find_name(name).map(name_info);
-                let found = owned.or_else(|| {
-                    shared.services.id_of(bus, name).map(|id| not_owned_yet(name.clone(), id))
-                });
+                let found = owned.or_else(|| service.map(|id| not_owned_yet(name.clone(), id)));
                 found.map(Response::Name).ok_or_else(|| {
                     let text = format!("nobody owns name {name}");
                     Box::new(Failure::new(FailureCode::NoSuchName, text))

@@ -6,7 +6,7 @@
 
 use bus_core::{
     GroupName, Holding,
-    wire::{Failure, FailureCode, Goodbye, GoodbyeCode, Handle, Request},
+    wire::{Failure, FailureCode, Goodbye, GoodbyeCode, Handle, Request, inside::Look},
 };
 
 use super::Session;
@@ -74,8 +74,11 @@ impl Session {
             }
             Request::WatchName { name } => self.gate.check(rules, Action::Watch, Some(name)),
             Request::Reload => self.permit_owner("reload the policy"),
-            // Who looks inside learns who talks to whom, as a monitor of everything does.
-            Request::Look(_) => self.permit_owner("look inside"),
+            // Who looks inside learns who talks to whom, as a monitor does: of one group, or of all.
+            Request::Look(Look::Refusals { endpoint: None, group: Some(group), .. }) => {
+                self.gate.check(rules, Action::Monitor, Some(group))
+            }
+            Request::Look(_) => self.gate.check(rules, Action::Monitor, None),
             _ => self.permit_owner("ask for this"),
         }
     }

@@ -157,6 +157,21 @@ impl Port {
         lane.send(head, draft, output, context)
     }
 
+    /// A SEND has come that was not kept.
+    pub(super) fn refuse_send(
+        &mut self,
+        head: &SendHead,
+        failure: Failure,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) {
+        match &mut self.lanes[head.id.lane.index()] {
+            Some(lane) => lane.refuse_send(head, failure, output, context),
+            // Nothing is in it that could depend on this one.
+            None => refuse(head.id, failure, output, context),
+        }
+    }
+
     pub(super) fn cancel(&mut self, id: SendId, output: &mut Output, context: &mut Context<'_>) {
         if let Some(lane) = self.lane_mut(id.lane) {
             lane.cancel(id, output, context);

@@ -2,13 +2,14 @@
 //! is told.
 
 use std::{
+    os::fd::OwnedFd,
     sync::Arc,
     task::Waker,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bus_core::{
-    Account, Destination, Draft, Kind, Lane, Limits, Receipt, SendError, Submitted,
+    Account, Destination, Draft, Kind, Lane, Limits, Receipt, Resource, SendError, Submitted,
     wire::{
         Failure, FailureCode, Handle, LENT_BYTES, LaneNumber, SendFlags, SendHead, SendId, Serial,
         encode_receipt,
@@ -40,6 +41,9 @@ pub(super) struct SendingLane {
     waits: bool,
     /// The head, while the service that it goes to is being started.
     parked: Option<Parked>,
+    /// The head once more, while it waits in the bus for a name that a service would be started for:
+    /// should its owner go meanwhile, it is handed in again.
+    again: Option<Box<(Place, Destination, Draft)>>,
     charge: LaneCharge,
 }
 
@@ -59,7 +63,15 @@ impl SendingLane {
             bytes: limits.lane_bytes,
         };
         let charge = LaneCharge::new(account);
-        Self { queue: LaneQueue::new(window), lane, waker, waits: false, parked: None, charge }
+        Self {
+            queue: LaneQueue::new(window),
+            lane,
+            waker,
+            waits: false,
+            parked: None,
+            again: None,
+            charge,
+        }
     }
 
     /// Takes a SEND in, and hands the bus what it can take; not what is denied.
@@ -70,17 +82,7 @@ impl SendingLane {
         output: &mut Output,
         context: &mut Context<'_>,
     ) -> Result<(), WindowExceeded> {
-        let place = Place {
-            serial: head.id.serial,
-            bytes: window_bytes(&draft),
-            patience: if head.flags.contains(SendFlags::NONBLOCK) {
-                Patience::Refuse
-            } else {
-                Patience::Wait
-            },
-            independent: head.flags.contains(SendFlags::INDEPENDENT),
-            receipt_may_wait: head.flags.contains(SendFlags::RECEIPT_MAY_WAIT),
-        };
+        let place = place_of(head, window_bytes(&draft));
         let is_first = self.queue.len() == 0;
         let charged = match is_first {
             true => Ok(()),
@@ -104,6 +106,18 @@ impl SendingLane {
             }
         }
         Ok(())
+    }
+
+    /// A SEND has come that was not kept.
+    pub(super) fn refuse_send(
+        &mut self,
+        head: &SendHead,
+        failure: Failure,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) {
+        self.queue.refuse(place_of(head, 0));
+        refuse(head.id, failure, output, context);
     }
 
     /// A send that found the lane empty has had its turn: if it waits it is charged, or ends if that
@@ -152,11 +166,21 @@ impl SendingLane {
             self.service_decided(endpoint, number, outcome, output, context);
             self.settle();
         } else if let Some(outcome) = self.lane.poll_outcome() {
+            let again = self.again.take();
             self.stop_waiting(context);
-            // It was there when the wait began.
-            let ended = matches!(outcome, Err(SendError::NoSuchGroup(_)));
-            let code = ended.then_some(FailureCode::GroupEnded);
-            self.answer_as(endpoint, number, outcome, code, output, context);
+            if matches!(outcome, Err(SendError::NoSuchName(_)))
+                && let Some(again) = again
+            {
+                let (place, destination, draft) = *again;
+                if !self.hand_over(endpoint, number, place, destination, draft, output, context) {
+                    return self.settle();
+                }
+            } else {
+                // It was there when the wait began.
+                let ended = matches!(outcome, Err(SendError::NoSuchGroup(_)));
+                let code = ended.then_some(FailureCode::GroupEnded);
+                self.answer_as(endpoint, number, outcome, code, output, context);
+            }
             self.go_on(endpoint, number, output, context);
             self.settle();
         }
@@ -221,11 +245,35 @@ impl SendingLane {
         output: &mut Output,
         context: &mut Context<'_>,
     ) {
-        while let Some((place, (destination, mut draft, denied))) = self.queue.next() {
+        while let Some((place, (destination, draft, denied))) = self.queue.next() {
             if let Some(failure) = denied {
                 self.answer_denied(endpoint, number, *failure, output, context);
                 continue;
             }
+            if !self.hand_over(endpoint, number, place, destination, draft, output, context) {
+                return;
+            }
+        }
+    }
+
+    /// Hands the head to the bus, or has the service started that it goes to. True if it was
+    /// answered, false if it waits.
+    ///
+    /// A name that had an owner when that was looked at may have none when the head comes there. So
+    /// what goes to a service is handed in again, as if it came now.
+    #[expect(clippy::too_many_arguments, reason = "where to answer, what, and where to")]
+    fn hand_over(
+        &mut self,
+        endpoint: Handle,
+        number: LaneNumber,
+        place: Place,
+        destination: Destination,
+        mut draft: Draft,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) -> bool {
+        loop {
+            let mut again = None;
             if let Destination::Name(name) = destination {
                 let Shared { services, bus, .. } = &**context.shared;
                 let until = || until(&mut draft, bus.limits());
@@ -233,7 +281,7 @@ impl SendingLane {
                     Asked::Go => None,
                     Asked::Wait(wait) if place.patience == Patience::Wait => {
                         self.parked = Some(Parked { place, destination, draft, wait });
-                        return;
+                        return false;
                     }
                     Asked::Wait(_) => Some(Failure::new(
                         FailureCode::WouldBlock,
@@ -243,12 +291,20 @@ impl SendingLane {
                 };
                 if let Some(failure) = failure {
                     self.answer_denied(endpoint, number, failure, output, context);
-                    continue;
+                    return true;
                 }
+                again = services.knows(name).then(|| once_more(&draft, context.account)).flatten();
             }
-            match self.submit(place.patience, destination, draft, context) {
-                Some(outcome) => self.answer(endpoint, number, outcome, output, context),
-                None => return,
+            match (self.submit(place.patience, destination, draft, context), again) {
+                (None, again) => {
+                    self.again = again.map(|draft| Box::new((place, destination, draft)));
+                    return false;
+                }
+                (Some(Err(SendError::NoSuchName(_))), Some(again)) => draft = again,
+                (Some(outcome), _) => {
+                    self.answer(endpoint, number, outcome, output, context);
+                    return true;
+                }
             }
         }
     }
@@ -288,9 +344,8 @@ impl SendingLane {
         match outcome {
             Ok(()) => {
                 let Parked { place, destination, draft, .. } = parked;
-                match self.submit(place.patience, destination, draft, context) {
-                    Some(outcome) => self.answer(endpoint, number, outcome, output, context),
-                    None => return,
+                if !self.hand_over(endpoint, number, place, destination, draft, output, context) {
+                    return;
                 }
             }
             Err(why) => {
@@ -373,10 +428,29 @@ impl SendingLane {
     }
 
     fn stop_waiting(&mut self, context: &mut Context<'_>) {
+        self.again = None;
         if std::mem::take(&mut self.waits) {
             *context.waiting_sends -= 1;
         }
     }
+}
+
+/// The same draft, for another attempt; none if its descriptors cannot be had twice.
+fn once_more(draft: &Draft, account: &Account) -> Option<Draft> {
+    let count = draft.descriptors.len();
+    let charge = match count {
+        0 => None,
+        _ => Some(account.charge(Resource::Descriptors, count as u64).ok()?),
+    };
+    let descriptors = draft.descriptors.iter().map(OwnedFd::try_clone);
+    Some(Draft {
+        attributes: draft.attributes.clone(),
+        payload: draft.payload.clone(),
+        deadline: draft.deadline,
+        descriptors: descriptors.collect::<Result<_, _>>().ok()?,
+        kind: draft.kind,
+        charge,
+    })
 }
 
 /// Until when a request to a service may wait. One without a deadline gets the default here: it counts
@@ -392,6 +466,20 @@ fn until(draft: &mut Draft, limits: &Limits) -> Option<Instant> {
     }
     let left = Duration::from_nanos(draft.deadline.saturating_sub(nanos(now)));
     Instant::now().checked_add(left)
+}
+
+fn place_of(head: &SendHead, bytes: u64) -> Place {
+    Place {
+        serial: head.id.serial,
+        bytes,
+        patience: if head.flags.contains(SendFlags::NONBLOCK) {
+            Patience::Refuse
+        } else {
+            Patience::Wait
+        },
+        independent: head.flags.contains(SendFlags::INDEPENDENT),
+        receipt_may_wait: head.flags.contains(SendFlags::RECEIPT_MAY_WAIT),
+    }
 }
 
 /// What a SEND takes of its lane's window: what has come with it.

@@ -39,8 +39,11 @@ pub(crate) fn check(options: &cli::PolicyCheck, output: &mut Output) -> Result<E
 
 /// Has the broker read its rules again.
 pub(crate) fn reload(bus: &Bus, output: &mut Output) -> Result<Exit, Failure> {
-    let rules = bus.reload()?;
-    output.line(&format!("{rules} rules"))?;
+    let reloaded = bus.reload()?;
+    output.line(&format!("{} rules", reloaded.rules))?;
+    for change in &reloaded.pending {
+        output.line(change)?;
+    }
     Ok(Exit::Done)
 }
 

@@ -167,6 +167,22 @@ impl fmt::Debug for SendFrame {
     }
 }
 
+/// What a frame is, as far as its beginning says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FrameHead {
+    /// A SEND.
+    Send(SendHead),
+    /// A CALL.
+    Call {
+        /// On behalf of which endpoint.
+        endpoint: Handle,
+        /// What its answer will name.
+        serial: Serial,
+    },
+    /// Any other.
+    Other,
+}
+
 impl ClientFrame {
     /// Takes the first frame off `unread`; `None` if it has not come whole, and then nothing is
     /// taken.
@@ -258,6 +274,31 @@ impl ClientFrame {
     pub fn bytes_needed(unread: &[u8]) -> Result<usize, WireError> {
         Ok(Header::decode(unread, shape_of)?.map_or(HEADER_BYTES, |header| header.length))
     }
+
+    /// What the first frame in `unread` is, from its first [`HEAD_BYTES`](Self::HEAD_BYTES) alone:
+    /// enough to refuse it without having kept it. None if less has come.
+    ///
+    /// # Errors
+    ///
+    /// As [`decode`](Self::decode).
+    pub fn peek(unread: &[u8]) -> Result<Option<FrameHead>, WireError> {
+        let Some(header) = Header::decode(unread, shape_of)? else {
+            return Ok(None);
+        };
+        Ok(Some(match header.shape.kind {
+            kind::SEND => match unread.get(HEADER_BYTES..Self::HEAD_BYTES) {
+                Some(fixed) => FrameHead::Send(decode_send_head(&header, fixed)?),
+                None => return Ok(None),
+            },
+            kind::CALL => {
+                FrameHead::Call { endpoint: header.endpoint(), serial: header.serial() }
+            }
+            _ => FrameHead::Other,
+        }))
+    }
+
+    /// Bytes of a frame with which [`peek`](Self::peek) knows what it is.
+    pub const HEAD_BYTES: usize = HEADER_BYTES + SEND.fixed;
 
     /// Appends the frame to `out`.
     ///
@@ -357,17 +398,8 @@ impl ClientFrame {
     fn decode_send(header: &Header, unread: &mut BytesMut) -> Result<Option<Self>, WireError> {
         let name = header.shape.name;
         let (fixed, tail) = unread[HEADER_BYTES..header.length].split_at(SEND.fixed);
-        let flags = SEND.all_flags(header.flags, fixed[18])?;
-        body::zero(name, "reserved", fixed[19].into())?;
+        let head = decode_send_head(header, fixed)?;
         let block = body::attributes(name, tail, u16_at(fixed, 16))?;
-        check_flags(header)?;
-        let head = SendHead {
-            id: header.send_id(),
-            destination: destination(header, u64_at(fixed, 0)),
-            flags: SendFlags::from_bits_truncate(flags),
-            deadline: u64_at(fixed, 8),
-            descriptors: header.descriptors,
-        };
         if head.flags.contains(SendFlags::APART) {
             Lent::decode(&tail[block..])?;
         }
@@ -375,6 +407,21 @@ impl ClientFrame {
             body::take_tail(unread, HEADER_BYTES + SEND.fixed, header.length, block);
         Ok(Some(Self::Send(SendFrame { head, attributes, payload })))
     }
+}
+
+/// What stands in a SEND before its attributes.
+#[inline]
+fn decode_send_head(header: &Header, fixed: &[u8]) -> Result<SendHead, WireError> {
+    let flags = SEND.all_flags(header.flags, fixed[18])?;
+    body::zero(header.shape.name, "reserved", fixed[19].into())?;
+    check_flags(header)?;
+    Ok(SendHead {
+        id: header.send_id(),
+        destination: destination(header, u64_at(fixed, 0)),
+        flags: SendFlags::from_bits_truncate(flags),
+        deadline: u64_at(fixed, 8),
+        descriptors: header.descriptors,
+    })
 }
 
 /// Appends a SEND without taking ownership of anything, and without an allocation but `out`'s own.

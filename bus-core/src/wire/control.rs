@@ -498,6 +498,8 @@ pub enum Response {
     Reloaded {
         /// How many rules there are now beside the built-in one.
         rules: u32,
+        /// What has changed and is not in force: each with what it takes.
+        pending: Vec<String>,
     },
     /// To [`Request::Look`].
     Seen(Box<Seen>),

@@ -6,6 +6,7 @@ mod filters;
 mod gated;
 mod given;
 
+mod g10_innocent;
 mod g1_all_or_nothing;
 mod g2_one_order;
 mod g3_causality;
