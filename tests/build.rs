@@ -50,4 +50,4 @@ fn find(program: &str) -> Option<PathBuf> {
 }
 
 /// What the tests use beside what they build.
-const PROGRAMS: [&str; 3] = ["setpriv", "sha256sum", "systemd-analyze"];
+const PROGRAMS: [&str; 4] = ["setpriv", "sha256sum", "systemctl", "systemd-analyze"];

@@ -164,6 +164,8 @@ pub(crate) struct Shared {
     inboxes: Vec<Arc<Inbox>>,
     connections: AtomicUsize,
     owns_process: AtomicBool,
+    /// In which second of its run it was last told to look for orphans.
+    orphans_expected: AtomicU64,
     stopping: AtomicBool,
 }
 
@@ -288,6 +290,7 @@ impl Broker {
             inboxes: inboxes.clone(),
             connections: AtomicUsize::new(0),
             owns_process: AtomicBool::new(false),
+            orphans_expected: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
         });
         let ingresses = config.ingress.iter().map(|ingress| open_ingress(ingress, &shared.bus));
@@ -542,6 +545,21 @@ impl Shared {
         for inbox in &self.inboxes {
             inbox.post_review();
         }
+    }
+
+    /// Descriptors are under way: has all threads look for orphans in a while. Those that are about to
+    /// look need not be told again and again, so this is done once a second.
+    pub(crate) fn expect_orphans(&self) {
+        let second = self.started.elapsed().as_secs() + 1;
+        if self.orphans_expected.swap(second, Ordering::Relaxed) != second {
+            self.inboxes.iter().for_each(|inbox| inbox.post_orphans());
+        }
+    }
+
+    /// Whether descriptors are under way.
+    pub(crate) fn carries_descriptors(&self) -> bool {
+        let held = |uid| self.ledger.usage(uid).map(|user| user.held.get(Resource::Descriptors));
+        self.ledger.users().into_iter().filter_map(held).any(|held| held != 0)
     }
 
     /// Whether the broker is about to end.

@@ -31,6 +31,7 @@ use crate::{
     log_limit::{LogEvent, Verdict},
     output::{Carried, Output, SpareBuffers, Turn},
     passed_over::PassedOver,
+    peer_process,
     protocol::{Progress, Protocol},
     rings::{NoRings, Rings, Stage},
     roster::{CameFrom, Client, ClientEntry},
@@ -73,6 +74,8 @@ pub(crate) struct Connection {
     input_paused: bool,
     /// What epoll was last told to watch for.
     interest: EventFlags,
+    /// What had been read at the last look for orphans.
+    read_before: Option<u64>,
     /// Already in the list of those to be flushed.
     pub(crate) is_dirty: bool,
     /// Already in the list of those whose output was put off.
@@ -132,6 +135,9 @@ pub(crate) enum End {
     /// The broker has no place for it.
     #[error("{}", .0.text)]
     NoPlace(Goodbye),
+    /// Its process has ended, and messages with descriptors that wait for it keep it open.
+    #[error("its process has ended and left it open, with descriptors to take")]
+    Orphan,
     /// The greeting did not come in time.
     #[error("the greeting did not come in time")]
     TooSlow,
@@ -227,6 +233,7 @@ impl Connection {
             is_to_be_rung: false,
             input_paused: false,
             interest: EventFlags::empty(),
+            read_before: None,
             is_dirty: false,
             is_put_off: false,
             is_watched: true,
@@ -345,6 +352,15 @@ impl Connection {
             }
             received => received.map(Some),
         }
+    }
+
+    /// Whether its process has ended and only what waits for it keeps it open, see `orphans.rs`.
+    pub(crate) fn is_orphan(&mut self) -> bool {
+        let read = self.entry.client().bytes_read.get();
+        !self.ending
+            && self.read_before.replace(read) == Some(read)
+            && peer_process::has_ended(&self.link)
+            && (self.output.holds_descriptors() || self.protocol.holds_descriptors())
     }
 
     /// The rules of the policy have changed.
@@ -737,7 +753,7 @@ impl Connection {
             }
             End::UnknownProtocol | End::Fault(_) | End::Ingress(_) => LogEvent::Protocol,
             End::NoPlace(_) | End::Denied(_) => LogEvent::NoPlace,
-            End::TooSlow => LogEvent::TooSlow,
+            End::TooSlow | End::Orphan => LogEvent::TooSlow,
         };
         if event == LogEvent::Protocol {
             inbox.counters.protocol_errors.add(1);
@@ -772,6 +788,7 @@ impl End {
             Self::Fault(goodbye) | Self::NoPlace(goodbye) | Self::Denied(goodbye) => {
                 Some(goodbye.clone())
             }
+            Self::Orphan => Some(Goodbye::new(GoodbyeCode::TooSlow, self.to_string())),
             Self::Shutdown => Some(Goodbye::new(GoodbyeCode::Shutdown, "the broker ends")),
             Self::TooSlow => Some(Goodbye::new(GoodbyeCode::TooSlow, self.to_string())),
             Self::Gone

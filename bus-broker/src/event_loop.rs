@@ -71,6 +71,7 @@ pub(crate) struct IoThread {
     /// Connections with an unfinished message that may become late, each once, and when to look.
     timed: BTreeSet<(Instant, u64)>,
     relief: Relief,
+    orphans: Orphans,
     stopping: bool,
 }
 
@@ -109,6 +110,7 @@ impl IoThread {
             rings_look: None,
             timed: BTreeSet::new(),
             relief: Relief::new(),
+            orphans: Orphans::default(),
             stopping: false,
         })
     }
@@ -180,6 +182,7 @@ impl IoThread {
             self.hurry_put_off();
             self.end_late();
             self.heed_again();
+            self.end_orphans();
             self.flush();
             self.ring_bells();
             self.end_idle_rings();
@@ -231,6 +234,26 @@ impl IoThread {
         }
     }
 
+    /// Ends connections that only what waits for them keeps open.
+    fn end_orphans(&mut self) {
+        let now = Instant::now();
+        if !self.orphans.is_due(now) {
+            return;
+        }
+        let mut orphans = Vec::new();
+        for (_, connection) in &mut self.connections {
+            if connection.is_orphan() {
+                orphans.push(connection.token());
+            }
+        }
+        for token in orphans {
+            self.conclude(token, Err(End::Orphan));
+        }
+        if self.shared.carries_descriptors() {
+            self.orphans.expect(now);
+        }
+    }
+
     /// How long the thread may sleep; `None` for as long as nothing happens.
     fn sleep_at_most(&mut self) -> Option<Duration> {
         let relief = self.mind_memory(Instant::now());
@@ -249,13 +272,14 @@ impl IoThread {
         let put_off = self.put_off_until.map(until);
         let rings = self.rings_look.map(until);
         let unheeded = self.unheeded.front().map(|(at, _)| until(*at));
+        let orphans = self.orphans.next_look().map(until);
         // The bus counts one second a tick at most.
         let deadline = self.shared.bus.next_deadline().map(|left| left.min(LONGEST_TICK));
         let timed = self.timed.first().map(|(at, _)| until(*at));
         let (services, looks) = (services.map(until), looks.map(until));
         let payloads = self.shared.payloads.next_look();
         let relief = relief.map(until);
-        let ours = [lingering, waiting, accept, put_off, rings, unheeded, timed, relief];
+        let ours = [lingering, waiting, accept, put_off, rings, unheeded, timed, relief, orphans];
         let shared = [payloads, deadline, services, looks];
         ours.into_iter().chain(shared).flatten().min()
     }
@@ -384,6 +408,9 @@ impl IoThread {
                 connection.ready(part, &self.shared, &self.inbox, &mut self.workspace);
                 mark_dirty(connection, &mut self.dirty);
             }
+        }
+        if std::mem::take(&mut shelf.orphans) {
+            self.orphans.expect(Instant::now());
         }
         if std::mem::take(&mut shelf.review) {
             self.review();

@@ -47,6 +47,8 @@ pub(crate) struct Shelf {
     pub(crate) stop: bool,
     /// The rules of the policy have changed.
     pub(crate) review: bool,
+    /// Descriptors are under way.
+    pub(crate) orphans: bool,
     asleep: bool,
     closed: bool,
 }
@@ -111,6 +113,11 @@ impl Inbox {
     /// Tells the thread that the rules have changed.
     pub(crate) fn post_review(&self) {
         self.post(|shelf| shelf.review = true);
+    }
+
+    /// Tells the thread that descriptors are under way.
+    pub(crate) fn post_orphans(&self) {
+        self.post(|shelf| shelf.orphans = true);
     }
 
     /// Takes everything out. The vectors that come in are empty and are left in its place, so that
@@ -179,7 +186,8 @@ impl AsFd for Inbox {
 
 impl Shelf {
     fn is_empty(&self) -> bool {
-        self.signals.is_empty() && self.newcomers.is_empty() && !self.stop && !self.review
+        let words = self.stop || self.review || self.orphans;
+        self.signals.is_empty() && self.newcomers.is_empty() && !words
     }
 }
 

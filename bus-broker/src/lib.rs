@@ -60,6 +60,7 @@ mod log_limit;
 mod log_writer;
 mod logging;
 mod metrics;
+mod orphans;
 mod output;
 mod passed_over;
 mod peer_process;

@@ -236,6 +236,12 @@ impl Output {
         }
     }
 
+    /// Whether descriptors of a message are in it.
+    pub(crate) fn holds_descriptors(&self) -> bool {
+        let attached = self.sealed.iter().filter_map(|segment| segment.descriptors.as_ref());
+        attached.into_iter().any(|attached| matches!(attached.carried, Carried::Message(_)))
+    }
+
     /// Whether descriptors were lost since the last call.
     pub(crate) fn take_descriptors_lost(&mut self) -> bool {
         mem::take(&mut self.descriptors_lost)

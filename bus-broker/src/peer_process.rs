@@ -11,6 +11,8 @@ use std::os::fd::AsFd;
 use bus_core::{Ledger, Process};
 use nix::sys::socket::{getsockopt, sockopt};
 
+use crate::policy::process;
+
 /// Which process has connected. `pid` is its pid as far as the broker sees it.
 pub(crate) fn of(socket: impl AsFd, pid: u32, ledger: &Ledger) -> Process {
     if let Some(number) = number_of_peer(&socket) {
@@ -19,6 +21,14 @@ pub(crate) fn of(socket: impl AsFd, pid: u32, ledger: &Ledger) -> Process {
     match pid {
         0 => Process::Unknown(ledger.next_number()),
         pid => Process::Pid(pid),
+    }
+}
+
+/// Whether the process at the other end has ended. False where the kernel does not say.
+pub(crate) fn has_ended(socket: impl AsFd) -> bool {
+    match getsockopt(&socket, sockopt::PeerPidfd) {
+        Ok(process) => !process::is_alive(process.as_fd()),
+        Err(error) => error == nix::errno::Errno::ESRCH,
     }
 }
 

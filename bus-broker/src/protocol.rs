@@ -166,6 +166,14 @@ impl Protocol {
         }
     }
 
+    /// Whether messages with descriptors wait for the other end.
+    pub(crate) fn holds_descriptors(&mut self) -> bool {
+        match self {
+            Self::Unisono(session) => session.holds_descriptors(),
+            Self::Undecided { .. } | Self::Ingress(_) => false,
+        }
+    }
+
     /// Whether `fill` would find messages now.
     pub(crate) fn has_more(&self) -> bool {
         match self {

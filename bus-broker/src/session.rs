@@ -165,6 +165,16 @@ impl Session {
         Ok(Progress::TurnOver)
     }
 
+    /// Whether messages with descriptors wait for the client.
+    pub(crate) fn holds_descriptors(&mut self) -> bool {
+        let mut holds = false;
+        for handle in self.ports.keys().copied().collect::<Vec<_>>() {
+            holds |= self.ports.get_mut(handle).is_some_and(|port| port.holds_descriptors());
+            self.set_readable(handle);
+        }
+        holds
+    }
+
     /// A part of the connection has something to do.
     pub(crate) fn ready(&mut self, part: Part, output: &mut Output, context: &mut Context<'_>) {
         match part {
@@ -478,6 +488,9 @@ impl Session {
                 }
             },
         };
+        if charge.is_some() {
+            context.shared.expect_orphans();
+        }
         let Some(port) = self.ports.get_mut(id.endpoint) else {
             refuse(id, no_such_port(id.endpoint), output, context);
             return Ok(());
@@ -515,7 +528,7 @@ impl Session {
                     say(BrokerFrame::DescriptorsTaken, output);
                     *arrived = Arrived::default();
                 }
-                match self.ports.get_mut(&head.id.endpoint) {
+                match self.ports.get_mut(head.id.endpoint) {
                     Some(port) => port.refuse_send(&head, failure, output, context),
                     None => refuse(head.id, failure, output, context),
                 }

@@ -191,6 +191,7 @@ fn g7_nobody_waits_for_a_stopped_listener_that_drops_and_it_is_told_what_it_miss
     verify(&broker, traces.iter().map(PathBuf::as_path), []);
 }
 
+/// nats-server#57, dbus-broker#192: "why was I closed?", and what became of what was under way.
 #[test]
 fn g8_a_stopped_listener_is_evicted_told_why_and_the_senders_go_on() {
     // Far longer than any reader here takes, but for the one that stands.
@@ -413,6 +414,7 @@ fn g8_nobody_is_stalled_while_the_broker_itself_stands() {
     assert!(!broker.log().contains("evicted"), "{}", broker.log());
 }
 
+/// dbus-broker#346 and #377, systemd#35411: memory that balloons behind a reader that does not read.
 #[test]
 fn g8_what_members_that_never_read_keep_is_bounded() {
     let broker = Broker::start();

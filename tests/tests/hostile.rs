@@ -413,6 +413,7 @@ fn g10_clients_that_stop_in_the_middle_of_a_frame_delay_nobody() {
     assert_eq!(refused.code, FailureCode::NoSuchGroup);
 }
 
+/// dbus-broker: if an error could not be queued, its caller was disconnected.
 #[test]
 fn g8_a_client_that_never_reads_its_answers_is_not_read_and_waits_alone() {
     let broker = Broker::start();

@@ -244,6 +244,7 @@ fn a_receiver_without_room_for_descriptors_is_told_and_harms_nobody() {
     assert_eq!((count(&pids[0]), count(&pids[1])), (6, 9));
 }
 
+/// dbus-broker: EMFILE ended the whole bus; MSG_CTRUNC ended a connection without a word.
 #[test]
 fn g8_a_broker_without_room_for_descriptors_refuses_the_send_and_goes_on() {
     let broker = Broker::start();

@@ -254,6 +254,7 @@ fn g8_a_queue_holds_1_mib_and_the_message_that_crosses_it() {
     assert!(sender.try_send(group, b"").is_err(), "no room at the limit itself");
 }
 
+/// dbus-daemon: a message that is too large ended its sender's connection.
 #[test]
 fn payloads_have_up_to_16_mib() {
     let broker = Broker::start();

@@ -95,6 +95,7 @@ fn monitor_shows_requests_names_gates_and_outcomes() {
     assert_eq!(line()["change"], "closed");
 }
 
+/// dbus-broker#232 and #381, systemd#13381: monitors that are thrown out when slow, or slow the bus.
 #[test]
 fn g7_a_monitor_that_reads_nothing_slows_nobody_and_knows_what_it_missed() {
     const MESSAGES: u64 = 20_000;

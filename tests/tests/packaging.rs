@@ -4,9 +4,12 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use tests::deadline::eventually;
 use tests::needs::needs;
 use tests::process::Launch;
 use tests::programs;
@@ -108,6 +111,80 @@ fn needs_systemd_analyze_the_units_are_right_and_closed() {
             overall.split(": ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
         assert!(level <= most, "{kind}: {overall}");
     }
+}
+
+/// A user's service manager without a session: it wants to see that the system has one, and its end is
+/// the end of all that it has started.
+const MANAGER: &str = "\
+mount -t tmpfs none /run && mkdir -p /run/systemd/system || exit 1
+/lib/systemd/systemd --user --unit=unisono.socket --log-target=console < /dev/null &
+while read -r words; do
+    systemctl --user --no-pager $words 2>&1
+    echo done $?
+done
+";
+
+/// The units as they are installed, under a service manager: the socket is there first, the first
+/// client starts the broker, a reload reaches it, and the session's programs learn its address.
+#[test]
+#[cfg_attr(not(all(has_systemctl, has_root)), ignore = "needs systemd, and to be root")]
+fn needs_systemctl_the_users_units_run_under_a_service_manager() {
+    drop(needs("systemctl", "systemd"));
+    let directory = tempfile::tempdir().unwrap();
+    let (units, runtime) = (directory.path().join("units"), directory.path().join("run"));
+    fs::create_dir(&units).unwrap();
+    fs::create_dir(&runtime).unwrap();
+    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o700)).unwrap();
+    unit("user", &units);
+    let config = packaged("config/session.toml");
+    for (name, from, to) in [
+        // Whoever runs this is root, who has no session.
+        ("unisono.socket", "ConditionUser=!@system", ""),
+        ("unisono.service", "/etc/unisono/session.toml", config.to_str().unwrap()),
+    ] {
+        let text = fs::read_to_string(units.join(name)).unwrap();
+        assert!(text.contains(from), "{name}");
+        fs::write(units.join(name), text.replace(from, to)).unwrap();
+    }
+    let mut manager = Launch::new("unshare")
+        .line("--mount --pid --fork --mount-proc --kill-child=SIGKILL sh -c")
+        .arg(MANAGER)
+        .env("XDG_RUNTIME_DIR", &runtime)
+        .env("SYSTEMD_UNIT_PATH", format!("{}:", units.display()))
+        .env("SYSTEMD_GENERATOR_PATH", "/nonexistent")
+        .env("SYSTEMD_ENVIRONMENT_GENERATOR_PATH", "/nonexistent")
+        .input_piped()
+        .start();
+    let socket = runtime.join("unisono/bus");
+    let status = eventually("the socket is there", || {
+        let client = Launch::new(programs::unisono()).env("UNISONO_ADDRESS", &socket);
+        let ended = client.line("status --json").run();
+        if ended.code() == Some(0) { Ok(ended) } else { Err(ended.errors) }
+    });
+    assert_eq!(status.json_lines()[0]["protocol"], 1);
+    let mut asks = manager.stdin();
+    let mut ask = |words: &str| {
+        writeln!(asks, "{words}").unwrap();
+        let lines = std::iter::from_fn(|| Some(manager.line()));
+        let mut said = String::new();
+        for line in lines {
+            if line.starts_with("done ") {
+                return (said, line);
+            }
+            said += &line;
+            said.push('\n');
+        }
+        unreachable!("a line at a time")
+    };
+    let (said, code) = ask("show unisono.service -p ActiveState -p SubState -p NotifyAccess");
+    assert!(said.contains("ActiveState=active") && code == "done 0", "{said}");
+    let (said, _) = ask("show-environment");
+    assert!(said.contains(&format!("UNISONO_ADDRESS={}", socket.display())), "{said}");
+    let (said, code) = ask("reload unisono.service");
+    assert_eq!(code, "done 0", "{said}");
+    ask("stop unisono.service unisono.socket");
+    let (said, _) = ask("show unisono.service -p Result -p ActiveState");
+    assert!(said.contains("Result=success") && said.contains("ActiveState=inactive"), "{said}");
 }
 
 #[test]

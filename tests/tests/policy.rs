@@ -55,6 +55,7 @@ on = ["org.secret.*"]
     bus.group("org.open.A").unwrap().send("x").unwrap();
 }
 
+/// keepassxc#3837 (CVE-2018-19358): everybody on the bus could see, and ask, everybody.
 #[test]
 fn what_may_not_be_seen_is_not_listed() {
     let unisono = fs::canonicalize(programs::unisono()).unwrap();
@@ -78,6 +79,7 @@ fn a_user_who_may_not_connect_is_told_the_rule() {
     assert!(refused.errors.contains("broker.toml:1"), "{}", refused.errors);
 }
 
+/// dbus-broker#206 and #229: a reload in which the bus stood without rules.
 #[test]
 fn a_reload_takes_the_new_rules_whole_and_keeps_the_old_if_they_are_wrong() {
     let broker = Broker::with("");
@@ -143,6 +145,7 @@ fn rules_of_a_directory_come_first_in_the_order_of_their_names() {
     assert!(check("join org.a --as 4242").with(1).output.contains("check.toml:2"));
 }
 
+/// dbus-broker#69 and #326: rules that nobody can find out about.
 #[test]
 fn policy_check_answers_offline_for_scripts() {
     let broker = Broker::with("");
@@ -174,6 +177,7 @@ executables = ["/usr/bin/clock"]
     assert!(check("own a").with(1).errors.contains("rules.toml:2:"));
 }
 
+/// flatpak#962 and #3636: a sandbox took a proxy process, and its start.
 #[test]
 fn a_socket_with_an_identity_has_rules_and_places_of_its_own() {
     let boxed = tempfile::tempdir().unwrap();
@@ -208,6 +212,7 @@ sockets = ["org.example.Box"]
     outside.join("org.a").unwrap();
 }
 
+/// flatpak#890, zbus#464: who a client is, and not whose pid it has got.
 #[test]
 fn a_program_is_known_by_the_file_that_it_executes() {
     let unisono = fs::canonicalize(programs::unisono()).unwrap();
@@ -256,6 +261,7 @@ fn a_helper_that_does_not_answer_keeps_nobody_out() {
     connect(&broker).ping().unwrap();
 }
 
+/// dbus-broker#435: a flood from a sandbox crashed the session's bus.
 #[test]
 fn a_flood_of_connections_at_a_sandboxes_socket_leaves_the_session_alone() {
     let boxed = tempfile::tempdir().unwrap();

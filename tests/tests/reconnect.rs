@@ -95,6 +95,7 @@ fn g2_histories_of_listeners_that_outlive_their_brokers_agree_within_each() {
     verify(&broker, traces.iter().map(PathBuf::as_path), receipts.iter().map(PathBuf::as_path));
 }
 
+/// dbus-broker#93, busd#138: a broker that ends takes the session with it.
 #[test]
 fn a_service_and_who_watches_it_go_on_with_the_next_broker() {
     let mut broker = Broker::start();

@@ -104,6 +104,7 @@ fn g9_a_callee_that_is_killed_while_it_works_is_gone() {
     assert!(nobody.errors.contains(&format!("no endpoint {endpoint}")), "{}", nobody.errors);
 }
 
+/// dbus-native#137 and #378, pacemaker#720: calls that never end.
 #[test]
 fn a_deadline_ends_a_call_on_a_bus_where_nothing_else_happens() {
     let broker = Broker::start();

@@ -138,6 +138,7 @@ fn why_says_so_where_nothing_is_known() {
     assert!(ended.errors.contains("no flight recorder"), "{}", ended.errors);
 }
 
+/// dbus-broker#236, #361 and #396: dropped, and nobody says why.
 #[test]
 fn why_tells_which_sends_were_refused_and_by_what() {
     let broker = Broker::with_limits("queue_messages = 1\npayload_bytes = 100");
@@ -160,6 +161,7 @@ fn why_tells_which_sends_were_refused_and_by_what() {
     assert_eq!(refused(&format!("why --endpoint {} --json", sender.endpoint())).len(), 2);
 }
 
+/// dbus-broker#390 and #464: a bus that is stuck, and only a core dump tells by whom.
 #[test]
 fn top_shows_who_makes_whom_wait() {
     let broker = Broker::with_limits("queue_messages = 1\nstall = \"600s\"");
@@ -373,6 +375,7 @@ fn value(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> Option<f64>
     samples.iter().find(fits).map(|(.., value)| *value)
 }
 
+/// monitord#82 and #120: metrics without end.
 #[test]
 fn metrics_are_openmetrics_and_their_number_is_bounded() {
     let directory = tempfile::tempdir().unwrap();

@@ -185,6 +185,7 @@ fn a_service_that_has_ended_is_started_again() {
     }
 }
 
+/// dbus-broker#209, #314 and #304, systemd#28877: a start that hangs or fails without a word.
 #[test]
 fn a_service_that_ends_without_its_name_is_an_error_that_says_so() {
     let bench = Bench::with(COMMAND);
@@ -200,6 +201,7 @@ fn a_service_that_ends_without_its_name_is_an_error_that_says_so() {
     assert!(refused.errors.contains("No such file"), "{}", refused.errors);
 }
 
+/// dbus-broker#440: without a time-out, descriptors lay in a service's queue until root could not connect.
 #[test]
 fn a_service_that_takes_too_long_is_ended_and_nothing_of_it_is_left() {
     let bench = Bench::with("command = [\"DIR/service\"]\ntimeout = \"100ms\"\n");

@@ -73,6 +73,8 @@ fn visit(broker: &Broker, group: &str, follow: usize) -> Visit {
     Visit { state, joined, followed }
 }
 
+/// avahi#9, cockpit#5792, Tmds.DBus#57: between a snapshot and a subscription something was lost, or undone.
+///
 /// The race between a snapshot and the subscription after it, which there is none of here: several
 /// senders update keys while others join with the state.
 #[test]

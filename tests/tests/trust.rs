@@ -5,13 +5,18 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use bus_core::wire::{FailureCode, SendFlags};
+use bus_core::wire::{self, FailureCode};
 use bus_core::{Destination, MemberFlags, Resource};
+use rustix::cmsg_space;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tests::broker::Broker;
 use tests::deadline::eventually;
+use tests::program::Program;
 use tests::raw::{RawClient, frame_bytes};
 use tests::users;
 
@@ -25,7 +30,7 @@ allow = ["connect", "join", "create", "send", "watch", "call", "own", "direct"]
 /// Sends without waiting until a send would block, and gives how many went through.
 fn flood(client: &mut RawClient, to: Destination) -> usize {
     for sent in 0.. {
-        let serial = client.post_with(to, b"flood", SendFlags::NONBLOCK);
+        let serial = client.post_with(to, b"flood", wire::SendFlags::NONBLOCK);
         if let Err(failure) = client.outcome(serial) {
             assert_eq!(failure.code, FailureCode::WouldBlock, "{failure}");
             client.resume();
@@ -149,6 +154,36 @@ fn g8_a_connection_to_the_bus_is_not_carried_by_it() {
     let serial = client.post_descriptors(own, b"a socket", &[one.as_fd()]);
     client.outcome(serial).unwrap();
     drop((client, itself));
+    eventually("all of it is closed", || match broker.descriptors() {
+        now if now == before => Ok(()),
+        now => Err(format!("{now} descriptors and not {before}")),
+    });
+    assert_eq!(bystander.stats().endpoints, 1);
+}
+
+/// The same by a way that the broker cannot see: the connection waits in another socket.
+#[test]
+fn g8_a_connection_that_its_own_queue_keeps_open_ends_when_its_process_has() {
+    let broker = Broker::start();
+    let mut bystander = broker.raw();
+    bystander.ping();
+    let before = broker.descriptors();
+    let mut program = Program::start(CONNECTOR, broker.socket());
+    let mut client = program.client();
+    // It has room, but takes nothing that is more than this.
+    let own = client.address();
+    let (one, other) = UnixStream::pair().unwrap();
+    let rights = [client.as_fd()];
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&rights)));
+    sendmsg(&one, &[IoSlice::new(b"x")], &mut control, SendFlags::empty()).unwrap();
+    // Of two messages with descriptors the second waits until the first was taken.
+    for _ in 0..2 {
+        let serial = client.post_descriptors(own, b"the way back", &[other.as_fd()]);
+        client.outcome(serial).unwrap();
+    }
+    drop((client, one, other, program));
     eventually("all of it is closed", || match broker.descriptors() {
         now if now == before => Ok(()),
         now => Err(format!("{now} descriptors and not {before}")),

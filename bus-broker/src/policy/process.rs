@@ -60,7 +60,8 @@ impl ProcessIdentity {
     }
 }
 
-fn is_alive(process: BorrowedFd<'_>) -> bool {
+/// Whether a process runs.
+pub(crate) fn is_alive(process: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::new(&process, PollFlags::IN)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&now))) == Ok(0)

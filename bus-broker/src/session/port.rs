@@ -4,7 +4,10 @@
 //! message that waits for its turn, or sleeps with its waker in the bus. So no message lies in a
 //! queue that nobody will look at.
 
-use std::{collections::BTreeMap, task::Waker};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    task::Waker,
+};
 
 use bus_core::{
     Attributes, CreditError, Delivery, Destination, Draft, Endpoint, Receiver, Watch,
@@ -37,7 +40,7 @@ pub(super) struct Port {
     /// It does not sleep.
     awake: bool,
     /// In a box, for few are ever held.
-    held: Option<Box<Delivery>>,
+    held: Option<Box<VecDeque<Delivery>>>,
     /// Nothing more will come than is in the queue.
     receive_shut: bool,
     /// And the client was told that it has had all.
@@ -84,15 +87,29 @@ impl Port {
     }
 
     pub(super) fn next_delivery(&mut self) -> Option<Delivery> {
-        match self.held.take() {
-            Some(held) => Some(*held),
-            None => self.receiver.drain(),
+        let held = self.held.as_mut().and_then(|held| held.pop_front());
+        if self.held.as_ref().is_some_and(|held| held.is_empty()) {
+            self.held = None;
         }
+        held.or_else(|| self.receiver.drain())
     }
 
     /// Keeps a message that has to wait.
     pub(super) fn hold(&mut self, delivery: Delivery) {
-        self.held = Some(Box::new(delivery));
+        self.held.get_or_insert_default().push_front(delivery);
+    }
+
+    /// Whether messages with descriptors wait here. Takes all that is queued off the ring, to see; it
+    /// is to be read again after this.
+    pub(super) fn holds_descriptors(&mut self) -> bool {
+        let held = self.held.get_or_insert_default();
+        held.extend(std::iter::from_fn(|| self.receiver.drain()));
+        held.iter().any(|delivery| match delivery {
+            Delivery::Message { message, .. } | Delivery::FromPeer { message, .. } => {
+                !message.descriptors().is_empty()
+            }
+            _ => false,
+        })
     }
 
     /// Leaves its waker in the bus, unless there is something to read. True too if nothing will
