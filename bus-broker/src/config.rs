@@ -360,7 +360,8 @@ impl Config {
         differ("listen", then.listen != now.listen);
         differ("threads", then.threads != now.threads);
         differ("greeting", then.greeting != now.greeting);
-        differ("ring_bytes", then.ring_bytes != now.ring_bytes);
+        differ("rings", then.rings != now.rings);
+        differ("apart_from_bytes", then.apart_from_bytes != now.apart_from_bytes);
         differ("ingress", then.ingress != now.ingress);
         let doors = |config: &Self| -> Vec<_> {
             let door = |socket: &SocketConfig| {

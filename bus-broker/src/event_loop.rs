@@ -36,6 +36,7 @@ use crate::door::Door;
 use crate::inbox::{Inbox, Shelf, Token};
 use crate::ingress::IngressListener;
 use crate::log_limit::{LogEvent, Verdict};
+use crate::orphans::Orphans;
 use crate::relief::{self, Relief};
 use crate::rings::{Rings, Stage};
 
@@ -250,7 +251,7 @@ impl IoThread {
             self.conclude(token, Err(End::Orphan));
         }
         if self.shared.carries_descriptors() {
-            self.orphans.expect(now);
+            self.orphans.expect(now, self.shared.bus.limits().stall);
         }
     }
 
@@ -410,7 +411,7 @@ impl IoThread {
             }
         }
         if std::mem::take(&mut shelf.orphans) {
-            self.orphans.expect(Instant::now());
+            self.orphans.expect(Instant::now(), self.shared.bus.limits().stall);
         }
         if std::mem::take(&mut shelf.review) {
             self.review();

@@ -94,8 +94,8 @@ pub use listener::ListenError;
 pub use log_writer::{LAST_WORDS, LogWriter, stderr_takes_some};
 pub use logging::{LogFilterError, log_to_stderr};
 pub use policy::{
-    Action, Decision, NoSuchGroup, NoSuchUser, Policy, ReloadError, Reloaded, RulePlace, Sandbox, Subject,
-    group_id, groups_of, user_id,
+    Action, Decision, NoSuchGroup, NoSuchUser, Policy, ReloadError, Reloaded, RulePlace, Sandbox,
+    Subject, group_id, groups_of, user_id,
 };
 pub use sandbox::{SandboxError, SandboxMode, enter_sandbox};
 pub use user_limits::{AccountLimits, UsersConfig};

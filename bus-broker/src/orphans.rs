@@ -6,7 +6,7 @@
 //! finds such circles among sockets, but this one goes through the broker.
 //!
 //! Invariant: what lies in queues for a process that has ended does not keep anything open for longer
-//! than two looks. A connection is ended whose process has ended, that has said nothing from one look
+//! than two looks, each a stall limit after the one before. A connection is ended whose process has ended, that has said nothing from one look
 //! to the next, and for which messages with descriptors wait. A connection that was left to another
 //! process is one like any while it speaks, or has no such messages to take.
 //!
@@ -21,9 +21,10 @@ pub(crate) struct Orphans {
 }
 
 impl Orphans {
-    /// There are descriptors under way.
-    pub(crate) fn expect(&mut self, now: Instant) {
-        self.look_at.get_or_insert(now + EVERY);
+    /// There are descriptors under way: looks after this time, as long as a reader may be silent while
+    /// others wait for it.
+    pub(crate) fn expect(&mut self, now: Instant, every: Duration) {
+        self.look_at = self.look_at.or_else(|| now.checked_add(every));
     }
 
     /// When to look next.
@@ -37,9 +38,6 @@ impl Orphans {
     }
 }
 
-/// From one look to the next.
-const EVERY: Duration = Duration::from_secs(2);
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,9 +46,10 @@ mod tests {
     fn it_is_looked_once_for_all_that_is_expected_meanwhile() {
         let mut orphans = Orphans::default();
         let now = Instant::now();
+        const EVERY: Duration = Duration::from_secs(10);
         assert!(!orphans.is_due(now + EVERY));
-        orphans.expect(now);
-        orphans.expect(now + EVERY / 2);
+        orphans.expect(now, EVERY);
+        orphans.expect(now + EVERY / 2, EVERY);
         assert_eq!(orphans.next_look(), Some(now + EVERY));
         assert!(!orphans.is_due(now));
         assert!(orphans.is_due(now + EVERY));

@@ -15,9 +15,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bus_core::wire::{
-    BrokerFrame, COPY_BYTES, ClientFrame, Copied, EvictionReason, Failure, FailureCode, FrameHead, Goodbye,
-    GoodbyeCode, Handle, Hello, Lent, MAX_DESCRIPTORS, MessageHead, Notice, RINGS_FEATURE, Role,
-    SendFlags, SendFrame, SendId, Serial, VERSION, ViewNotice, Welcome, encode_message,
+    BrokerFrame, COPY_BYTES, ClientFrame, Copied, EvictionReason, Failure, FailureCode, FrameHead,
+    Goodbye, GoodbyeCode, Handle, Hello, Lent, MAX_DESCRIPTORS, MessageHead, Notice, RINGS_FEATURE,
+    Role, SendFlags, SendFrame, SendId, Serial, VERSION, ViewNotice, Welcome, encode_message,
     encode_message_head,
 };
 use bus_core::{

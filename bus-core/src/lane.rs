@@ -191,10 +191,7 @@ impl Lane {
                 keep_route(&mut self.routes, outgoing.route);
                 Err(SendError::WouldBlock { full: Box::new(self.effects.full) })
             }
-            Attempt::Full { .. }
-            | Attempt::Owed { .. }
-            | Attempt::Writable
-            | Attempt::NoShares => {
+            Attempt::Full { .. } | Attempt::Owed { .. } | Attempt::Writable | Attempt::NoShares => {
                 keep_route(&mut self.routes, outgoing.route.clone());
                 let mut room = bus.waiting.lock();
                 room.enter(bus, outgoing, waker, &mut self.effects).map(|entered| match entered {

@@ -11,9 +11,9 @@
 
 use std::sync::Arc;
 
+use crate::intake::EndpointCore;
 use crate::lock_set::{Held, IntakePlace, LockBits};
 use crate::name_registry::Name;
-use crate::intake::EndpointCore;
 use crate::ownership::Ownership;
 use crate::send::{Attempt, FullRecipient, FullRecipients, SendError, Standing};
 use crate::share::ShareSlot;

@@ -29,8 +29,8 @@ use crate::name::GroupName;
 use crate::name_route::NameRoute;
 use crate::request::{self, Open};
 
-use crate::sync::{Mutant, mutated};
 use crate::share::{ShareSlot, ShareTable, Shares};
+use crate::sync::{Mutant, mutated};
 use crate::wait::{Line, Place, Turn};
 
 /// The bus's answer to a send: its place in the order, and whom it reached.
@@ -1172,12 +1172,7 @@ impl BusInner {
 
 /// Whether every recipient takes a message that needs no more than room; what nearly all sends
 /// find.
-fn all_have_room(
-    held: &mut Held<'_>,
-    route: &Route,
-    user: u32,
-    standing: Standing<'_>,
-) -> bool {
+fn all_have_room(held: &mut Held<'_>, route: &Route, user: u32, standing: Standing<'_>) -> bool {
     route.accounts().all(|recipient| {
         held.intake(recipient.place).is_some_and(|intake| {
             let drops = recipient.drops.is_some();
@@ -1198,9 +1193,7 @@ fn takes_foreign(intake: &mut Intake, user: u32, drops: bool, standing: Standing
 
 /// A drop-when-full member takes a message if it has room that no older waiting send is owed.
 fn takes_dropper(intake: &Intake, share: Option<ShareSlot>, standing: Standing<'_>) -> bool {
-    let owed = |share| {
-        standing.owes(&intake.core, share) && !mutated(Mutant::DropperPassesOlder)
-    };
+    let owed = |share| standing.owes(&intake.core, share) && !mutated(Mutant::DropperPassesOlder);
     let takes = |share| intake.has_room_of(share) && !owed(share);
     takes(None) && (share.is_none() || takes(share))
 }

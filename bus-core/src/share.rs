@@ -122,9 +122,8 @@ impl ShareTable {
     ) -> bool {
         let held = self.held(shares, slot);
         // What lies there was counted a moment before or after what he holds of it.
-        let left = |most: u64, queued: u64, held: u64| {
-            most.saturating_sub(queued.saturating_sub(held))
-        };
+        let left =
+            |most: u64, queued: u64, held: u64| most.saturating_sub(queued.saturating_sub(held));
         let left = Amount {
             messages: left(capacity.messages, queued.messages, held.messages),
             bytes: left(capacity.bytes, queued.bytes, held.bytes),

@@ -149,9 +149,8 @@ impl Stand {
             Self::Queue(place) => place.line() == line,
             Self::Workers(ownership, shares) => {
                 let mut workers = ownership.owners().iter().zip(shares);
-                workers.any(|(worker, share)| {
-                    worker.core.id() == line.queue && *share == line.share
-                })
+                workers
+                    .any(|(worker, share)| worker.core.id() == line.queue && *share == line.share)
             }
         }
     }

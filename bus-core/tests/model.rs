@@ -344,7 +344,7 @@ impl World {
         bus.tick(now);
         Self {
             users,
-            parties: (0..ENDPOINTS as u32).map(|at| Party::open(&bus, at % users)).collect(),
+            parties: (0..).take(ENDPOINTS).map(|at| Party::open(&bus, at % users)).collect(),
             groups: (0..GROUPS).map(|_| None).collect(),
             last_ids: vec![None; GROUPS],
             numbers: 0,

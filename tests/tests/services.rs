@@ -102,11 +102,7 @@ fn a_call_whose_owner_dies_before_it_is_delivered_starts_the_service() {
     let bench = Bench::with(COMMAND);
     bench.script("exec UNISONO serve org.example.Clock -- cat");
     let mut owner = bench.broker.raw();
-    let own = Request::OwnName {
-        name: name(NAME),
-        flags: NameFlags::empty(),
-        description: None,
-    };
+    let own = Request::OwnName { name: name(NAME), flags: NameFlags::empty(), description: None };
     owner.call(own).unwrap();
     let mut caller = bench.broker.raw();
     let found = caller.call(Request::FindName { name: name(NAME) }).unwrap();

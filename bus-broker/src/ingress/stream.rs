@@ -336,7 +336,9 @@ impl IngressStream {
 
     fn is_held(&self) -> bool {
         let replies = self.line.as_ref().and_then(|line| line.replies.as_ref());
-        self.is_submitted || self.parked.is_some() || replies.is_some_and(|replies| replies.open.len() >= replies.most)
+        self.is_submitted
+            || self.parked.is_some()
+            || replies.is_some_and(|replies| replies.open.len() >= replies.most)
     }
 
     fn stop_waiting(&mut self) {

@@ -10,9 +10,7 @@ use bus_core::{
 };
 
 use super::{Session, Under, failure, inside, listings::group_info, no_such_port, port::Port};
-use crate::{
-    broker::Shared, connection::Context, log_writer, output::Output, policy::Reloaded,
-};
+use crate::{broker::Shared, connection::Context, log_writer, output::Output, policy::Reloaded};
 
 impl Session {
     pub(super) fn call(

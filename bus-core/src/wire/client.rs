@@ -290,9 +290,7 @@ impl ClientFrame {
                 Some(fixed) => FrameHead::Send(decode_send_head(&header, fixed)?),
                 None => return Ok(None),
             },
-            kind::CALL => {
-                FrameHead::Call { endpoint: header.endpoint(), serial: header.serial() }
-            }
+            kind::CALL => FrameHead::Call { endpoint: header.endpoint(), serial: header.serial() },
             _ => FrameHead::Other,
         }))
     }

@@ -159,7 +159,8 @@ fn g10_of_two_workers_the_one_that_has_room_for_the_user_gets_it() {
 #[test]
 fn g8_a_reader_that_takes_nothing_of_one_users_share_is_stalled_and_one_that_reads_is_not() {
     for reads in [false, true] {
-        let limits = Limits { queue_messages: 8, stall: Duration::from_secs(10), ..Limits::default() };
+        let limits =
+            Limits { queue_messages: 8, stall: Duration::from_secs(10), ..Limits::default() };
         let bus = bus_with(limits);
         let mut now = Duration::from_secs(1_000);
         bus.tick(now);
@@ -168,7 +169,7 @@ fn g8_a_reader_that_takes_nothing_of_one_users_share_is_stalled_and_one_that_rea
         flood(&mut stranger, to);
         let mut lanes: Vec<_> = (0..12).map(|_| stranger.endpoint.lane().unwrap()).collect();
         for lane in &mut lanes {
-            lane.submit(to, "waits", Waker::noop().clone()).unwrap();
+            let _ = lane.submit(to, "waits", Waker::noop().clone()).unwrap();
         }
         let mut evicted = Vec::new();
         for _ in 0..14 {

@@ -577,7 +577,13 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
             }))),
         ),
         ("stats", done(Response::Stats(Box::new(Stats { messages: 7, ..Stats::default() })))),
-        ("reloaded", done(Response::Reloaded { rules: 3, pending: vec!["threads: needs a restart".to_owned()] })),
+        (
+            "reloaded",
+            done(Response::Reloaded {
+                rules: 3,
+                pending: vec!["threads: needs a restart".to_owned()],
+            }),
+        ),
         (
             "accounts",
             done(Response::Accounts {
