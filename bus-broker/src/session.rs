@@ -168,7 +168,7 @@ impl Session {
     /// Whether messages with descriptors wait for the client.
     pub(crate) fn holds_descriptors(&mut self) -> bool {
         let mut holds = false;
-        for handle in self.ports.keys().copied().collect::<Vec<_>>() {
+        for handle in self.ports.iter().map(Port::handle).collect::<Vec<_>>() {
             holds |= self.ports.get_mut(handle).is_some_and(|port| port.holds_descriptors());
             self.set_readable(handle);
         }

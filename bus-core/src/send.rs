@@ -292,12 +292,7 @@ impl FullRecipient {
         let whole = !intake.has_room();
         let full = whole || (share.is_some() && !intake.has_room_of(share));
         let (core, queued_messages) = (Arc::clone(&intake.core), intake.depth().0);
-        full.then_some(Self {
-            core,
-            queued_messages,
-            leaves: false,
-            for_one_user: !whole,
-        })
+        full.then_some(Self { core, queued_messages, leaves: false, for_one_user: !whole })
     }
 }
 
