@@ -23,6 +23,7 @@ use crate::door::Door;
 use crate::helper::Parked;
 use crate::inbox::Inbox;
 use crate::ingress::IngressListener;
+use crate::log_limit::{LogEvent, Verdict};
 use crate::peer_process;
 
 /// The listening sockets, and the descriptor in reserve.
@@ -77,13 +78,13 @@ impl Acceptor {
                         self.reserve = None;
                         if let Ok(socket) = self.doors[at].listener.accept() {
                             inbox.counters.connections_refused.add(1);
-                            self.refuse(&socket, "the broker has no descriptor left");
+                            self.refuse(shared, &socket, "the broker has no descriptor left");
                         }
                         self.renew_reserve();
                     }
                     Err(error) => {
                         self.renew_reserve();
-                        tracing::warn!(%error, "cannot accept, and will try again");
+                        cannot_accept(shared, error);
                         return Accepted::TryLater;
                     }
                 }
@@ -107,7 +108,7 @@ impl Acceptor {
                     }
                     Err(error) => {
                         self.renew_reserve();
-                        tracing::warn!(%error, "cannot accept, and will try again");
+                        cannot_accept(shared, error);
                         return Accepted::TryLater;
                     }
                 }
@@ -137,7 +138,7 @@ impl Acceptor {
             Err(limit) => {
                 inbox.counters.connections_refused.add(1);
                 let text = format!("this socket has {limit} connections already");
-                return self.refuse(&socket, &text);
+                return self.refuse(shared, &socket, &text);
             }
         };
         let credentials = match PeerCredentials::of(&socket) {
@@ -159,12 +160,12 @@ impl Acceptor {
                  process; try again in {wait:.0?}"
             );
             inbox.counters.connections_refused.add(1);
-            return self.refuse(&socket, &text);
+            return self.refuse(shared, &socket, &text);
         }
         match shared.take_connection_place(payer, pid, process) {
             Err(limit) => {
                 inbox.counters.connections_refused.add(1);
-                self.refuse(&socket, &limit.to_string());
+                self.refuse(shared, &socket, &limit.to_string());
             }
             Ok(place) => {
                 self.refusing = false;
@@ -189,9 +190,12 @@ impl Acceptor {
         }
     }
 
-    fn refuse(&mut self, socket: &impl AsFd, reason: &str) {
-        if !std::mem::replace(&mut self.refusing, true) {
-            tracing::warn!(reason, "connections are refused");
+    fn refuse(&mut self, shared: &Shared, socket: &impl AsFd, reason: &str) {
+        if !std::mem::replace(&mut self.refusing, true)
+            && let Verdict::Log { suppressed } =
+                shared.log_limit.ask_of_broker(LogEvent::Refusing, Instant::now())
+        {
+            tracing::warn!(reason, suppressed, "connections are refused");
         }
         let goodbye = Goodbye::new(GoodbyeCode::LimitExceeded, reason);
         let mut bytes = BytesMut::new();
@@ -205,6 +209,13 @@ impl Acceptor {
         if self.reserve.is_none() {
             self.reserve = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).ok();
         }
+    }
+}
+
+fn cannot_accept(shared: &Shared, error: Errno) {
+    let verdict = shared.log_limit.ask_of_broker(LogEvent::Accept, Instant::now());
+    if let Verdict::Log { suppressed } = verdict {
+        tracing::warn!(%error, suppressed, "cannot accept, and will try again");
     }
 }
 

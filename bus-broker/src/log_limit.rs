@@ -28,6 +28,12 @@ pub(crate) enum LogEvent {
     TooSlow,
     /// A member was evicted.
     Evicted,
+    /// The system has no socket for us.
+    Accept,
+    /// The system has no socket for who asks for the metrics.
+    Scraper,
+    /// There is no place for anybody.
+    Refusing,
 }
 
 /// What to do about an event.
@@ -61,6 +67,11 @@ struct Past {
 }
 
 impl LogLimit {
+    /// Whether an event is to be logged that is nobody's but the broker's own.
+    pub(crate) fn ask_of_broker(&self, event: LogEvent, now: Instant) -> Verdict {
+        self.ask(event, Credentials { uid: 0, pid: 0 }, now)
+    }
+
     /// Whether an event of a peer's is to be logged.
     pub(crate) fn ask(&self, event: LogEvent, peer: Credentials, now: Instant) -> Verdict {
         let mut peers = self.peers.lock().expect("nothing that can panic runs under this lock");

@@ -27,6 +27,7 @@ use rustix::time::Timespec;
 use crate::broker::Shared;
 use crate::config::MetricsConfig;
 use crate::listener::{ListenError, Listener};
+use crate::log_limit::{LogEvent, Verdict};
 
 mod families;
 mod http;
@@ -119,7 +120,7 @@ impl Metrics {
                 !ready[at - 1] || scraper.go_on(|| self.text(shared))
             });
             if ready[1] && room {
-                self.accept(&mut scrapers);
+                self.accept(shared, &mut scrapers);
             }
         }
     }
@@ -128,7 +129,7 @@ impl Metrics {
         families::text(shared, self.groups, self.endpoints).into_bytes()
     }
 
-    fn accept(&self, scrapers: &mut Vec<Scraper>) {
+    fn accept(&self, shared: &Shared, scrapers: &mut Vec<Scraper>) {
         match self.listener.accept() {
             Ok(socket) => scrapers.push(Scraper {
                 socket,
@@ -140,7 +141,10 @@ impl Metrics {
             }),
             Err(Errno::AGAIN | Errno::CONNABORTED) => {}
             Err(error) => {
-                tracing::warn!(%error, "a scraper cannot be accepted");
+                let verdict = shared.log_limit.ask_of_broker(LogEvent::Scraper, Instant::now());
+                if let Verdict::Log { suppressed } = verdict {
+                    tracing::warn!(%error, suppressed, "a scraper cannot be accepted");
+                }
                 // Out of descriptors, as a rule: asking again at once would be a circle.
                 thread::sleep(Duration::from_millis(100));
             }

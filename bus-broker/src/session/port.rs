@@ -39,8 +39,8 @@ pub(super) struct Port {
     waker: Waker,
     /// It does not sleep.
     awake: bool,
-    /// In a box, for few are ever held.
-    held: Option<Box<VecDeque<Delivery>>>,
+    /// What was taken off the queue and waits. Rarely anything.
+    held: VecDeque<Delivery>,
     /// Nothing more will come than is in the queue.
     receive_shut: bool,
     /// And the client was told that it has had all.
@@ -65,7 +65,7 @@ impl Port {
             receiver,
             waker,
             awake: false,
-            held: None,
+            held: VecDeque::new(),
             receive_shut: false,
             end_told: false,
             endpoint,
@@ -87,24 +87,19 @@ impl Port {
     }
 
     pub(super) fn next_delivery(&mut self) -> Option<Delivery> {
-        let held = self.held.as_mut().and_then(|held| held.pop_front());
-        if self.held.as_ref().is_some_and(|held| held.is_empty()) {
-            self.held = None;
-        }
-        held.or_else(|| self.receiver.drain())
+        self.held.pop_front().or_else(|| self.receiver.drain())
     }
 
     /// Keeps a message that has to wait.
     pub(super) fn hold(&mut self, delivery: Delivery) {
-        self.held.get_or_insert_default().push_front(delivery);
+        self.held.push_front(delivery);
     }
 
     /// Whether messages with descriptors wait here. Takes all that is queued off the ring, to see; it
     /// is to be read again after this.
     pub(super) fn holds_descriptors(&mut self) -> bool {
-        let held = self.held.get_or_insert_default();
-        held.extend(std::iter::from_fn(|| self.receiver.drain()));
-        held.iter().any(|delivery| match delivery {
+        self.held.extend(std::iter::from_fn(|| self.receiver.drain()));
+        self.held.iter().any(|delivery| match delivery {
             Delivery::Message { message, .. } | Delivery::FromPeer { message, .. } => {
                 !message.descriptors().is_empty()
             }
@@ -182,7 +177,7 @@ impl Port {
         output: &mut Output,
         context: &mut Context<'_>,
     ) {
-        match &mut self.lanes[head.id.lane.index()] {
+        match self.lane_mut(head.id.lane) {
             Some(lane) => lane.refuse_send(head, failure, output, context),
             // Nothing is in it that could depend on this one.
             None => refuse(head.id, failure, output, context),
