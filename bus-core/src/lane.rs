@@ -14,7 +14,7 @@ use crate::message::{Destination, Draft, Message};
 use crate::recorder::{RefusalReason, RefusalRecord};
 use crate::request::{Kind, Requested};
 use crate::send::{Attempt, Effects, Outgoing, Receipt, Route, SendError, Standing};
-use crate::sync::Parker;
+use crate::sync::{Mutant, Parker, mutated};
 use crate::tally::LaneTally;
 use crate::wait::{Entered, WaitKey};
 
@@ -178,6 +178,7 @@ impl Lane {
         let mut attempt = bus.attempt(&mut outgoing, Standing::Newcomer, &mut self.effects)?;
         while matches!(attempt, Attempt::Full { .. })
             && outgoing.route.has_leavers()
+            && !mutated(Mutant::LeaverStays)
             && bus.put_out_leavers(&outgoing)
         {
             attempt = bus.attempt(&mut outgoing, Standing::Newcomer, &mut self.effects)?;

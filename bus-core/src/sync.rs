@@ -469,6 +469,8 @@ mutants! {
     OutsiderSends,
     /// An owner that frees a place of a peer endpoint's share serves only its own queue's line.
     ShareServesNobody,
+    /// A member that leaves rather than make senders wait stays, and they wait.
+    LeaverStays,
     /// A user may take all of another user's queue.
     ShareUnbounded,
     /// A reader gives a user's share back after it has looked who waits.

@@ -169,3 +169,26 @@ fn g4_a_notice_does_not_pass_a_waiting_send() {
         assert_eq!(rest[1].missed.map(|gap| gap.first), Some(joined.sequence));
     });
 }
+
+/// Given a full group of a member that leaves rather than make senders wait, when it reads what it
+/// has while a message is sent, then the send waits for nobody, and the member has the message or
+/// was told that it is put out: never neither, never both.
+#[test]
+fn g8_a_member_that_leaves_when_full_makes_nobody_wait() {
+    explore(|| {
+        let bus = bus(1);
+        let [leaver, two] = endpoints(&bus);
+        let group = join(&leaver, "g", MemberFlags::LEAVE_WHEN_FULL);
+        let mut twos = lane(&two);
+        sent(&mut twos, group, "first");
+        let sending = thread::spawn(move || twos.try_send(group, "second").unwrap());
+        let mut reading = reader(&leaver);
+        let mut all = take_all(&mut reading);
+        let second = sending.join().unwrap();
+        all.extend(take_all(&mut reading));
+        match second.recipients {
+            0 => assert_eq!(texts(&all), ["first", "Evicted"]),
+            _ => assert_eq!(texts(&all), ["first", "second"]),
+        }
+    });
+}

@@ -23,7 +23,7 @@
 //! | G5 nobody starves | newcomers and younger sends; readers that alternate; dead members | `waiting::g5_*_pass_*`, `reserve::*` | `PassOlder`, `WaiterPassesOlder`, `YoungestFirst`, `NoReservePlace`, `ReservePassesOlder`, `StuckKeepsClaims`, `UnusedStaysWithheld`, `ChangeKeepsClaims`, `GiveUpServesNobody` |
 //! | G6 readiness | a watch that begins while a place is freed | `waiting::g6_*` | `ServeNoWatches` |
 //! | G7 dropping is visible | drops while the reader reads, sleeps, or is owed to others | `drop_when_full::*` | `DropperPassesOlder`, `LoneGapEarly`, `SleepBesideGap`, `DropWakesNobody`, `NoFenceInDrop` |
-//! | G8 bounds | a tick that evicts a member which reads at last | `membership::g8_*` | |
+//! | G8 bounds | a tick that evicts a member which reads at last; a member that leaves when full, and reads meanwhile | `membership::g8_*`, `drop_when_full::g8_*` | `LeaverStays` |
 //! | G9 lifetime | close and shutdown against sends and readers; slots used again | `membership::g9_*`, `cancel::g9_*` | `ClosedSenderCommits`, `SlotNotCompared`, `ShutStillReceives`, `EndWithoutLook` |
 //! | requests | reply, cancellation, deadline, close of either side; a look while the next one comes | `requests::*` | `OutcomeTwice`, `AskedNotedLate`, `LookBeforeNone`, `EndWakesNobody` |
 //! | G5 wakers | each way to be woken, with a waker that asks the bus | `wakers::*`, `cancel::g5_a_cancelled_sends_waker_*` | |
@@ -134,6 +134,7 @@ const CAUGHT: &[(&str, &str)] = &[
         "ShareServesNobody",
         "gated::g5_a_place_freed_in_a_share_while_a_send_goes_to_wait_is_not_lost",
     ),
+    ("LeaverStays", "drop_when_full::g8_a_member_that_leaves_when_full_makes_nobody_wait"),
     ("ShareUnbounded", "shares::g10_two_sends_of_one_user_take_half_of_a_queue_together"),
     ("ShareFreedLate", "shares::g5_a_share_freed_while_a_send_goes_to_wait_is_not_lost"),
     ("ShareWaitsAlone", "shares::g5_a_share_freed_while_a_send_goes_to_wait_is_not_lost"),
