@@ -695,16 +695,20 @@ impl BusInner {
         Some(Eviction { sequence, ..eviction })
     }
 
-    /// Puts out those whom a send needs and who leave rather than make it wait. Whether there were
-    /// any: then the membership is another one.
+    /// Puts out those whom a send needs and who leave rather than make it wait. Whether it is to be
+    /// tried again: some were, or by now nobody is full any more.
     #[cold]
     pub(crate) fn put_out_leavers(&self, outgoing: &Outgoing) -> bool {
         let Destination::Group(group) = outgoing.route.destination() else {
             return false;
         };
-        let leavers = self.find_full(outgoing).into_iter().filter(|full| full.leaves);
-        let stalled = leavers.map(|full| Stalled::leaver(full.core, full.queued_messages));
-        stalled.filter_map(|stalled| self.evict(&stalled, group)).count() > 0
+        let full = self.find_full(outgoing);
+        let again = full.is_empty() || full.iter().any(|full| full.leaves);
+        for full in full.into_iter().filter(|full| full.leaves) {
+            // Who has left meanwhile is not in the way either.
+            let _ = self.evict(&Stalled::leaver(full.core, full.queued_messages), group);
+        }
+        again
     }
 
     fn open_endpoint(

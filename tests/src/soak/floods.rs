@@ -12,6 +12,7 @@ use bus_core::{Destination, MemberFlags};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::Field;
+use crate::deadline::eventually;
 use crate::raw::RawClient;
 
 /// Connections that come and go: silent ones, greeted ones, and such as go in mid-greeting.
@@ -53,7 +54,12 @@ pub(super) fn idle(field: &mut Field<'_>) -> String {
     }
     let allowed = usize::try_from(hard).unwrap_or(usize::MAX).saturating_sub(SPARE);
     let wanted = plan.connections.min(allowed);
-    let before = super::holdings(broker);
+    let mut before = super::holdings(broker);
+    eventually("the flood before has ebbed away", || {
+        let earlier = std::mem::replace(&mut before, super::holdings(broker));
+        let same = before.descriptors == earlier.descriptors;
+        if same { Ok(()) } else { Err(format!("{earlier}, then {before}")) }
+    });
     let began = Instant::now();
     let clients: Vec<_> = (0..wanted).map(|_| RawClient::connect(broker.socket())).collect();
     let took = began.elapsed().as_secs_f64();
