@@ -394,23 +394,28 @@ fn g10_clients_that_stop_in_the_middle_of_a_frame_delay_nobody() {
         client.write(&MAGIC[..3]);
         stalled.push(client);
     }
-    // Each of these announces 16 MiB.
-    for _ in 0..64 {
+    // Each of these announces 16 MiB, which all together is more than their user may have.
+    let announces = |_| {
         let mut client = broker.raw();
         let mut bytes = header_bytes(16 + 20 + (16 << 20), 0x10, 1);
         bytes.extend([0; 1000]);
         client.write(&bytes);
-        stalled.push(client);
-    }
+        client
+    };
+    let mut announced: Vec<_> = (0..64).map(announces).collect();
     broker.raw().ping();
     innocents.end(&broker);
     let grown = broker.resident_kib().saturating_sub(before);
     assert!(grown < 64 << 10, "{grown} KiB for what has not come");
-    // They are served again when they go on.
-    let mut client = stalled.pop().unwrap();
-    client.write(&vec![0; 20 + (16 << 20) - 1000]);
-    let refused = client.outcome(Serial::FIRST).unwrap_err();
-    assert_eq!(refused.code, FailureCode::NoSuchGroup);
+    // They are served again when they go on; for the last ones there are no bytes.
+    let mut last = announced.pop().unwrap();
+    for (client, answer) in
+        [(&mut announced[0], FailureCode::NoSuchGroup), (&mut last, FailureCode::LimitExceeded)]
+    {
+        client.write(&vec![0; 20 + (16 << 20) - 1000]);
+        assert_eq!(client.outcome(Serial::FIRST).unwrap_err().code, answer);
+        client.ping();
+    }
 }
 
 /// dbus-broker: if an error could not be queued, its caller was disconnected.
