@@ -508,14 +508,15 @@ impl Receiver {
     }
 
     fn receive_until(&mut self, park: impl Fn(&Parker) -> bool) -> Result<Delivery, ReceiveError> {
-        let parker = Arc::new(Parker::default());
-        let waker = parker.waker();
-        let mut context = Context::from_waker(&waker);
+        // Made when it is needed: a reader that finds something allocates nothing.
+        let mut parker: Option<Arc<Parker>> = None;
         loop {
-            if let Poll::Ready(taken) = self.poll_receive(&mut context) {
-                return taken;
+            match self.try_receive() {
+                Err(ReceiveError::Empty) => {}
+                taken => return taken,
             }
-            if !park(&parker) {
+            let parker = parker.get_or_insert_default();
+            if self.sleep(parker.waker()) && !park(parker) {
                 return self.try_receive();
             }
         }
