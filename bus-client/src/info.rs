@@ -164,7 +164,7 @@ pub struct Joined {
 /// How long a ping took.
 pub type RoundTrip = Duration;
 
-/// What a reload has come to, see [`Bus::reload`](crate::Bus::reload).
+/// What a reload has come to, see [`Bus::reload`](crate::Endpoint::reload).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reloaded {
