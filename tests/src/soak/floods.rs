@@ -11,12 +11,12 @@ use bus_core::wire::SendFlags;
 use bus_core::{Destination, MemberFlags};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::Field;
+use super::{Fault, Field};
 use crate::raw::RawClient;
 
 /// Connections that come and go: silent ones, greeted ones, and such as go in mid-greeting.
 pub(super) fn connections(field: &mut Field<'_>) -> String {
-    let Field { broker, plan, .. } = field;
+    let Field { broker, plan, faults, .. } = field;
     let began = Instant::now();
     let count = AtomicU64::new(0);
     thread::scope(|scope| {
@@ -40,6 +40,10 @@ pub(super) fn connections(field: &mut Field<'_>) -> String {
         }
     });
     let count = count.into_inner();
+    // A machine that has nothing else to do can make more than one process may in a second.
+    let (what, message) = ("connections in a flood", "connections are refused");
+    let about = "the limit user_connection_rate";
+    faults.injected(Fault { what, message, about, program: None, each: false }, count);
     let rate = count as f64 / began.elapsed().as_secs_f64();
     format!("{count} connections came and went, {rate:.0} a second")
 }
