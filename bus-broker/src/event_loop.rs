@@ -180,10 +180,11 @@ impl IoThread {
                     Ok(_) => {}
                 }
             }
-            self.hurry_put_off();
-            self.end_late();
-            self.heed_again();
-            self.end_orphans();
+            let now = Instant::now();
+            self.hurry_put_off(now);
+            self.end_late(now);
+            self.heed_again(now);
+            self.end_orphans(now);
             self.flush();
             self.ring_bells();
             self.end_idle_rings();
@@ -204,8 +205,8 @@ impl IoThread {
     }
 
     /// Writes out what was put off, once its time has come.
-    fn hurry_put_off(&mut self) {
-        if self.put_off_until.is_none_or(|until| until > Instant::now()) {
+    fn hurry_put_off(&mut self, now: Instant) {
+        if self.put_off_until.is_none_or(|until| until > now) {
             return;
         }
         self.put_off_until = None;
@@ -219,8 +220,7 @@ impl IoThread {
     }
 
     /// Ends the streams whose unfinished messages are late.
-    fn end_late(&mut self) {
-        let now = Instant::now();
+    fn end_late(&mut self, now: Instant) {
         while let Some((at, number)) = self.timed.first().copied()
             && at <= now
         {
@@ -236,8 +236,7 @@ impl IoThread {
     }
 
     /// Ends connections that only what waits for them keeps open.
-    fn end_orphans(&mut self) {
-        let now = Instant::now();
+    fn end_orphans(&mut self, now: Instant) {
         if !self.orphans.is_due(now) {
             return;
         }
@@ -257,15 +256,15 @@ impl IoThread {
 
     /// How long the thread may sleep; `None` for as long as nothing happens.
     fn sleep_at_most(&mut self) -> Option<Duration> {
-        let relief = self.mind_memory(Instant::now());
+        let now = Instant::now();
+        let relief = self.mind_memory(now);
         // May ring this thread itself, so before it looks whether anybody did.
-        let services = self.shared.services.expire(Instant::now());
+        let services = self.shared.services.expire(now);
         let helper = self.shared.helper.get();
-        let looks = helper.and_then(|helper| helper.expire(Instant::now(), &self.shared));
+        let looks = helper.and_then(|helper| helper.expire(now, &self.shared));
         if !self.dirty.is_empty() || !self.inbox.fall_asleep() {
             return Some(Duration::ZERO);
         }
-        let now = Instant::now();
         let until = |at: Instant| at.saturating_duration_since(now);
         let lingering = self.lingering.front().map(|(at, _)| until(*at));
         let waiting = (self.workspace.waiting_sends > 0).then_some(TICK);
@@ -294,6 +293,7 @@ impl IoThread {
         if self.relief.is_due(bytes, now) {
             self.connections.shrink_to_fit();
             self.shared.roster.shrink();
+            self.shared.bus.shrink();
             relief::give_back();
         }
         self.relief.next_look(bytes, now)
@@ -584,9 +584,9 @@ impl IoThread {
     }
 
     /// Listens again to the bells of those who have rung for nothing, and looks what they have.
-    fn heed_again(&mut self) {
+    fn heed_again(&mut self, now: Instant) {
         while let Some((at, token)) = self.unheeded.front().copied()
-            && at <= Instant::now()
+            && at <= now
         {
             self.unheeded.pop_front();
             self.watch_bell(token, EventFlags::IN);

@@ -127,8 +127,8 @@ pub(crate) struct State {
     /// Somebody has the pollable descriptor.
     polled: bool,
     signalled: bool,
-    /// A main loop has looked since that was said.
-    heeded: bool,
+    /// A main loop was told that a dispatch is due, and has not dispatched since.
+    summoned: bool,
     rings: RingWish,
     /// Messages before they are asked for.
     rings_after: u32,
@@ -181,7 +181,7 @@ impl State {
             attention: false,
             polled: false,
             signalled: false,
-            heeded: false,
+            summoned: false,
             rings: RingWish::None,
             rings_after: 1,
             fork_mark: None,
@@ -340,6 +340,11 @@ impl State {
     }
 
     #[cfg(test)]
+    pub(crate) fn summon(&mut self) {
+        self.attention = true;
+    }
+
+    #[cfg(test)]
     pub(crate) fn queued_sends(&self) -> usize {
         self.queued_sends
     }
@@ -383,7 +388,7 @@ impl State {
     /// As [`turn`](Self::turn), for the main loop that polls the descriptor.
     pub(crate) fn dispatch(&mut self) {
         self.attention = false;
-        self.heeded = true;
+        self.summoned = false;
         self.turn();
     }
 
@@ -401,18 +406,23 @@ impl State {
             // A child must not touch its parent's.
             let has_rings = self.rings == RingWish::Have && self.is_same_process();
             let beside_input = has_rings && !self.transport.arm();
-            let wanted = self.attention
-                || beside_input
+            // What a dispatch deals with; the rest is for the application to take.
+            let due = self.attention || beside_input;
+            let wanted = due
                 || self.has_completions()
                 || self
                     .endpoints
                     .iter()
                     .any(|(_, endpoint)| endpoint.polled && endpoint.is_ready(gone));
-            // A loop that polls for edges has heeded the last one: what is there now is a new one.
-            let again = std::mem::take(&mut self.heeded) && wanted;
-            if wanted != self.signalled || again {
-                self.signalled = wanted;
-                self.transport.signal(wanted);
+            // A loop that polls for edges needs one of its own for each dispatch that is due.
+            let summons = due && !std::mem::replace(&mut self.summoned, due);
+            if self.signalled && (summons || !wanted) {
+                self.transport.signal(false);
+                self.signalled = false;
+            }
+            if wanted && !self.signalled {
+                self.transport.signal(true);
+                self.signalled = true;
             }
         }
         self.waits.take_wakers()

@@ -9,6 +9,9 @@ use bus_client::{
 };
 use std::io::Write;
 
+#[path = "payloads/unasked.rs"]
+mod unasked;
+
 /// Longer than anything here takes on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(60);
 const MIB: usize = 1 << 20;

@@ -546,6 +546,26 @@ impl Bus {
         self.inner.description(name)
     }
 
+    /// Gives back the memory of tables that many endpoints have needed and that those who are left
+    /// do not. Whoever sends meanwhile may wait for as long as these are copied, some milliseconds
+    /// for ten thousand: for times when many have gone.
+    ///
+    /// ```
+    /// let bus = bus_core::Bus::new(bus_core::Limits::default(), 1)?;
+    /// let many: Vec<_> = (0..100)
+    ///     .map(|_| bus.open_endpoint(bus_core::Credentials::UNAUTHENTICATED))
+    ///     .collect::<Result<_, _>>()?;
+    /// drop(many);
+    /// bus.shrink();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn shrink(&self) {
+        // With the directory held, nobody is about to take the place of an endpoint.
+        let mut directory = self.inner.directory.lock();
+        directory.shrink();
+        self.inner.locks.shrink();
+    }
+
     /// What the bus has done and holds. Does not block.
     #[must_use]
     pub fn stats(&self) -> Stats {

@@ -121,6 +121,14 @@ pub(crate) struct GroupRecord {
 }
 
 impl Directory {
+    /// Gives back what the tables do not need any more.
+    pub(crate) fn shrink(&mut self) {
+        self.endpoints.shrink_to_fit();
+        self.groups.shrink_to_fit();
+        self.peers.shrink_to_fit();
+        self.back_offs.shrink_to_fit();
+    }
+
     pub(crate) fn with_ids_after(after: u64) -> Self {
         let mut directory = Self { last_endpoint: after, last_group: after, ..Self::default() };
         directory.registry.count_ids_after(after);

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use bus_core::Limits;
 use bus_core::wire::{ClientFrame, FailureCode, GoodbyeCode, Request, Response};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 
 use crate::testing::{FakeBroker, GROUP, PATIENCE, pair, pair_with};
 use crate::{Builder, Bus, Event, JoinOptions, SendError};
@@ -166,6 +167,34 @@ fn the_descriptor_stays_readable_when_the_broker_has_gone() {
     while bus.dispatch().is_ok() {}
     assert!(is_readable_now(&bus));
     assert!(bus.try_receive().is_err());
+}
+
+#[test]
+fn g6_a_loop_that_polls_for_edges_gets_one_for_each_dispatch_that_is_due_and_none_for_what_waits() {
+    let (bus, mut broker) = pair();
+    settle(&bus);
+    let outer = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+    let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    epoll::add(&outer, bus.as_fd(), epoll::EventData::new_u64(0), flags).unwrap();
+    let has_edge = |patience: Duration| {
+        let mut events = Vec::with_capacity(1);
+        let timeout = Timespec::try_from(patience).unwrap();
+        epoll::wait(&outer, spare_capacity(&mut events), Some(&timeout)).unwrap() > 0
+    };
+    broker.message(b"one");
+    assert!(has_edge(PATIENCE), "it has come");
+    bus.dispatch().unwrap();
+    assert!(has_edge(Duration::ZERO), "it is to be received");
+    bus.dispatch().unwrap();
+    assert!(!has_edge(Duration::ZERO), "a dispatch would bring nothing new");
+    for _ in 0..2 {
+        bus.inner.connection.lock().summon();
+        assert!(has_edge(Duration::ZERO), "now it would, beside what waits");
+        bus.inner.connection.lock().summon();
+        assert!(!has_edge(Duration::ZERO), "it was said");
+        bus.dispatch().unwrap();
+    }
+    assert!(bus.try_receive().unwrap().is_some());
 }
 
 #[test]

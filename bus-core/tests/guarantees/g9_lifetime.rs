@@ -151,6 +151,24 @@ fn g9_a_closed_endpoint_leaves_nothing_behind() {
 }
 
 #[test]
+fn g9_tables_that_shrink_keep_those_who_are_left() {
+    let bus = bus(8);
+    let many: Vec<_> = (0..1_000).map(|_| Party::on(&bus)).collect();
+    let mut left: Vec<_> = many.into_iter().enumerate().collect();
+    left.retain(|(number, _)| number % 100 == 50);
+    bus.shrink();
+    let groups: Vec<GroupId> = left.iter().map(|(_, party)| party.join("g")).collect();
+    let group = groups[0];
+    let mut late = Party::on(&bus);
+    assert_eq!(late.send(group, "to all").recipients, 10);
+    for (_, party) in &mut left {
+        assert_eq!(late.send(party.here(), "to one").recipients, 1);
+        assert_eq!(party.take(), "to all");
+        assert_eq!(party.take(), "to one");
+    }
+}
+
+#[test]
 fn g9_a_lane_outlives_its_endpoint_without_harm() {
     let bus = bus(8);
     let reader = Party::on(&bus);

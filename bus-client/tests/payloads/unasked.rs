@@ -1,42 +1,26 @@
 //! Large payloads that nobody has asked to be treated as such, against a real broker in this process:
 //! written once, read in place by all who may, by either transport.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::time::Duration;
+use bus_client::{Bus, EmbeddedBroker, Limits, Message, Outgoing, Transport, Way};
 
-use bus_client::{Bus, EmbeddedBroker, Event, Limits, Message, Outgoing, Transport, Way};
+use super::{broker, message, pattern};
 
-/// Longer than anything here takes on a machine that is busy with other things.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// A payload that is large, and one that is not.
 const LARGE: usize = 256 << 10;
 const SMALL: usize = 100;
 
-fn broker() -> (EmbeddedBroker, tempfile::TempDir) {
-    let dir = tempfile::tempdir().unwrap();
-    let limits = Limits { queue_bytes: 256 << 20, ..Limits::default() };
-    let broker = EmbeddedBroker::builder().limits(limits).path(dir.path().join("bus"));
-    (broker.start().unwrap(), dir)
+/// Queues that hold many large payloads.
+fn deep() -> Limits {
+    Limits { queue_bytes: 256 << 20, ..Limits::default() }
 }
 
 fn bus(broker: &EmbeddedBroker, transport: Transport) -> Bus {
     Bus::builder().address(broker.address()).transport(transport).connect().unwrap()
 }
 
-fn message(bus: &Bus) -> Message {
-    match bus.receive_deadline(PATIENCE).unwrap() {
-        Some(Event::Message(message)) => message,
-        other => panic!("{other:?} where a message was expected"),
-    }
-}
-
-fn pattern(number: usize, length: usize) -> Vec<u8> {
-    (0..length).map(|at| u8::try_from(((at / 64) * 31 + number * 7) % 251).unwrap()).collect()
-}
-
 #[test]
 fn g2_a_large_payload_is_written_once_and_read_in_place_among_small_ones_in_one_order() {
-    let (broker, _dir) = broker();
+    let (broker, _dir) = broker(deep());
     let ways = [Transport::Ring, Transport::Socket, Transport::Auto];
     let readers = ways.map(|way| bus(&broker, way));
     let _members: Vec<_> = readers.iter().map(|reader| reader.join("frames").unwrap()).collect();
@@ -58,7 +42,7 @@ fn g2_a_large_payload_is_written_once_and_read_in_place_among_small_ones_in_one_
 
 #[test]
 fn a_receiver_holds_what_it_was_given_and_goes_on_up_to_its_budget_and_beyond_it_gets_copies() {
-    let (broker, _dir) = broker();
+    let (broker, _dir) = broker(deep());
     let [holder, other, sender] = [Transport::Ring; 3].map(|way| bus(&broker, way));
     let _members = [&holder, &other].map(|bus| bus.join("held").unwrap());
     let group = sender.group("held").unwrap();
