@@ -21,8 +21,8 @@ use bus_core::wire::{
     encode_message_head,
 };
 use bus_core::{
-    Credentials, Delivery, Destination, Draft, EndpointId, Eviction, EvictionCause, Gap, GroupName,
-    Kind, Message, Monitored, PeerChange, Resource,
+    Credentials, Delivery, Destination, Draft, EndpointId, Eviction, EvictionCause, Gap, GroupId,
+    GroupName, Kind, Message, Monitored, PeerChange, Resource,
 };
 use bytes::{Buf, BytesMut};
 
@@ -586,7 +586,15 @@ impl Session {
             if room == Room::AsItHas && !output.has_room_for_messages() {
                 return Filled::MayHaveMore;
             }
-            match port.next_delivery() {
+            let delivery = port.next_delivery();
+            // Nearly all are such.
+            if let Some(Delivery::Message { message, missed: None }) = &delivery
+                && let Some(group) = plain_group(message)
+            {
+                deliver_plain(handle, group, message, output);
+                continue;
+            }
+            match delivery {
                 Some(delivery @ (Delivery::Message { .. } | Delivery::FromPeer { .. })) => {
                     let (message, missed, peer) = match &delivery {
                         Delivery::FromPeer { peer, message, missed } => {
@@ -725,6 +733,47 @@ fn deliver_by(
     *descriptors_out |= !message.descriptors().is_empty() || matches!(way, Way::File(..));
     deliver(handle, message, how, way, output);
     true
+}
+
+/// The group that a message went to of which nothing more is to be said: it is short, all of it is
+/// in its frame, and it brings no descriptors.
+#[inline]
+fn plain_group(message: &Message) -> Option<GroupId> {
+    let payload = message.payload();
+    let plain = message.descriptors().is_empty()
+        && !payload.is_apart()
+        && !payload.was_lent()
+        && payload.len() <= SHARE_BYTES;
+    match message.destination() {
+        Destination::Group(group) if plain => Some(group),
+        _ => None,
+    }
+}
+
+/// As [`deliver`] does with a message to a group in whose frame nothing is but itself.
+#[inline]
+fn deliver_plain(handle: Handle, group: GroupId, message: &Message, output: &mut Output) {
+    let head = MessageHead {
+        endpoint: handle,
+        sequence: message.sequence(),
+        group: Some(group),
+        name: None,
+        sender: message.sender(),
+        sender_serial: message.sender_serial(),
+        commit_time: message.commit_time(),
+        deadline: message.deadline(),
+        credentials: message.credentials(),
+        missed: None,
+        retained: false,
+        apart: false,
+        lent: false,
+        descriptors: 0,
+        descriptors_lost: false,
+        role: Role::Plain,
+        peer: None,
+    };
+    encode_message(output.frames(), &head, message.attributes(), message.payload())
+        .expect("it is short");
 }
 
 fn deliver(handle: Handle, message: &Arc<Message>, how: How, way: Way, output: &mut Output) {

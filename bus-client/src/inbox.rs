@@ -116,6 +116,7 @@ pub(crate) enum Item {
 
 impl Item {
     /// What it holds of the queue. Most notices hold nothing; nor does what a group has retained.
+    #[inline]
     fn charge(&self) -> Option<u64> {
         match self {
             Self::Message { message, .. } if message.retained() => None,
@@ -178,6 +179,7 @@ impl Inbox {
     /// # Errors
     ///
     /// The broker has sent more than it had credit for.
+    #[inline]
     pub(crate) fn push(&mut self, item: Item) -> Result<(), &'static str> {
         match item.charge() {
             Some(bytes) => {
@@ -277,11 +279,18 @@ impl Inbox {
     /// Hands out the oldest item. Its place is owed to the broker.
     pub(crate) fn take(&mut self) -> Option<Item> {
         let item = self.items.pop_front()?;
+        self.taken(item.charge());
+        Some(item)
+    }
+
+    /// The oldest item was handed out.
+    #[inline]
+    fn taken(&mut self, charge: Option<u64>) {
         let in_backlog = self.backlog_items > 0;
         if in_backlog {
             self.backlog_items -= 1;
         }
-        match item.charge() {
+        match charge {
             None => self.notices -= 1,
             Some(bytes) if in_backlog => self.backlog.sub(bytes),
             Some(bytes) => {
@@ -289,10 +298,10 @@ impl Inbox {
                 self.owed.add(bytes);
             }
         }
-        Some(item)
     }
 
     /// As [`take`](Self::take), if it is a [plain](MessageView::is_plain) message.
+    #[inline]
     pub(crate) fn take_plain(&mut self) -> Option<MessageView> {
         let Some(Item::Message { message, attached: None }) = self.items.front() else {
             return None;
@@ -300,10 +309,12 @@ impl Inbox {
         if !message.is_plain() {
             return None;
         }
-        match self.take()? {
-            Item::Message { message, .. } => Some(message),
-            _ => unreachable!("it was looked at a line above"),
-        }
+        let bytes = message.charged_bytes();
+        let Some(Item::Message { message, .. }) = self.items.pop_front() else {
+            unreachable!("it was looked at above")
+        };
+        self.taken(Some(bytes));
+        Some(message)
     }
 
     /// Moves what the backlog has room for into it. Its places are owed to the broker.

@@ -166,6 +166,9 @@ impl Outbox {
     }
 
     fn write_some(&self, transport: &Transport) -> Result<usize, Errno> {
+        if let ([Chunk { bytes, carried: None, .. }], []) = self.chunks.as_slices() {
+            return transport.write(&[IoSlice::new(bytes.as_slice())], &[]);
+        }
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let mut count = 0;
         for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {

@@ -586,15 +586,28 @@ impl State {
     /// What [`arrive`](Self::arrive) does with each, without what it asks of each: where little
     /// comes at a time, the code that runs is cold, and its length is what a message costs.
     fn take_plain_frames(&mut self) -> Result<(), String> {
-        while let Some(message) = self.inflow.next_plain()? {
-            self.arrivals += 1;
-            self.note_traffic();
-            let endpoint = message.endpoint();
-            let item = match self.monitored_next(endpoint) {
-                None => Item::Message { message, attached: None },
-                Some(copied) => Item::Monitored { message, copied },
-            };
-            self.deliver(endpoint, item)?;
+        let mut next = self.inflow.next_plain()?;
+        while let Some(mut message) = next.take() {
+            let handle = message.endpoint();
+            let mut count = 1;
+            if let Some(copied) = self.monitored_next(handle) {
+                self.deliver(handle, Item::Monitored { message, copied })?;
+                next = self.inflow.next_plain()?;
+            } else {
+                let endpoint = open(&mut self.endpoints, handle)?;
+                loop {
+                    endpoint.take_in(Item::Message { message, attached: None })?;
+                    next = self.inflow.next_plain()?;
+                    match next.take_if(|next| next.endpoint() == handle) {
+                        Some(one_more) => message = one_more,
+                        None => break,
+                    }
+                    count += 1;
+                }
+                self.wake_receivers(handle.get() as usize);
+            }
+            self.arrivals += u64::from(count);
+            self.note_traffic(count);
         }
         Ok(())
     }
@@ -626,7 +639,7 @@ impl State {
         if message.descriptors() > 0 {
             self.outbox.put(&ClientFrame::DescriptorsTaken);
         }
-        self.note_traffic();
+        self.note_traffic(1);
         if let Some(placed) = message.placed() {
             let file = match (placed.within, &mut attached) {
                 (PlacedIn::File, Some(attached)) => attached.descriptors.pop(),
@@ -781,15 +794,8 @@ impl State {
     }
 
     fn deliver(&mut self, handle: Handle, item: Item) -> Result<(), String> {
-        let key = handle.get() as usize;
-        let Some(endpoint) = self.endpoints.get_mut(key) else {
-            return Err(format!("a message for handle {handle}, which is not open"));
-        };
-        if endpoint.closing {
-            return Ok(());
-        }
-        endpoint.inbox.push(item)?;
-        self.wake_receivers(key);
+        open(&mut self.endpoints, handle)?.take_in(item)?;
+        self.wake_receivers(handle.get() as usize);
         Ok(())
     }
 
@@ -910,6 +916,12 @@ pub(crate) enum Interest {
     Views(usize),
     /// That anything arrives.
     Anything,
+}
+
+/// The endpoint for which a message has come.
+fn open(endpoints: &mut Slab<EndpointState>, handle: Handle) -> Result<&mut EndpointState, String> {
+    let endpoint = endpoints.get_mut(handle.get() as usize);
+    endpoint.ok_or_else(|| format!("a message for handle {handle}, which is not open"))
 }
 
 fn handle(key: usize) -> Handle {

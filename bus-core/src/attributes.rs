@@ -147,12 +147,14 @@ impl Attributes {
     }
 
     /// The block as it stands on the wire.
+    #[inline]
     #[must_use]
     pub fn encoded(&self) -> &Bytes {
         &self.0
     }
 
     /// Whether nothing is said.
+    #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

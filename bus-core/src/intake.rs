@@ -355,7 +355,10 @@ impl Intake {
     ) {
         self.charge_user(user, message.charged_bytes());
         self.charge(message.sequence(), message.charged_bytes());
-        self.push_entry(Entry::Message { message, missed, user });
+        match missed {
+            None => self.push_entry(|| Entry::Message { message, user }),
+            Some(missed) => self.push_entry(|| Entry::AfterGap { message, missed, user }),
+        }
     }
 
     /// A foreign user's message takes its share. Before it takes its place: what is left is as the
@@ -382,7 +385,7 @@ impl Intake {
     ) {
         self.charge_user(user, message.charged_bytes());
         self.charge(message.sequence(), message.charged_bytes());
-        self.push_entry(Entry::FromPeer { message, missed, share, user });
+        self.push_entry(|| Entry::FromPeer { message, missed, share, user });
     }
 
     /// Takes a place. This is all that happens at a peer endpoint: its messages lie in its owner's
@@ -399,9 +402,9 @@ impl Intake {
     }
 
     #[inline(always)]
-    fn push_entry(&mut self, entry: Entry) {
-        let pushed = self.producer.as_mut().map(|producer| producer.push(entry));
-        debug_assert!(matches!(pushed, Some(Ok(()))), "the ring has a slot for each place");
+    fn push_entry(&mut self, entry: impl FnOnce() -> Entry) {
+        let pushed = self.producer.as_mut().is_some_and(|producer| producer.push(entry));
+        debug_assert!(pushed, "the ring has a slot for each place");
     }
 
     /// Tells of a change in a group, if there is room that nobody is owed; it takes a place.
@@ -422,7 +425,7 @@ impl Intake {
             self.drop_message(lost, sequence);
             return;
         }
-        self.push_entry(entry(lost.take()));
+        self.push_entry(|| entry(lost.take()));
         self.pushed_messages += 1;
         if !self.has_room() {
             self.full_since = sequence;
@@ -433,7 +436,7 @@ impl Intake {
     pub(crate) fn push_reply(&mut self, message: Arc<Message>) {
         let (sequence, bytes) = (message.sequence(), message.charged_bytes());
         let had_room = self.has_room();
-        self.push_entry(Entry::Message { message, missed: None, user: None });
+        self.push_entry(|| Entry::Message { message, user: None });
         self.pushed_messages += 1;
         self.pushed_bytes += bytes;
         if had_room && !self.has_room() {
@@ -443,7 +446,7 @@ impl Intake {
 
     /// Puts the bus's word on a request into the place that the request has kept.
     pub(crate) fn push_outcome(&mut self, outcome: Outcome) {
-        self.push_entry(Entry::Outcome(outcome));
+        self.push_entry(|| Entry::Outcome(outcome));
         self.requests.count_outcome();
     }
 
@@ -467,7 +470,7 @@ impl Intake {
 
     /// Tells what became of a claim of a name, in a place that the claim had reserved.
     pub(crate) fn push_notice(&mut self, notice: Box<NameNotice>) {
-        self.push_entry(Entry::Name(notice));
+        self.push_entry(|| Entry::Name(notice));
         self.pushed_notices += 1;
     }
 
@@ -483,7 +486,7 @@ impl Intake {
             return self.take_reader_of_gap();
         }
         let missed = lost.take();
-        self.push_entry(Entry::Monitored { seen: seen.clone(), missed });
+        self.push_entry(|| Entry::Monitored { seen: seen.clone(), missed });
         self.pushed_messages += 1;
         self.pushed_bytes += seen.charged_bytes();
         if !self.has_room() {
@@ -494,7 +497,7 @@ impl Intake {
 
     /// Tells of the end of a membership, in the place that it had reserved.
     pub(crate) fn push_end(&mut self, eviction: Box<Eviction>) {
-        self.push_entry(Entry::Evicted(eviction));
+        self.push_entry(|| Entry::Evicted(eviction));
         self.pushed_ends += 1;
     }
 
@@ -502,7 +505,7 @@ impl Intake {
     pub(crate) fn push_retained(&mut self, retained: Box<Retained>) {
         self.pushed_retained += 1;
         self.pushed_retained_bytes += retained.bytes;
-        self.push_entry(Entry::Retained(retained));
+        self.push_entry(|| Entry::Retained(retained));
     }
 
     /// Retained states that the reader has not drained to their ends, and their bytes.
@@ -528,7 +531,7 @@ impl Intake {
             return Err(candidate);
         }
         self.charge(candidate.sequence, 0);
-        self.push_entry(Entry::Candidate(candidate));
+        self.push_entry(|| Entry::Candidate(candidate));
         self.pushed_candidates += 1;
         Ok(())
     }

@@ -167,30 +167,35 @@ impl Message {
     }
 
     /// The endpoint that sent it.
+    #[inline]
     #[must_use]
     pub fn sender(&self) -> EndpointId {
         self.sender
     }
 
     /// Whose endpoint that was.
+    #[inline]
     #[must_use]
     pub fn credentials(&self) -> Credentials {
         self.credentials
     }
 
     /// The group, endpoint or name that it was sent to.
+    #[inline]
     #[must_use]
     pub fn destination(&self) -> Destination {
         self.destination
     }
 
     /// Its place in the order of the bus (G2).
+    #[inline]
     #[must_use]
     pub fn sequence(&self) -> Sequence {
         self.stamp.sequence
     }
 
     /// 1, 2, 3 ... for each sender; refused sends take none.
+    #[inline]
     #[must_use]
     pub fn sender_serial(&self) -> u64 {
         self.stamp.sender_serial
@@ -198,30 +203,35 @@ impl Message {
 
     /// When it was committed, in nanoseconds since the Unix epoch, as precise as the calls of
     /// [`Bus::tick`](crate::Bus::tick) are frequent.
+    #[inline]
     #[must_use]
     pub fn commit_time(&self) -> u64 {
         self.stamp.commit_time
     }
 
     /// See [`Draft::deadline`].
+    #[inline]
     #[must_use]
     pub fn deadline(&self) -> u64 {
         self.draft.deadline
     }
 
     /// Key, operation, content type and fields.
+    #[inline]
     #[must_use]
     pub fn attributes(&self) -> &Attributes {
         &self.draft.attributes
     }
 
     /// The bytes.
+    #[inline]
     #[must_use]
     pub fn payload(&self) -> &Payload {
         &self.draft.payload
     }
 
     /// The descriptors that came with it. They are closed with the last recipient's message.
+    #[inline]
     #[must_use]
     pub fn descriptors(&self) -> &[OwnedFd] {
         &self.draft.descriptors
@@ -229,18 +239,21 @@ impl Message {
 
     /// Whether its sender waits for a reply, which goes to
     /// [`Caller`](Destination::Caller)`(self.sequence())`.
+    #[inline]
     #[must_use]
     pub fn is_request(&self) -> bool {
         self.requested.is_some()
     }
 
     /// The first sequence of a request that another endpoint was given before, and died.
+    #[inline]
     #[must_use]
     pub fn repeats(&self) -> Option<Sequence> {
         self.requested.and_then(|requested| requested.first)
     }
 
     /// The request that it answers, if it is a reply.
+    #[inline]
     #[must_use]
     pub fn answers(&self) -> Option<Sequence> {
         match self.destination {
@@ -250,6 +263,7 @@ impl Message {
     }
 
     /// Whether it is a reply that says no.
+    #[inline]
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         self.draft.kind == Kind::Refusal
@@ -273,6 +287,7 @@ impl Message {
 
     /// The bytes that it takes in a queue: its encoded attributes and what its payload takes there
     /// (see [`Payload::queued_bytes`]).
+    #[inline]
     #[must_use]
     pub fn charged_bytes(&self) -> u64 {
         self.draft.attributes.encoded().len() as u64 + self.draft.payload.queued_bytes()

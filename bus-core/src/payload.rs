@@ -78,6 +78,7 @@ impl Payload {
     }
 
     /// The shared bytes themselves, for a transport.
+    #[inline]
     #[must_use]
     pub fn as_bytes(&self) -> &Bytes {
         match &self.0 {
@@ -87,12 +88,14 @@ impl Payload {
     }
 
     /// Whether it lies elsewhere.
+    #[inline]
     #[must_use]
     pub fn is_apart(&self) -> bool {
         matches!(self.0, Repr::Apart(_))
     }
 
     /// Whether its sender has lent it (see [`PayloadApart::was_lent`]).
+    #[inline]
     #[must_use]
     pub fn was_lent(&self) -> bool {
         matches!(&self.0, Repr::Apart(apart) if apart.was_lent())
@@ -139,6 +142,7 @@ impl Eq for Payload {}
 impl Deref for Payload {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
         self.as_bytes()
     }

@@ -37,9 +37,15 @@ use crate::view::ViewChange;
 pub(crate) enum Entry {
     Message {
         message: std::sync::Arc<Message>,
-        /// What was dropped for this endpoint of the message's group just before it (G7).
-        missed: Option<Gap>,
         /// The share of a foreign user that is charged as well (G10).
+        user: Option<ShareSlot>,
+    },
+    /// A message before which others of its group were dropped for this endpoint (G7). A kind of its
+    /// own, because few are: what is written in parts and read whole at once waits for the writes.
+    AfterGap {
+        message: std::sync::Arc<Message>,
+        missed: Gap,
+        /// As of [`Message`](Self::Message).
         user: Option<ShareSlot>,
     },
     /// A message that came through a peer endpoint, whose share is charged as well.
@@ -77,6 +83,18 @@ pub(crate) enum Entry {
     Outcome(Outcome),
     /// Somebody asks to be admitted to a gated group of the endpoint's.
     Candidate(Box<Candidate>),
+}
+
+impl Entry {
+    /// The message, if it is one for this endpoint and not a monitor's copy.
+    pub(crate) fn into_message(self) -> Option<std::sync::Arc<Message>> {
+        match self {
+            Self::Message { message, .. }
+            | Self::AfterGap { message, .. }
+            | Self::FromPeer { message, .. } => Some(message),
+            _ => None,
+        }
+    }
 }
 
 /// A commit to many touches an entry in as many rings: who makes it longer is to know.
@@ -164,23 +182,23 @@ impl Producer {
         self.tail - self.head < length
     }
 
-    /// Appends an entry, or gives it back if no slot is free.
+    /// Appends what `entry` makes; false, and it is not made, if no slot is free.
     ///
     /// Inlined, so that an entry is made where it stays: a copy of one that has just been written
     /// in parts waits for the writes.
     #[inline(always)]
-    pub(crate) fn push(&mut self, entry: Entry) -> Result<(), Entry> {
+    pub(crate) fn push(&mut self, entry: impl FnOnce() -> Entry) -> bool {
         if !self.has_slot() {
-            return Err(entry);
+            return false;
         }
         self.ring.slot(self.tail).with_mut(|slot| {
             // SAFETY: `has_slot` saw this slot's former entry popped (Acquire on `head`), so it is
             // empty and ours; there is no other producer.
-            unsafe { (*slot).write(entry) };
+            unsafe { (*slot).write(entry()) };
         });
         self.tail += 1;
         self.ring.tail.store(self.tail, Ring::publish(Mutant::TailRelaxed));
-        Ok(())
+        true
     }
 
     /// Whether the reader has popped everything.

@@ -15,6 +15,7 @@ use crate::name_change::{NameNotice, OwnerChange};
 use crate::notice::{Candidate, Eviction, PeerChange};
 use crate::queue::Entry;
 use crate::request::{Ended, Outcome};
+use crate::share::ShareSlot;
 use crate::sync::{Mutant, Parker, mutated};
 use crate::view::ViewChange;
 
@@ -212,6 +213,27 @@ impl Receiver {
         Some(Self { bus, core, state })
     }
 
+    /// A message was taken off the queue. False if it is to be passed over: it asks, and nobody
+    /// waits for the answer any more.
+    #[inline]
+    fn note_drained(&mut self, message: &Arc<Message>, user: Option<ShareSlot>) -> bool {
+        let bytes = message.charged_bytes();
+        self.state.drained_messages += 1;
+        self.state.drained_bytes += bytes;
+        self.core.take(message.sequence());
+        if message.is_request() && !self.bus.inner.hand_over(&self.core, message) {
+            self.state.passed_over += 1;
+            self.core.free_share(user, bytes);
+            if self.core.free(1, bytes) {
+                self.bus.inner.serve(&self.core);
+            }
+            return false;
+        }
+        self.state.drained(message);
+        self.state.charge_user(bytes, user);
+        true
+    }
+
     /// Takes the next delivery off the queue, and leaves its place taken. Never blocks.
     pub fn drain(&mut self) -> Option<Delivery> {
         if let Some(retelling) = &mut self.state.retained {
@@ -225,21 +247,15 @@ impl Receiver {
         }
         loop {
             match self.state.consumer.as_mut().and_then(|consumer| consumer.pop()) {
-                Some(Entry::Message { message, missed, user }) => {
-                    self.state.drained_messages += 1;
-                    self.state.drained_bytes += message.charged_bytes();
-                    self.core.take(message.sequence());
-                    if message.is_request() && !self.bus.inner.hand_over(&self.core, &message) {
-                        self.state.passed_over += 1;
-                        self.core.free_share(user, message.charged_bytes());
-                        if self.core.free(1, message.charged_bytes()) {
-                            self.bus.inner.serve(&self.core);
-                        }
-                        continue;
+                Some(Entry::Message { message, user }) => {
+                    if self.note_drained(&message, user) {
+                        return Some(Delivery::Message { message, missed: None });
                     }
-                    self.state.drained(&message);
-                    self.state.charge_user(message.charged_bytes(), user);
-                    return Some(Delivery::Message { message, missed });
+                }
+                Some(Entry::AfterGap { message, missed, user }) => {
+                    if self.note_drained(&message, user) {
+                        return Some(Delivery::Message { message, missed: Some(missed) });
+                    }
                 }
                 Some(Entry::FromPeer { message, missed, share, user }) => {
                     self.state.drained_messages += 1;

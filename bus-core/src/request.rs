@@ -47,7 +47,7 @@ use crate::intake::{EndpointCore, ReaderState};
 use crate::lock_set::{IntakePlace, LockBits};
 use crate::message::Message;
 use crate::monitor::{Monitored, SeenOutcome};
-use crate::queue::{Consumer, Entry};
+use crate::queue::Consumer;
 use crate::send::{Effects, Outgoing, Receipt, Route, SendError};
 use crate::sync::{AtomicU64, Mutant, Mutex, Ordering, mutated};
 use crate::wait::Changed;
@@ -603,7 +603,7 @@ impl BusInner {
     pub(crate) fn drop_queue(&self, (fresh, state): (Option<Consumer>, ReaderState)) {
         let rings = state.consumer.into_iter().chain(fresh);
         for entry in rings.flat_map(|mut ring| std::iter::from_fn(move || ring.pop())) {
-            if let Entry::Message { message, .. } = entry
+            if let Some(message) = entry.into_message()
                 && let Some(requested) = message.requested()
             {
                 let id = requested.first.unwrap_or(message.sequence());

@@ -20,28 +20,30 @@
 //! a row that nobody holds or waits for is the next user's. The last row is for all users that find
 //! no other one; they count as one.
 
+use std::num::NonZeroU8;
+
 use crate::intake::{Interest, Reserve};
 use crate::sync::{AtomicU64, Mutant, Ordering, mutated};
 
 /// How many users a queue tells apart at a time; the last of them may be several.
 const ROWS: usize = if cfg!(bus_loom) { 2 } else { 32 };
 
-/// A row of a queue's table.
+/// A row of a queue's table, counted from 1: so that "none" is one byte too, which every commit
+/// hands on for each recipient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct ShareSlot(u8);
+pub(crate) struct ShareSlot(NonZeroU8);
 
 /// The row of those who find no other one.
 #[expect(clippy::cast_possible_truncation, reason = "there are few rows")]
-const LAST: ShareSlot = ShareSlot(ROWS as u8 - 1);
+const LAST: ShareSlot = ShareSlot(NonZeroU8::new(ROWS as u8).expect("there are rows"));
 
 impl ShareSlot {
     fn at(self) -> usize {
-        usize::from(self.0)
+        usize::from(self.0.get()) - 1
     }
 
     fn all() -> impl Iterator<Item = Self> {
-        #[expect(clippy::cast_possible_truncation, reason = "there are few rows")]
-        (0..ROWS as u8).map(Self)
+        (1..=LAST.0.get()).filter_map(NonZeroU8::new).map(Self)
     }
 }
 

@@ -35,7 +35,7 @@ pub(crate) use options::{NOTES, Options, WorkerOptions};
 use self::{
     large::Beside,
     options::{Peer, Transport},
-    plan::{Limit, Plan, Reading, Workload},
+    plan::{Limit, LimitsOf, Plan, Reading, Workload},
     report::Figures,
     stage::Outcome,
     system::System,
@@ -170,6 +170,10 @@ fn plan(options: &Options, system: System, reading: Option<Reading>) -> Plan {
             }
             _ => 1,
         },
+        limits: match workload {
+            Workload::Fair => LimitsOf::Default,
+            _ => options.limits,
+        },
         limit: options.count.map_or(Limit::Nanoseconds(nanoseconds), Limit::Count),
         pin: options.pin.as_ref().map_or_else(Vec::new, |pin| pin.0.clone()),
         slow: usize::from(options.slow),
@@ -286,5 +290,6 @@ fn title(plan: &Plan, options: &Options) -> String {
             plan.senders, plan.receivers, plan.size, plan.batch
         ),
     };
-    format!("{}: {what}; medians of {} runs", plan.workload.name(), options.runs)
+    let limits = plan.limits.name();
+    format!("{}: {what}, {limits} limits; medians of {} runs", plan.workload.name(), options.runs)
 }

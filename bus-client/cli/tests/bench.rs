@@ -98,6 +98,7 @@ fn json_has_every_field_that_the_contract_names() {
         ("lost", Value::from(0)),
         ("one_order", Value::from(true)),
         ("batch", Value::from(1)),
+        ("limits", Value::from("raised")),
         ("pinned", Value::Null),
         ("ratio", Value::Object(serde_json::Map::new())),
     ] {

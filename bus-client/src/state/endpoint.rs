@@ -72,6 +72,16 @@ pub(super) struct KnownGroup {
 }
 
 impl EndpointState {
+    /// Takes in what has come, unless nobody will receive it any more.
+    ///
+    /// # Errors
+    ///
+    /// The broker has sent more than it had credit for.
+    #[inline]
+    pub(super) fn take_in(&mut self, item: Item) -> Result<(), &'static str> {
+        if self.closing { Ok(()) } else { self.inbox.push(item) }
+    }
+
     /// Whether there is something to receive.
     pub(super) fn is_ready(&self, gone: bool) -> bool {
         match self.inbox.front() {
@@ -351,12 +361,17 @@ impl State {
             return;
         }
         let before = events.len();
+        // What comes in a row is mostly of one group.
+        let mut known: (Option<GroupId>, Option<GroupName>) = (None, None);
         while events.len() < end
             && let Some(message) = endpoint.inbox.take_plain()
         {
-            let group = message.group().and_then(|group| endpoint.name_of(group));
+            let group = message.group();
+            if known.0 != group {
+                known = (group, group.and_then(|group| endpoint.name_of(group)));
+            }
             endpoint.last = Some(message.sequence());
-            events.push(Event::Message(Message::new(message, group, None, None)));
+            events.push(Event::Message(Message::new(message, known.1.clone(), None, None)));
         }
         if events.len() == before {
             return;

@@ -40,9 +40,9 @@ impl State {
     }
 
     /// A message has come or is about to go.
-    pub(super) fn note_traffic(&mut self) {
+    pub(super) fn note_traffic(&mut self, count: u32) {
         if let RingWish::After { messages, refusals } = &mut self.rings {
-            *messages -= 1;
+            *messages = messages.saturating_sub(count);
             if *messages == 0 {
                 self.rings = RingWish::Asked { refusals: *refusals };
                 self.outbox.put(&ClientFrame::Rings(ClientRings::Wanted));

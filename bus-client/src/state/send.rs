@@ -368,7 +368,7 @@ impl State {
         if lends && send.new.target.destination().is_some() {
             self.lend_now(serial);
         }
-        self.note_traffic();
+        self.note_traffic(1);
         let Some(Entry::Send(send)) = self.pending.get_mut(serial) else {
             unreachable!("it was there a moment ago");
         };

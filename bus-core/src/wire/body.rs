@@ -34,6 +34,7 @@ pub(super) fn control<T: DeserializeOwned>(
 }
 
 /// Checks the attributes at the start of `tail`, and gives the length of their block.
+#[inline]
 pub(super) fn attributes(
     frame: &'static str,
     tail: &[u8],
@@ -55,6 +56,7 @@ pub(super) fn small(length: usize) -> u32 {
 }
 
 /// Checks a field that means nothing yet.
+#[inline]
 pub(super) fn zero(frame: &'static str, field: &'static str, value: u32) -> Result<(), WireError> {
     if value == 0 { Ok(()) } else { Err(WireError::not_zero(frame, field, value)) }
 }
@@ -129,6 +131,7 @@ pub(super) fn put_with(
 }
 
 /// Lengths of the attributes' block and of the whole body of a SEND or MESSAGE.
+#[inline]
 pub(super) fn tail_lengths(
     shape: &'static Shape,
     extra: usize,
@@ -141,6 +144,7 @@ pub(super) fn tail_lengths(
     Ok((block, body_length(shape, body)?))
 }
 
+#[inline]
 fn body_length(shape: &'static Shape, length: usize) -> Result<u32, EncodeError> {
     u32::try_from(length).ok().filter(|_| length <= shape.most).ok_or(EncodeError::TooLong {
         frame: shape.name,

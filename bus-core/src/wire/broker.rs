@@ -418,6 +418,7 @@ pub(super) struct Layout {
 }
 
 /// Whether the first frame of `unread` is a MESSAGE.
+#[inline]
 pub(super) fn is_message(unread: &[u8]) -> bool {
     unread.get(KIND_OFFSET) == Some(&kind::MESSAGE)
 }
@@ -518,14 +519,17 @@ pub(super) fn role_in(frame: &[u8]) -> Role {
     role_of(frame[FLAGS_OFFSET], u64_at(frame, GROUP_AT)).unwrap_or_default()
 }
 
+#[inline]
 pub(super) fn endpoint_of(frame: &[u8]) -> Handle {
     Handle::from_raw(u32_at(frame, 8))
 }
 
+#[inline]
 pub(super) fn sequence_of(frame: &[u8]) -> Sequence {
     Sequence::from_raw(u64_at(frame, 16))
 }
 
+#[inline]
 pub(super) fn group_of(frame: &[u8]) -> Option<GroupId> {
     (frame[FLAGS_OFFSET] & UNICAST == 0).then(|| GroupId::from_raw(u64_at(frame, GROUP_AT)))
 }
@@ -540,6 +544,7 @@ pub(super) fn is_plain(frame: &[u8]) -> bool {
         && u32_at(frame, FURTHER_AT) == 0
 }
 
+#[inline]
 pub(super) fn name_of(frame: &[u8]) -> Option<NameId> {
     let (flags, id) = (frame[FLAGS_OFFSET], u64_at(frame, GROUP_AT));
     let says_name = flags & UNICAST != 0 && id != 0;
@@ -547,24 +552,29 @@ pub(super) fn name_of(frame: &[u8]) -> Option<NameId> {
     is_name.then(|| NameId::from_raw(id))
 }
 
+#[inline]
 pub(super) fn descriptors_lost_of(frame: &[u8]) -> bool {
     u16_at(frame, LOST_AT) == 1
 }
 
+#[inline]
 pub(super) fn is_retained(frame: &[u8]) -> bool {
     frame[FLAGS_OFFSET] & RETAINED != 0
 }
 
 /// Whether a reference stands in the place of the payload.
+#[inline]
 pub(super) fn is_apart(frame: &[u8]) -> bool {
     frame[FURTHER_AT] & APART != 0
 }
 
 /// Whether the payload was lent.
+#[inline]
 pub(super) fn is_lent(frame: &[u8]) -> bool {
     frame[FURTHER_AT] & LENT != 0
 }
 
+#[inline]
 pub(super) fn gap_of(frame: &[u8]) -> Option<Gap> {
     (frame[FLAGS_OFFSET] & MISSED != 0).then(|| read_gap(&frame[HEADER_BYTES + MESSAGE.fixed..]))
 }
@@ -597,19 +607,19 @@ pub fn encode_moved_head(out: &mut BytesMut, hold: u32, payload_bytes: usize) {
 /// Appends a MESSAGE without taking ownership of anything, and without an allocation but `out`'s
 /// own.
 ///
+/// Inlined, so that who knows that a message has no gap and no peer pays for none.
+///
 /// # Errors
 ///
 /// The payload is longer than a frame can hold; `out` is as it was.
+#[inline(always)]
 pub fn encode_message(
     out: &mut BytesMut,
     head: &MessageHead,
     attributes: &Attributes,
     payload: &[u8],
 ) -> Result<(), EncodeError> {
-    let (place, used) = message_head(head, attributes, payload.len())?;
-    out.reserve(used + attributes.encoded().len() + payload.len());
-    out.extend_from_slice(&place[..used]);
-    out.extend_from_slice(attributes.encoded());
+    put_message_head(out, head, attributes, payload.len(), payload.len())?;
     out.extend_from_slice(payload);
     Ok(())
 }
@@ -626,11 +636,7 @@ pub fn encode_message_head(
     attributes: &Attributes,
     payload_bytes: usize,
 ) -> Result<(), EncodeError> {
-    let (place, used) = message_head(head, attributes, payload_bytes)?;
-    out.reserve(used + attributes.encoded().len());
-    out.extend_from_slice(&place[..used]);
-    out.extend_from_slice(attributes.encoded());
-    Ok(())
+    put_message_head(out, head, attributes, payload_bytes, 0)
 }
 
 /// How long the frame of such a message is.
@@ -640,20 +646,28 @@ pub fn message_bytes(head: &MessageHead, attributes: &Attributes, payload_bytes:
 }
 
 /// Bytes of what stands between the fixed part and the attributes.
+#[inline]
 fn extra_bytes(head: &MessageHead) -> usize {
     let gap = if head.missed.is_some() { GAP_BYTES } else { 0 };
     let peer = if head.peer.is_some() { PEER_BYTES } else { 0 };
     gap + peer
 }
 
-/// Header, fixed part, gap and peer endpoint, and how many bytes of the array they are.
-fn message_head(
+/// Appends header, fixed part, gap, peer endpoint and attributes, and makes room for `more` bytes.
+///
+/// They are written where they stay: a copy of what has just been written in parts waits for the
+/// writes.
+#[inline(always)]
+fn put_message_head(
+    out: &mut BytesMut,
     head: &MessageHead,
     attributes: &Attributes,
     payload_bytes: usize,
-) -> Result<([u8; MESSAGE_HEAD_BYTES], usize), EncodeError> {
+    more: usize,
+) -> Result<(), EncodeError> {
     let extra = extra_bytes(head);
     let (block, body) = body::tail_lengths(&MESSAGE, extra, attributes, payload_bytes)?;
+    let descriptors = body::checked_descriptors(&MESSAGE, head.descriptors)?;
     let missed = if head.missed.is_some() { MISSED } else { 0 };
     let unicast = if head.group.is_none() { UNICAST } else { 0 };
     let name = head.name.map_or(0, NameId::get);
@@ -666,12 +680,17 @@ fn message_head(
         Role::Reply { request, refusal: true } => (REPLY | REFUSAL, request.get()),
     };
     let retained = if head.retained { RETAINED } else { 0 };
-    let mut place = [0; MESSAGE_HEAD_BYTES];
+    let used = HEADER_BYTES + MESSAGE.fixed + extra;
+    let attributes = attributes.encoded();
+    let start = out.len();
+    out.reserve(used + attributes.len() + more);
+    out.extend_from_slice(&EMPTY_HEAD[..used]);
+    let place = &mut out[start..];
     Outline::new(&MESSAGE)
         .flags(missed | unicast | retained | role | through_peer)
-        .descriptors(body::checked_descriptors(&MESSAGE, head.descriptors)?)
+        .descriptors(descriptors)
         .endpoint(head.endpoint)
-        .write(&mut place, body);
+        .write(place, body);
     place[16..24].copy_from_slice(&head.sequence.get().to_le_bytes());
     place[24..32].copy_from_slice(&group.to_le_bytes());
     place[32..40].copy_from_slice(&head.sender.get().to_le_bytes());
@@ -689,19 +708,23 @@ fn message_head(
         place[88..96].copy_from_slice(&gap.first.get().to_le_bytes());
         place[96..104].copy_from_slice(&gap.last.get().to_le_bytes());
     }
-    let used = HEADER_BYTES + MESSAGE.fixed + extra;
     if let Some(peer) = head.peer {
         place[used - PEER_BYTES..used].copy_from_slice(&peer.get().to_le_bytes());
     }
-    Ok((place, used))
+    if !attributes.is_empty() {
+        out.extend_from_slice(attributes);
+    }
+    Ok(())
 }
 
 /// Whether the field of the group holds a request's sequence.
+#[inline]
 fn says_sequence(role: Role) -> bool {
     matches!(role, Role::Reply { .. } | Role::Request { first: Some(_) })
 }
 
 /// What the flags of a MESSAGE make of it; none if they do not go together.
+#[inline]
 fn role_of(flags: u8, sequence: u64) -> Option<Role> {
     let sequence = Sequence::from_raw(sequence);
     let refusal = flags & REFUSAL != 0;
@@ -803,6 +826,7 @@ const LOST_AT: usize = HEADER_BYTES + 58;
 const FURTHER_AT: usize = HEADER_BYTES + 60;
 /// All of a MESSAGE before its attributes, with a gap and a peer endpoint.
 const MESSAGE_HEAD_BYTES: usize = HEADER_BYTES + MESSAGE.fixed + GAP_BYTES + PEER_BYTES;
+static EMPTY_HEAD: [u8; MESSAGE_HEAD_BYTES] = [0; MESSAGE_HEAD_BYTES];
 /// The longest DONE.
 const MAX_DONE_BODY: usize = 1 << 20;
 /// The longest PART.

@@ -307,18 +307,22 @@ impl Outline {
     }
 }
 
+#[inline]
 pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes(chunk_at(bytes, at))
 }
 
+#[inline]
 pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(chunk_at(bytes, at))
 }
 
+#[inline]
 pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(chunk_at(bytes, at))
 }
 
+#[inline]
 fn chunk_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     *bytes[at..].first_chunk().expect("no frame is shorter than the fixed part of its kind")
 }

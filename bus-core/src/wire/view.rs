@@ -39,6 +39,7 @@ pub trait PayloadFound: fmt::Debug + Send + Sync {
 
 impl MessageView {
     /// Whether the frame that `unread` begins with is a MESSAGE; false while that is not known.
+    #[inline]
     #[must_use]
     pub fn is_next(unread: &[u8]) -> bool {
         broker::is_message(unread)
@@ -46,6 +47,7 @@ impl MessageView {
 
     /// Whether the frame that `unread` begins with is a MESSAGE that [`is_plain`](Self::is_plain);
     /// false while that is not known.
+    #[inline]
     #[must_use]
     pub fn is_plain_next(unread: &[u8]) -> bool {
         broker::is_message(unread) && broker::is_plain(unread)
@@ -57,6 +59,7 @@ impl MessageView {
     /// # Errors
     ///
     /// The offence. The stream cannot be trusted any more.
+    #[inline]
     pub fn decode(unread: &mut BytesMut) -> Result<Option<Self>, WireError> {
         let Some(layout) = broker::message_layout(unread)? else {
             return Ok(None);
@@ -77,36 +80,42 @@ impl MessageView {
 
     /// Whether it is a group's message and nothing more: none that was retained, came through a peer
     /// endpoint or after a gap, or brings descriptors; and its payload is in it. Nearly all are.
+    #[inline]
     #[must_use]
     pub fn is_plain(&self) -> bool {
         broker::is_plain(&self.frame)
     }
 
     /// Whose queue it was in.
+    #[inline]
     #[must_use]
     pub fn endpoint(&self) -> Handle {
         broker::endpoint_of(&self.frame)
     }
 
     /// Its place in the order (G2).
+    #[inline]
     #[must_use]
     pub fn sequence(&self) -> Sequence {
         broker::sequence_of(&self.frame)
     }
 
     /// The group that it was sent to; `None` if it was sent to this endpoint itself.
+    #[inline]
     #[must_use]
     pub fn group(&self) -> Option<GroupId> {
         broker::group_of(&self.frame)
     }
 
     /// Whether the group retained it, from before the endpoint's join.
+    #[inline]
     #[must_use]
     pub fn retained(&self) -> bool {
         broker::is_retained(&self.frame)
     }
 
     /// Whether it asks for a reply, or is one.
+    #[inline]
     #[must_use]
     pub fn role(&self) -> Role {
         broker::role_in(&self.frame)
@@ -125,12 +134,14 @@ impl MessageView {
     }
 
     /// How many descriptors come with it.
+    #[inline]
     #[must_use]
     pub fn descriptors(&self) -> u8 {
         self.frame[6]
     }
 
     /// Whether its descriptors could not be brought here.
+    #[inline]
     #[must_use]
     pub fn descriptors_lost(&self) -> bool {
         broker::descriptors_lost_of(&self.frame)
@@ -138,6 +149,7 @@ impl MessageView {
 
     /// What CREDIT returns for it: the bytes of attributes and payload, or of a payload that was lent a
     /// part ([`lent_queued_bytes`](crate::lent_queued_bytes)).
+    #[inline]
     #[must_use]
     pub fn charged_bytes(&self) -> u64 {
         let length = self.placed().map_or(self.tail().len() as u64, |placed| placed.length);
@@ -147,6 +159,7 @@ impl MessageView {
     }
 
     /// Where the payload lies, if it lies apart.
+    #[inline]
     #[must_use]
     pub fn placed(&self) -> Option<Placed> {
         broker::is_apart(&self.frame)
@@ -159,16 +172,19 @@ impl MessageView {
     }
 
     /// Where the payload that lies apart was found.
+    #[inline]
     #[must_use]
     pub fn found(&self) -> Option<&dyn PayloadFound> {
         self.found.as_deref()
     }
 
+    #[inline]
     fn tail(&self) -> &[u8] {
         &self.frame[self.payload_at as usize..]
     }
 
     /// The payload's bytes.
+    #[inline]
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         match &self.found {
@@ -214,6 +230,7 @@ impl MessageView {
     }
 
     /// What the payload is; see [`Attributes::content_type`].
+    #[inline]
     #[must_use]
     pub fn content_type(&self) -> ContentType {
         self.block().content_type()
@@ -231,6 +248,7 @@ impl MessageView {
         self.block().field(name)
     }
 
+    #[inline]
     fn block(&self) -> Block<'_> {
         Block::of_checked(&self.frame[self.attributes_at as usize..self.payload_at as usize])
     }
@@ -255,6 +273,7 @@ impl fmt::Debug for MessageView {
     }
 }
 
+#[inline]
 fn place(at: usize) -> u32 {
     debug_assert!(at >= HEADER_BYTES, "what follows the header");
     u32::try_from(at).expect("a frame is shorter than 2^32 bytes")

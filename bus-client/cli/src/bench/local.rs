@@ -46,7 +46,7 @@ pub(crate) fn run(plan: &Plan) -> io::Result<Outcome> {
         sched_setaffinity(None, &cpus)?;
     }
     // It is about speed: a receiver that gets no processor for long is no fault of the bus.
-    let limits = Limits { stall: STALL, ..Limits::default() };
+    let limits = Limits { stall: STALL, ..plan.limits() };
     let bus = Bus::new(limits, SEED).map_err(io::Error::other)?;
     let name: GroupName = "bench".parse().map_err(io::Error::other)?;
     let stage = Arc::new(Stage {

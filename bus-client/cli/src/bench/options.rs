@@ -5,7 +5,7 @@ use std::{ffi::OsString, time::Duration};
 use clap::{Args, ValueEnum};
 
 use super::{
-    plan::{Reading, Workload},
+    plan::{LimitsOf, Reading, Workload},
     system::System,
 };
 use crate::duration;
@@ -14,7 +14,8 @@ pub(crate) const NOTES: &str = "\
 Every run starts a broker and its clients as processes of their own, and verifies what it measured: \
 each receiver notes the sequence of (sender, serial) that it saw. Equal sequences are one order, \
 equal counts are nothing lost; otherwise the status is 1. A sender may be 4 MiB (8 to 4096 \
-messages) ahead of the slowest receiver, the same for all systems.
+messages) ahead of the slowest receiver, the same for all systems, and the limits of all brokers are \
+raised so that it can; with --limits default, ours keeps those that it has without a configuration.
 
 Workloads:
   fanout    1 sender to 8 receivers, as fast as they take it
@@ -67,6 +68,9 @@ pub(crate) struct Options {
     /// Also measure these, in the same runs; all means every one that is installed
     #[arg(long, value_name = "PEER", value_delimiter = ',', value_parser = peer)]
     pub(crate) peer: Vec<Peer>,
+    /// How wide the lanes and queues of our broker are
+    #[arg(long, value_name = "LIMITS", default_value = "raised")]
+    pub(crate) limits: LimitsOf,
     /// Receivers that read only 60 times a second, each at another time; for fair
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) slow: u16,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bus_core::Limits;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -92,6 +93,25 @@ impl Reading {
     }
 }
 
+/// How far ahead of its receivers our broker lets a sender be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LimitsOf {
+    /// As far as the workload does, as with the peers; `fair` is about the default ones
+    Raised,
+    /// As without a configuration
+    Default,
+}
+
+impl LimitsOf {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Raised => "raised",
+            Self::Default => "default",
+        }
+    }
+}
+
 /// When a sender has sent enough.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) enum Limit {
@@ -113,6 +133,7 @@ pub(crate) struct Plan {
     /// Messages that are ready when a sender writes.
     pub(crate) batch: usize,
     pub(crate) limit: Limit,
+    pub(crate) limits: LimitsOf,
     /// CPUs that every process of the run stays on; empty for all.
     pub(crate) pin: Vec<usize>,
     /// Receivers of `fair` that read 60 times a second.
@@ -174,6 +195,21 @@ impl Plan {
     pub(crate) fn window(&self) -> Option<u64> {
         let messages = (WINDOW_BYTES / self.size.max(1)).clamp(8, 4096);
         self.system.is_lossless().then(|| messages.max(2 * self.batch) as u64)
+    }
+
+    /// The limits of our broker.
+    pub(crate) fn limits(&self) -> Limits {
+        // How fast one process can connect is measured too.
+        let mut limits = Limits { user_connection_rate: 1 << 20, ..Limits::default() };
+        if let (LimitsOf::Raised, Some(messages)) = (self.limits, self.window()) {
+            let bytes = messages * self.size as u64;
+            let messages = u32::try_from(messages).unwrap_or(u32::MAX);
+            limits.lane_messages = limits.lane_messages.max(messages);
+            limits.queue_messages = limits.queue_messages.max(messages);
+            limits.lane_bytes = limits.lane_bytes.max(bytes);
+            limits.queue_bytes = limits.queue_bytes.max(bytes);
+        }
+        limits
     }
 
     /// Whether every message carries the time, not just some.

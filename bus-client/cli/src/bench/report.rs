@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{
     large::Large,
-    plan::{Plan, Workload},
+    plan::{LimitsOf, Plan, Workload},
     stage::Outcome,
     system::System,
 };
@@ -36,6 +36,7 @@ pub(crate) struct Figures {
     lost: u64,
     one_order: bool,
     batch: usize,
+    limits: LimitsOf,
     pinned: Option<Vec<usize>>,
     connects_per_second: Option<f64>,
     kib_per_connection: Option<f64>,
@@ -99,6 +100,7 @@ impl Figures {
             lost,
             one_order,
             batch: plan.batch,
+            limits: plan.limits,
             pinned: (!plan.pin.is_empty()).then(|| plan.pin.clone()),
             connects_per_second: over(&|o| rate(o.connected, o)),
             kib_per_connection: over(&|o| o.kib_per_connection),

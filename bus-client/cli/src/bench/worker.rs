@@ -111,8 +111,7 @@ fn broker(plan: &Plan) -> io::Result<()> {
     }
     let mut config = Config::default();
     config.listen = Listen::Path(plan.socket());
-    // How fast one process can connect is measured.
-    config.limits.user_connection_rate = 1 << 20;
+    config.limits = plan.limits();
     let broker = Broker::bind(&config).map_err(io::Error::other)?;
     listening()?;
     broker.run().map_err(io::Error::other)
