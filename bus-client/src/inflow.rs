@@ -16,8 +16,10 @@ use rustix::io::Errno;
 use crate::transport::Transport;
 
 mod kept;
+mod landing;
 
 use kept::Kept;
+use landing::Landing;
 
 /// The reading side of a connection.
 #[derive(Debug)]
@@ -29,12 +31,9 @@ pub(crate) struct Inflow {
     /// `unread` is the memory of one large frame, and nothing else.
     is_one_frame: bool,
     kept: Kept,
-    /// Where a read puts its bytes; it grows with what comes, so that an idle connection is small.
-    scratch: Vec<u8>,
-    /// How much of it the next read may fill.
-    ask: usize,
-    /// How much at its beginning came behind a large frame, and is not in `unread` yet.
-    behind: usize,
+    landing: Landing,
+    /// What came behind a large frame, and is not in `unread` yet.
+    behind: BytesMut,
     descriptors: Vec<OwnedFd>,
 }
 
@@ -78,9 +77,8 @@ impl Inflow {
             large: None,
             is_one_frame: false,
             kept: Kept::default(),
-            scratch: vec![0; FIRST_READ_BYTES],
-            ask: FIRST_READ_BYTES,
-            behind: 0,
+            landing: Landing::new(),
+            behind: BytesMut::new(),
             descriptors: Vec::new(),
         }
     }
@@ -89,13 +87,18 @@ impl Inflow {
     pub(crate) fn fill(&mut self, transport: &Transport) -> Result<Filled, Errno> {
         self.go_on();
         let filled = self.large.unwrap_or(self.unread.len());
+        match self.large {
+            Some(_) => self.landing.make_room(&mut BytesMut::new()),
+            None => self.landing.make_room(&mut self.unread),
+        }
         let rest = &mut self.unread[filled..];
         let missing = rest.len();
         // What follows a large frame comes with the same call: so the read that brings the rest of
         // it also tells whether there is more, and the next frame's length.
-        let mut slices = [IoSliceMut::new(rest), IoSliceMut::new(&mut self.scratch[..self.ask])];
+        let free = self.landing.free();
+        let room = missing + free.len();
+        let mut slices = [IoSliceMut::new(rest), IoSliceMut::new(free)];
         let slices = if missing == 0 { &mut slices[1..] } else { &mut slices[..] };
-        let room = missing + self.ask;
         let read = match transport.read(slices, &mut self.descriptors) {
             Ok(read) => read,
             Err(Errno::AGAIN) => return Ok(Filled::Drained),
@@ -104,14 +107,11 @@ impl Inflow {
         if self.large.is_some() {
             let came = read.bytes.min(missing);
             self.large = (came < missing).then_some(filled + came);
-            self.behind = read.bytes - came;
+            self.behind = self.landing.take(read.bytes - came);
         } else {
-            self.unread.extend_from_slice(&self.scratch[..read.bytes]);
-            if read.bytes == room && room < READ_BYTES {
-                self.ask = 2 * room;
-                if self.scratch.len() < self.ask {
-                    self.scratch.resize(self.ask, 0);
-                }
+            self.unread.unsplit(self.landing.take(read.bytes));
+            if read.bytes == room {
+                self.landing.grow();
             }
         }
         Ok(match read {
@@ -214,8 +214,7 @@ impl Inflow {
 
     /// Goes on to what came behind a large frame.
     fn go_on(&mut self) {
-        self.unread.extend_from_slice(&self.scratch[..self.behind]);
-        self.behind = 0;
+        self.unread.unsplit(std::mem::take(&mut self.behind));
     }
 
     /// Gives a large frame memory of its own length, so that it is read into its place.
@@ -226,20 +225,16 @@ impl Inflow {
             self.unread = self.kept.memory(needed, &self.unread);
             self.is_one_frame = true;
             // Another may follow: its beginning is enough to read it into its place too.
-            self.ask = FIRST_READ_BYTES;
+            self.landing.shrink();
             self.large = Some(have);
         }
         Ok(())
     }
 }
 
-/// What is read at once from a connection that has not had more to read.
-const FIRST_READ_BYTES: usize = 4 << 10;
 /// A frame of which more than this is missing is read right into its place: below that, what is
 /// copied once more costs less than a read of its own.
 const PLACE_BYTES: usize = 16 << 10;
-/// The most that is read at once, large frames apart.
-const READ_BYTES: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
