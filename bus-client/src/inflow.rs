@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 
 use std::io::IoSliceMut;
 
-use bus_core::wire::{BrokerFrame, BrokerRings, MAX_DESCRIPTORS, MessageView};
+use bus_core::wire::{BrokerFrame, BrokerRings, MAX_DESCRIPTORS, MessageView, PlainRun};
 use bytes::BytesMut;
 use rustix::io::Errno;
 
@@ -122,19 +122,12 @@ impl Inflow {
         })
     }
 
-    /// The next frame if it has come whole and is what nearly all are: a
-    /// [plain](MessageView::is_plain) message, which has no memory of its own. `None` says nothing of
-    /// what is [`next`](Self::next).
-    ///
-    /// # Errors
-    ///
-    /// What the broker did that the protocol does not allow.
-    pub(crate) fn next_plain(&mut self) -> Result<Option<MessageView>, String> {
+    /// The next frames as far as they have come whole and are what nearly all are:
+    /// [plain](MessageView::is_plain) messages, which have no memory of their own. `None` says nothing
+    /// of what is [`next`](Self::next).
+    pub(crate) fn plain_run(&mut self) -> Option<PlainRun> {
         let is_special = self.is_one_frame || !self.descriptors.is_empty();
-        if is_special || !MessageView::is_plain_next(&self.unread) {
-            return Ok(None);
-        }
-        MessageView::decode(&mut self.unread).map_err(|error| error.to_string())
+        if is_special { None } else { PlainRun::take(&mut self.unread) }
     }
 
     /// The next whole frame.
@@ -262,14 +255,15 @@ mod tests {
     }
 
     /// As a connection takes frames: by the short way where that is open.
-    fn next_message(inflow: &mut Inflow) -> Option<MessageView> {
-        if let Some(message) = inflow.next_plain().unwrap() {
-            return Some(message);
+    fn next_messages(inflow: &mut Inflow) -> Vec<MessageView> {
+        if let Some(run) = inflow.plain_run() {
+            return run.map(Result::unwrap).collect();
         }
-        inflow.next().unwrap().map(|arrival| match arrival.frame {
+        let next = inflow.next().unwrap().map(|arrival| match arrival.frame {
             Frame::Message(message) => message,
             Frame::Other(other) => panic!("only messages were written, and this is {other:?}"),
-        })
+        });
+        next.into_iter().collect()
     }
 
     proptest! {
@@ -300,13 +294,19 @@ mod tests {
                 let end = stream.len().min(written + cut);
                 written += theirs.write(&stream[written..end]).unwrap_or(0);
                 inflow.fill(&transport).unwrap();
-                while let Some(message) = next_message(&mut inflow) {
-                    let (length, keeps) = frames[came];
-                    came += 1;
-                    prop_assert_eq!(message.sequence().get(), came as u64);
-                    prop_assert_eq!(message.payload().len(), length);
-                    if keeps {
-                        kept.push(message);
+                loop {
+                    let messages = next_messages(&mut inflow);
+                    if messages.is_empty() {
+                        break;
+                    }
+                    for message in messages {
+                        let (length, keeps) = frames[came];
+                        came += 1;
+                        prop_assert_eq!(message.sequence().get(), came as u64);
+                        prop_assert_eq!(message.payload().len(), length);
+                        if keeps {
+                            kept.push(message);
+                        }
                     }
                 }
             }

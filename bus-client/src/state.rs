@@ -586,29 +586,35 @@ impl State {
     /// What [`arrive`](Self::arrive) does with each, without what it asks of each: where little
     /// comes at a time, the code that runs is cold, and its length is what a message costs.
     fn take_plain_frames(&mut self) -> Result<(), String> {
-        let mut next = self.inflow.next_plain()?;
-        while let Some(mut message) = next.take() {
+        let Some(run) = self.inflow.plain_run() else {
+            return Ok(());
+        };
+        // What comes in a row is mostly for one endpoint.
+        let mut before: Option<Handle> = None;
+        let mut count = 0;
+        for message in run {
+            let message = message.map_err(|error| error.to_string())?;
             let handle = message.endpoint();
-            let mut count = 1;
-            if let Some(copied) = self.monitored_next(handle) {
-                self.deliver(handle, Item::Monitored { message, copied })?;
-                next = self.inflow.next_plain()?;
-            } else {
-                let endpoint = open(&mut self.endpoints, handle)?;
-                loop {
-                    endpoint.take_in(Item::Message { message, attached: None })?;
-                    next = self.inflow.next_plain()?;
-                    match next.take_if(|next| next.endpoint() == handle) {
-                        Some(one_more) => message = one_more,
-                        None => break,
-                    }
-                    count += 1;
+            let mut copied = None;
+            if before != Some(handle) {
+                if let Some(before) = before {
+                    self.wake_receivers(before.get() as usize);
                 }
-                self.wake_receivers(handle.get() as usize);
+                before = Some(handle);
+                copied = self.monitored_next(handle);
             }
-            self.arrivals += u64::from(count);
-            self.note_traffic(count);
+            let item = match copied {
+                None => Item::Message { message, attached: None },
+                Some(copied) => Item::Monitored { message, copied },
+            };
+            open(&mut self.endpoints, handle)?.take_in(item)?;
+            count += 1;
         }
+        if let Some(before) = before {
+            self.wake_receivers(before.get() as usize);
+        }
+        self.arrivals += u64::from(count);
+        self.note_traffic(count);
         Ok(())
     }
 

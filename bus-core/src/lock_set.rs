@@ -137,8 +137,10 @@ impl LockSet {
             }
             return Held { guards };
         }
-        for at in bits.0.iter_ones() {
-            guards[at] = Some(self.locks[at].lock());
+        for (at, guard) in guards.iter_mut().enumerate() {
+            if bits.0[at] {
+                *guard = Some(self.locks[at].lock());
+            }
         }
         Held { guards }
     }

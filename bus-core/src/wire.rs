@@ -64,7 +64,7 @@ pub use header::{HEADER_BYTES, Handle, LaneNumber, MAX_DESCRIPTORS, MAX_LANES, S
 pub use names::{ClaimChanged, NameInfo, Owner, OwnerChanged};
 pub use rings::{BrokerRings, ClientRings, RINGS_DESCRIPTORS, RINGS_FEATURE};
 pub use seen::{Copied, MonitoredChange, MonitoredMember, MonitoredOutcome};
-pub use view::{MessageView, PayloadFound};
+pub use view::{MessageView, PayloadFound, PlainRun};
 pub use views::ViewNotice;
 
 /// What a client writes first: `UNISONO` and a newline.

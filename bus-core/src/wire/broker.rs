@@ -423,6 +423,17 @@ pub(super) fn is_message(unread: &[u8]) -> bool {
     unread.get(KIND_OFFSET) == Some(&kind::MESSAGE)
 }
 
+/// How long the frame is that `unread` begins with, if it is a [plain](is_plain) MESSAGE and has come
+/// whole. It is not checked.
+#[inline]
+pub(super) fn plain_length(unread: &[u8]) -> Option<usize> {
+    if !is_message(unread) || !is_plain(unread) {
+        return None;
+    }
+    let length = usize::try_from(u32_at(unread, 0)).ok()?;
+    (HEADER_BYTES + MESSAGE.fixed..=unread.len()).contains(&length).then_some(length)
+}
+
 /// Checks the MESSAGE that `unread` begins with; `None` if it has not come whole.
 #[inline]
 pub(super) fn message_layout(unread: &[u8]) -> Result<Option<Layout>, WireError> {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use super::broker::{self, MessageHead, Role};
-use super::{HEADER_BYTES, Handle, Placed, WireError};
+use super::{Handle, Placed, WireError};
 use crate::attributes::{Block, Fields};
 use crate::{Attributes, ContentType, Gap, GroupId, NameId, Sequence};
 
@@ -21,7 +21,13 @@ use crate::{Attributes, ContentType, Gap, GroupId, NameId, Sequence};
 /// many messages for long keeps copies of what it needs of them.
 #[derive(Clone)]
 pub struct MessageView {
-    frame: Bytes,
+    /// What was read with it, of which the frame is a part. One handle for many messages: each of them
+    /// has only to count.
+    memory: Arc<Bytes>,
+    /// Where the frame begins and ends in it.
+    at: u32,
+    end: u32,
+    /// Where its parts begin, from its own beginning.
     attributes_at: u32,
     payload_at: u32,
     /// Where the payload is, if it lies apart and was found.
@@ -45,14 +51,6 @@ impl MessageView {
         broker::is_message(unread)
     }
 
-    /// Whether the frame that `unread` begins with is a MESSAGE that [`is_plain`](Self::is_plain);
-    /// false while that is not known.
-    #[inline]
-    #[must_use]
-    pub fn is_plain_next(unread: &[u8]) -> bool {
-        broker::is_message(unread) && broker::is_plain(unread)
-    }
-
     /// Takes the first frame off `unread`, which [`is_next`](Self::is_next); `None` if it has not
     /// come whole, and then nothing is taken.
     ///
@@ -64,18 +62,31 @@ impl MessageView {
         let Some(layout) = broker::message_layout(unread)? else {
             return Ok(None);
         };
-        Ok(Some(Self {
-            frame: unread.split_to(layout.length).freeze(),
+        let memory = Arc::new(unread.split_to(layout.length).freeze());
+        Ok(Some(Self::of_checked(memory, 0, layout)))
+    }
+
+    #[inline]
+    fn of_checked(memory: Arc<Bytes>, at: usize, layout: broker::Layout) -> Self {
+        Self {
+            at: place(at),
+            end: place(at + layout.length),
             attributes_at: place(layout.attributes_at),
             payload_at: place(layout.payload_at),
+            memory,
             found: None,
-        }))
+        }
+    }
+
+    #[inline]
+    fn bytes(&self) -> &[u8] {
+        &self.memory[self.at as usize..self.end as usize]
     }
 
     /// Everything that MESSAGE says beside the message itself.
     #[must_use]
     pub fn head(&self) -> MessageHead {
-        broker::checked_head(&self.frame)
+        broker::checked_head(self.bytes())
     }
 
     /// Whether it is a group's message and nothing more: none that was retained, came through a peer
@@ -83,68 +94,68 @@ impl MessageView {
     #[inline]
     #[must_use]
     pub fn is_plain(&self) -> bool {
-        broker::is_plain(&self.frame)
+        broker::is_plain(self.bytes())
     }
 
     /// Whose queue it was in.
     #[inline]
     #[must_use]
     pub fn endpoint(&self) -> Handle {
-        broker::endpoint_of(&self.frame)
+        broker::endpoint_of(self.bytes())
     }
 
     /// Its place in the order (G2).
     #[inline]
     #[must_use]
     pub fn sequence(&self) -> Sequence {
-        broker::sequence_of(&self.frame)
+        broker::sequence_of(self.bytes())
     }
 
     /// The group that it was sent to; `None` if it was sent to this endpoint itself.
     #[inline]
     #[must_use]
     pub fn group(&self) -> Option<GroupId> {
-        broker::group_of(&self.frame)
+        broker::group_of(self.bytes())
     }
 
     /// Whether the group retained it, from before the endpoint's join.
     #[inline]
     #[must_use]
     pub fn retained(&self) -> bool {
-        broker::is_retained(&self.frame)
+        broker::is_retained(self.bytes())
     }
 
     /// Whether it asks for a reply, or is one.
     #[inline]
     #[must_use]
     pub fn role(&self) -> Role {
-        broker::role_in(&self.frame)
+        broker::role_in(self.bytes())
     }
 
     /// The name that it was sent to; see [`MessageHead::name`].
     #[must_use]
     pub fn name(&self) -> Option<NameId> {
-        broker::name_of(&self.frame)
+        broker::name_of(self.bytes())
     }
 
     /// What the membership missed just before it.
     #[must_use]
     pub fn missed(&self) -> Option<Gap> {
-        broker::gap_of(&self.frame)
+        broker::gap_of(self.bytes())
     }
 
     /// How many descriptors come with it.
     #[inline]
     #[must_use]
     pub fn descriptors(&self) -> u8 {
-        self.frame[6]
+        self.bytes()[6]
     }
 
     /// Whether its descriptors could not be brought here.
     #[inline]
     #[must_use]
     pub fn descriptors_lost(&self) -> bool {
-        broker::descriptors_lost_of(&self.frame)
+        broker::descriptors_lost_of(self.bytes())
     }
 
     /// What CREDIT returns for it: the bytes of attributes and payload, or of a payload that was lent a
@@ -153,7 +164,7 @@ impl MessageView {
     #[must_use]
     pub fn charged_bytes(&self) -> u64 {
         let length = self.placed().map_or(self.tail().len() as u64, |placed| placed.length);
-        let lent = broker::is_lent(&self.frame);
+        let lent = broker::is_lent(self.bytes());
         let payload = if lent { crate::lent_queued_bytes(length) } else { length };
         u64::from(self.payload_at - self.attributes_at) + payload
     }
@@ -162,7 +173,7 @@ impl MessageView {
     #[inline]
     #[must_use]
     pub fn placed(&self) -> Option<Placed> {
-        broker::is_apart(&self.frame)
+        broker::is_apart(self.bytes())
             .then(|| Placed::decode(self.tail()).expect("it was checked when the view was made"))
     }
 
@@ -180,7 +191,7 @@ impl MessageView {
 
     #[inline]
     fn tail(&self) -> &[u8] {
-        &self.frame[self.payload_at as usize..]
+        &self.bytes()[self.payload_at as usize..]
     }
 
     /// The payload's bytes.
@@ -189,7 +200,7 @@ impl MessageView {
     pub fn payload(&self) -> &[u8] {
         match &self.found {
             Some(found) => found.bytes(),
-            None if broker::is_apart(&self.frame) => &[],
+            None if broker::is_apart(self.bytes()) => &[],
             None => self.tail(),
         }
     }
@@ -198,7 +209,9 @@ impl MessageView {
     #[must_use]
     pub fn into_payload(self) -> Bytes {
         match self.found {
-            None if !broker::is_apart(&self.frame) => self.frame.slice(self.payload_at as usize..),
+            None if !broker::is_apart(self.bytes()) => {
+                self.memory.slice((self.at + self.payload_at) as usize..self.end as usize)
+            }
             _ => Bytes::copy_from_slice(self.payload()),
         }
     }
@@ -207,14 +220,15 @@ impl MessageView {
     /// into it ([`Bytes::try_into_mut`]).
     #[must_use]
     pub fn frame(&self) -> Bytes {
-        self.frame.clone()
+        self.memory.slice(self.at as usize..self.end as usize)
     }
 
     /// The attributes, without a copy.
     #[must_use]
     pub fn attributes(&self) -> Attributes {
-        let range = self.attributes_at as usize..self.payload_at as usize;
-        Attributes::from_checked(self.frame.slice(range))
+        let (from, to) = (self.at + self.attributes_at, self.at + self.payload_at);
+        let range = from as usize..to as usize;
+        Attributes::from_checked(self.memory.slice(range))
     }
 
     /// The key; see [`Attributes::key`].
@@ -250,13 +264,52 @@ impl MessageView {
 
     #[inline]
     fn block(&self) -> Block<'_> {
-        Block::of_checked(&self.frame[self.attributes_at as usize..self.payload_at as usize])
+        Block::of_checked(&self.bytes()[self.attributes_at as usize..self.payload_at as usize])
+    }
+}
+
+/// Messages that came in a row and are all [plain](MessageView::is_plain).
+#[derive(Debug)]
+pub struct PlainRun {
+    memory: Arc<Bytes>,
+    at: usize,
+}
+
+impl PlainRun {
+    /// Takes those off `unread` that it begins with and that have come whole; `None` if there are none,
+    /// which says nothing of what its first frame is.
+    #[must_use]
+    pub fn take(unread: &mut BytesMut) -> Option<Self> {
+        let mut end = 0;
+        while let Some(length) = broker::plain_length(&unread[end..]) {
+            end += length;
+        }
+        if end == 0 {
+            return None;
+        }
+        Some(Self { memory: Arc::new(unread.split_to(end).freeze()), at: 0 })
+    }
+}
+
+impl Iterator for PlainRun {
+    type Item = Result<MessageView, WireError>;
+
+    /// The next message, or the offence that it is. After that the stream cannot be trusted any more.
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        let layout = match broker::message_layout(&self.memory[self.at..]) {
+            Ok(layout) => layout?,
+            Err(error) => return Some(Err(error)),
+        };
+        let message = MessageView::of_checked(Arc::clone(&self.memory), self.at, layout);
+        self.at += layout.length;
+        Some(Ok(message))
     }
 }
 
 impl PartialEq for MessageView {
     fn eq(&self, other: &Self) -> bool {
-        self.frame == other.frame && self.payload() == other.payload()
+        self.bytes() == other.bytes() && self.payload() == other.payload()
     }
 }
 
@@ -275,6 +328,5 @@ impl fmt::Debug for MessageView {
 
 #[inline]
 fn place(at: usize) -> u32 {
-    debug_assert!(at >= HEADER_BYTES, "what follows the header");
-    u32::try_from(at).expect("a frame is shorter than 2^32 bytes")
+    u32::try_from(at).expect("what is read at once is shorter than 2^32 bytes")
 }

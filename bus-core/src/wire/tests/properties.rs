@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use super::super::{
     BrokerFrame, ChangeCode, ClientFrame, ControlError, Failure, FailureCode, Goodbye, GoodbyeCode,
     GroupInfo, Handle, Hello, LaneNumber, MemberInfo, MessageFrame, MessageHead, MessageView,
-    Notice, Request, Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial, ViewNotice,
+    Notice, PlainRun, Request, Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial,
+    ViewNotice,
 };
 use super::{Direction, corpus, encoded};
 use crate::attributes;
@@ -331,6 +332,35 @@ fn addressed() -> impl Strategy<Value = (Option<GroupId>, Option<NameId>)> {
     ]
 }
 
+fn plain_message() -> impl Strategy<Value = BrokerFrame> {
+    let key = option::of(vec(any::<u8>(), 0..9));
+    let parts = (handle(), sequence(), endpoint_id(), any::<u64>(), key, vec(any::<u8>(), 0..99));
+    parts.prop_map(|(endpoint, sequence, sender, number, key, payload)| {
+        let head = MessageHead {
+            endpoint,
+            sequence,
+            group: Some(GroupId::from_raw(number)),
+            name: None,
+            sender,
+            sender_serial: number,
+            commit_time: number,
+            deadline: 0,
+            credentials: Credentials { uid: 0, pid: 0 },
+            missed: None,
+            retained: false,
+            apart: false,
+            lent: false,
+            descriptors: 0,
+            descriptors_lost: false,
+            role: Role::Plain,
+            peer: None,
+        };
+        let builder = key.into_iter().fold(Attributes::builder(), |builder, key| builder.key(key));
+        let attributes = builder.build().unwrap();
+        MessageFrame { head, attributes, payload: payload.into() }.into()
+    })
+}
+
 fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
     let head = (
         (handle(), sequence(), addressed(), endpoint_id()),
@@ -517,6 +547,31 @@ proptest! {
         prop_assert_eq!(view.key(), message.attributes.key());
         prop_assert_eq!(view.missed(), message.head.missed);
         prop_assert_eq!(view.into_payload(), message.payload);
+    }
+
+    #[test]
+    fn a_run_is_the_plain_messages_that_have_come_whole(
+        frames in vec(prop_oneof![4 => plain_message(), 1 => broker_frame()], 1..8),
+        cut in any::<u16>(),
+    ) {
+        let mut bytes: Vec<u8> = frames.iter().flat_map(encoded).collect();
+        bytes.truncate(bytes.len() - usize::from(cut) % bytes.len().min(100));
+        let (mut one_by_one, mut at_once) = (BytesMut::from(&bytes[..]), BytesMut::from(&bytes[..]));
+        let mut expected = Vec::new();
+        loop {
+            let before = one_by_one.clone();
+            match MessageView::is_next(&one_by_one).then(|| MessageView::decode(&mut one_by_one)) {
+                Some(Ok(Some(message))) if message.is_plain() => expected.push(message),
+                _ => {
+                    one_by_one = before;
+                    break;
+                }
+            }
+        }
+        let run = PlainRun::take(&mut at_once);
+        let run: Vec<_> = run.into_iter().flatten().map(Result::unwrap).collect();
+        prop_assert_eq!(run, expected);
+        prop_assert_eq!(at_once, one_by_one);
     }
 
     #[test]
