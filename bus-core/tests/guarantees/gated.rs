@@ -704,3 +704,25 @@ fn a_request_to_the_peer_endpoint_is_answered_by_the_owner() {
     alice.send(peer, "2");
     assert_eq!(full(alice.try_send(peer, "3")).1, 1);
 }
+
+#[test]
+fn g9_a_request_that_lies_unread_at_an_owner_that_is_gone_has_its_outcome() {
+    let bus = bus_with(Limits::default());
+    let mut owner = Owner::on(&bus, "club");
+    let mut alice = Party::on(&bus);
+    let (_, peer) = owner.take_in(&alice, "club", Terms::default());
+    let ask = bus_core::Draft {
+        kind: bus_core::Kind::Request { repeatable: false },
+        ..bus_core::Draft::from("may I?")
+    };
+    let asked = alice.lane.try_send(Destination::Endpoint(peer), ask).unwrap().sequence;
+    drop(owner);
+    let outcome =
+        std::iter::from_fn(|| alice.reader.try_receive().ok()).find_map(
+            |delivery| match delivery {
+                Delivery::Outcome(outcome) => Some((outcome.request, outcome.why)),
+                _ => None,
+            },
+        );
+    assert_eq!(outcome, Some((asked, bus_core::RequestEnd::Gone)));
+}
