@@ -35,7 +35,7 @@ use crate::listener::{ListenError, Listener};
 use crate::log_limit::LogLimit;
 use crate::metrics::Metrics;
 use crate::peer_process;
-use crate::policy::{ReloadError, Reloaded, RulesInForce, Subject};
+use crate::policy::{ReloadError, Reloaded, RulesInForce, Subject, Subjects};
 use crate::roster::Roster;
 use crate::service::{Services, Starter, read_services};
 use crate::tally::Counters;
@@ -148,6 +148,7 @@ pub(crate) struct Shared {
     pub(crate) greeting: Duration,
     pub(crate) address: Option<PathBuf>,
     pub(crate) policy: RulesInForce,
+    pub(crate) subjects: Subjects,
     /// Connections that a user may make in a second.
     pub(crate) connection_rate: AtomicU64,
     pub(crate) config: Config,
@@ -278,6 +279,7 @@ impl Broker {
             greeting: config.greeting,
             address,
             policy: RulesInForce::new(config.whole_policy()?),
+            subjects: Subjects::default(),
             connection_rate: AtomicU64::new(config.limits.user_connection_rate),
             config: config.clone(),
             doors: doors.iter().filter_map(own_address).collect(),

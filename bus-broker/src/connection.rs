@@ -80,7 +80,7 @@ pub(crate) struct Connection {
     pub(crate) is_dirty: bool,
     /// Already in the list of those whose output was put off.
     pub(crate) is_put_off: bool,
-    /// Epoll knows of it.
+    /// Epoll knows of it, from its first flush on.
     is_watched: bool,
     /// Already among those whose unfinished messages are looked at in time.
     pub(crate) is_timed: bool,
@@ -203,7 +203,7 @@ impl Connection {
                 let Peer { credentials: PeerCredentials { uid, pid, .. }, subject, door } = *peer;
                 came_in = door;
                 let credentials = Credentials { uid, pid };
-                Protocol::new(token, credentials, subject, greeting_until)
+                Protocol::new(token, credentials, shared.subjects.share(subject), greeting_until)
             }
             Origin::Ingress(stream) => {
                 // Unless the ingress says otherwise, a message may fill the socket's buffer.
@@ -236,7 +236,7 @@ impl Connection {
             read_before: None,
             is_dirty: false,
             is_put_off: false,
-            is_watched: true,
+            is_watched: false,
             is_timed: false,
             ending: false,
             entry,
@@ -405,7 +405,9 @@ impl Connection {
         workspace: &mut Workspace,
     ) -> Result<Flushed, End> {
         if self.output_blocked {
-            return Ok(Flushed::Idle);
+            // Who does not read is heard all the same, as long as answers have room.
+            self.resume(shared, inbox, workspace)?;
+            return Ok(if self.may_resume() { Flushed::More } else { Flushed::Idle });
         }
         self.output.lend(&mut workspace.spare);
         if !self.ending {
@@ -425,19 +427,12 @@ impl Connection {
             }
         }
         self.output.give_back(&mut workspace.spare);
-        if self.input_paused
-            && !self.ending
-            && self.protocol.takes_input()
-            && self.output.has_room_for_answers()
-        {
-            self.input_paused = false;
-            self.resume_reading(shared, inbox, workspace)?;
-        }
+        self.resume(shared, inbox, workspace)?;
         if self.protocol.is_done() && self.output.is_empty() && !self.ending {
             return Err(End::Gone);
         }
         Ok(if self.output_blocked {
-            Flushed::Idle
+            if self.may_resume() { Flushed::More } else { Flushed::Idle }
         } else if self.ending {
             Flushed::Finished
         } else if self.protocol.has_more()
@@ -504,12 +499,24 @@ impl Connection {
         self.needs > OWN_BUFFER_BYTES
     }
 
-    fn resume_reading(
+    /// Whether frames wait that may be acted on.
+    fn may_resume(&self) -> bool {
+        self.input_paused
+            && !self.ending
+            && self.protocol.takes_input()
+            && self.output.has_room_for_answers()
+    }
+
+    fn resume(
         &mut self,
         shared: &Arc<Shared>,
         inbox: &Arc<Inbox>,
         workspace: &mut Workspace,
     ) -> Result<(), End> {
+        if !self.may_resume() {
+            return Ok(());
+        }
+        self.input_paused = false;
         let mut frames = BytesMut::from(Bytes::from(mem::take(&mut self.unread)));
         self.interpret(&mut frames, shared, inbox, workspace)
     }

@@ -450,16 +450,10 @@ impl IoThread {
             now.checked_add(self.shared.greeting).unwrap_or(now + LONGEST_GREETING);
         let connection =
             entry.insert(Connection::new(&self.shared, newcomer, token, greeting_until));
-        if let Some(at) = connection.deadline() {
-            connection.is_timed = true;
-            self.timed.insert((at, token.as_u64()));
-        }
-        let data = EventData::new_u64(token.as_u64());
-        let flags = connection.new_interest().unwrap_or(EventFlags::IN);
-        if let Err(error) = epoll::add(&self.epoll, &*connection, data, flags) {
-            tracing::error!(%error, "a connection cannot be watched, and is closed");
-            self.remove(token);
-        }
+        // Who connects greets at once, and mostly has by now. Epoll hears of it, and its greeting gets
+        // a deadline if it has not come, with the flush: behind the answer, which is waited for.
+        let result = connection.read(&self.shared, &self.inbox, &mut self.workspace);
+        self.conclude(token, result);
     }
 
     fn flush(&mut self) {

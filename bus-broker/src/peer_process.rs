@@ -7,6 +7,7 @@
 //! peer without one is a program by itself.
 
 use std::os::fd::AsFd;
+use std::sync::OnceLock;
 
 use bus_core::{Ledger, Process};
 use nix::sys::socket::{getsockopt, sockopt};
@@ -34,13 +35,25 @@ pub(crate) fn has_ended(socket: impl AsFd) -> bool {
 
 /// None where the kernel has no such number, or the process is gone already.
 fn number_of_peer(socket: &impl AsFd) -> Option<u64> {
+    if NUMBERS.get() == Some(&false) {
+        return None;
+    }
     let process = getsockopt(socket, sockopt::PeerPidfd).ok()?;
-    let kind = rustix::fs::fstatfs(&process).ok()?.f_type;
-    if kind != PIDFS_MAGIC {
+    let has_numbers = match NUMBERS.get() {
+        Some(known) => *known,
+        None => {
+            let kind = rustix::fs::fstatfs(&process).ok()?.f_type;
+            *NUMBERS.get_or_init(|| kind == PIDFS_MAGIC)
+        }
+    };
+    if !has_numbers {
         return None;
     }
     Some(rustix::fs::fstat(&process).ok()?.st_ino)
 }
+
+/// Whether pidfds have numbers of their own, once that is known: a kernel does not learn it.
+static NUMBERS: OnceLock<bool> = OnceLock::new();
 
 /// What `fstatfs` says of a file whose inode number is a process's own. Before, all pidfds had one
 /// number between them.

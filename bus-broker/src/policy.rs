@@ -19,12 +19,14 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use gate::{Gate, RulesInForce};
 pub(crate) use process::ProcessIdentity;
+pub(crate) use subjects::Subjects;
 
 mod form;
 mod gate;
 mod passwd;
 pub(crate) mod process;
 mod reload;
+mod subjects;
 
 pub(crate) use form::{RuleForms, read_directory};
 pub use passwd::{NoSuchGroup, NoSuchUser, group_id, groups_of, user_id};

@@ -5,6 +5,7 @@
 //! here (D-Bus begins with a NUL). Whatever a connection speaks, it is the same to the event loop:
 //! bytes and descriptors come in, parts become ready, and output is to be filled.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::BytesMut;
@@ -34,7 +35,7 @@ pub(crate) fn refused(limit: &LimitExceeded) -> End {
 #[derive(Debug)]
 pub(crate) enum Protocol {
     /// The first bytes have not come.
-    Undecided { token: Token, credentials: Credentials, subject: Box<Subject>, until: Instant },
+    Undecided { token: Token, credentials: Credentials, subject: Arc<Subject>, until: Instant },
     /// Unisono's own.
     Unisono(Box<Session>),
     /// Any other: what it says is carried, and not understood.
@@ -62,10 +63,10 @@ impl Protocol {
     pub(crate) fn new(
         token: Token,
         credentials: Credentials,
-        subject: Subject,
+        subject: Arc<Subject>,
         until: Instant,
     ) -> Self {
-        Self::Undecided { token, credentials, subject: Box::new(subject), until }
+        Self::Undecided { token, credentials, subject, until }
     }
 
     /// A stream that came in through an ingress, which knows what it carries.
@@ -90,7 +91,7 @@ impl Protocol {
                 return Ok(Progress::Needs(wire::MAGIC.len()));
             }
             let _ = unread.split_to(known);
-            let gate = Gate::new(std::mem::take(subject), &context.shared.policy);
+            let gate = Gate::new(Arc::clone(subject), &context.shared.policy);
             let session = Session::new(*token, *credentials, gate, *until);
             *self = Self::Unisono(Box::new(session));
         }

@@ -36,14 +36,14 @@ pub(crate) struct Client {
     number: u64,
     credentials: Credentials,
     /// The ingress that it came in at.
-    ingress: Option<String>,
+    ingress: Option<Box<str>>,
     /// The identity of the socket that it came in at, if that has one.
     socket: Option<Box<str>>,
     /// The file that its process executed when it connected, without its directory.
     executable: Option<Box<str>>,
-    calls_itself: OnceLock<String>,
+    calls_itself: OnceLock<Box<str>>,
     /// The name of its process's command.
-    command: OnceLock<Option<String>>,
+    command: OnceLock<Option<Box<str>>>,
     endpoints: AtomicU32,
     /// Written by the thread that has the connection.
     pub(crate) bytes_read: Tally,
@@ -83,21 +83,21 @@ pub(crate) struct EndpointEntry {
 impl Client {
     /// The program, for people: its command's name, or its file's, or what it calls itself.
     pub(crate) fn program(&self) -> Option<String> {
-        self.command().or_else(|| self.calls_itself.get().cloned())
+        self.command().or_else(|| self.calls_itself.get().cloned().map(String::from))
     }
 
     /// What the system says of it.
     fn command(&self) -> Option<String> {
-        let executable = || self.executable.as_deref().map(str::to_owned);
-        let found = || command_of(self.credentials.pid).or_else(executable);
-        self.command.get_or_init(found).clone()
+        let command = || command_of(self.credentials.pid).map(Box::from);
+        let found = || command().or_else(|| self.executable.clone());
+        self.command.get_or_init(found).clone().map(String::from)
     }
 
     /// What it calls itself in its greeting.
     pub(crate) fn set_name(&self, name: &str) {
         let name = &name[..name.floor_char_boundary(MOST_NAME_BYTES)];
         // A second greeting is refused elsewhere.
-        let _ = self.calls_itself.set(name.to_owned());
+        let _ = self.calls_itself.set(name.into());
     }
 
     /// What a line of the log is about. Made for the line: a span that lives as long as its
@@ -131,8 +131,8 @@ impl Client {
             uid: self.credentials.uid,
             pid: self.credentials.pid,
             program: self.command(),
-            calls_itself: self.calls_itself.get().cloned(),
-            ingress: self.ingress.clone(),
+            calls_itself: self.calls_itself.get().cloned().map(String::from),
+            ingress: self.ingress.clone().map(String::from),
             endpoints: self.endpoints.load(Ordering::Relaxed),
             bytes_read: self.bytes_read.get(),
             bytes_written: self.bytes_written.get(),
@@ -189,7 +189,7 @@ impl ClientEntry {
             CameFrom::Program { executable, socket } => {
                 (executable.map(file_name), socket.map(Box::from), None)
             }
-            CameFrom::Ingress(identity) => (None, None, Some(identity.to_owned())),
+            CameFrom::Ingress(identity) => (None, None, Some(identity.into())),
         };
         let client = Arc::new(Client {
             number,

@@ -36,8 +36,9 @@ use crate::policy::{Action, Gate};
 use crate::protocol::{Progress, refused};
 use crate::roster::EndpointEntry;
 use crate::transport::Arrived;
+use lazy_memory::{LazyMemory, Skills};
 use listings::Listings;
-use memory::{Company, Memory, Under, Way};
+use memory::{Company, Under, Way};
 use port::Port;
 use ports::Ports;
 
@@ -50,6 +51,7 @@ mod gated;
 pub(crate) mod inside;
 mod lane_charge;
 mod lane_queue;
+mod lazy_memory;
 mod listings;
 mod memory;
 mod monitoring;
@@ -80,7 +82,7 @@ pub(crate) struct Session {
     /// The greeting has switched on rings.
     knows_rings: bool,
     /// What lies beside the stream, if the client knows of such a thing.
-    memory: Option<Box<Memory>>,
+    memory: LazyMemory,
     large: LargeSends,
 }
 
@@ -103,7 +105,7 @@ impl Session {
             descriptors_out: false,
             listings: Listings::default(),
             knows_rings: false,
-            memory: None,
+            memory: LazyMemory::None,
             large: LargeSends::default(),
         }
     }
@@ -188,12 +190,12 @@ impl Session {
                 self.admission_decided(handle, group, output, context);
             }
             Part::Completions => {
-                if let Some(memory) = &mut self.memory {
+                if let Some(memory) = self.memory.made() {
                     memory.say_completed(output);
                 }
             }
             Part::Memory => {
-                if let Some(memory) = &mut self.memory {
+                if let Some(memory) = self.memory.made() {
                     memory.look(output);
                 }
             }
@@ -209,7 +211,7 @@ impl Session {
     /// Moves messages from the queues to `output` while it has room: a few of each endpoint in
     /// turn, and in turn with them a part of what is listed.
     pub(crate) fn fill(&mut self, output: &mut Output) {
-        if let Some(memory) = &mut self.memory {
+        if let Some(memory) = self.memory.made() {
             memory.say_completed(output);
         }
         while output.has_room_for_messages() && self.has_more() {
@@ -232,7 +234,7 @@ impl Session {
         for handle in self.ports.iter().map(Port::handle).collect::<Vec<_>>() {
             while self.fill_some(handle, output, Room::ForAll) == Filled::MayHaveMore {}
         }
-        if let Some(memory) = &mut self.memory {
+        if let Some(memory) = self.memory.made() {
             memory.move_lent(output);
         }
     }
@@ -256,7 +258,7 @@ impl Session {
         self.readable.clear();
         self.holding.clear();
         self.listings.clear();
-        self.memory = None;
+        self.memory = LazyMemory::None;
     }
 
     fn act(
@@ -350,13 +352,13 @@ impl Session {
                 }
             }
             ClientFrame::Release(holds) => {
-                let known = self.memory.as_mut().is_some_and(|memory| memory.release(&holds));
+                let known = self.memory.made().is_some_and(|memory| memory.release(&holds));
                 if !known {
                     return Err(fault("RELEASE of what is not held"));
                 }
             }
             ClientFrame::Fetch { hold } => {
-                let memory = self.memory.as_mut();
+                let memory = self.memory.made();
                 if !memory.is_some_and(|memory| memory.fetch(hold, output)) {
                     return Err(fault("FETCH of what is not held"));
                 }
@@ -400,8 +402,8 @@ impl Session {
         }
         self.knows_rings =
             shared.config.rings && hello.features.iter().any(|known| known == RINGS_FEATURE);
-        self.memory = Memory::new(hello, self.credentials.uid, self.token, context);
-        let mut features = self.memory.as_ref().map_or_else(Vec::new, |memory| memory.features());
+        self.memory = LazyMemory::new(hello, self.credentials.uid, self.token, context);
+        let mut features = Skills::features(hello);
         features.extend(self.knows_rings.then(|| RINGS_FEATURE.to_owned()));
         let welcome = Welcome {
             version,
@@ -467,7 +469,7 @@ impl Session {
                 self.large.payload(uid, send.payload, &context.shared.payloads)
             }
             Some(lent) => {
-                let memory = self.memory.as_mut();
+                let memory = self.memory.get();
                 let memory = memory.ok_or_else(|| fault("a payload apart, without the feature"))?;
                 match memory.lend(&lent, send.head.destination, &mut descriptors) {
                     Ok(payload) => payload,
@@ -709,15 +711,16 @@ enum How {
 /// Delivers a message of the queue as its payload is to go. False if it has to wait until the client
 /// has taken the descriptors that are under way.
 fn deliver_by(
-    memory: &mut Option<Box<Memory>>,
+    memory: &mut LazyMemory,
     handle: Handle,
     message: &Arc<Message>,
     how: How,
     descriptors_out: &mut bool,
     output: &mut Output,
 ) -> bool {
-    let way = match memory {
-        Some(memory) if message.payload().is_apart() => {
+    let is_apart = message.payload().is_apart();
+    let way = match if is_apart { memory.get() } else { None } {
+        Some(memory) => {
             // A peer endpoint's messages are for its owner alone.
             let company = match how {
                 How::Queued { peer: None, .. } => Company::All,
@@ -725,7 +728,7 @@ fn deliver_by(
             };
             memory.way(message, company, &mut Under { way: descriptors_out, output })
         }
-        _ => Way::Inline,
+        None => Way::Inline,
     };
     if matches!(way, Way::Waits) {
         return false;

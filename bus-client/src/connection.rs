@@ -33,7 +33,7 @@ use crate::inbox::Amount;
 use crate::inflow::{Filled, Frame, Inflow};
 use crate::message::PlainAttributes;
 use crate::state::{CallError, Comeback, Interest, Purpose, Sender, State, Urgency};
-use crate::transport::{Beacon, Output, Transport};
+use crate::transport::{Beacon, Output, Transport, say_at_once};
 use crate::waits::Wake;
 
 /// One connection to a broker. It ends when the last reference to it is gone.
@@ -80,12 +80,18 @@ impl Connection {
         lends: Option<Reading>,
         keep: Option<Box<dyn Any + Send + Sync>>,
     ) -> Result<Self, GreetingError> {
+        let mut greeting = BytesMut::from(&MAGIC[..]);
+        ClientFrame::Hello(hello)
+            .encode(&mut greeting)
+            .map_err(|error| GreetingError::System(io::Error::other(error)))?;
+        // The broker answers while what it takes to wait for it is made.
+        greeting.advance(say_at_once(&socket, &greeting));
         let beacon = Beacon::new(comeback.is_some()).map(Arc::new);
         let beacon = beacon.map_err(GreetingError::System)?;
         let transport = Transport::new(socket, Arc::clone(&beacon));
         let transport = transport.map_err(GreetingError::System)?;
         let mut inflow = Inflow::new();
-        let welcome = greet(&transport, &mut inflow, hello, timeout)?;
+        let welcome = greet(&transport, &mut inflow, greeting, timeout)?;
         let transport = Arc::new(transport);
         let lends = lends.filter(|_| welcome.features.iter().any(|of| of == FEATURE_LEND));
         let mut state = State::new(
@@ -335,17 +341,13 @@ impl Drop for Locked<'_> {
 /// How long credit may be put off when nothing comes.
 const NAP: Duration = Duration::from_millis(10);
 
-/// Writes the greeting and reads the broker's.
+/// Writes what is left of the greeting and reads the broker's.
 fn greet(
     transport: &Transport,
     inflow: &mut Inflow,
-    hello: Hello,
+    mut out: BytesMut,
     timeout: Duration,
 ) -> Result<Welcome, GreetingError> {
-    let mut out = BytesMut::from(&MAGIC[..]);
-    ClientFrame::Hello(hello)
-        .encode(&mut out)
-        .map_err(|error| GreetingError::System(io::Error::other(error)))?;
     let deadline = Instant::now().checked_add(timeout);
     loop {
         while !out.is_empty() {

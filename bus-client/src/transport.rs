@@ -92,11 +92,25 @@ pub(crate) enum Output {
 /// Connects to the socket at `path`; where its backlog is full, for at most `timeout`.
 pub(crate) fn connect(path: &Path, timeout: Duration) -> io::Result<OwnedFd> {
     let address = SocketAddrUnix::new(path)?;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // A blocking connect waits as long as a blocking send would. A zero would mean for ever.
-    set_socket_timeout(&socket, Timeout::Send, Some(timeout.max(Duration::from_millis(1))))?;
-    retry_on_intr(|| rustix::net::connect(&socket, &address))?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match retry_on_intr(|| rustix::net::connect(&socket, &address)) {
+        // A blocking connect waits as long as a blocking send would. A zero would mean for ever.
+        Err(Errno::AGAIN) => {
+            rustix::io::ioctl_fionbio(&socket, false)?;
+            let timeout = timeout.max(Duration::from_millis(1));
+            set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
+            retry_on_intr(|| rustix::net::connect(&socket, &address))?;
+        }
+        connected => connected?,
+    }
     Ok(socket)
+}
+
+/// Writes what there is room for, and says how much; 0 if it failed, and then it will again.
+pub(crate) fn say_at_once(socket: &OwnedFd, bytes: &[u8]) -> usize {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    retry_on_intr(|| send(socket, bytes, flags)).unwrap_or(0)
 }
 
 /// Connects to the socket at `path`, or fails, without waiting. A full backlog is a failure.

@@ -1,4 +1,5 @@
-//! What a commit costs, by the number of its recipients, and what taking a message costs.
+//! What a commit costs, by the number of its recipients, what each part of it does, and what taking a
+//! message costs.
 //!
 //! Sends are timed without the reading: queues are long enough for a batch, and are emptied between
 //! batches.
@@ -11,8 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bus_core::{
-    Bus, Credentials, Destination, Endpoint, JoinOptions, Lane, Limits, MemberFlags, Payload,
-    Receiver,
+    Bus, Credentials, Destination, Endpoint, JoinOptions, LOCKS, Lane, Limits, MemberFlags,
+    Payload, Receiver,
 };
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -37,12 +38,15 @@ struct Members {
 
 impl Members {
     fn new(bus: &Bus, name: &str, count: usize, flags: MemberFlags) -> Self {
+        Self::of(bus, name, (0..count).map(|_| endpoint(bus)).collect(), flags)
+    }
+
+    fn of(bus: &Bus, name: &str, members: Vec<Endpoint>, flags: MemberFlags) -> Self {
         let creator = endpoint(bus);
         let name = name.parse().unwrap();
         let mut to = Destination::Group(creator.create_group(&name).unwrap().0);
         let mut readers = Vec::new();
-        for _ in 0..count {
-            let member = endpoint(bus);
+        for member in members {
             let options = JoinOptions::create().with(flags);
             to = Destination::Group(member.join(&name, options).unwrap().group);
             let reader = member.receiver().unwrap();
@@ -122,6 +126,71 @@ fn commit(c: &mut Criterion) {
     group.finish();
 }
 
+/// The same 8 recipients, behind more and more of the locks.
+fn lock_set(c: &mut Criterion) {
+    let mut group = c.benchmark_group("lock_set");
+    for locks in [1, 2, 4, LOCKS] {
+        let bus = bus();
+        let mut free = vec![8 / locks; locks];
+        let mut chosen = Vec::new();
+        while chosen.len() < 8 {
+            let member = endpoint(&bus);
+            if let Some(left) = free.get_mut(member.lock()).filter(|left| **left > 0) {
+                *left -= 1;
+                chosen.push(member);
+            }
+        }
+        let mut members = Members::of(&bus, "g", chosen, MemberFlags::empty());
+        let sender = endpoint(&bus);
+        let mut lane = sender.lane().unwrap();
+        group.bench_function(format!("8_members_behind_{locks}"), |b| {
+            b.iter_custom(|times| {
+                let to = members.to;
+                batches(
+                    times,
+                    |batch| (0..batch).for_each(|_| send(&mut lane, to)),
+                    || members.empty(),
+                )
+            });
+        });
+    }
+    group.finish();
+}
+
+/// A send to 64 whose list of recipients is the one that it used last, and one before which somebody
+/// has joined or left: its list is made anew from the snapshot. Each is timed alone, so both have the
+/// clock's own time in them.
+fn snapshot(c: &mut Criterion) {
+    let mut group = c.benchmark_group("snapshot");
+    for (which, moves) in [("the_same", false), ("another", true)] {
+        let bus = bus();
+        let mut members = Members::new(&bus, "g", 64, MemberFlags::empty());
+        let (sender, other) = (endpoint(&bus), endpoint(&bus));
+        let mut lane = sender.lane().unwrap();
+        let name = "g".parse().unwrap();
+        group.bench_function(which, |b| {
+            b.iter_custom(|times| {
+                let mut total = Duration::ZERO;
+                for at in 0..times {
+                    if moves {
+                        let joined = other.join(&name, JoinOptions::default()).unwrap();
+                        other.leave(joined.group).unwrap();
+                    }
+                    let start = now();
+                    send(&mut lane, members.to);
+                    total += start.elapsed();
+                    if at % BATCH == BATCH - 1 {
+                        members.empty();
+                    }
+                }
+                members.empty();
+                total
+            });
+        });
+    }
+    group.finish();
+}
+
 /// What is left of a send when it is refused: the route, the locks and the look at each queue.
 fn refused(c: &mut Criterion) {
     let mut group = c.benchmark_group("refused");
@@ -160,6 +229,12 @@ fn take(c: &mut Criterion) {
     let mut lane = sender.lane().unwrap();
     let to = Destination::Endpoint(reader.id());
     let fill = |lane: &mut Lane| while lane.try_send(to, "x").is_ok() {};
+    group.bench_function("queue_in_and_out", |b| {
+        b.iter(|| {
+            send(&mut lane, to);
+            black_box(reading.try_receive()).unwrap()
+        });
+    });
     group.bench_function("try_receive", |b| {
         b.iter_custom(|times| {
             fill(&mut lane);
@@ -239,5 +314,5 @@ fn two_threads(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, commit, refused, take, two_threads);
+criterion_group!(benches, commit, lock_set, snapshot, refused, take, two_threads);
 criterion_main!(benches);

@@ -766,7 +766,7 @@ impl BusInner {
             connections: Vec::new(),
             _charge: charge,
         };
-        directory.endpoints.insert(id, record);
+        directory.endpoints.insert(id, Box::new(record));
         Ok(core)
     }
 

@@ -20,7 +20,8 @@ use crate::name_registry::{Name, NameRegistry};
 
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
-    pub(crate) endpoints: HashMap<EndpointId, EndpointRecord>,
+    /// In boxes, because a table is at times three quarters empty.
+    pub(crate) endpoints: HashMap<EndpointId, Box<EndpointRecord>>,
     groups: HashMap<GroupId, GroupRecord>,
     names: BTreeMap<GroupName, GroupId>,
     /// Peer endpoints by their own ids.

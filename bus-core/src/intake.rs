@@ -670,14 +670,16 @@ pub(crate) struct Seat {
     pub(crate) occupied: bool,
     /// The consumer of a ring that was made while somebody sat here.
     pub(crate) fresh: Option<Consumer>,
-    pub(crate) state: ReaderState,
+    /// How far reading had come when the last reader left; in a box, because where somebody reads
+    /// there is none.
+    pub(crate) state: Option<Box<ReaderState>>,
 }
 
 impl Seat {
     /// The endpoint is closed: takes out what nobody can read any more, for the caller to drop
     /// without the lock. None while somebody reads.
-    pub(crate) fn close(&mut self) -> Option<(Option<Consumer>, ReaderState)> {
-        (!self.occupied).then(|| (self.fresh.take(), std::mem::take(&mut self.state)))
+    pub(crate) fn close(&mut self) -> Option<(Option<Consumer>, Option<Box<ReaderState>>)> {
+        (!self.occupied).then(|| (self.fresh.take(), self.state.take()))
     }
 }
 

@@ -208,9 +208,9 @@ impl Receiver {
             if std::mem::replace(&mut seat.occupied, true) && !mutated(Mutant::SeatTakenTwice) {
                 return None;
             }
-            std::mem::take(&mut seat.state)
+            seat.state.take()
         };
-        Some(Self { bus, core, state })
+        Some(Self { bus, core, state: state.map_or_else(ReaderState::default, |state| *state) })
     }
 
     /// A message was taken off the queue. False if it is to be passed over: it asks, and nobody
@@ -541,8 +541,9 @@ impl Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
+        let state = Box::new(std::mem::take(&mut self.state));
         let mut seat = self.core.seat.lock();
-        seat.state = std::mem::take(&mut self.state);
+        seat.state = Some(state);
         seat.occupied = false;
         let queue = if self.core.is_closed() { seat.close() } else { None };
         drop(seat);

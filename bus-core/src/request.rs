@@ -600,8 +600,8 @@ impl BusInner {
     }
 
     /// Drops what was queued for an endpoint that is closed and that nobody reads any more.
-    pub(crate) fn drop_queue(&self, (fresh, state): (Option<Consumer>, ReaderState)) {
-        let rings = state.consumer.into_iter().chain(fresh);
+    pub(crate) fn drop_queue(&self, (fresh, state): (Option<Consumer>, Option<Box<ReaderState>>)) {
+        let rings = state.and_then(|state| state.consumer).into_iter().chain(fresh);
         for entry in rings.flat_map(|mut ring| std::iter::from_fn(move || ring.pop())) {
             if let Some(message) = entry.into_message()
                 && let Some(requested) = message.requested()

@@ -32,12 +32,14 @@ pub(crate) struct RulesInForce {
 /// One connection's.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    subject: Box<Subject>,
+    subject: Arc<Subject>,
     rules: Arc<Policy>,
     generation: u64,
     /// Nothing is denied.
     open: bool,
-    sends: HashMap<Route, bool>,
+    /// Made for the first decision that is worth keeping.
+    #[expect(clippy::box_collection, reason = "most connections have none, and it is six words")]
+    sends: Option<Box<HashMap<Route, bool>>>,
 }
 
 /// A destination about which something was decided.
@@ -75,10 +77,10 @@ impl RulesInForce {
 }
 
 impl Gate {
-    pub(crate) fn new(subject: Box<Subject>, in_force: &RulesInForce) -> Self {
+    pub(crate) fn new(subject: Arc<Subject>, in_force: &RulesInForce) -> Self {
         let (rules, generation) = in_force.with_generation();
         let open = rules.allows_everything(&subject);
-        Self { subject, rules, generation, open, sends: HashMap::new() }
+        Self { subject, rules, generation, open, sends: None }
     }
 
     /// Whether it may; the failure names the rule.
@@ -144,7 +146,7 @@ impl Gate {
                 return Err(self.refusal(Action::Direct, None, &decision));
             }
         };
-        if self.sends.get(&route) == Some(&true) {
+        if self.sends.as_ref().and_then(|sends| sends.get(&route)) == Some(&true) {
             return Ok(());
         }
         let text = match route {
@@ -154,10 +156,11 @@ impl Gate {
         // There is no such destination, and the bus has better words for that.
         let Some(text) = text else { return Ok(()) };
         let decision = self.rules.decide(&self.subject, action, Some(&text));
-        if self.sends.len() >= MOST_KEPT {
-            self.sends.clear();
+        let sends = self.sends.get_or_insert_default();
+        if sends.len() >= MOST_KEPT {
+            sends.clear();
         }
-        self.sends.insert(route, decision.allowed);
+        sends.insert(route, decision.allowed);
         if decision.allowed { Ok(()) } else { Err(self.refusal(action, Some(&text), &decision)) }
     }
 
@@ -172,7 +175,7 @@ impl Gate {
         }
         (self.rules, self.generation) = in_force.with_generation();
         self.open = self.rules.allows_everything(&self.subject);
-        self.sends = HashMap::new();
+        self.sends = None;
     }
 
     fn refusal(&self, action: Action, on: Option<&GroupName>, decision: &Decision) -> Box<Failure> {

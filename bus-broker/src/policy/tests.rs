@@ -1,6 +1,7 @@
 //! Tables of decisions, and the whole against the sentence that describes it.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::*;
 use crate::Config;
@@ -347,7 +348,7 @@ mod model {
             let groups: Vec<_> =
                 NAMES.iter().map(|on| endpoint.create_group(&name(on)).unwrap().0).collect();
             let in_force = RulesInForce::new(Policy::private(1000));
-            let mut gate = Gate::new(Box::new(subject_of(uid, Some("/x"))), &in_force);
+            let mut gate = Gate::new(Arc::new(subject_of(uid, Some("/x"))), &in_force);
             for rules in turns {
                 in_force.replace(policy(&text(&rules)));
                 let subject = subject_of(uid, Some("/x"));

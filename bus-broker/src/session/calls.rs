@@ -9,6 +9,7 @@ use bus_core::{
     },
 };
 
+use super::memory::Memory;
 use super::{Session, Under, failure, inside, listings::group_info, no_such_port, port::Port};
 use crate::{broker::Shared, connection::Context, log_writer, output::Output, policy::Reloaded};
 
@@ -21,7 +22,9 @@ impl Session {
         context: &mut Context<'_>,
     ) -> Result<Response, Box<Failure>> {
         let shared = context.shared;
-        if let Some(memory) = &mut self.memory {
+        if Memory::is_asked(request)
+            && let Some(memory) = self.memory.get()
+        {
             let mut under = Under { way: &mut self.descriptors_out, output: &mut *output };
             if let Some(answer) = memory.call(request, &mut under) {
                 return answer;

@@ -15,19 +15,19 @@ use std::sync::{Arc, Weak};
 use std::task::Waker;
 
 use bus_core::wire::{
-    BrokerFrame, FEATURE_APART, FEATURE_LEND, Failure, FailureCode, Hello, Lent, LentFrom,
-    MemoryKind, Placed, PlacedIn, Request, Response,
+    BrokerFrame, Failure, FailureCode, Lent, LentFrom, MemoryKind, Placed, PlacedIn, Request,
+    Response,
 };
 use bus_core::{Account, Charge, CompletionQueue, Destination, Message, Payload, Resource};
 use bytes::BytesMut;
 
+use super::lazy_memory::{Promise, Skills};
 use super::{failure, say};
 use crate::apart::{
     Arena, ArenaSegment, LentPayload, Loan, LoanCharge, Moved, Piece, Pool, Reader, Source,
 };
 use crate::broker::Shared;
-use crate::connection::Context;
-use crate::inbox::{Part, Signal, Token};
+use crate::inbox::{Part, Signal};
 use crate::output::{Carried, Output};
 
 /// The memory of one connection.
@@ -36,12 +36,7 @@ pub(super) struct Memory {
     shared: Arc<Shared>,
     uid: u32,
     account: Account,
-    /// It reads payloads that lie apart.
-    reads: bool,
-    /// It may lend.
-    lends: bool,
-    /// It reads in place what its own user's other programs can still write.
-    trusts: bool,
+    skills: Skills,
     numbers: u32,
     known: HashMap<Key, Known>,
     holds: HashMap<u32, Held>,
@@ -131,48 +126,35 @@ pub(super) struct Under<'a> {
 }
 
 impl Memory {
-    /// What a client that said this has; none if nothing.
-    pub(super) fn new(
-        hello: &Hello,
-        uid: u32,
-        token: Token,
-        context: &Context<'_>,
-    ) -> Option<Box<Self>> {
-        let has = |feature: &str| hello.features.iter().any(|of| of == feature);
-        let (reads, lends) = (has(FEATURE_APART), has(FEATURE_LEND));
-        let waker = |part| Signal::waker(context.inbox, token, part);
-        (reads || lends).then(|| {
-            let ended = waker(Part::Memory);
-            Box::new(Self {
-                shared: Arc::clone(context.shared),
-                uid,
-                account: context.account.clone(),
-                reads,
-                lends,
-                trusts: reads && has(bus_core::wire::FEATURE_TRUST_OWN_USER),
-                numbers: 0,
-                known: HashMap::new(),
-                holds: HashMap::new(),
-                held_bytes: 0,
-                keeps_too_much: false,
-                private: None,
-                pools: HashMap::new(),
-                completions: Arc::new(CompletionQueue::new()),
-                completed: waker(Part::Completions),
-                moved: Arc::new(Moved::new(ended.clone())),
-                ended,
-            })
-        })
+    pub(super) fn new(promise: Promise) -> Self {
+        let Promise { shared, inbox, account, token, uid, skills } = promise;
+        let waker = |part| Signal::waker(&inbox, token, part);
+        let ended = waker(Part::Memory);
+        Self {
+            shared,
+            uid,
+            account,
+            skills,
+            numbers: 0,
+            known: HashMap::new(),
+            holds: HashMap::new(),
+            held_bytes: 0,
+            keeps_too_much: false,
+            private: None,
+            pools: HashMap::new(),
+            completions: Arc::new(CompletionQueue::new()),
+            completed: waker(Part::Completions),
+            moved: Arc::new(Moved::new(ended.clone())),
+            ended,
+        }
     }
 
-    /// The features that are switched on.
-    pub(super) fn features(&self) -> Vec<String> {
-        let trust = bus_core::wire::FEATURE_TRUST_OWN_USER;
-        [(self.reads, FEATURE_APART), (self.lends, FEATURE_LEND), (self.trusts, trust)]
-            .into_iter()
-            .filter(|(on, _)| *on)
-            .map(|(_, name)| name.to_owned())
-            .collect()
+    /// Whether it is asked about in this request.
+    pub(super) fn is_asked(request: &Request) -> bool {
+        matches!(
+            request,
+            Request::CreatePool { .. } | Request::SealPool { .. } | Request::DropPool { .. }
+        )
     }
 
     // ---- Lending
@@ -204,7 +186,7 @@ impl Memory {
             LentFrom::File => Some(descriptors.pop().ok_or_else(|| bad("a file did not come"))?),
             LentFrom::Pool { .. } => None,
         };
-        if !self.lends {
+        if !self.skills.lends {
             let text = "lending payloads was not switched on with the greeting";
             return Err(Box::new(Failure::new(FailureCode::NoBuffers, text)));
         }
@@ -291,7 +273,7 @@ impl Memory {
         group: Option<bus_core::GroupId>,
         under: &mut Under<'_>,
     ) -> Result<Response, Box<Failure>> {
-        if !self.lends {
+        if !self.skills.lends {
             let text = "lending payloads was not switched on with the greeting";
             return Err(Box::new(Failure::new(FailureCode::NoBuffers, text)));
         }
@@ -332,7 +314,7 @@ impl Memory {
         };
         let length = message.payload().len() as u64;
         let full = self.holds.len() >= MAX_HOLDS || self.held_bytes + length > MAX_HELD_BYTES;
-        if !self.reads || full || self.keeps_too_much {
+        if !self.skills.reads || full || self.keeps_too_much {
             return Way::Inline;
         }
         let audience = message.audience().filter(|_| company == Company::All);
@@ -361,7 +343,7 @@ impl Memory {
                 }
                 Source::Pool { pool, buffer, generation } => {
                     if let Some(audience) = audience
-                        && self.trusts
+                        && self.skills.trusts
                         && message.credentials().uid == self.uid
                         && pool.may_be_shown_to(audience, &self.shared.bus)
                     {

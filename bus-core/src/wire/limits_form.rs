@@ -1,10 +1,12 @@
 //! [`Limits`] as it goes over the wire: plain numbers, and keys that may be missing or unknown.
 //!
 //! The form in a configuration refuses unknown keys, because there they are typing errors; here
-//! they are limits of a later version. A key that is missing has its default.
+//! they are limits of a later version. A key that is missing has its default, so of a bus that keeps to
+//! the defaults nothing is said, which is most of what a greeting would be.
 
 use std::time::Duration;
 
+use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::control::milliseconds;
@@ -12,14 +14,7 @@ use crate::Limits;
 
 macro_rules! form {
     ($($field:ident: $type:ty,)*) => {
-        #[derive(Serialize, Deserialize)]
-        #[serde(default)]
-        struct Form {
-            $($field: $type,)*
-            stall_ms: u64,
-            lent_ms: u64,
-            request_deadline_ms: u64,
-        }
+        form! { @form $($field: $type,)* stall_ms: u64, lent_ms: u64, request_deadline_ms: u64, }
 
         impl From<&Limits> for Form {
             fn from(limits: &Limits) -> Self {
@@ -40,6 +35,33 @@ macro_rules! form {
                     lent: Duration::from_millis(form.lent_ms),
                     request_deadline: Duration::from_millis(form.request_deadline_ms),
                 }
+            }
+        }
+    };
+    (@form $($field:ident: $type:ty,)*) => {
+        #[derive(Deserialize)]
+        #[serde(default)]
+        struct Form {
+            $($field: $type,)*
+        }
+
+        /// All keys with their defaults.
+        #[cfg(test)]
+        pub(super) fn defaults() -> Vec<(&'static str, u64)> {
+            let usual = Form::default();
+            vec![$((stringify!($field), usual.$field.into())),*]
+        }
+
+        impl Serialize for Form {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                let usual = Self::default();
+                let differing = [$(self.$field != usual.$field),*];
+                let count = differing.into_iter().filter(|differs| *differs).count();
+                let mut map = s.serialize_map(Some(count))?;
+                $(if self.$field != usual.$field {
+                    map.serialize_entry(stringify!($field), &self.$field)?;
+                })*
+                map.end()
             }
         }
     };

@@ -9,11 +9,13 @@ mod nats;
 mod stream;
 mod udp;
 mod unisono;
+mod zeromq;
 
 use std::{any::Any, io};
 
 pub(crate) use dbus::add_listener;
 pub(crate) use stream::wait;
+pub(crate) use zeromq::is_installed as zeromq_is_installed;
 
 use super::{
     plan::{Go, Plan},
@@ -59,7 +61,7 @@ pub(crate) trait Responder {
     fn respond(&mut self, sink: &mut dyn FnMut(&[u8])) -> io::Result<()>;
 }
 
-pub(crate) fn sender(plan: &Plan) -> io::Result<Box<dyn Sender>> {
+pub(crate) fn sender(plan: &Plan, index: usize) -> io::Result<Box<dyn Sender>> {
     Ok(match plan.system {
         System::Unisono | System::UnisonoRing => Box::new(unisono::GroupSender::new(plan)?),
         System::DbusDaemon | System::DbusBroker | System::Busd => {
@@ -69,7 +71,7 @@ pub(crate) fn sender(plan: &Plan) -> io::Result<Box<dyn Sender>> {
         System::Relay => Box::new(stream::RelaySender::new(plan)?),
         System::Nats => Box::new(nats::Publisher::new(plan)?),
         System::UdpMulticast => Box::new(udp::Sender::new(plan)?),
-        System::Zeromq => return Err(unsupported(plan)),
+        System::Zeromq => Box::new(zeromq::Publisher::new(plan, index)?),
     })
 }
 
@@ -85,7 +87,7 @@ pub(crate) fn receiver(plan: &Plan, index: usize) -> io::Result<Box<dyn Receiver
         System::Relay => Box::new(stream::RelayReceiver::new(plan)?),
         System::Nats => Box::new(nats::Subscriber::new(plan)?),
         System::UdpMulticast => Box::new(udp::Receiver::new(plan)?),
-        System::Zeromq => return Err(unsupported(plan)),
+        System::Zeromq => Box::new(zeromq::Subscriber::new(plan)?),
     })
 }
 
@@ -114,7 +116,11 @@ pub(crate) fn caller(plan: &Plan) -> io::Result<MakeCaller> {
             let caller = nats::NatsCaller::new(plan)?;
             Box::new(move |_| Ok(Box::new(caller)))
         }
-        System::UdpMulticast | System::Zeromq => return Err(unsupported(plan)),
+        System::Zeromq => {
+            let caller = zeromq::End::caller(plan)?;
+            Box::new(move |_| Ok(Box::new(caller)))
+        }
+        System::UdpMulticast => return Err(unsupported(plan)),
     })
 }
 
@@ -126,7 +132,8 @@ pub(crate) fn responder(plan: &Plan) -> io::Result<Box<dyn Responder>> {
         }
         System::RawUnix | System::Relay => Box::new(stream::StreamResponder::new(plan)?),
         System::Nats => Box::new(nats::NatsResponder::new(plan)?),
-        System::UdpMulticast | System::Zeromq => return Err(unsupported(plan)),
+        System::Zeromq => Box::new(zeromq::End::responder(plan)?),
+        System::UdpMulticast => return Err(unsupported(plan)),
     })
 }
 

@@ -13,7 +13,6 @@ use super::{
     large::Large,
     plan::{LimitsOf, Plan, Workload},
     stage::Outcome,
-    system::System,
 };
 
 /// What is told of one system.
@@ -47,7 +46,7 @@ pub(crate) struct Figures {
     large: Option<Large>,
     #[serde(skip)]
     ours: bool,
-    /// Ours over theirs, in our own object.
+    /// This over each other system's, in the objects of ours.
     ratio: BTreeMap<&'static str, Ratio>,
     #[serde(skip)]
     broken: bool,
@@ -149,14 +148,14 @@ impl Figures {
     }
 }
 
-/// Compares ours with every other system measured.
+/// Compares each of ours with every other system measured.
 pub(crate) fn compare(all: &mut [Figures]) {
-    let Some((ours, others)) = all.split_first_mut() else {
-        return;
-    };
-    debug_assert!(ours.system.starts_with(System::Unisono.name()));
-    for other in others.iter() {
-        ours.ratio.insert(other.system, ours.over(other));
+    for at in 0..all.len() {
+        if all[at].ours {
+            let others = all.iter().enumerate().filter(|(other, _)| *other != at);
+            let ratios = others.map(|(_, other)| (other.system, all[at].over(other))).collect();
+            all[at].ratio = ratios;
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::{env, path::PathBuf};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::client::zeromq_is_installed;
 use super::plan::Workload;
 
 /// A system that carries messages.
@@ -27,7 +28,7 @@ pub(crate) enum System {
     RawUnix,
     /// A broker of ours that copies bytes and does nothing else
     Relay,
-    /// ZeroMQ
+    /// ZeroMQ, without a broker
     Zeromq,
     /// A NATS server, over loopback TCP
     Nats,
@@ -111,6 +112,7 @@ impl System {
             Self::RawUnix | Self::Relay if workload.is_about_connections() => {
                 Some("it has no greeting")
             }
+            Self::Zeromq if workload.is_about_connections() => Some("it has no broker"),
             Self::UdpMulticast if workload.is_about_connections() => Some("it has no connections"),
             Self::UdpMulticast if workload == Workload::Rtt => Some("it is one-way"),
             Self::UdpMulticast if workload == Workload::Lockstep => {
@@ -137,10 +139,8 @@ impl System {
     /// What to do to have it measured; none if it is there.
     pub(crate) fn missing(self) -> Option<String> {
         if self == Self::Zeromq {
-            return Some(
-                "not measured by this version: it would need libzmq (Debian: libzmq5) linked in"
-                    .to_owned(),
-            );
+            let text = "libzmq.so.5 is not installed; Debian: apt-get install libzmq5";
+            return (!zeromq_is_installed()).then(|| text.to_owned());
         }
         let program = self.program()?;
         if find(program).is_some() {

@@ -144,7 +144,7 @@ impl Pace {
 
 fn sender(plan: &Plan, index: usize) -> io::Result<()> {
     let shared = Shared::open(plan)?;
-    let mut client = client::sender(plan)?;
+    let mut client = client::sender(plan, index)?;
     let lockstep = plan.workload == Workload::Lockstep;
     ready()?;
     let pace = Pace::start(plan.limit);

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use ciborium::Value;
 
 use super::super::cbor::text_under;
 use super::super::inside::{Look, Seen};
@@ -343,7 +342,7 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
                     0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
                 ]),
                 endpoint: EndpointId::from_raw(20),
-                limits: Limits::default(),
+                limits: Limits { lanes: 4, stall: Duration::from_secs(5), ..Limits::default() },
             })),
         ),
         ("broker MESSAGE with a payload apart", apart()),
@@ -665,7 +664,7 @@ fn the_page_names_every_code_operation_limit_and_bound() {
             assert!(PAGE.contains(&format!("\n| `{kind}` |")), "{kind}");
         }
     }
-    for (name, default) in limits() {
+    for (name, default) in super::super::limits_form::defaults() {
         assert!(PAGE.contains(&format!("| `{name}` | {default} |")), "{name}");
     }
     for bound in [
@@ -682,21 +681,4 @@ fn the_page_names_every_code_operation_limit_and_bound() {
         let number = bound.to_string();
         assert!(PAGE.contains(&number), "{number}");
     }
-}
-
-/// Names and values of all limits, out of the frame that tells them.
-fn limits() -> Vec<(String, i128)> {
-    let (_, welcome) = &broker_examples()[0];
-    let body: Value = ciborium::from_reader(&encoded(welcome)[HEADER_BYTES..]).unwrap();
-    let limits = body
-        .into_map()
-        .unwrap()
-        .into_iter()
-        .find_map(|(key, value)| (key.as_text() == Some("limits")).then_some(value));
-    let limits = limits.unwrap().into_map().unwrap();
-    assert!(limits.len() > 10);
-    limits
-        .into_iter()
-        .map(|(key, value)| (key.into_text().unwrap(), value.as_integer().unwrap().into()))
-        .collect()
 }
