@@ -46,7 +46,7 @@ macro_rules! form {
         }
 
         /// All keys with their defaults.
-        #[cfg(test)]
+        #[cfg(all(test, not(any(bus_loom, bus_shuttle))))]
         pub(super) fn defaults() -> Vec<(&'static str, u64)> {
             let usual = Form::default();
             vec![$((stringify!($field), usual.$field.into())),*]

@@ -111,11 +111,9 @@ impl Socket {
         let socket = unsafe { (library.socket)(library.context.0.as_ptr(), kind) };
         let socket = NonNull::new(socket).ok_or_else(io::Error::last_os_error)?;
         let socket = Self { library, socket };
-        let mark = 2 * plan.window().unwrap_or(0).max(plan.batch as u64);
+        let mark = MARK_OVER_WINDOW * plan.window().unwrap_or(0).max(plan.batch as u64);
         let mark = c_int::try_from(mark).map_err(io::Error::other)?;
-        for (option, value) in
-            [(SNDHWM, mark), (RCVHWM, mark), (LINGER, 0), (RECONNECT_IVL, RECONNECT_MILLIS)]
-        {
+        for (option, value) in [(SNDHWM, mark), (RCVHWM, mark), (RECONNECT_IVL, RECONNECT_MILLIS)] {
             socket.set(option, &value.to_ne_bytes())?;
         }
         Ok(socket)
@@ -169,6 +167,8 @@ impl Socket {
 }
 
 impl Drop for Socket {
+    /// What has not left yet does so behind this: the context lives on, and with it the thread that
+    /// writes.
     fn drop(&mut self) {
         // SAFETY: it is open, and nobody uses it any more.
         let _ = unsafe { (self.library.close)(self.socket.as_ptr()) };
@@ -298,12 +298,13 @@ const PAIR: c_int = 0;
 const SUB: c_int = 2;
 const XPUB: c_int = 9;
 const SUBSCRIBE: c_int = 6;
-const LINGER: c_int = 17;
 const RECONNECT_IVL: c_int = 18;
 const SNDHWM: c_int = 23;
 const RCVHWM: c_int = 24;
 const XPUB_VERBOSE: c_int = 40;
 const DONTWAIT: c_int = 1;
+/// A sender hears only for half a mark at a time what was taken.
+const MARK_OVER_WINDOW: u64 = 4;
 /// How soon to look again for a sender that is not there yet.
 const RECONNECT_MILLIS: c_int = 5;
 /// Messages that are taken before their arrival is told.
