@@ -172,6 +172,7 @@ struct OfName {
 }
 
 impl Message {
+    #[inline(always)]
     pub(crate) fn new(
         message: MessageView,
         group: Option<GroupName>,

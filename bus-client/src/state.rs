@@ -595,20 +595,22 @@ impl State {
         for message in run {
             let message = message.map_err(|error| error.to_string())?;
             let handle = message.endpoint();
-            let mut copied = None;
+            count += 1;
             if before != Some(handle) {
                 if let Some(before) = before {
                     self.wake_receivers(before.get() as usize);
                 }
                 before = Some(handle);
-                copied = self.monitored_next(handle);
+                if let Some(copied) = self.monitored_next(handle) {
+                    let item = Item::Monitored { message, copied };
+                    open(&mut self.endpoints, handle)?.take_in(item)?;
+                    continue;
+                }
             }
-            let item = match copied {
-                None => Item::Message { message, attached: None },
-                Some(copied) => Item::Monitored { message, copied },
-            };
-            open(&mut self.endpoints, handle)?.take_in(item)?;
-            count += 1;
+            let endpoint = open(&mut self.endpoints, handle)?;
+            if !endpoint.closing {
+                endpoint.inbox.push_plain(message)?;
+            }
         }
         if let Some(before) = before {
             self.wake_receivers(before.get() as usize);

@@ -77,7 +77,6 @@ impl EndpointState {
     /// # Errors
     ///
     /// The broker has sent more than it had credit for.
-    #[inline]
     pub(super) fn take_in(&mut self, item: Item) -> Result<(), &'static str> {
         if self.closing { Ok(()) } else { self.inbox.push(item) }
     }

@@ -66,7 +66,7 @@ impl MessageView {
         Ok(Some(Self::of_checked(memory, 0, layout)))
     }
 
-    #[inline]
+    #[inline(always)]
     fn of_checked(memory: Arc<Bytes>, at: usize, layout: broker::Layout) -> Self {
         Self {
             at: place(at),
@@ -295,7 +295,7 @@ impl Iterator for PlainRun {
     type Item = Result<MessageView, WireError>;
 
     /// The next message, or the offence that it is. After that the stream cannot be trusted any more.
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         let layout = match broker::message_layout(&self.memory[self.at..]) {
             Ok(layout) => layout?,
