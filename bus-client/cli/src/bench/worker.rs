@@ -191,6 +191,9 @@ fn receiver(plan: &Plan, index: usize) -> io::Result<()> {
     }
     let mut reader = Reader::new(plan);
     let lockstep = plan.workload == Workload::Lockstep;
+    // A message that takes long is told of when it was read, whatever else came with it: else several
+    // that come at once would hold their sender up until the last of them.
+    let large = plan.workload == Workload::Large;
     for stream in (0..plan.streams()).filter(|stream| !heard.contains(stream)) {
         // What it does not hear holds nobody up.
         shared.publish(index, stream, u64::MAX);
@@ -209,6 +212,9 @@ fn receiver(plan: &Plan, index: usize) -> io::Result<()> {
                 reader.read(payload, &mut |payload| record.take(payload));
                 if lockstep {
                     shared.arrive();
+                }
+                if large {
+                    heard.iter().for_each(|of| shared.publish(index, *of, record.progress(*of)));
                 }
             }),
         };
