@@ -434,15 +434,21 @@ impl Endpoint {
         self.inner
             .connection
             .wait(Interest::Inbox(self.inner.key), None, None, |state| {
+                let mut owes = false;
                 while events.len() < end {
                     state.take_plain(self.inner.key, events, end);
                     if events.len() == end {
                         break;
                     }
-                    match self.take_event(state, None) {
-                        Some(event) => events.push(event),
+                    match state.take_owing(self.inner.key, None) {
+                        Some(event) => events.push(self.with_origin(state, event)),
                         None => break,
                     }
+                    owes = true;
+                }
+                if owes {
+                    // For all at once: a return each time that some is due is a write each time.
+                    state.return_some_credit(self.inner.key);
                 }
                 match events.len() - before {
                     0 => self.ended(state).map(Err),
@@ -471,7 +477,12 @@ impl Endpoint {
 
     /// The next event that has come. A request knows from where it is answered.
     fn take_event(&self, state: &mut State, task: Option<&Waker>) -> Option<Event> {
-        let mut event = state.take_event(self.inner.key, task)?;
+        let event = state.take_event(self.inner.key, task)?;
+        Some(self.with_origin(state, event))
+    }
+
+    /// A request is told from where it is answered.
+    fn with_origin(&self, state: &mut State, mut event: Event) -> Event {
         if let Event::Message(message) = &mut event
             && message.is_request()
         {
@@ -482,7 +493,7 @@ impl Endpoint {
             };
             message.set_asked(Asked::new(self.clone(), request, asked));
         }
-        Some(event)
+        event
     }
 
     /// The next event, as a future. Dropping it loses no event.

@@ -322,6 +322,21 @@ impl State {
     /// Takes the next event of an endpoint, if there is one, for the calling thread or a task on
     /// it.
     pub(crate) fn take_event(&mut self, key: usize, task: Option<&Waker>) -> Option<Event> {
+        let event = self.take_owing(key, task)?;
+        self.return_some_credit(key);
+        Some(event)
+    }
+
+    /// Returns what is due of an endpoint's credit.
+    pub(crate) fn return_some_credit(&mut self, key: usize) {
+        if let Some(credit) = self.endpoints[key].inbox.return_some(Tick::now()) {
+            self.put_credit(key, credit);
+            self.flush(Urgency::Now);
+        }
+    }
+
+    /// As [`take_event`](Self::take_event), and leaves the credit to a caller who takes several.
+    pub(crate) fn take_owing(&mut self, key: usize, task: Option<&Waker>) -> Option<Event> {
         let gone = self.gone().is_some();
         let endpoint = &mut self.endpoints[key];
         Reader::note(&mut endpoint.reader, task);
@@ -338,16 +353,9 @@ impl State {
                 self.put_credit(key, credit);
                 self.flush(Urgency::Soon);
             }
-            return self.take_event(key, task);
+            return self.take_owing(key, task);
         }
-        let endpoint = &mut self.endpoints[key];
-        let credit = endpoint.inbox.return_some(Tick::now());
-        let event = endpoint.event(item);
-        if let Some(credit) = credit {
-            self.put_credit(key, credit);
-            self.flush(Urgency::Now);
-        }
-        Some(event)
+        Some(self.endpoints[key].event(item))
     }
 
     /// Takes messages that nothing is special about, until `events` has `end` events or something
@@ -376,10 +384,7 @@ impl State {
             return;
         }
         Reader::note(&mut endpoint.reader, None);
-        if let Some(credit) = endpoint.inbox.return_some(Tick::now()) {
-            self.put_credit(key, credit);
-            self.flush(Urgency::Now);
-        }
+        self.return_some_credit(key);
     }
 
     pub(super) fn put_credit(&mut self, key: usize, credit: Amount) {

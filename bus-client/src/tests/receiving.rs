@@ -289,6 +289,24 @@ fn credit_is_gathered_while_there_is_more_to_read() {
 }
 
 #[test]
+fn what_is_taken_in_one_batch_is_credited_with_one_frame() {
+    let (bus, mut broker) = pair_with(small_queue(32), Builder::new());
+    for _ in 0..32 {
+        // Sent to this endpoint alone: what is plain is taken by another way.
+        let mut frame = broker.group_message(b"1");
+        frame.head.group = None;
+        broker.put(&BrokerFrame::from(frame));
+    }
+    while bus.inner.connection.lock().arrivals() < 32 {
+        bus.dispatch_timeout(PATIENCE).unwrap();
+    }
+    let mut events = Vec::new();
+    assert_eq!(bus.receive_batch(&mut events, 32).unwrap(), 32);
+    broker.await_credit(32, 32);
+    assert_eq!(broker.credit_frames, 1, "and not one for each quarter of the queue");
+}
+
+#[test]
 fn g8_messages_beyond_the_credit_end_the_connection() {
     let limits = Limits { requests: 0, ..small_queue(2) };
     let (bus, mut broker) = pair_with(limits, Builder::new());
