@@ -385,6 +385,14 @@ impl State {
         self.flush(Urgency::Now);
     }
 
+    /// Takes in what has come, and writes nothing that a cork holds back.
+    pub(crate) fn take_in(&mut self) {
+        if self.gone.is_none() && !self.is_fork() {
+            self.transport.look_at_socket();
+            self.read();
+        }
+    }
+
     /// As [`turn`](Self::turn), for the main loop that polls the descriptor.
     pub(crate) fn dispatch(&mut self) {
         self.attention = false;
