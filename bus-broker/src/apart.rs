@@ -161,14 +161,19 @@ impl LentPayload {
         self.lock().loan.clone()
     }
 
-    /// A copy for those who have this audience, made by the first who asks. None if there is no memory.
-    pub(crate) fn shared_piece(&self, audience: Audience, arena: &Arena) -> Option<Arc<Piece>> {
+    /// A copy for those who have this audience, made by the first who asks, and whether that was this call.
+    /// None if there is no memory.
+    pub(crate) fn shared_piece(
+        &self,
+        audience: Audience,
+        arena: &Arena,
+    ) -> Option<(Arc<Piece>, bool)> {
         let mut state = self.lock();
         if let Some((of, copy)) = &state.shared
             && *of == audience
             && let Some(piece) = copy.get()
         {
-            return Some(piece);
+            return Some((piece, false));
         }
         let piece = Arc::new(self.copy_to(&state, arena)?);
         let copy = match self.settled.get() {
@@ -180,7 +185,7 @@ impl LentPayload {
         let over = state.loan.take();
         drop(state);
         drop(over);
-        Some(piece)
+        Some((piece, true))
     }
 
     /// A copy for one connection.

@@ -213,8 +213,9 @@ impl Session {
     pub(crate) fn fill(&mut self, output: &mut Output) {
         if let Some(memory) = self.memory.made() {
             memory.say_completed(output);
+            memory.begin_turn();
         }
-        while output.has_room_for_messages() && self.has_more() {
+        while output.has_room_for_messages() && !self.has_copied_enough() && self.has_more() {
             if let Some(handle) = self.readable.pop_front() {
                 match self.fill_from(handle, output) {
                     Filled::MayHaveMore => self.readable.push_back(handle),
@@ -226,6 +227,10 @@ impl Session {
                 self.listings.fill(output, &self.gate);
             }
         }
+    }
+
+    fn has_copied_enough(&mut self) -> bool {
+        self.memory.made().is_some_and(|memory| memory.has_copied_enough())
     }
 
     /// The broker ends: moves what lies in the queues to `output`, whatever room it has. The
@@ -633,6 +638,12 @@ impl Session {
                         }
                         port.hold(delivery);
                         return Filled::Holds;
+                    }
+                    if message.payload().is_apart()
+                        && room == Room::AsItHas
+                        && self.memory.made().is_some_and(|memory| memory.has_copied_enough())
+                    {
+                        return Filled::MayHaveMore;
                     }
                 }
                 Some(Delivery::Monitored { seen: Monitored::Message { message, to }, missed }) => {

@@ -41,6 +41,8 @@ pub(super) struct Memory {
     known: HashMap<Key, Known>,
     holds: HashMap<u32, Held>,
     held_bytes: u64,
+    /// Copied in this turn.
+    copied_bytes: u64,
     /// It keeps more than it may be charged for.
     keeps_too_much: bool,
     private: Option<Arc<Arena>>,
@@ -139,6 +141,7 @@ impl Memory {
             known: HashMap::new(),
             holds: HashMap::new(),
             held_bytes: 0,
+            copied_bytes: 0,
             keeps_too_much: false,
             private: None,
             pools: HashMap::new(),
@@ -302,6 +305,17 @@ impl Memory {
 
     // ---- Giving
 
+    /// The connection has its turn.
+    pub(super) fn begin_turn(&mut self) {
+        self.copied_bytes = 0;
+    }
+
+    /// Whether so much was copied that others should have their turn. What was copied goes out, and its
+    /// first readers read it while the next ones are copied.
+    pub(super) fn has_copied_enough(&self) -> bool {
+        self.copied_bytes >= COPIED_A_TURN
+    }
+
     /// Decides how the payload of a message goes to this client.
     pub(super) fn way(
         &mut self,
@@ -371,10 +385,13 @@ impl Memory {
             None => {
                 let shared = &self.shared;
                 let arena = self.private.get_or_insert_with(|| shared.payloads.private_arena());
-                payload.private_piece(arena).map(Arc::new)
+                payload.private_piece(arena).map(|piece| (Arc::new(piece), true))
             }
         };
-        let Some(piece) = piece else { return Way::Inline };
+        let Some((piece, copied)) = piece else { return Way::Inline };
+        if copied {
+            self.copied_bytes += length;
+        }
         let memory = match self.show_arena(piece.segment(), message, under) {
             Ok(memory) => memory,
             Err(way) => return way,
@@ -622,3 +639,5 @@ const MAX_BUFFERS: u32 = 4096;
 const MAX_HOLDS: usize = 1024;
 /// Bytes of these.
 const MAX_HELD_BYTES: u64 = 64 << 20;
+/// Bytes that are copied for one connection before others have their turn, and the payload that crosses.
+const COPIED_A_TURN: u64 = 512 << 10;
