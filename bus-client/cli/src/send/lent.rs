@@ -48,8 +48,8 @@ pub(super) fn lend(
     let pays = bus.calibration().is_some_and(|found| bytes.len() >= found.crossover_bytes);
     let (travel, why) = match travel {
         Some(travel) => (travel, "as was asked for"),
-        None if pays => (Travel::Buffer, "because it is long enough for that to pay"),
-        None => (Travel::Inline, "because it is too short for anything else to pay"),
+        None if pays => (Travel::Buffer, "because they are enough for that to pay"),
+        None => (Travel::Inline, "because they are too few for anything else to pay"),
     };
     let kind = match std::str::from_utf8(&bytes) {
         Ok(_) => ContentType::Text,
@@ -101,16 +101,22 @@ impl Leaving {
         let Some(Back { copied, after }) = back else {
             return "nothing was lent: there are no bytes".to_owned();
         };
-        let how = match (way, copied) {
-            (Way::Inline, _) => "in the stream",
-            (Way::File, false) => "as a sealed file, which recipients map: not copied",
-            (Way::File, _) => "as a sealed file, which the broker had to copy",
-            (_, false) => "in a buffer, which nobody had to copy",
-            (_, true) => "in a buffer, which the broker copied once for all of them",
+        let to = match recipients {
+            1 => "1 recipient".to_owned(),
+            count => format!("{count} recipients"),
+        };
+        let (how, who_copied) = match (way, copied) {
+            (Way::Inline, _) => {
+                return format!("{bytes} bytes went to {to} in the stream, {why}");
+            }
+            (Way::File, false) => ("as a sealed file", "nobody copied them"),
+            (Way::File, true) => ("as a sealed file", "the broker had to copy them"),
+            (_, false) => ("in a buffer", "nobody copied them"),
+            (_, true) => ("in a buffer", "the broker copied them once for all"),
         };
         let after = after.as_secs_f64() * 1e3;
         format!(
-            "{bytes} bytes to {recipients} recipients went {how}; {why}; free again {after:.1} ms \
+            "{bytes} bytes went to {to} {how}, {why}; {who_copied}, and it was free again {after:.1} ms \
              after the receipt"
         )
     }

@@ -191,21 +191,21 @@ fn zerocopy_lends_the_file_and_says_how_it_travelled() {
     std::io::Write::write_all(&mut file, &bytes).expect("written");
     let path = file.path().display();
     for (line, way, copied, said) in [
-        (format!("send g --zerocopy --json --file {path}"), "buffer", true, "copied once"),
+        (format!("send g --zerocopy --json --file {path}"), "buffer", true, "copied them once"),
         (
             format!("send g --zerocopy --travel file --json --file {path}"),
             "file",
             false,
-            "not copied",
+            "nobody copied them",
         ),
-        ("send g --zerocopy --json short".to_owned(), "inline", true, "too short"),
+        ("send g --zerocopy --json short".to_owned(), "inline", true, "too few"),
     ] {
         let output = fixture.run(&line).assert_code(0);
         let receipt = &output.lines()[0];
         assert_eq!((&receipt["way"], &receipt["copied"]), (&json!(way), &json!(copied)), "{line}");
         assert!(receipt["completion"].is_u64(), "{receipt}");
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(told.contains(said) && told.contains("to 1 recipients"), "{told}");
+        assert!(told.contains(said) && told.contains("to 1 recipient "), "{told}");
     }
     let lines = listener.finish().assert_code(0).lines();
     let lengths: Vec<_> =
