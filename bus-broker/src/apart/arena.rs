@@ -262,7 +262,7 @@ impl Piece {
     }
 
     pub(crate) fn write(&self, bytes: &[u8]) {
-        self.segment.memory.mapping().copy_in(self.offset, bytes);
+        self.segment.memory.mapping().copy_in_for_others(self.offset, bytes);
     }
 
     pub(super) fn copy_from(&self, other: &Self) {

@@ -8,14 +8,18 @@
 //! |---|---|
 //! | `seals` | what the kernel promises of a memory file: who can still write it, or change its size |
 //! | `fork` | whether this process is still the one that it was |
-//! | `mapping` | a file in this process's memory. Its `unsafe` code and that of `fork` is all that there is |
+//! | `mapping` | a file in this process's memory |
+//! | `streamed` | long copies of what others are to read |
 //! | `segment` | memory that this process makes for others |
+//!
+//! All `unsafe` code is that of `fork`, `mapping` and `streamed`.
 #![deny(unsafe_code)]
 
 mod fork;
 mod mapping;
 mod seals;
 mod segment;
+mod streamed;
 
 pub use fork::ForkMark;
 pub use mapping::Mapping;

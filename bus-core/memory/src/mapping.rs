@@ -16,6 +16,8 @@ use std::sync::atomic::AtomicU64;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
+use crate::streamed;
+
 /// A file that is mapped from its beginning; unmapped when dropped.
 #[derive(Debug)]
 pub struct Mapping {
@@ -132,7 +134,22 @@ impl Mapping {
         }
     }
 
-    /// Copies bytes from one mapping to another.
+    /// As [`copy_in`](Self::copy_in), of what others are to read: long copies go around this processor's
+    /// caches.
+    ///
+    /// # Panics
+    ///
+    /// The range is not within the mapping, or it is for reading only.
+    pub fn copy_in_for_others(&self, offset: usize, bytes: &[u8]) {
+        self.check(offset, bytes.len());
+        assert!(self.writable, "a mapping for reading is not written to");
+        // SAFETY: the range is within the mapping, which is writable, and the slice is this
+        // process's own.
+        unsafe { streamed::copy(bytes.as_ptr(), self.as_ptr().add(offset), bytes.len()) }
+    }
+
+    /// Copies bytes that others are to read from one mapping to another: long copies go around this
+    /// processor's caches.
     ///
     /// # Panics
     ///
@@ -141,11 +158,9 @@ impl Mapping {
         self.check(offset, length);
         source.check(from, length);
         assert!(self.writable, "a mapping for reading is not written to");
-        // SAFETY: both ranges are within their mappings, and this one is writable. `copy` allows
-        // that two mappings show the same file.
-        unsafe {
-            ptr::copy(source.as_ptr().add(from), self.as_ptr().add(offset), length);
-        }
+        // SAFETY: both ranges are within their mappings, and this one is writable. Two mappings may show
+        // the same file, and then who asks for ranges that overlap gets a mixture.
+        unsafe { streamed::copy(source.as_ptr().add(from), self.as_ptr().add(offset), length) }
     }
 
     /// The bytes where they lie.
