@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use bus_core::Credentials;
 use bus_core::wire::{BrokerFrame, Goodbye, GoodbyeCode};
 use bytes::BytesMut;
 use rustix::event::EventfdFlags;
@@ -23,7 +24,7 @@ use crate::door::Door;
 use crate::helper::Parked;
 use crate::inbox::Inbox;
 use crate::ingress::IngressListener;
-use crate::log_limit::{LogEvent, Verdict};
+use crate::log_limit::LogEvent;
 use crate::peer_process;
 
 /// The listening sockets, and the descriptor in reserve.
@@ -34,8 +35,6 @@ pub(crate) struct Acceptor {
     reserve: Option<OwnedFd>,
     /// How often who may connect; made with the first.
     rate: Option<ConnectionRate>,
-    /// The last connection was refused; said once in the log.
-    refusing: bool,
 }
 
 /// How far accepting came.
@@ -121,14 +120,19 @@ impl Acceptor {
         let ingress = &self.ingresses[at].ingress;
         match (ingress.take_place(), shared.take_stream_place()) {
             (Some(place), Ok(connection)) => {
-                self.refusing = false;
                 let _ = shared.assign(socket, Origin::Ingress(place), connection);
             }
-            _ if ingress.count_refused(&mut self.refusing) => {
-                let identity = ingress.identity();
-                tracing::warn!(identity, "an ingress has as many streams as it may have");
+            _ => {
+                ingress.count_refused();
+                shared.log_limit.log_of_broker(LogEvent::Stream, |suppressed| {
+                    let identity = ingress.identity();
+                    tracing::warn!(
+                        identity,
+                        suppressed,
+                        "an ingress has as many streams as it may have"
+                    );
+                });
             }
-            _ => {}
         }
     }
 
@@ -144,7 +148,9 @@ impl Acceptor {
         let credentials = match PeerCredentials::of(&socket) {
             Ok(credentials) => credentials,
             Err(error) => {
-                return tracing::warn!(%error, "a peer has no credentials, and is closed");
+                return shared.log_limit.log_of_broker(LogEvent::Accept, |suppressed| {
+                    tracing::warn!(%error, suppressed, "a peer has no credentials, and is closed");
+                });
             }
         };
         let PeerCredentials { uid, pid, .. } = credentials;
@@ -168,7 +174,6 @@ impl Acceptor {
                 self.refuse(shared, &socket, &limit.to_string());
             }
             Ok(place) => {
-                self.refusing = false;
                 let mut subject = credentials.subject(&socket, self.doors[at].identity());
                 // With a helper always, so that rules which ask for it later find it.
                 let helper = shared.helper.get();
@@ -190,13 +195,16 @@ impl Acceptor {
         }
     }
 
-    fn refuse(&mut self, shared: &Shared, socket: &impl AsFd, reason: &str) {
-        if !std::mem::replace(&mut self.refusing, true)
-            && let Verdict::Log { suppressed } =
-                shared.log_limit.ask_of_broker(LogEvent::Refusing, Instant::now())
-        {
-            tracing::warn!(reason, suppressed, "connections are refused");
-        }
+    fn refuse(&self, shared: &Shared, socket: &impl AsFd, reason: &str) {
+        // Who has gone already has credentials all the same.
+        let peer =
+            PeerCredentials::of(socket).map(|peer| Credentials { uid: peer.uid, pid: peer.pid });
+        let peer = peer.unwrap_or(Credentials::UNAUTHENTICATED);
+        shared.log_limit.log(LogEvent::Refusing, peer, |suppressed| {
+            let program = shared.roster.program_of(peer);
+            let Credentials { uid, pid } = peer;
+            tracing::warn!(reason, uid, pid, program, suppressed, "connections are refused");
+        });
         let goodbye = Goodbye::new(GoodbyeCode::LimitExceeded, reason);
         let mut bytes = BytesMut::new();
         if BrokerFrame::Goodbye(goodbye).encode(&mut bytes).is_ok() {
@@ -213,10 +221,9 @@ impl Acceptor {
 }
 
 fn cannot_accept(shared: &Shared, error: Errno) {
-    let verdict = shared.log_limit.ask_of_broker(LogEvent::Accept, Instant::now());
-    if let Verdict::Log { suppressed } = verdict {
+    shared.log_limit.log_of_broker(LogEvent::Accept, |suppressed| {
         tracing::warn!(%error, suppressed, "cannot accept, and will try again");
-    }
+    });
 }
 
 /// Connections taken from one listener before those that exist have their turn.

@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 use bus_core::{Audience, Charge, CompletionQueue, GroupId, Lease, Limits, Payload, PayloadApart};
 use bytes::Bytes;
 
+use crate::log_limit::{LogEvent, LogLimit};
 use arena::Budget;
 pub(crate) use arena::{Arena, ArenaSegment, Piece};
 
@@ -76,6 +77,7 @@ pub(crate) struct Loan {
     charge: Mutex<Option<LoanCharge>>,
     lending: u32,
     completions: Arc<CompletionQueue>,
+    log_limit: Arc<LogLimit>,
 }
 
 /// What is charged for a loan: its bytes, and the file's descriptor.
@@ -281,6 +283,7 @@ impl Loan {
         charge: LoanCharge,
         lending: u32,
         completions: Arc<CompletionQueue>,
+        log_limit: Arc<LogLimit>,
     ) -> Self {
         Self {
             source,
@@ -290,6 +293,7 @@ impl Loan {
             charge: Mutex::new(Some(charge)),
             lending,
             completions,
+            log_limit,
         }
     }
 
@@ -313,7 +317,9 @@ impl Loan {
             Source::Pool { pool, buffer, .. } => pool.copy_out(*buffer, &mut bytes),
             Source::File(file) => {
                 if let Err(error) = bus_memory::read_at(file.as_fd(), 0, &mut bytes) {
-                    tracing::error!(%error, "a sealed payload cannot be read");
+                    self.log_limit.log_of_broker(LogEvent::Memory, |suppressed| {
+                        tracing::error!(%error, suppressed, "a sealed payload cannot be read");
+                    });
                 }
             }
         }
@@ -375,10 +381,10 @@ impl Moved {
 }
 
 impl Payloads {
-    pub(crate) fn new(limits: &Limits, large: u32) -> Self {
+    pub(crate) fn new(limits: &Limits, large: u32, log_limit: Arc<LogLimit>) -> Self {
         let large = if large == 0 { usize::MAX } else { large as usize };
         Self {
-            budget: Arc::new(Budget::new(limits.arena_bytes)),
+            budget: Arc::new(Budget::new(limits.arena_bytes, log_limit)),
             lent: limits.lent,
             large,
             arenas: Mutex::default(),

@@ -158,7 +158,7 @@ pub(crate) struct Shared {
     pub(crate) helper: OnceLock<Arc<HelperLink>>,
     /// Who is connected.
     pub(crate) roster: Roster,
-    pub(crate) log_limit: LogLimit,
+    pub(crate) log_limit: Arc<LogLimit>,
     ingresses: OnceLock<Vec<Arc<Ingress>>>,
     /// Payloads that lie beside the streams.
     pub(crate) payloads: Payloads,
@@ -271,6 +271,7 @@ impl Broker {
         for (at, socket) in config.socket.iter().enumerate() {
             ledger.set_limits(account_of(at), socket.budget(&config.limits));
         }
+        let log_limit = Arc::<LogLimit>::default();
         let shared = Arc::new(Shared {
             ledger,
             bus: Bus::recording_after(config.limits.clone(), seed, series, config.recorder.size())?,
@@ -283,12 +284,12 @@ impl Broker {
             connection_rate: AtomicU64::new(config.limits.user_connection_rate),
             config: config.clone(),
             doors: doors.iter().filter_map(own_address).collect(),
-            services: Services::default(),
+            services: Services::new(Arc::clone(&log_limit)),
             helper: OnceLock::new(),
             roster: Roster::default(),
-            log_limit: LogLimit::default(),
+            log_limit: Arc::clone(&log_limit),
             ingresses: OnceLock::new(),
-            payloads: Payloads::new(&config.limits, config.apart_from_bytes),
+            payloads: Payloads::new(&config.limits, config.apart_from_bytes, log_limit),
             inboxes: inboxes.clone(),
             connections: AtomicUsize::new(0),
             owns_process: AtomicBool::new(false),

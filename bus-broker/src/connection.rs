@@ -28,7 +28,7 @@ use crate::{
     door::DoorPlace,
     inbox::{Inbox, Part, Token},
     link::{Link, LinkError, is_at},
-    log_limit::{LogEvent, Verdict},
+    log_limit::LogEvent,
     output::{Carried, Output, SpareBuffers, Turn},
     passed_over::PassedOver,
     peer_process,
@@ -174,6 +174,11 @@ impl Workspace {
             waiting_sends: 0,
         }
     }
+
+    /// Gives back what was needed for more than there is.
+    pub(crate) fn shrink(&mut self) {
+        self.spare = SpareBuffers::default();
+    }
 }
 
 impl Connection {
@@ -243,6 +248,11 @@ impl Connection {
             place,
             _door: came_in,
         }
+    }
+
+    /// Who is at the other end.
+    pub(crate) fn client(&self) -> &Arc<Client> {
+        self.entry.client()
     }
 
     pub(crate) fn token(&self) -> Token {
@@ -767,18 +777,18 @@ impl Connection {
             self.protocol.count_failure();
         }
         let client = self.entry.client();
-        let verdict = shared.log_limit.ask(event, client.credentials(), Instant::now());
-        let Verdict::Log { suppressed } = verdict else { return };
-        let _entered = client.span().entered();
-        let program = client.program();
-        let program = program.as_deref();
-        match event {
-            LogEvent::Protocol => {
-                tracing::warn!(reason = %end, program, suppressed, "ended: the peer broke the protocol");
+        shared.log_limit.log(event, client.credentials(), |suppressed| {
+            let _entered = client.span().entered();
+            let program = client.program();
+            let program = program.as_deref();
+            match event {
+                LogEvent::Protocol => {
+                    tracing::warn!(reason = %end, program, suppressed, "ended: the peer broke the protocol");
+                }
+                LogEvent::NoPlace => tracing::warn!(reason = %end, program, suppressed, "refused"),
+                _ => tracing::warn!(reason = %end, program, suppressed, "closed"),
             }
-            LogEvent::NoPlace => tracing::warn!(reason = %end, program, suppressed, "refused"),
-            _ => tracing::warn!(reason = %end, program, suppressed, "closed"),
-        }
+        });
     }
 }
 

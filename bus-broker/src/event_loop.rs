@@ -21,12 +21,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bus_core::EvictionCause;
+use bus_core::{Credentials, Eviction, EvictionCause, Table};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::time::Timespec;
-use slab::Slab;
 
 use crate::acceptor::{Accepted, Acceptor};
 use crate::broker::{Newcomer, RunError, Shared};
@@ -35,7 +34,7 @@ use crate::courtesy::Courtesy;
 use crate::door::Door;
 use crate::inbox::{Inbox, Shelf, Token};
 use crate::ingress::IngressListener;
-use crate::log_limit::{LogEvent, Verdict};
+use crate::log_limit::LogEvent;
 use crate::orphans::Orphans;
 use crate::relief::{self, Relief};
 use crate::rings::{Rings, Stage};
@@ -48,7 +47,7 @@ pub(crate) struct IoThread {
     epoll: OwnedFd,
     acceptor: Acceptor,
     accept_again: Option<Instant>,
-    connections: Slab<Connection>,
+    connections: Table<Connection>,
     generation: u32,
     workspace: Workspace,
     /// Connections to be flushed in this turn.
@@ -96,7 +95,7 @@ impl IoThread {
             epoll,
             acceptor,
             accept_again: None,
-            connections: Slab::new(),
+            connections: Table::new(),
             generation: 0,
             workspace: Workspace::new(),
             dirty: Vec::new(),
@@ -241,7 +240,7 @@ impl IoThread {
             return;
         }
         let mut orphans = Vec::new();
-        for (_, connection) in &mut self.connections {
+        for (_, connection) in self.connections.iter_mut() {
             if connection.is_orphan() {
                 orphans.push(connection.token());
             }
@@ -291,10 +290,12 @@ impl IoThread {
         }
         let bytes = self.inbox.counters.bytes_read.get();
         if self.relief.is_due(bytes, now) {
-            self.connections.shrink_to_fit();
+            self.connections.shrink();
+            self.workspace.shrink();
             self.shared.roster.shrink();
             self.shared.bus.shrink();
             relief::give_back();
+            self.inbox.counters.reliefs.add(1);
         }
         self.relief.next_look(bytes, now)
     }
@@ -304,37 +305,9 @@ impl IoThread {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         for evicted in self.shared.bus.tick(now.unwrap_or_default()) {
             let limit = &self.shared.log_limit;
-            let verdict = limit.ask(LogEvent::Evicted, evicted.credentials, Instant::now());
-            let Verdict::Log { suppressed } = verdict else { continue };
-            if evicted.cause == EvictionCause::WorkerStalled {
-                tracing::warn!(
-                    endpoint = %evicted.endpoint,
-                    program = self.shared.roster.program(evicted.endpoint),
-                    suppressed,
-                    uid = evicted.credentials.uid,
-                    pid = evicted.credentials.pid,
-                    name = %evicted.name,
-                    sequence = %evicted.sequence,
-                    stalled = ?evicted.stalled,
-                    queued_messages = evicted.queued_messages,
-                    "put out of a shared name: it did not read while senders waited for a worker"
-                );
-                continue;
-            }
-            tracing::warn!(
-                endpoint = %evicted.endpoint,
-                program = self.shared.roster.program(evicted.endpoint),
-                suppressed,
-                uid = evicted.credentials.uid,
-                pid = evicted.credentials.pid,
-                group = %evicted.name,
-                sequence = %evicted.sequence,
-                cause = ?evicted.cause,
-                stalled = ?evicted.stalled,
-                queued_messages = evicted.queued_messages,
-                back_off = ?evicted.back_off,
-                "evicted: it did not read while senders waited for it"
-            );
+            limit.log(LogEvent::Evicted, evicted.credentials, |suppressed| {
+                log_eviction(&evicted, &self.shared, suppressed);
+            });
         }
     }
 
@@ -439,17 +412,18 @@ impl IoThread {
             return;
         }
         self.generation = self.generation.wrapping_add(1);
-        let entry = self.connections.vacant_entry();
         let token = Token {
-            index: u32::try_from(entry.key()).expect("connections are limited to 2^20"),
+            index: u32::try_from(self.connections.vacant_key())
+                .expect("connections are limited to 2^20"),
             generation: self.generation,
         };
         // Of what no clock can count, far enough away.
         let now = Instant::now();
         let greeting_until =
             now.checked_add(self.shared.greeting).unwrap_or(now + LONGEST_GREETING);
-        let connection =
-            entry.insert(Connection::new(&self.shared, newcomer, token, greeting_until));
+        let connection = Connection::new(&self.shared, newcomer, token, greeting_until);
+        let place = self.connections.insert(connection);
+        let connection = &mut self.connections[place];
         // Who connects greets at once, and mostly has by now. Epoll hears of it, and its greeting gets
         // a deadline if it has not come, with the flush: behind the answer, which is waited for.
         let result = connection.read(&self.shared, &self.inbox, &mut self.workspace);
@@ -512,7 +486,7 @@ impl IoThread {
             epoll::modify(&self.epoll, &*connection, data, flags)
         };
         if let Err(error) = watched {
-            tracing::error!(%error, "a connection cannot be watched, and is closed");
+            log_unwatched(connection, "socket", error, &self.shared);
             self.remove(token);
         }
     }
@@ -593,8 +567,10 @@ impl IoThread {
     }
 
     fn watch_bell(&mut self, token: Token, flags: EventFlags) {
-        let connection = find(&mut self.connections, token);
-        let Some(rings) = connection.and_then(|connection| connection.rings()) else {
+        let Some(connection) = find(&mut self.connections, token) else {
+            return;
+        };
+        let Some(rings) = connection.rings() else {
             return;
         };
         let data = EventData::new_u64(token.as_u64() | RING_BELL);
@@ -602,7 +578,7 @@ impl IoThread {
         if rings.is_watched
             && let Err(error) = epoll::modify(&self.epoll, rings.bell(), data, flags)
         {
-            tracing::error!(%error, "a bell cannot be watched, and its connection is closed");
+            log_unwatched(connection, "bell", error, &self.shared);
             self.remove(token);
         }
     }
@@ -639,7 +615,7 @@ impl IoThread {
         if !std::mem::replace(&mut rings.is_watched, true) {
             let data = EventData::new_u64(token.as_u64() | RING_BELL);
             if let Err(error) = epoll::add(&self.epoll, rings.bell(), data, EventFlags::IN) {
-                tracing::error!(%error, "a bell cannot be watched, and its connection is closed");
+                log_unwatched(connection, "bell", error, &self.shared);
                 return self.remove(token);
             }
             self.rings_look.get_or_insert_with(|| Instant::now() + RINGS_IDLE);
@@ -684,7 +660,7 @@ impl IoThread {
             return;
         }
         let mut any = false;
-        for (_, connection) in &mut self.connections {
+        for (_, connection) in self.connections.iter_mut() {
             match connection.has_used_rings() {
                 Some(true) => any = true,
                 Some(false) if connection.end_rings() => {
@@ -715,12 +691,13 @@ impl IoThread {
     }
 
     fn remove(&mut self, token: Token) {
-        if find(&mut self.connections, token).is_some() {
-            let mut connection = self.connections.remove(token.index as usize);
+        if find(&mut self.connections, token).is_some()
+            && let Some(mut connection) = self.connections.remove(token.index as usize)
+        {
             if let Some(rings) = connection.take_rings() {
                 self.forget_bell(*rings);
             }
-            self.relief.closed();
+            self.relief.closed(self.connections.is_loose());
             connection.end(&End::Gone, &self.shared, &self.inbox, &mut self.workspace);
             // Dropped here: the socket closes, and epoll forgets it.
             if self.accept_again.is_some() {
@@ -747,7 +724,9 @@ impl IoThread {
         for socket in self.acceptor.sockets() {
             let data = EventData::new_u64(LISTENERS);
             if let Err(error) = epoll::modify(&self.epoll, socket, data, flags) {
-                tracing::error!(%error, "a listening socket cannot be watched");
+                self.shared.log_limit.log_of_broker(LogEvent::Watch, |suppressed| {
+                    tracing::error!(%error, suppressed, "a listening socket cannot be watched");
+                });
             }
         }
     }
@@ -757,7 +736,7 @@ impl IoThread {
         self.accept_again = None;
         self.acceptor.close();
         // First of all, so that nobody is told how the others go.
-        for (_, connection) in &mut self.connections {
+        for (_, connection) in self.connections.iter_mut() {
             connection.fill_last(&mut self.workspace);
         }
         let tokens = self.connections.iter().map(|(_, connection)| connection.token());
@@ -775,7 +754,51 @@ impl Drop for IoThread {
     }
 }
 
-fn find(connections: &mut Slab<Connection>, token: Token) -> Option<&mut Connection> {
+fn log_eviction(evicted: &Eviction, shared: &Shared, suppressed: u64) {
+    let program = shared.roster.program(evicted.endpoint);
+    let Credentials { uid, pid } = evicted.credentials;
+    if evicted.cause == EvictionCause::WorkerStalled {
+        tracing::warn!(
+            endpoint = %evicted.endpoint,
+            program,
+            suppressed,
+            uid,
+            pid,
+            name = %evicted.name,
+            sequence = %evicted.sequence,
+            stalled = ?evicted.stalled,
+            queued_messages = evicted.queued_messages,
+            "put out of a shared name: it did not read while senders waited for a worker"
+        );
+        return;
+    }
+    tracing::warn!(
+        endpoint = %evicted.endpoint,
+        program,
+        suppressed,
+        uid,
+        pid,
+        group = %evicted.name,
+        sequence = %evicted.sequence,
+        cause = ?evicted.cause,
+        stalled = ?evicted.stalled,
+        queued_messages = evicted.queued_messages,
+        back_off = ?evicted.back_off,
+        "evicted: it did not read while senders waited for it"
+    );
+}
+
+/// The system is out of what watching takes; who is closed for that is named.
+fn log_unwatched(connection: &Connection, what: &'static str, error: Errno, shared: &Shared) {
+    let client = connection.client();
+    shared.log_limit.log(LogEvent::Watch, client.credentials(), |suppressed| {
+        let _entered = client.span().entered();
+        let program = client.program();
+        tracing::error!(%error, what, program, suppressed, "cannot be watched, and its connection is closed");
+    });
+}
+
+fn find(connections: &mut Table<Connection>, token: Token) -> Option<&mut Connection> {
     let connection = connections.get_mut(token.index as usize)?;
     (connection.token() == token).then_some(connection)
 }

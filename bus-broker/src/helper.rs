@@ -32,6 +32,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 
 use crate::{
     broker::{Origin, Peer, Shared},
+    log_limit::LogEvent,
     policy::{ProcessIdentity, process::peer_process},
     service::{ServiceFile, Starter},
 };
@@ -137,7 +138,12 @@ impl HelperLink {
             if until > now {
                 return Some(until);
             }
-            tracing::warn!("the helper does not answer: a client is let in unknown");
+            shared.log_limit.log_of_broker(LogEvent::Helper, |suppressed| {
+                tracing::warn!(
+                    suppressed,
+                    "the helper does not answer: a client is let in unknown"
+                );
+            });
             self.looked(look, ProcessIdentity::default(), shared);
         }
     }
@@ -159,7 +165,9 @@ impl HelperLink {
                     self.looked(look, ProcessIdentity { executable, sandbox }, shared);
                 }
                 Ok(None) => break,
-                Err(error) => tracing::error!(%error, "the helper cannot be understood"),
+                Err(error) => shared.log_limit.log_of_broker(LogEvent::Helper, |suppressed| {
+                    tracing::error!(%error, suppressed, "the helper cannot be understood");
+                }),
             }
         }
         let looks: Vec<u64> = self.looks().keys().copied().collect();

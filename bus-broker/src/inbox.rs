@@ -12,14 +12,14 @@ use std::{
     fmt, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Wake, Waker},
 };
 
-use bus_core::GroupId;
 use bus_core::wire::{Handle, LaneNumber, Serial};
+use bus_core::{Bus, GroupId, ReaderTimes};
 use rustix::event::EventfdFlags;
 
 use crate::broker::Newcomer;
@@ -34,6 +34,8 @@ pub(crate) struct Inbox {
     connections: AtomicUsize,
     /// What the thread counts; it alone writes there.
     pub(crate) counters: ThreadCounters,
+    /// The same, in the bus: what its connections' readers come to.
+    times: OnceLock<ReaderTimes>,
 }
 
 /// What is in it.
@@ -91,6 +93,7 @@ impl Inbox {
             shelf: Mutex::default(),
             connections: AtomicUsize::new(0),
             counters: ThreadCounters::default(),
+            times: OnceLock::new(),
             bell: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         })
     }
@@ -103,6 +106,11 @@ impl Inbox {
     /// Counts connections of the thread: one more, or one less.
     pub(crate) fn load(&self) -> &AtomicUsize {
         &self.connections
+    }
+
+    /// Where the readers of the thread's connections count together.
+    pub(crate) fn reader_times(&self, bus: &Bus) -> &ReaderTimes {
+        self.times.get_or_init(|| bus.reader_times())
     }
 
     /// Tells the thread to end.

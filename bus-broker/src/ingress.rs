@@ -329,11 +329,9 @@ impl Ingress {
         self.identity.as_str()
     }
 
-    /// Counts a stream that is refused. True if it is the first one after others were taken, which
-    /// `refusing` remembers.
-    pub(crate) fn count_refused(&self, refusing: &mut bool) -> bool {
+    /// Counts a stream that is refused.
+    pub(crate) fn count_refused(&self) {
         self.counts.refused.add(1);
-        !std::mem::replace(refusing, true)
     }
 
     /// What has come in.

@@ -1,5 +1,8 @@
 //! How often the same thing is logged of the same peer.
 //!
+//! Every line at `warn` or above that can come again and again goes through here; the others are of a start,
+//! or of an end. A test reads the source for it.
+//!
 //! Invariant: of one kind of event and one peer, in one [`WINDOW`], the first [`FIRST`] are logged,
 //! then the tenth, the hundredth and so on, each with the number of those that were left out since
 //! the line before. So what somebody makes happen a million times is a dozen lines, and the log
@@ -32,13 +35,27 @@ pub(crate) enum LogEvent {
     Accept,
     /// The system has no socket for who asks for the metrics.
     Scraper,
-    /// There is no place for anybody.
+    /// There is no place for who comes in.
     Refusing,
+    /// There is no place for another stream of an ingress.
+    Stream,
+    /// A service starts.
+    Starting,
+    /// A service has not started.
+    NotStarted,
+    /// The helper does not do what it is there for.
+    Helper,
+    /// The system does not watch a socket or a bell.
+    Watch,
+    /// The system has no memory for payloads, or does not give one out.
+    Memory,
+    /// The policy was read again.
+    Reload,
 }
 
 /// What to do about an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+enum Verdict {
     /// Log it, and say how many like it were left out since the last line.
     Log {
         /// How many.
@@ -67,13 +84,21 @@ struct Past {
 }
 
 impl LogLimit {
-    /// Whether an event is to be logged that is nobody's but the broker's own.
-    pub(crate) fn ask_of_broker(&self, event: LogEvent, now: Instant) -> Verdict {
-        self.ask(event, Credentials { uid: 0, pid: 0 }, now)
+    /// Has an event logged that is nobody's but the broker's own, unless it is to be left out.
+    pub(crate) fn log_of_broker(&self, event: LogEvent, say: impl FnOnce(u64)) {
+        self.log(event, Credentials { uid: 0, pid: 0 }, say);
+    }
+
+    /// Has an event of a peer's logged, unless it is to be left out; `say` gets to know how many like it
+    /// were left out since the last line.
+    pub(crate) fn log(&self, event: LogEvent, peer: Credentials, say: impl FnOnce(u64)) {
+        if let Verdict::Log { suppressed } = self.ask(event, peer, Instant::now()) {
+            say(suppressed);
+        }
     }
 
     /// Whether an event of a peer's is to be logged.
-    pub(crate) fn ask(&self, event: LogEvent, peer: Credentials, now: Instant) -> Verdict {
+    fn ask(&self, event: LogEvent, peer: Credentials, now: Instant) -> Verdict {
         let mut peers = self.peers.lock().expect("nothing that can panic runs under this lock");
         let mut key = (event, Some((peer.uid, peer.pid)));
         if peers.len() >= MOST_PEERS && !peers.contains_key(&key) {
@@ -140,6 +165,54 @@ mod tests {
         assert_eq!(other, Verdict::Log { suppressed: 0 }, "another peer has lines of its own");
         let event = limit.ask(LogEvent::TooSlow, peer(1), now);
         assert_eq!(event, Verdict::Log { suppressed: 0 }, "and so has another event");
+    }
+
+    /// Of those that can come twice each says how many were left out, and so has asked.
+    #[test]
+    fn g8_every_line_that_can_come_again_and_again_is_limited() {
+        const ONCE: [&str; 15] = [
+            // Of a signal, which takes the right to end it.
+            "cannot reload",
+            // Our own bug, and a panic in tests.
+            "a frame could not be written",
+            // Of a reload, which is limited as a whole.
+            "not in force",
+            "nobody has this name",
+            "a service file is left out",
+            "reloaded the policy",
+            "in the sandbox",
+            "no sandbox, as the configuration says",
+            "this kernel has no landlock: files are not out of reach",
+            "the limit of descriptors cannot be raised",
+            "the helper cannot be told",
+            "the helper has ended: no service is started any more",
+            "metrics are not served any more",
+            "cannot read signals; ending",
+            "lines of the log are missing here: nobody took them in time",
+        ];
+        let mut lines = 0;
+        let mut folders = vec![std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src")];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let text = std::fs::read_to_string(&path).unwrap();
+                let (text, _) = text.split_once("#[cfg(test)]\nmod tests {").unwrap_or((&text, ""));
+                for call in ["tracing::warn!(", "tracing::error!("] {
+                    for (at, _) in text.match_indices(call) {
+                        let line = text[at..].split_once(");").map_or("", |(line, _)| line);
+                        lines += 1;
+                        let is_limited = line.contains("suppressed");
+                        let comes_once = ONCE.iter().any(|once| line.contains(once));
+                        assert!(is_limited || comes_once, "{}: {line}", path.display());
+                    }
+                }
+            }
+        }
+        assert!(lines > 20, "{lines}");
     }
 
     #[test]

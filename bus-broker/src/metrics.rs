@@ -27,7 +27,7 @@ use rustix::time::Timespec;
 use crate::broker::Shared;
 use crate::config::MetricsConfig;
 use crate::listener::{ListenError, Listener};
-use crate::log_limit::{LogEvent, Verdict};
+use crate::log_limit::LogEvent;
 
 mod families;
 mod http;
@@ -141,10 +141,9 @@ impl Metrics {
             }),
             Err(Errno::AGAIN | Errno::CONNABORTED) => {}
             Err(error) => {
-                let verdict = shared.log_limit.ask_of_broker(LogEvent::Scraper, Instant::now());
-                if let Verdict::Log { suppressed } = verdict {
+                shared.log_limit.log_of_broker(LogEvent::Scraper, |suppressed| {
                     tracing::warn!(%error, suppressed, "a scraper cannot be accepted");
-                }
+                });
                 // Out of descriptors, as a rule: asking again at once would be a circle.
                 thread::sleep(Duration::from_millis(100));
             }

@@ -250,7 +250,7 @@ impl Output {
     /// Brings memory to write into, if there is none.
     pub(crate) fn lend(&mut self, spare: &mut SpareBuffers) {
         if self.tail.capacity() == 0 {
-            self.tail = spare.0.pop().unwrap_or_default();
+            self.tail = spare.take();
         }
     }
 
@@ -260,9 +260,7 @@ impl Output {
             self.urgent = false;
             let mut buffer = mem::take(&mut self.tail);
             buffer.clear();
-            if buffer.capacity() > 0 && spare.0.len() < MAX_SPARE {
-                spare.0.push(buffer);
-            }
+            spare.keep(buffer);
         }
     }
 
@@ -302,7 +300,26 @@ impl<'a> Batch<'a> {
 
 /// Buffers that a thread lends to those of its connections that have something to say.
 #[derive(Debug, Default)]
-pub(crate) struct SpareBuffers(Vec<BytesMut>);
+pub(crate) struct SpareBuffers {
+    buffers: Vec<BytesMut>,
+    bytes: usize,
+}
+
+impl SpareBuffers {
+    fn take(&mut self) -> BytesMut {
+        let buffer = self.buffers.pop().unwrap_or_default();
+        self.bytes -= buffer.capacity();
+        buffer
+    }
+
+    fn keep(&mut self, buffer: BytesMut) {
+        let bytes = buffer.capacity();
+        if bytes > 0 && self.buffers.len() < MAX_SPARE && self.bytes + bytes <= MAX_SPARE_BYTES {
+            self.bytes += bytes;
+            self.buffers.push(buffer);
+        }
+    }
+}
 
 /// Bytes beyond which no further message is taken from a queue. About what a socket takes at once.
 const MESSAGES_BYTES: usize = 256 << 10;
@@ -312,6 +329,8 @@ const ANSWERS_BYTES: usize = 1 << 20;
 const MAX_SLICES: usize = 64;
 /// Spare buffers of a thread. More are freed.
 const MAX_SPARE: usize = 16;
+/// Their bytes together: four that are as full as messages may make them.
+const MAX_SPARE_BYTES: usize = 4 * MESSAGES_BYTES;
 
 #[cfg(test)]
 mod tests {
@@ -435,8 +454,24 @@ mod tests {
         assert_eq!(output.len(), 5, "not while something waits");
         output.advance(5);
         output.give_back(&mut spare);
-        assert_eq!((output.tail.capacity(), spare.0.len()), (0, 1));
+        assert_eq!((output.tail.capacity(), spare.buffers.len()), (0, 1));
         output.lend(&mut spare);
         assert!(output.tail.capacity() > 0 && output.tail.is_empty());
+        assert_eq!(spare.bytes, 0);
+    }
+
+    #[test]
+    fn g8_spare_buffers_are_bounded_in_number_and_bytes() {
+        let mut spare = SpareBuffers::default();
+        for _ in 0..2 * MAX_SPARE {
+            spare.keep(BytesMut::with_capacity(ANSWERS_BYTES / 3));
+        }
+        assert_eq!((spare.buffers.len(), spare.bytes), (3, ANSWERS_BYTES / 3 * 3));
+        while spare.take().capacity() > 0 {}
+        assert_eq!(spare.bytes, 0);
+        for _ in 0..2 * MAX_SPARE {
+            spare.keep(BytesMut::with_capacity(100));
+        }
+        assert_eq!(spare.buffers.len(), MAX_SPARE);
     }
 }

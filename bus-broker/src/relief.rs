@@ -2,9 +2,10 @@
 //!
 //! The C library keeps what was freed, in case it is needed again: after ten thousand connections or
 //! a few large messages a broker would occupy for weeks what it needed for a moment. So a thread that
-//! has closed many connections or read many bytes since the last time ([`Since::is_much`]) has it
-//! look, [`AFTER`] the event and not more often than every [`PAUSE`]: what lies in whole free pages
-//! is given back. An idle broker has nothing to look for, and does not wake up.
+//! has closed many connections or read many bytes since the last time ([`Since::is_much`]) cuts its
+//! tables, lets go of its spare buffers, and has the library look, [`AFTER`] the event and not more often
+//! than every [`PAUSE`]: what lies in whole free pages is given back. Each time is counted
+//! (`memory_given_back`), so that one can wait for it. An idle broker has nothing to look for, and does not wake up.
 //!
 //! Only in a process that is the broker's own ([`Broker::own_process`](crate::Broker::own_process)):
 //! the memory of another program is not ours to look through.
@@ -39,9 +40,9 @@ impl Relief {
         Self { since: Since::default(), last: None, due: None }
     }
 
-    /// A connection was closed.
-    pub(crate) fn closed(&mut self) {
-        self.since.closed = self.since.closed.saturating_add(1);
+    /// A connection was closed; `is_loose` if the table of connections has become much too long.
+    pub(crate) fn closed(&mut self, is_loose: bool) {
+        self.since.closed = self.since.closed.saturating_add(if is_loose { MANY } else { 1 });
     }
 
     /// When to look next, if there may be something: `bytes` were read by now, ever.
@@ -105,8 +106,12 @@ mod tests {
         assert!(!relief.is_due(MUCH + 5, first), "once");
         assert_eq!(relief.next_look(MUCH + 5, first), None, "nothing since");
         for _ in 0..MANY {
-            relief.closed();
+            relief.closed(false);
         }
         assert_eq!(relief.next_look(MUCH + 5, first), Some(first + PAUSE));
+        assert!(relief.is_due(MUCH + 5, first + PAUSE));
+        relief.closed(true);
+        let next = relief.next_look(MUCH + 5, first + PAUSE);
+        assert_eq!(next, Some(first + 2 * PAUSE), "one behind whose place there was nobody");
     }
 }

@@ -116,7 +116,8 @@ impl Client {
         self.credentials
     }
 
-    fn whose(&self) -> Whose {
+    /// Whose connection it is.
+    pub(crate) fn whose(&self) -> Whose {
         let Credentials { uid, pid } = self.credentials;
         let program = self.program().map(|mut program| {
             program.truncate(program.floor_char_boundary(MAX_PROGRAM_BYTES));
@@ -155,6 +156,13 @@ impl Roster {
     /// The program whose endpoint this is.
     pub(crate) fn program(&self, endpoint: EndpointId) -> Option<String> {
         let client = lock(&self.endpoints).get(&endpoint).cloned();
+        client.and_then(|client| client.program())
+    }
+
+    /// What program a process is, as one of its connections knows.
+    pub(crate) fn program_of(&self, process: Credentials) -> Option<String> {
+        let is_its = |client: &&Arc<Client>| client.credentials == process;
+        let client = lock(&self.clients).values().rev().find(is_its).cloned();
         client.and_then(|client| client.program())
     }
 

@@ -24,7 +24,10 @@ use std::{
     time::Instant,
 };
 
+use bus_core::wire::inside::Whose;
 use bus_core::{Bus, Credentials, Endpoint, GroupName, NameId};
+
+use crate::log_limit::{LogEvent, LogLimit};
 
 pub(crate) use file::{ServiceFile, What, default_directories, read_services};
 
@@ -50,6 +53,7 @@ pub(crate) struct Services {
     last_start: AtomicU64,
     /// How many starts are under way.
     starting: AtomicUsize,
+    log_limit: Arc<LogLimit>,
 }
 
 /// A service that somebody has asked for.
@@ -68,6 +72,8 @@ enum State {
     Starting {
         start: u64,
         waiting: Vec<Arc<Wait>>,
+        /// Who was the first to ask for it.
+        asker: Box<Whose>,
     },
 }
 
@@ -101,6 +107,10 @@ pub(crate) enum Asked {
 }
 
 impl Services {
+    pub(crate) fn new(log_limit: Arc<LogLimit>) -> Self {
+        Self { log_limit, ..Self::default() }
+    }
+
     #[cfg(test)]
     fn with(known: BTreeMap<GroupName, Arc<ServiceFile>>) -> Self {
         Self { known: Mutex::new(known), ..Self::default() }
@@ -146,6 +156,7 @@ impl Services {
         &self,
         bus: &Bus,
         name: NameId,
+        asker: impl FnOnce() -> Whose,
         until: impl FnOnce() -> Option<Instant>,
         waker: &Waker,
     ) -> Asked {
@@ -177,16 +188,28 @@ impl Services {
             }
             State::Idle => {
                 let start = self.last_start.fetch_add(1, Ordering::Relaxed) + 1;
+                let asker = Box::new(asker());
+                let (peer, Whose { program, .. }) = (process_of(&asker), &*asker);
+                let Credentials { uid, pid } = peer;
                 if let Err(error) = starter.start(start, &file) {
-                    tracing::warn!(service = %service.name, %error, "cannot be started");
+                    self.log_limit.log(LogEvent::NotStarted, peer, |suppressed| {
+                        tracing::warn!(
+                            service = %service.name, %error, program, uid, pid, suppressed,
+                            "cannot be started"
+                        );
+                    });
                     return Asked::Failed(format!(
                         "service {} cannot be started: {error}",
                         service.name
                     ));
                 }
-                tracing::info!(service = %service.name, start, "starting");
+                self.log_limit.log(LogEvent::Starting, peer, |suppressed| {
+                    tracing::info!(
+                        service = %service.name, start, program, uid, pid, suppressed, "starting"
+                    );
+                });
                 let wait = wait();
-                *state = State::Starting { start, waiting: vec![Arc::clone(&wait)] };
+                *state = State::Starting { start, waiting: vec![Arc::clone(&wait)], asker };
                 self.starting.fetch_add(1, Ordering::Relaxed);
                 Asked::Wait(wait)
             }
@@ -200,7 +223,7 @@ impl Services {
         }
         let Some(service) = self.service(name) else { return };
         let state = std::mem::take(&mut *lock(&service.state));
-        if let State::Starting { start, waiting } = state {
+        if let State::Starting { start, waiting, .. } = state {
             self.starting.fetch_sub(1, Ordering::Relaxed);
             if let Some(starter) = self.starter.get() {
                 starter.arrived(start);
@@ -217,10 +240,17 @@ impl Services {
         for service in services {
             let mut state = lock(&service.state);
             let is_it = matches!(&*state, State::Starting { start: its, .. } if *its == start);
-            if is_it && let State::Starting { waiting, .. } = std::mem::take(&mut *state) {
+            if is_it && let State::Starting { waiting, asker, .. } = std::mem::take(&mut *state) {
                 drop(state);
                 self.starting.fetch_sub(1, Ordering::Relaxed);
-                tracing::warn!(service = %service.name, start, why, "has not started");
+                let (peer, Whose { program, .. }) = (process_of(&asker), &*asker);
+                let Credentials { uid, pid } = peer;
+                self.log_limit.log(LogEvent::NotStarted, peer, |suppressed| {
+                    tracing::warn!(
+                        service = %service.name, start, why, program, uid, pid, suppressed,
+                        "has not started"
+                    );
+                });
                 let text = format!("service {} has not started: {why}", service.name);
                 tell(&waiting, &Err(NotStarted::Failed(text.into())));
                 return;
@@ -277,6 +307,10 @@ impl Wait {
     pub(crate) fn outcome(&self) -> Option<Result<(), NotStarted>> {
         lock(&self.outcome).clone()
     }
+}
+
+fn process_of(asker: &Whose) -> Credentials {
+    Credentials { uid: asker.uid, pid: asker.pid }
 }
 
 fn tell(waiting: &[Arc<Wait>], outcome: &Result<(), NotStarted>) {

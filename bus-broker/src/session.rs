@@ -561,7 +561,8 @@ impl Session {
         let id = endpoint.id();
         let waker = Signal::waker(context.inbox, self.token, Part::Queue(handle));
         let entry = EndpointEntry::new(context.shared, context.client, id);
-        self.ports.insert(Port::new(handle, endpoint, waker, entry));
+        let times = context.inbox.reader_times(&context.shared.bus);
+        self.ports.insert(Port::new(handle, endpoint, waker, entry, times));
         self.set_readable(handle);
         Ok(id)
     }

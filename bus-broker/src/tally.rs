@@ -53,6 +53,8 @@ pub(crate) struct ThreadCounters {
     pub(crate) bytes_written: Tally,
     /// Connections that were refused; the first thread accepts.
     pub(crate) connections_refused: Tally,
+    /// Times that it gave memory back.
+    pub(crate) reliefs: Tally,
 }
 
 /// The counters of all threads together.
@@ -63,6 +65,7 @@ pub(crate) struct Counters {
     pub(crate) bytes_read: u64,
     pub(crate) bytes_written: u64,
     pub(crate) connections_refused: u64,
+    pub(crate) reliefs: u64,
 }
 
 impl Counters {
@@ -72,5 +75,6 @@ impl Counters {
         self.bytes_read += thread.bytes_read.get();
         self.bytes_written += thread.bytes_written.get();
         self.connections_refused += thread.connections_refused.get();
+        self.reliefs += thread.reliefs.get();
     }
 }

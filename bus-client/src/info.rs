@@ -115,6 +115,8 @@ pub struct Stats {
     pub bytes_written: u64,
     /// Connections refused since the start because there were as many as there may be.
     pub connections_refused: u64,
+    /// Times since the start that memory which was needed no more was given back to the system.
+    pub memory_given_back: u64,
     /// Lines that were not logged since the start, because many were like them.
     pub log_lines_suppressed: u64,
     /// Lines that were logged since the start and not written, because nobody took them.
@@ -222,6 +224,7 @@ impl From<wire::Stats> for Stats {
             bytes_read: stats.bytes_read,
             bytes_written: stats.bytes_written,
             connections_refused: stats.connections_refused,
+            memory_given_back: stats.memory_given_back,
             log_lines_suppressed: stats.log_lines_suppressed,
             log_lines_lost: stats.log_lines_lost,
             uptime_us: stats.uptime_us,

@@ -39,7 +39,7 @@ use crate::request::Deadlines;
 use crate::retained::{Retain, Retained};
 use crate::send::{Effects, Outgoing, Route, SendError};
 use crate::sync::{Aside, AtomicU64, Mutant, Mutex, MutexGuard, Ordering, mutated};
-use crate::tally::TimeInQueue;
+use crate::tally::{ReaderTimes, TimeInQueue};
 use crate::view::{Change, Step};
 use crate::wait::{Changed, Stalled, WaitingRoom};
 
@@ -84,6 +84,8 @@ pub(crate) struct BusInner {
     pub(crate) recorder: Recorder,
     /// Times in queues of endpoints that have been closed.
     pub(crate) past_dwell: Aside<TimeInQueue>,
+    /// Where readers count together.
+    pub(crate) reader_times: Aside<Vec<ReaderTimes>>,
     /// What the last tick was told, in nanoseconds since the Unix epoch; it becomes `now` once it
     /// counts in `running`. So a deadline that is made of both comes late in a race, never early.
     told: AtomicU64,
@@ -443,6 +445,7 @@ impl Bus {
             deadlines: Deadlines::default(),
             recorder: Recorder::new(recorder),
             past_dwell: Aside::default(),
+            reader_times: Aside::default(),
             told: AtomicU64::new(0),
             now: AtomicU64::new(0),
             running: AtomicU64::new(0),
@@ -564,6 +567,8 @@ impl Bus {
         let mut directory = self.inner.directory.lock();
         directory.shrink();
         self.inner.locks.shrink();
+        drop(directory);
+        self.inner.waiting.lock().shrink();
     }
 
     /// What the bus has done and holds. Does not block.
@@ -1238,7 +1243,9 @@ impl BusInner {
     fn note_ending(&self, core: &EndpointCore, sequence: Sequence) {
         let mut taken = Sequence::from_raw(0);
         if let Some(dwell) = core.dwell() {
-            self.past_dwell.lock().add(&dwell.sum());
+            if core.together().is_none() {
+                self.past_dwell.lock().add(&dwell.sum());
+            }
             taken = dwell.acknowledged();
         }
         let (endpoint, credentials, handed) = (core.id(), core.credentials, core.taken());

@@ -23,6 +23,7 @@ use crate::receiver::Receiver;
 use crate::request::RequestEnd;
 use crate::retained::Retain;
 use crate::send::SendError;
+use crate::tally::ReaderTimes;
 use crate::view::{Interest, Watching};
 
 /// An identity on the bus, with one bounded queue.
@@ -416,6 +417,30 @@ impl Endpoint {
     #[must_use]
     pub fn receiver(&self) -> Option<Receiver> {
         Receiver::take_seat(self.bus.clone(), Arc::clone(&self.core))
+    }
+
+    /// The same for one of many readers that one thread has: they count how long messages were in their
+    /// queues together, too.
+    ///
+    /// ```
+    /// use bus_core::{Bus, Credentials, Destination, JoinOptions, Limits};
+    ///
+    /// let bus = Bus::new(Limits::default(), 7)?;
+    /// let me = Credentials { uid: 1000, pid: 1 };
+    /// bus.tick(std::time::Duration::from_secs(1));
+    /// let (alice, bob) = (bus.open_endpoint(me)?, bus.open_endpoint(me)?);
+    /// let mut reader = bob.receiver_with(&bus.reader_times()).expect("nobody else reads");
+    /// let chat = bob.join(&"org.example.Chat".parse()?, JoinOptions::create())?.group;
+    /// alice.lane()?.send(Destination::Group(chat), "hello")?;
+    /// reader.receive()?;
+    /// drop((reader, bob));
+    /// assert_eq!(bus.time_in_queues().count(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn receiver_with(&self, together: &ReaderTimes) -> Option<Receiver> {
+        self.core.count_with(together);
+        self.receiver()
     }
 
     /// Asks whether a send from here to `to` would find room everywhere, and if not, to be woken

@@ -20,7 +20,7 @@ use crate::recorder::{
     Found, Kind, MemberState, Members, Note, PutOut, Record, RefusalReason, RefusalRecord,
 };
 use crate::send::{Receipt, Route};
-use crate::tally::{GroupTraffic, Sent, TimeInQueue};
+use crate::tally::{GroupTraffic, ReaderTimes, Sent, TimeInQueue};
 use crate::{NameId, SendError};
 
 /// What a commit leaves behind for who looks: begun before its pushes, ended after them.
@@ -360,10 +360,29 @@ impl Bus {
         (traffic.collect(), more)
     }
 
-    /// How long messages were in queues, those of endpoints that have been closed included, and the
-    /// endpoints' own.
+    /// A place where readers that one thread has count together; see [`Endpoint::receiver_with`]. It
+    /// counts as long as the bus is there.
+    ///
+    /// [`Endpoint::receiver_with`]: crate::Endpoint::receiver_with
+    #[must_use]
+    pub fn reader_times(&self) -> ReaderTimes {
+        let times = ReaderTimes::new();
+        self.inner.reader_times.lock().push(times.clone());
+        times
+    }
+
+    /// How long messages were in queues, those of endpoints that have been closed included. Where readers
+    /// count [together](Self::reader_times) it is what these have counted, and takes no longer the more
+    /// endpoints there are; else each endpoint is looked at.
     #[must_use]
     pub fn time_in_queues(&self) -> TimeInQueue {
+        let together = self.inner.reader_times.lock();
+        if !together.is_empty() {
+            let mut sum = TimeInQueue::default();
+            together.iter().for_each(|times| sum.add(&times.sum()));
+            return sum;
+        }
+        drop(together);
         let cores: Vec<_> = {
             let directory = self.inner.directory.lock();
             directory.endpoints.values().map(|record| Arc::clone(&record.core)).collect()

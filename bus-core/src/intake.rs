@@ -29,7 +29,7 @@ use crate::request::{Asked, NEVER, Outcome, Requests};
 use crate::retained::Retained;
 use crate::share::{Amount, ShareSlot, ShareTable, Shares};
 use crate::sync::{AtomicBool, AtomicU64, Mutant, Mutex, MutexGuard, Ordering, fence, mutated};
-use crate::tally::{Blocking, Dwell, LONGEST_RUN, LaneTallies, Run};
+use crate::tally::{Blocking, Dwell, LONGEST_RUN, LaneTallies, ReaderTimes, Run};
 use crate::view::ViewChange;
 
 /// How much a queue holds before it has no room.
@@ -642,6 +642,8 @@ pub(crate) struct EndpointCore {
     pub(crate) blocking: Blocking,
     /// What its reader has taken; made with its ring.
     dwell: OnceLock<Box<Dwell>>,
+    /// Where its reader counts with others.
+    together: OnceLock<ReaderTimes>,
 }
 
 /// What the reader moves.
@@ -767,7 +769,11 @@ impl ReaderState {
             let Some(dwell) = core.dwell() else { continue };
             // Without a clock there are no times.
             if run.time != 0 {
-                dwell.add(now.saturating_sub(run.time), run.count);
+                let nanos = now.saturating_sub(run.time);
+                dwell.add(nanos, run.count);
+                if let Some(together) = core.together() {
+                    together.add(nanos, run.count);
+                }
             }
             dwell.acknowledge(run.sequence);
         }
@@ -890,6 +896,7 @@ impl EndpointCore {
             sending: LaneTallies::default(),
             blocking: Blocking::default(),
             dwell: OnceLock::new(),
+            together: OnceLock::new(),
         }
     }
 
@@ -915,6 +922,16 @@ impl EndpointCore {
     /// It may receive from now on.
     pub(crate) fn begin_dwell(&self) {
         self.dwell.get_or_init(Box::default);
+    }
+
+    /// Its reader counts with others from now on, if it does not already.
+    pub(crate) fn count_with(&self, together: &ReaderTimes) {
+        self.together.get_or_init(|| together.clone());
+    }
+
+    /// Where its reader counts with others.
+    pub(crate) fn together(&self) -> Option<&ReaderTimes> {
+        self.together.get()
     }
 
     /// What its reader has taken, if it could ever receive.

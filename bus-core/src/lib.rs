@@ -16,6 +16,7 @@
 //! | `account` | who holds how much of what there is |
 //! | `attributes`, `payload`, `message`, `notice` | what endpoints hand over and are told |
 //! | [`lease`], `completion` | payloads while they are lent; which of a connection's are free again |
+//! | `table` | things in places, the lowest free one first |
 //! | `lock_set` | the 8 locks, and the clocks that sequences come from |
 //! | `queue`, `intake` | an endpoint's ring; what commits and what its reader change |
 //! | `filter` | what a member wants to hear, and who wants a message |
@@ -84,6 +85,7 @@ pub mod ring;
 mod send;
 mod share;
 mod sync;
+mod table;
 mod tally;
 mod view;
 mod wait;
@@ -138,6 +140,7 @@ pub use recorder::{PutOut, RecorderSize, RefusalReason};
 pub use request::{Ended, Kind, Outcome, RequestEnd};
 pub use retained::{MAX_RETAINED_MESSAGES, Retain};
 pub use send::{FullRecipients, NAMED_RECIPIENTS, Receipt, SendError};
-pub use tally::{DWELL_BOUNDS, GroupTraffic, Sent, TimeInQueue};
+pub use table::Table;
+pub use tally::{DWELL_BOUNDS, GroupTraffic, ReaderTimes, Sent, TimeInQueue};
 pub use view::{Change, Interest, ViewChange, Watching};
 pub use wait::{MISSED_OFFERS, PATIENCE};

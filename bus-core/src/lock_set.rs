@@ -15,15 +15,14 @@
 //! seen the first one's tick. One shared counter would give the same order and cost senders to
 //! disjoint recipients the line it lives on.
 
-use bitvec::array::BitArray;
-use bitvec::order::Lsb0;
-use crossbeam_utils::CachePadded;
-use slab::Slab;
-
 use crate::id::{EndpointId, Sequence};
 use crate::intake::Intake;
 use crate::recorder::{RecorderSize, Track};
 use crate::sync::{Mutant, Mutex, MutexGuard, mutated};
+use crate::table::Table;
+use bitvec::array::BitArray;
+use bitvec::order::Lsb0;
+use crossbeam_utils::CachePadded;
 
 /// How many locks a bus has.
 pub const LOCKS: usize = 8;
@@ -92,7 +91,7 @@ pub(crate) struct Shard {
     /// Ticks of the last commit that held this lock.
     clock: u64,
     /// The producer's sides of the queues of the endpoints that hash here.
-    pub(crate) intakes: Slab<Intake>,
+    pub(crate) intakes: Table<Intake>,
     /// What commits whose lowest lock this is have done.
     pub(crate) counters: Counters,
     /// The last of these commits, for who asks what became of them.
@@ -121,7 +120,7 @@ impl LockSet {
     pub(crate) fn new(recorder: RecorderSize) -> Self {
         let shard = || Shard {
             clock: 0,
-            intakes: Slab::new(),
+            intakes: Table::new(),
             counters: Counters::default(),
             track: Track::new(recorder),
         };
@@ -154,7 +153,10 @@ impl LockSet {
     /// directory, so nobody is about to take one.
     pub(crate) fn shrink(&self) {
         for lock in &self.locks {
-            lock.lock().intakes.shrink_to_fit();
+            let mut shard = lock.lock();
+            if shard.intakes.is_loose() {
+                shard.intakes.shrink();
+            }
         }
     }
 }
@@ -184,7 +186,7 @@ impl Held<'_> {
     pub(crate) fn remove(&mut self, place: IntakePlace) -> Option<Intake> {
         self.intake(place)?;
         let shard = self.guards[place.lock.at()].as_deref_mut()?;
-        shard.intakes.try_remove(place.slot as usize)
+        shard.intakes.remove(place.slot as usize)
     }
 
     /// Draws the next sequence after `seen`, the largest that the sender knows of.

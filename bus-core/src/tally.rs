@@ -9,6 +9,7 @@
 //! | [`GroupTally`], a cell for each lock | whoever holds that lock and no lower one, at a commit |
 //! | [`LaneTally`] | the lane's owner, who has it alone |
 //! | [`Dwell`] | the endpoint's one reader |
+//! | [`ReaderTimes`] | the one thread that has all readers that count there |
 //! | [`Blocking`] | whoever holds the waiting room |
 //!
 //! Nothing depends on a count, so they are relaxed, and one that is read meanwhile may be a moment
@@ -257,6 +258,28 @@ impl Dwell {
         }
         sum.total = Duration::from_nanos(self.nanos.get());
         sum
+    }
+}
+
+/// Where readers of one thread count together how long messages were in their queues, so that who asks
+/// for the sum looks at a place for each thread and not for each endpoint.
+///
+/// It is a number that only one thread at a time may change: readers that count here are to be used by
+/// one thread, as a broker's connections are. Where that does not hold some are not counted.
+#[derive(Clone, Debug)]
+pub struct ReaderTimes(Arc<Dwell>);
+
+impl ReaderTimes {
+    pub(crate) fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    pub(crate) fn add(&self, nanos: u64, count: u64) {
+        self.0.add(nanos, count);
+    }
+
+    pub(crate) fn sum(&self) -> TimeInQueue {
+        self.0.sum()
     }
 }
 

@@ -916,6 +916,15 @@ impl WaitingRoom {
         }
     }
 
+    /// Gives back the memory of its tables, once nobody waits.
+    pub(crate) fn shrink(&mut self) {
+        if self.waits.is_empty() {
+            self.waits = Slab::new();
+            self.lines.shrink_to_fit();
+            self.stalls.shrink_to_fit();
+        }
+    }
+
     /// Sends that wait now.
     pub(crate) fn sending(&self) -> usize {
         self.sending

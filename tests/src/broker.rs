@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use bus_core::wire::{MemberInfo, Stats};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::deadline::eventually;
@@ -284,6 +285,21 @@ impl Broker {
                 Err(format!("{parts:?} is not in:\n{log}"))
             }
         });
+    }
+
+    /// Waits until its log, in JSON, has told so many events with this message, those counted that it says
+    /// it left out; gives the lines.
+    #[track_caller]
+    pub fn until_counted(&self, message: &str, count: u64) -> Vec<Value> {
+        eventually("the last one is logged", || {
+            let log = self.log();
+            let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).expect(line));
+            let lines: Vec<Value> =
+                lines.filter(|line| line["fields"]["message"] == message).collect();
+            let left_out = |line: &Value| line["fields"]["suppressed"].as_u64().unwrap();
+            let events = lines.len() as u64 + lines.iter().map(left_out).sum::<u64>();
+            if events == count { Ok(lines) } else { Err(log) }
+        })
     }
 
     /// Tells it to end, and does not wait.

@@ -253,6 +253,7 @@ fn connections_name_program_user_and_traffic() {
         "bytes_read",
         "bytes_written",
         "connections_refused",
+        "memory_given_back",
         "log_lines_suppressed",
         "log_lines_lost",
         "uptime_us",
@@ -464,18 +465,7 @@ fn g8_who_breaks_the_protocol_a_thousand_times_is_a_few_lines_that_count_them() 
         let _ = hostile.read_to_end(&mut Vec::new());
     }
     broker.until("all are counted", |stats| stats.protocol_errors == 1_000);
-    let line = |text: &str| {
-        let line: Value = serde_json::from_str(text).expect(text);
-        let message = line["fields"]["message"].as_str().unwrap_or_default().to_owned();
-        message.contains("broke the protocol").then_some(line)
-    };
-    let lines = eventually("the last one is logged", || {
-        let log = broker.log();
-        let lines: Vec<Value> = log.lines().filter_map(line).collect();
-        let left_out = |line: &Value| line["fields"]["suppressed"].as_u64().unwrap();
-        let events = lines.len() as u64 + lines.iter().map(left_out).sum::<u64>();
-        if events == 1_000 { Ok(lines) } else { Err(log) }
-    });
+    let lines = broker.until_counted("ended: the peer broke the protocol", 1_000);
     assert!(lines.len() <= 10, "{} lines", lines.len());
     for line in &lines {
         let program = line["fields"]["program"].as_str();
@@ -486,4 +476,23 @@ fn g8_who_breaks_the_protocol_a_thousand_times_is_a_few_lines_that_count_them() 
     assert!(!broker.log().contains("SECRET"), "payloads are never logged");
     let stats = broker.raw().stats();
     assert_eq!(stats.log_lines_suppressed, 1_000 - lines.len() as u64);
+}
+
+#[test]
+fn g8_who_is_refused_a_hundred_times_is_named_by_a_few_lines_that_count_them() {
+    let broker = Broker::with("[limits]\nconnections = 4\n[log]\nformat = \"json\"\n");
+    let _inside: Vec<_> = (0..4).map(|_| broker.raw()).collect();
+    for _ in 0..100 {
+        let mut more = UnixStream::connect(broker.socket()).unwrap();
+        // Until it was told no.
+        more.read_to_end(&mut Vec::new()).unwrap();
+    }
+    let lines = broker.until_counted("connections are refused", 100);
+    assert!(lines.len() <= 7, "{} lines", lines.len());
+    for line in &lines {
+        assert_eq!(line["fields"]["uid"], nix::unistd::getuid().as_raw(), "{line}");
+        assert_eq!(line["fields"]["pid"], std::process::id(), "{line}");
+        let program = line["fields"]["program"].as_str();
+        assert!(program.is_some_and(|name| !name.is_empty()), "{line}");
+    }
 }

@@ -197,6 +197,35 @@ fn a_service_that_ends_without_its_name_is_an_error_that_says_so() {
     assert!(refused.errors.contains("No such file"), "{}", refused.errors);
 }
 
+#[test]
+fn g8_a_service_that_fails_again_and_again_is_a_few_lines_that_name_who_asked() {
+    let bench = Bench::with_program(
+        "command = [\"DIR/no-such-program\"]\n",
+        "[log]\nformat = \"json\"\n",
+        None,
+    );
+    let mut caller = bench.broker.raw();
+    let found = caller.call(Request::FindName { name: name(NAME) }).unwrap();
+    let Response::Name(found) = found else { panic!("{found:?}") };
+    for _ in 0..100 {
+        let call =
+            caller.post_with(Destination::Name(found.name_id), b"SECRET", SendFlags::REQUEST);
+        caller.outcome(call).unwrap_err();
+    }
+    for message in ["starting", "has not started"] {
+        let lines = bench.broker.until_counted(message, 100);
+        assert!(lines.len() <= 7, "{} lines", lines.len());
+        for line in &lines {
+            assert_eq!(line["fields"]["service"], NAME, "{line}");
+            assert_eq!(line["fields"]["uid"], nix::unistd::getuid().as_raw(), "{line}");
+            assert_eq!(line["fields"]["pid"], std::process::id(), "{line}");
+            let program = line["fields"]["program"].as_str();
+            assert!(program.is_some_and(|name| !name.is_empty()), "{line}");
+        }
+    }
+    assert!(!bench.broker.log().contains("SECRET"), "payloads are never logged");
+}
+
 /// dbus-broker#440: without a time-out, descriptors lay in a service's queue until root could not connect.
 #[test]
 fn a_service_that_takes_too_long_is_ended_and_nothing_of_it_is_left() {

@@ -16,8 +16,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 
+use bus_core::Credentials;
 use bus_memory::{Mapping, Segment};
 use bytes::Bytes;
+
+use crate::log_limit::{LogEvent, LogLimit};
 
 /// Segments for one audience, or for one connection.
 #[derive(Debug)]
@@ -60,6 +63,7 @@ pub(crate) struct Piece {
 pub(crate) struct Budget {
     limit: u64,
     used: Mutex<Used>,
+    log_limit: Arc<LogLimit>,
 }
 
 #[derive(Debug, Default)]
@@ -69,8 +73,8 @@ struct Used {
 }
 
 impl Budget {
-    pub(super) fn new(limit: u64) -> Self {
-        Self { limit, used: Mutex::default() }
+    pub(super) fn new(limit: u64, log_limit: Arc<LogLimit>) -> Self {
+        Self { limit, used: Mutex::default(), log_limit }
     }
 
     fn take(&self, uid: u32, bytes: u64) -> bool {
@@ -158,7 +162,9 @@ impl ArenaSegment {
             Ok(memory) => memory,
             Err(error) => {
                 budget.give_back(uid, length as u64);
-                tracing::warn!(%error, "no memory for payloads: they go by the sockets");
+                budget.log_limit.log(LogEvent::Memory, Credentials { uid, pid: 0 }, |suppressed| {
+                    tracing::warn!(%error, uid, suppressed, "no memory for payloads: they go by the sockets");
+                });
                 return None;
             }
         };
@@ -297,7 +303,7 @@ mod tests {
     use super::*;
 
     fn arena(limit: u64) -> (Arena, Arc<Budget>) {
-        let budget = Arc::new(Budget::new(limit));
+        let budget = Arc::new(Budget::new(limit, Arc::default()));
         (Arena::new(Arc::clone(&budget)), budget)
     }
 

@@ -182,7 +182,7 @@ impl IngressStream {
                 // It is one that somebody has asked for from here on.
                 let is_service = services.knows(id) || services.id_of(bus, name).is_some();
                 // The requests of a stream have no deadline of their own to wait for.
-                match services.ask(bus, id, || None, &line.waker) {
+                match services.ask(bus, id, || context.client.whose(), || None, &line.waker) {
                     Asked::Go => {}
                     Asked::Wait(wait) => {
                         self.parked = Some((draft, wait));
@@ -368,7 +368,8 @@ impl Line {
         let replies = ingress.asks().then(|| Replies {
             open: VecDeque::new(),
             most: usize::from(bus.limits().requests).min(MOST_REQUESTS),
-            receiver: endpoint.receiver().expect("nobody else knows this endpoint"),
+            receiver: (endpoint.receiver_with(context.inbox.reader_times(bus)))
+                .expect("nobody else knows this endpoint"),
             waker: waker(Part::Queue(Handle::FIRST)),
             awake: true,
         });

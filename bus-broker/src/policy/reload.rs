@@ -9,10 +9,13 @@
 
 use std::sync::atomic::Ordering;
 
+use tracing::Dispatch;
+
 use crate::{
     broker::Shared,
     config::{Config, ConfigError},
     door::account_of,
+    log_limit::LogEvent,
     sandbox::SandboxMode,
     service::read_services,
 };
@@ -41,6 +44,17 @@ impl Shared {
     /// Reads rules and limits of users again, and reviews every connection by the rules; service
     /// files too, of which those that are wrong are left out.
     pub(crate) fn reload(&self) -> Result<Reloaded, ReloadError> {
+        let mut result = None;
+        self.log_limit.log_of_broker(LogEvent::Reload, |suppressed| {
+            let _entered = tracing::info_span!("reload", suppressed).entered();
+            result = Some(self.read_again());
+        });
+        // What it would log is left out.
+        let quietly = || tracing::dispatcher::with_default(&Dispatch::none(), || self.read_again());
+        result.unwrap_or_else(quietly)
+    }
+
+    fn read_again(&self) -> Result<Reloaded, ReloadError> {
         let config = self.config.anew().map_err(|source| ReloadError { source, hint: "" })?;
         let rules = config.whole_policy().map_err(|source| {
             let hint = self.hint_of_sandbox(&config);

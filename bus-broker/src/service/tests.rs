@@ -65,7 +65,7 @@ impl Bench {
 
     fn ask_until(&self, until: Option<Instant>) -> Asked {
         let waker = Waker::from(Arc::clone(&self.rings));
-        self.services.ask(&self.bus, self.id, || until, &waker)
+        self.services.ask(&self.bus, self.id, Whose::default, || until, &waker)
     }
 
     fn waits(&self) -> Arc<Wait> {

@@ -215,6 +215,7 @@ pub(crate) fn stats(shared: &Shared) -> Stats {
         bytes_read: counters.bytes_read,
         bytes_written: counters.bytes_written,
         connections_refused: counters.connections_refused,
+        memory_given_back: counters.reliefs,
         log_lines_suppressed: shared.log_limit.suppressed(),
         log_lines_lost: log_writer::lost(),
         uptime_us: u64::try_from(shared.started.elapsed().as_micros()).unwrap_or(u64::MAX),

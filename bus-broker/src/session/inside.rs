@@ -76,8 +76,8 @@ fn page(max: u32) -> usize {
     usize::try_from(max.clamp(1, MAX_LOOK)).unwrap_or(1)
 }
 
-/// What is asked of the bus at a time, where all of it is wanted.
-const A_PART: usize = 4_096;
+/// What is asked of the bus at a time, where all of it is wanted: joins wait for as long as one part takes.
+const A_PART: usize = 512;
 
 /// All groups, for the metrics.
 pub(crate) fn all_groups(shared: &Shared) -> Vec<GroupTraffic> {

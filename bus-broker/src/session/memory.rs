@@ -233,7 +233,8 @@ impl Memory {
             (LentFrom::File, None) => return Err(bad("a file did not come")),
         };
         let completions = Arc::clone(&self.completions);
-        let loan = Loan::new(source, length, charge, lent.lending, completions);
+        let log_limit = Arc::clone(&self.shared.log_limit);
+        let loan = Loan::new(source, length, charge, lent.lending, completions, log_limit);
         Ok(LentPayload::new(self.uid, loan))
     }
 

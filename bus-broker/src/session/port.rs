@@ -10,7 +10,7 @@ use std::{
 };
 
 use bus_core::{
-    Attributes, CreditError, Delivery, Destination, Draft, Endpoint, Receiver, Watch,
+    Attributes, CreditError, Delivery, Destination, Draft, Endpoint, ReaderTimes, Receiver, Watch,
     wire::{
         BrokerFrame, Failure, FailureCode, Handle, LaneNumber, MAX_LANES, SendHead, SendId, Serial,
     },
@@ -55,8 +55,9 @@ impl Port {
         endpoint: Endpoint,
         waker: Waker,
         entry: EndpointEntry,
+        times: &ReaderTimes,
     ) -> Self {
-        let receiver = endpoint.receiver().expect("nobody else knows this endpoint yet");
+        let receiver = endpoint.receiver_with(times).expect("nobody else knows this endpoint yet");
         Self {
             handle,
             lanes: Vec::new(),

@@ -277,7 +277,8 @@ impl SendingLane {
             if let Destination::Name(name) = destination {
                 let Shared { services, bus, .. } = &**context.shared;
                 let until = || until(&mut draft, bus.limits());
-                let failure = match services.ask(bus, name, until, &self.waker) {
+                let asker = || context.client.whose();
+                let failure = match services.ask(bus, name, asker, until, &self.waker) {
                     Asked::Go => None,
                     Asked::Wait(wait) if place.patience == Patience::Wait => {
                         self.parked = Some(Parked { place, destination, draft, wait });

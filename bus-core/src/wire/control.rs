@@ -778,6 +778,8 @@ pub struct Stats {
     pub bytes_written: u64,
     /// Connections refused because there were as many as there may be.
     pub connections_refused: u64,
+    /// Times that memory which was needed no more was looked for and given back to the system.
+    pub memory_given_back: u64,
     /// Lines that were not logged, because many were like them.
     pub log_lines_suppressed: u64,
     /// Lines that were logged and not written, because nobody took them from standard error.

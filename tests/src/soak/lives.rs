@@ -13,7 +13,6 @@ use nix::sys::signal::Signal;
 use super::victims::{End, Storm, Victim};
 use super::zygote::GROUP;
 use super::{Fault, Field};
-use crate::programs;
 use crate::raw::{RawClient, id, send_frame};
 
 /// Clients of every kind are killed as fast as planned, each at a random age and in whatever it is
@@ -157,6 +156,17 @@ pub(super) fn stopped_senders(field: &mut Field<'_>) -> String {
     )
 }
 
+/// From now on a process may not have the memory for one more large message, whatever it has now.
+fn limit_memory(pid: u32) {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let has = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    let has: u64 = has.split_whitespace().next().unwrap().parse().unwrap();
+    let most = Some((has << 10) + (8 << 20));
+    let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap());
+    let limit = rustix::process::Rlimit { current: most, maximum: most };
+    rustix::process::prlimit(pid, rustix::process::Resource::As, limit).unwrap();
+}
+
 /// Listeners that may not have the memory for what is sent to them.
 pub(super) fn without_memory(field: &mut Field<'_>) -> String {
     let Field { broker, plan, faults, .. } = field;
@@ -165,10 +175,10 @@ pub(super) fn without_memory(field: &mut Field<'_>) -> String {
     let mut died = 0;
     while died == 0 || began.elapsed() < plan.each {
         let group = format!("memory.{died}");
-        let script = format!("ulimit -v 60000; exec \"$0\" listen {group} --json");
-        let listener = super::shell(broker, &script, &programs::unisono());
+        let listener = broker.unisono(&format!("listen {group} --json"));
         let mut listener = listener.output_to(&broker.file("memory")).start();
         broker.until_members(&group, "it is a member", |members| members.len() == 1);
+        limit_memory(listener.pid());
         let id = sender.find(&group).unwrap();
         while listener.runs() && sender.find(&group).is_ok() {
             let _ = sender.send(bus_core::Destination::Group(id), &vec![b'x'; 15 << 20]);

@@ -87,18 +87,17 @@ impl Part {
 pub fn alone(plan: &Plan, mut tell: impl FnMut(&str)) -> Vec<String> {
     let broker = Broker::with(CONFIG);
     let before = holdings(&broker);
-    let most = before.memory.with_kept(PARTS);
     let mut field = Field::new(&broker, plan.clone());
     tell(&killed(&mut field));
     let _ = settled(&broker, before, 0);
-    memory::until_given_back(broker.pid(), most);
-    let after = holdings(&broker);
+    memory::until_given_back(&broker);
+    let after = settled(&broker, before, 0);
     tell(&format!("the broker: {before} at the start, {after} at the end"));
     let Field { faults, mut findings, .. } = field;
-    if after.descriptors != before.descriptors || after.memory.own > most {
-        findings
-            .push(format!("the broker: {before} at the start, {after} at the end, not {most} KiB"));
+    if after.descriptors != before.descriptors {
+        findings.push(format!("descriptors: {before} at the start, {after} at the end"));
     }
+    findings.extend(after.memory.beyond(before.memory, memory::KEPT_KIB));
     let (told, unexplained) = faults.compare(&broker.log());
     tell(&format!("log: {told}"));
     findings.extend(unexplained);

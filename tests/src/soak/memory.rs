@@ -5,8 +5,11 @@
 
 use std::fmt;
 use std::fs;
-use std::thread;
-use std::time::{Duration, Instant};
+
+use bus_core::wire::Stats;
+
+use crate::broker::Broker;
+use crate::raw::RawClient;
 
 /// In KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,25 +39,38 @@ impl fmt::Display for Memory {
 }
 
 impl Memory {
-    /// The most that a broker may keep that began with this, and once had so many connections.
-    pub(super) fn with_kept(self, connections: usize) -> u64 {
-        self.own + KEPT_KIB + connections as u64 * TABLES_BYTES / 1024
+    /// What is wrong with it: more is kept of what came after `before` than may be. Of what is shared,
+    /// rings and payloads, nothing may.
+    pub(super) fn beyond(self, before: Self, kept: u64) -> Option<String> {
+        let most = before.own + kept;
+        let is_more = self.own > most || self.shared > before.shared;
+        is_more.then(|| format!("memory: {before} before, {self} then, not {most} KiB"))
     }
 }
 
-/// Waits until a broker has given back what it does not need, which it does some seconds after it
-/// needed it; but not for ever.
-pub(super) fn until_given_back(pid: u32, most: u64) {
-    let until = Instant::now() + GIVES_BACK;
-    while Instant::now() < until && Memory::of(pid).own > most {
-        thread::park_timeout(Duration::from_millis(20));
-    }
+/// Has each thread of a broker look for memory that it does not need, and waits until all have.
+pub(super) fn until_given_back(broker: &Broker) {
+    let threads = io_threads(broker.pid());
+    let looked = |stats: &Stats| stats.memory_given_back;
+    let before = looked(&broker.until("it counts", |_| true));
+    // All at once, so that each thread has its part of them; and those are many.
+    let many: Vec<_> = (0..threads * MANY).map(|_| RawClient::connect(broker.socket())).collect();
+    drop(many);
+    broker.until("memory is given back", |stats| looked(stats) >= before + threads as u64);
 }
 
-/// Longer than the broker pauses between two times.
-const GIVES_BACK: Duration = Duration::from_secs(15);
+/// The first one is the process's.
+fn io_threads(pid: u32) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok());
+    1 + names.filter(|name| name.starts_with("bus-io")).count()
+}
+
+/// Connections that a thread closes and then looks what they have left.
+const MANY: usize = 110;
 /// What is kept by design: the flight recorder (1 MiB), the log's two buffers (256 KiB), what threads
-/// read into and write from, and stacks that were used.
-const KEPT_KIB: u64 = 2 << 10;
-/// Of tables that have grown for a connection and its endpoint, and do not shrink.
-const TABLES_BYTES: u64 = 768;
+/// read into and write from (256 KiB), stacks that were used; and pages of the heap in which something
+/// of it lies.
+pub(super) const KEPT_KIB: u64 = 3 << 10;
+/// What may come on top of that in a second round: in which pages something lies is chance.
+pub(super) const GROWTH_KIB: u64 = 1 << 9;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{Fault, Faults, Field};
+use super::{Fault, Faults, Field, TOO_FAST};
 use crate::deadline::eventually;
 use crate::programs;
 use crate::raw::RawClient;
@@ -23,7 +23,9 @@ impl Poor {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("bus");
         let config = directory.path().join("broker.toml");
-        let text = format!("[log]\nfilter = \"{filter}\"\nformat = \"json\"\n");
+        let text = format!(
+            "[limits]\nuser_connection_rate = 100000\n[log]\nfilter = \"{filter}\"\nformat = \"json\"\n"
+        );
         std::fs::write(&config, text).unwrap();
         let child = Command::new("sh")
             .arg("-c")
@@ -112,7 +114,10 @@ pub(super) fn descriptors(field: &mut Field<'_>) -> String {
             client.greet();
             match client.try_hear() {
                 Some(bus_core::wire::BrokerFrame::Welcome(_)) => Ok(()),
-                other => Err(format!("{other:?}")),
+                other => {
+                    refused += 1;
+                    Err(format!("{other:?}"))
+                }
             }
         });
     }
@@ -121,6 +126,7 @@ pub(super) fn descriptors(field: &mut Field<'_>) -> String {
     let what = "clients without a descriptor for them";
     for (message, about) in [
         ("connections are refused", "the broker has no descriptor"),
+        ("connections are refused", TOO_FAST),
         ("cannot accept, and will try again", ""),
     ] {
         let fault = Fault { what, message, about, program: None, each: false };
