@@ -27,6 +27,11 @@ pub fn unisono() -> PathBuf {
     directory().join("unisono")
 }
 
+/// Whether they were built with a sanitizer (`.ci/sanitize`).
+pub(crate) fn are_sanitized() -> bool {
+    env::var_os("UNISONO_SANITIZED").is_some()
+}
+
 fn directory() -> &'static Path {
     static DIRECTORY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let found = DIRECTORY.get_or_init(|| {
