@@ -233,7 +233,7 @@ impl Default for Config {
             users: UsersConfig::default(),
             greeting: Duration::from_secs(10),
             rings: true,
-            apart_from_bytes: 32 << 10,
+            apart_from_bytes: 4 << 10,
             ingress: Vec::new(),
             policy: Policy::private(rustix::process::geteuid().as_raw()),
             policy_directories: Vec::new(),

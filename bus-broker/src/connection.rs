@@ -642,6 +642,11 @@ impl Connection {
         !self.wants_input() || !self.reads_ring() || self.rings().is_none_or(Rings::arm)
     }
 
+    /// Whether its ring had something since the last time that this was asked.
+    pub(crate) fn has_spoken(&mut self) -> bool {
+        self.rings_mut().is_some_and(|rings| mem::take(&mut rings.has_spoken))
+    }
+
     /// Its client has rung. False if nobody is to listen to that bell for a while.
     pub(crate) fn heed_bell(&mut self) -> bool {
         let waits_for_room = std::mem::take(&mut self.output_blocked) && !self.socket_blocked;

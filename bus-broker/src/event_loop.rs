@@ -4,7 +4,7 @@
 //! connection that was touched. So what one turn commits for this thread's own connections is
 //! written in the same turn, coalesced, and the others' threads are rung through their inboxes.
 //!
-//! Epoll is level-triggered. A connection that has more than one read holds is simply reported
+//! Epoll is level-triggered, but for the bells of rings. A connection that has more than one read holds is simply reported
 //! again, after all others had their turn, so no list of half-drained sockets has to be kept and
 //! fairness needs no argument; and a short read needs no second one to meet EAGAIN. `EPOLLOUT` is
 //! asked for only while a socket is full.
@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bus_core::courtesy::Courtesy;
 use bus_core::{Credentials, Eviction, EvictionCause, Table};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -30,7 +31,6 @@ use rustix::time::Timespec;
 use crate::acceptor::{Accepted, Acceptor};
 use crate::broker::{Newcomer, RunError, Shared};
 use crate::connection::{Connection, End, Flushed, Workspace};
-use crate::courtesy::Courtesy;
 use crate::door::Door;
 use crate::inbox::{Inbox, Shelf, Token};
 use crate::ingress::IngressListener;
@@ -59,6 +59,9 @@ pub(crate) struct IoThread {
     put_off_until: Option<Instant>,
     /// Connections whose rings are looked at in each turn; those of the others are armed.
     hot: Vec<Token>,
+    /// Those that were hot when the thread went to sleep and had something before. Whoever of them wakes it,
+    /// the others need not ring.
+    resting: Vec<Token>,
     /// Turns without a look at epoll.
     turns_by_rings: u32,
     /// Connections whose clients' bells are to be rung, and since when.
@@ -103,6 +106,7 @@ impl IoThread {
             put_off: Vec::new(),
             put_off_until: None,
             hot: Vec::new(),
+            resting: Vec::new(),
             turns_by_rings: 0,
             bells: Vec::new(),
             bells_since: None,
@@ -128,20 +132,24 @@ impl IoThread {
             events.clear();
             if timeout != Some(NO_TIME) && courtesy.pays() {
                 let began = Instant::now();
-                thread::yield_now();
-                let took = began.elapsed();
-                let by_ring = self.has_ring_input();
-                if by_ring {
+                // What comes by a socket is only seen below.
+                let yields = if self.hot.is_empty() { 1 } else { YIELDS };
+                let (mut found, mut took) = (false, Duration::ZERO);
+                for _ in 0..yields {
+                    thread::yield_now();
+                    (found, took) = (self.has_ring_input(), began.elapsed());
+                    if found || Courtesy::is_long(took) {
+                        break;
+                    }
+                }
+                if found {
                     timeout = Some(NO_TIME);
                 } else {
                     // An error will come again below.
                     let events = spare_capacity(&mut events);
-                    let found = epoll::wait(&self.epoll, events, Some(&NO_TIME));
-                    courtesy.note(found.is_ok_and(|count| count > 0), took);
+                    found = epoll::wait(&self.epoll, events, Some(&NO_TIME)).is_ok_and(|n| n > 0);
                 }
-                if by_ring {
-                    courtesy.note(true, took);
-                }
+                courtesy.note(found, took);
             }
             if timeout != Some(NO_TIME) && events.is_empty() && !self.arm_rings() {
                 timeout = Some(NO_TIME);
@@ -159,6 +167,7 @@ impl IoThread {
                 }
             }
             self.inbox.wake_up();
+            self.warm_up();
             self.tick();
             self.shared.payloads.look();
             let turn_began = Instant::now();
@@ -526,16 +535,28 @@ impl IoThread {
 
     /// Tells the clients of all rings that the thread sleeps. False if one of these has something.
     fn arm_rings(&mut self) -> bool {
-        let connections = &mut self.connections;
+        let (connections, resting) = (&mut self.connections, &mut self.resting);
         self.hot.retain(|token| {
             let Some(connection) = find(connections, *token) else {
                 return false;
             };
             let stays = !connection.wants_input() || !connection.arm();
             connection.is_hot = stays;
+            if !stays && connection.has_spoken() && resting.len() < MOST_RESTING {
+                resting.push(*token);
+            }
             stays
         });
         !self.has_ring_input()
+    }
+
+    /// Awake: looks again at the rings that it looked at before it slept.
+    fn warm_up(&mut self) {
+        for token in self.resting.drain(..) {
+            if let Some(connection) = find(&mut self.connections, token) {
+                warm(connection, &mut self.hot);
+            }
+        }
     }
 
     /// A client has rung: it has put something into its ring, or made room in ours.
@@ -557,7 +578,7 @@ impl IoThread {
             && at <= now
         {
             self.unheeded.pop_front();
-            self.watch_bell(token, EventFlags::IN);
+            self.watch_bell(token, BELL_FLAGS);
             if let Some(connection) = find(&mut self.connections, token) {
                 connection.unblock();
                 mark_dirty(connection, &mut self.dirty);
@@ -614,7 +635,7 @@ impl IoThread {
         }
         if !std::mem::replace(&mut rings.is_watched, true) {
             let data = EventData::new_u64(token.as_u64() | RING_BELL);
-            if let Err(error) = epoll::add(&self.epoll, rings.bell(), data, EventFlags::IN) {
+            if let Err(error) = epoll::add(&self.epoll, rings.bell(), data, BELL_FLAGS) {
                 log_unwatched(connection, "bell", error, &self.shared);
                 return self.remove(token);
             }
@@ -831,8 +852,14 @@ const BELL: u64 = u64::MAX;
 const LISTENERS: u64 = u64::MAX - 1;
 /// With a token: epoll's word for the bell of its rings. Indices are limited to 2^20.
 const RING_BELL: u64 = 1 << 63;
+/// Each ring of a bell once: then its count need not be taken back.
+const BELL_FLAGS: EventFlags = EventFlags::IN.union(EventFlags::ET);
+/// Yields before a sleep, where rings are looked at meanwhile.
+const YIELDS: u32 = 16;
 /// Turns in a row whose input is all from rings.
 const MOST_TURNS_BY_RINGS: u32 = 8;
+/// Rings that are looked at again after a sleep without having rung.
+const MOST_RESTING: usize = 16;
 /// Reads that empty the ring of a client that is gone.
 const READS_OF_THE_DEAD: usize = 8;
 /// How long a bell may wait for each of those that are to be rung: about what waking takes.

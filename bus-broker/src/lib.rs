@@ -47,7 +47,6 @@ mod broker;
 mod config;
 mod connection;
 mod connection_rate;
-mod courtesy;
 mod credentials;
 mod door;
 mod event_loop;

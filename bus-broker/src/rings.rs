@@ -42,6 +42,8 @@ pub(crate) struct Rings {
     pub(crate) was_hot: bool,
     /// Something has passed since the last look.
     pub(crate) active: bool,
+    /// Something was read since the last sleep.
+    pub(crate) has_spoken: bool,
     /// Rings of our bell since there was last something for it.
     rung_in_vain: u32,
     _charge: Charge,
@@ -109,6 +111,7 @@ impl Rings {
             is_watched: false,
             was_hot: false,
             active: true,
+            has_spoken: false,
             rung_in_vain: 0,
             _charge: charge,
         })
@@ -171,7 +174,7 @@ impl Rings {
 
     /// Gives back what was read; a client that waits for room is rung at once.
     pub(crate) fn finish(&mut self) {
-        (self.active, self.rung_in_vain) = (true, 0);
+        (self.active, self.has_spoken, self.rung_in_vain) = (true, true, 0);
         if self.reader.finish() {
             self.ring();
         }
@@ -208,17 +211,21 @@ impl Rings {
         let _ = rustix::io::retry_on_intr(|| rustix::io::read(self.bells().0, &mut rings));
     }
 
-    /// Our bell was rung: silences it. False if that was too often for nothing, and nobody is to listen
-    /// for a while. Who rings only where we sleep beside his input cannot come that far: his input is
-    /// read between two bells.
+    /// Our bell was rung. Epoll tells of each ring once, so its count is left as it is. False if that was too
+    /// often for nothing, and nobody is to listen for a while. Who rings only where we sleep beside his
+    /// input cannot come that far: his input is read between two bells.
     pub(crate) fn heed(&mut self, waited_for_room: bool) -> bool {
-        self.silence();
         if self.has_input() || waited_for_room {
             self.rung_in_vain = 0;
         } else {
             self.rung_in_vain += 1;
         }
-        self.rung_in_vain < MOST_IN_VAIN
+        let heeds = self.rung_in_vain < MOST_IN_VAIN;
+        if !heeds {
+            // To watch it again would tell of the rings until then.
+            self.silence();
+        }
+        heeds
     }
 
     /// Our bell, for epoll. The client has it too, so epoll does not forget it by itself.

@@ -235,7 +235,12 @@ impl Transport {
     pub(crate) fn set_rings(&self, rings: Rings) -> bool {
         let sleep = Arc::clone(rings.sleep());
         let data = epoll::EventData::new_u64(3);
-        if epoll::add(&self.beacon.epoll, sleep.bell(), data, epoll::EventFlags::IN).is_err() {
+        let bell = self.beacon.bell.as_fd();
+        let others = [bell, self.beacon.timer.as_ref().map_or(bell, |timer| timer.as_fd())];
+        let others = if self.beacon.timer.is_some() { &others[..] } else { &others[..1] };
+        if sleep.watch(self.socket.as_fd(), others).is_err()
+            || epoll::add(&self.beacon.epoll, sleep.bell(), data, epoll::EventFlags::IN).is_err()
+        {
             return false;
         }
         *self.rings.lock() = Some(rings);
@@ -306,9 +311,31 @@ impl Transport {
             Output::Pending => (&self.socket.0, PollFlags::IN | PollFlags::OUT),
             Output::Away => (timer, PollFlags::IN),
         };
+        // What no clock can count is for ever.
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let ring = self.sleep.lock().clone();
-        if ring.as_ref().is_some_and(|ring| !ring.fall_asleep()) {
-            return Ok(());
+        if let Some(ring) = &ring {
+            if output == Output::Pending {
+                // The poll below goes by its level.
+                ring.silence();
+            }
+            if !ring.fall_asleep() {
+                return Ok(());
+            }
+            if output != Output::Pending {
+                let woken = ring.sleep(timeout.as_ref());
+                ring.woke();
+                return match woken {
+                    Ok(woken) => {
+                        if woken.by_socket {
+                            self.look_at_socket();
+                        }
+                        Ok(())
+                    }
+                    Err(Errno::INTR) => Ok(()),
+                    Err(error) => Err(error.into()),
+                };
+            }
         }
         let ring_bell = ring.as_ref().map_or(bell.as_fd(), |ring| ring.bell());
         // Without a ring or a timer it is the bell once more.
@@ -324,11 +351,9 @@ impl Transport {
             (None, None) => 2,
         };
         let waits = &mut waits[..count];
-        // What no clock can count is for ever.
-        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let polled = poll(waits, timeout.as_ref());
         if let Some(ring) = &ring {
-            ring.woke(!waits[2].revents().is_empty());
+            ring.woke();
             if !waits[0].revents().is_empty() {
                 self.look_at_socket();
             }

@@ -37,6 +37,7 @@
 //! | `endpoint`, `lane`, `receiver` | the public handles |
 //! | `holdings` | what an endpoint has by name, for who decides what it may have |
 //! | [`ring`] | bytes from one process to another through memory that both have |
+//! | [`courtesy`] | whether to yield before going to sleep |
 //! | [`wire`], [`framing`] | bytes to frames, of our protocol and of any other |
 #![deny(unsafe_code)]
 
@@ -45,6 +46,7 @@ mod attributes;
 mod audience;
 mod bus;
 mod completion;
+pub mod courtesy;
 mod data_type;
 mod description;
 mod directory;

@@ -29,11 +29,13 @@
 //!   goes back or jumps ahead is a [`RingError`], and nothing more of that ring is believed.
 //! - Nobody sleeps beside what he waits for. Who goes to sleep writes that down (`armed`, `room-at`),
 //!   then a full fence, then looks again; who publishes or consumes writes that down, then a full
-//!   fence, then looks whether the other sleeps. One of the two sees the other.
+//!   fence, then looks whether the other sleeps. One of the two sees the other. Where several threads of a
+//!   side read for one another, one that sleeps stays written down until it is awake
+//!   ([`RingSleeper::fall_asleep`]).
 //!
 //! Nothing here enters the kernel: a call that says "ring" leaves the ringing to its caller.
 
-use crate::sync::{AtomicU64, Mutant, Ordering, RingArc, fence, mutated};
+use crate::sync::{AtomicU64, Mutant, Mutex, Ordering, RingArc, fence, mutated};
 
 /// Memory of one side: words, and bytes between them.
 ///
@@ -196,6 +198,8 @@ pub struct RingReader<M> {
 pub struct RingSleeper<M> {
     mine: M,
     theirs: M,
+    /// A thread sleeps that has said so. Where several read for one another, only it takes that back.
+    asleep: RingArc<Mutex<bool>>,
 }
 
 /// A record that was taken.
@@ -544,7 +548,8 @@ impl<M: Memory> RingReader<M> {
     where
         M: Clone,
     {
-        RingSleeper { mine: self.mine.clone(), theirs: self.theirs.clone() }
+        let asleep = RingArc::new(Mutex::new(false));
+        RingSleeper { mine: self.mine.clone(), theirs: self.theirs.clone(), asleep }
     }
 
     fn mark(&self, record: Record, cells: u64, held: bool) {
@@ -634,6 +639,42 @@ impl<M: Memory> RingSleeper<M> {
     /// Says that the reader is awake.
     pub fn disarm(&self) {
         self.turn(0);
+    }
+
+    /// As [`arm`](Self::arm), for one of several threads that read for one another: until
+    /// [`woke`](Self::woke) the others leave it said.
+    #[must_use = "who sleeps beside its bytes is not woken"]
+    pub fn fall_asleep(&self) -> bool {
+        let mut asleep = self.asleep.lock();
+        *asleep = self.arm();
+        *asleep
+    }
+
+    /// The thread that [fell asleep](Self::fall_asleep) is awake.
+    pub fn woke(&self) {
+        let mut asleep = self.asleep.lock();
+        *asleep = false;
+        self.disarm();
+    }
+
+    /// Whether a thread sleeps, or is about to.
+    #[must_use]
+    pub fn is_asleep(&self) -> bool {
+        *self.asleep.lock()
+    }
+
+    /// Says that the reader is awake, unless a thread sleeps that would not be woken then. True if it had
+    /// said that it sleeps.
+    pub fn wake_up(&self) -> bool {
+        if !self.is_armed() {
+            return false;
+        }
+        let asleep = self.asleep.lock();
+        if *asleep && !mutated(Mutant::SleeperForgotten) {
+            return false;
+        }
+        self.disarm();
+        true
     }
 
     /// Whether it says that it sleeps.

@@ -499,6 +499,8 @@ mutants! {
     NoFenceInArm,
     /// A reader of a shared ring that finds input when it says that it sleeps leaves it said.
     ArmedBesideInput,
+    /// Who reads a ring says that nobody sleeps although another thread does.
+    SleeperForgotten,
     /// No fence between saying that a ring's writer waits and looking for room.
     NoFenceInWantRoom,
     /// No fence between giving cells back and looking whether the ring's writer waits.

@@ -31,7 +31,7 @@
 //! | gated groups | admission, withdrawal, expulsion and the owner's end against members | `gated::*` | `OutsiderSends`, `ShareServesNobody`, `AdmittedTooEarly`, `GoneOwnerKeepsPeers`, `WithdrawForgetsAdmission` |
 //! | G8, G10 accounts | charges and what is given back, of one connection and of two | `accounts::*` | `HeldNotCompared`, `LentNotCompared`, `LentBackEarly` |
 //! | G10 shares | a share that is freed while a send goes to wait; two sends of one user | `shares::*` | `ShareUnbounded`, `ShareFreedLate`, `ShareWaitsAlone` |
-//! | rings between processes | cells that are used again; going to sleep on either side; what is held | `shared_ring::*` | `RingTailRelaxed`, `RingConsumedRelaxed`, `NoFenceInPublish`, `NoFenceInArm`, `ArmedBesideInput`, `NoFenceInWantRoom`, `NoFenceInFinish`, `HoldingRelaxed`, `HeldNotPassed` |
+//! | rings between processes | cells that are used again; going to sleep on either side; what is held | `shared_ring::*` | `RingTailRelaxed`, `RingConsumedRelaxed`, `NoFenceInPublish`, `NoFenceInArm`, `ArmedBesideInput`, `SleeperForgotten`, `NoFenceInWantRoom`, `NoFenceInFinish`, `HoldingRelaxed`, `HeldNotPassed` |
 //! | counting | commits to one group under different locks | `tally::*` | `TallyInOneCell` |
 //! | payloads | the end of a loan against readers, the lender and its death; a buffer written again | `loan::*` | `CompletionUnseen`, `LoanEndsTwice`, `LookWithoutFence` |
 //! | the queue | a ring that wraps; a reader that goes to sleep; two that want to read | `queue::*`, `reader::*`, `waiting::g5_a_message_*` | `TailRelaxed`, `HeadRelaxed`, `SleepWithoutLook`, `SeatTakenTwice`, `QueueMadeTwice` |
@@ -149,6 +149,7 @@ const CAUGHT: &[(&str, &str)] = &[
     ("NoFenceInPublish", "shared_ring::shared_ring_wakes_a_reader_that_goes_to_sleep"),
     ("NoFenceInArm", "shared_ring::shared_ring_wakes_a_reader_that_goes_to_sleep"),
     ("ArmedBesideInput", "shared_ring::shared_ring_wakes_a_reader_that_goes_to_sleep"),
+    ("SleeperForgotten", "shared_ring::shared_ring_wakes_a_thread_beside_which_another_reads"),
     ("NoFenceInWantRoom", "shared_ring::shared_ring_wakes_a_writer_that_waits_for_room"),
     ("NoFenceInFinish", "shared_ring::shared_ring_wakes_a_writer_that_waits_for_room"),
     ("HoldingRelaxed", "shared_ring::shared_ring_passes_over_what_is_held"),

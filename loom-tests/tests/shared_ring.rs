@@ -100,6 +100,36 @@ fn shared_ring_wakes_a_reader_that_goes_to_sleep() {
     });
 }
 
+/// Given a thread that goes to sleep, when a record is published at that time and another thread of the
+/// reader's side, which has found nothing, says that it is awake, then the first one is woken.
+#[test]
+fn shared_ring_wakes_a_thread_beside_which_another_reads() {
+    explore(|| {
+        let (mut writer, reader) = shared_ring(4);
+        let bell = Arc::new(Bell::default());
+        let rings = Arc::clone(&bell);
+        let writing = thread::spawn(move || {
+            assert_eq!(writer.write(&[1]).unwrap(), 1);
+            if writer.publish() {
+                rings.ring();
+            }
+        });
+        let sleeper = reader.sleeper();
+        let other = sleeper.clone();
+        let reading = thread::spawn(move || {
+            let _ = other.wake_up();
+        });
+        while !sleeper.has_input() {
+            if sleeper.fall_asleep() {
+                bell.wait();
+                sleeper.woke();
+            }
+        }
+        writing.join().unwrap();
+        reading.join().unwrap();
+    });
+}
+
 /// Given a full ring whose writer goes to wait for room, when the reader gives cells back at that
 /// time, then the writer sees them or its bell is rung.
 #[test]

@@ -17,7 +17,7 @@ use bus_memory::Mapping;
 use bytes::BytesMut;
 use nix::sys::signal::Signal;
 use tests::broker::Broker;
-use tests::deadline::eventually;
+use tests::deadline::{DEADLINE, eventually};
 use tests::process::{Launch, Process};
 use tests::random::Random;
 use tests::raw::RawClient;
@@ -261,6 +261,32 @@ fn memory_comes_back_after_a_gigabyte_of_traffic() {
             Err(format!("{now} KiB, {before} before"))
         }
     });
+}
+
+/// Whoever has just read takes back the word that somebody sleeps, and here somebody does.
+#[test]
+fn a_thread_that_sleeps_is_woken_although_another_of_its_connection_looks_meanwhile() {
+    let broker = Broker::start();
+    let here = bus(&broker, Transport::Ring);
+    let other = here.open_endpoint().unwrap();
+    let _member = here.join_with("sleeper", JoinOptions::new().create(true)).unwrap();
+    let sender = bus(&broker, Transport::Socket);
+    let group = sender.group("sleeper").unwrap();
+    let (hears, heard) = std::sync::mpsc::channel();
+    let sleeper = std::thread::spawn(move || {
+        for _ in 0..300 {
+            hears.send(here.receive().unwrap()).unwrap();
+        }
+    });
+    for round in 0..300 {
+        // Long enough for it to fall asleep in most rounds.
+        (0..200).for_each(|_| assert!(other.try_receive().unwrap().is_none()));
+        let _ = group.send(format!("{round}")).unwrap();
+        let event = heard.recv_timeout(DEADLINE).expect("it is woken");
+        assert_eq!(event.into_message().unwrap().text().unwrap(), format!("{round}"));
+    }
+    sleeper.join().unwrap();
+    assert_eq!(rings_of(broker.pid()), 1);
 }
 
 /// How often the threads of a process have gone to sleep.

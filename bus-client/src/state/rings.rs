@@ -80,6 +80,8 @@ impl State {
                 if !self.transport.turn_in(early) {
                     return Err("RINGS_BEGIN without rings".to_owned());
                 }
+                // Another thread that sleeps has not told the broker so.
+                self.waits.wake_leader(&self.transport);
             }
             (BrokerRings::End, RingWish::Have) => {
                 if !self.inflow.take_rest().is_empty() || !self.transport.turn_in_back() {

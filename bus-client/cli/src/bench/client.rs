@@ -68,7 +68,7 @@ pub(crate) fn sender(plan: &Plan, index: usize) -> io::Result<Box<dyn Sender>> {
             Box::new(dbus::SignalSender::new(plan)?)
         }
         System::RawUnix => Box::new(stream::DirectSender::new(plan)?),
-        System::Relay => Box::new(stream::RelaySender::new(plan)?),
+        System::Relay | System::RelayPlain => Box::new(stream::RelaySender::new(plan)?),
         System::Nats => Box::new(nats::Publisher::new(plan)?),
         System::UdpMulticast => Box::new(udp::Sender::new(plan)?),
         System::Zeromq => Box::new(zeromq::Publisher::new(plan, index)?),
@@ -84,7 +84,7 @@ pub(crate) fn receiver(plan: &Plan, index: usize) -> io::Result<Box<dyn Receiver
             Box::new(dbus::SignalReceiver::new(plan)?)
         }
         System::RawUnix => Box::new(stream::DirectReceiver::new(plan, index)?),
-        System::Relay => Box::new(stream::RelayReceiver::new(plan)?),
+        System::Relay | System::RelayPlain => Box::new(stream::RelayReceiver::new(plan)?),
         System::Nats => Box::new(nats::Subscriber::new(plan)?),
         System::UdpMulticast => Box::new(udp::Receiver::new(plan)?),
         System::Zeromq => Box::new(zeromq::Subscriber::new(plan)?),
@@ -108,7 +108,7 @@ pub(crate) fn caller(plan: &Plan) -> io::Result<MakeCaller> {
                 Ok(Box::new(caller))
             })
         }
-        System::RawUnix | System::Relay => {
+        System::RawUnix | System::Relay | System::RelayPlain => {
             let caller = stream::StreamCaller::new(plan)?;
             Box::new(move |_| Ok(Box::new(caller)))
         }
@@ -130,7 +130,9 @@ pub(crate) fn responder(plan: &Plan) -> io::Result<Box<dyn Responder>> {
         System::DbusDaemon | System::DbusBroker | System::Busd => {
             Box::new(dbus::MethodResponder::new(plan)?)
         }
-        System::RawUnix | System::Relay => Box::new(stream::StreamResponder::new(plan)?),
+        System::RawUnix | System::Relay | System::RelayPlain => {
+            Box::new(stream::StreamResponder::new(plan)?)
+        }
         System::Nats => Box::new(nats::NatsResponder::new(plan)?),
         System::Zeromq => Box::new(zeromq::End::responder(plan)?),
         System::UdpMulticast => return Err(unsupported(plan)),
@@ -145,7 +147,11 @@ pub(crate) fn connect(plan: &Plan) -> io::Result<Box<dyn Any>> {
             Box::new(dbus::Connection::open(plan)?)
         }
         System::Nats => Box::new(nats::connect(plan)?),
-        System::RawUnix | System::Relay | System::UdpMulticast | System::Zeromq => {
+        System::RawUnix
+        | System::Relay
+        | System::RelayPlain
+        | System::UdpMulticast
+        | System::Zeromq => {
             return Err(unsupported(plan));
         }
     })
@@ -193,6 +199,14 @@ impl Inbound {
     /// Room for two messages of `most` bytes, and for many small ones.
     pub(crate) fn new(most: usize) -> Self {
         Self { bytes: vec![0; (2 * most).max(256 << 10)], start: 0, end: 0 }
+    }
+
+    /// Room for what a relay's client or the relay itself is to take with one read.
+    pub(crate) fn of_relay(plan: &Plan) -> Self {
+        match plan.system {
+            System::RelayPlain => Self { bytes: vec![0; plan.size], start: 0, end: 0 },
+            _ => Self::new(plan.size),
+        }
     }
 
     pub(crate) fn unread(&self) -> &[u8] {

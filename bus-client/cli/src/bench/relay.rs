@@ -55,17 +55,17 @@ pub(crate) fn run(plan: &Plan, listening: impl FnOnce() -> io::Result<()>) -> io
         }
         clients.retain(|client| !client.ended);
         if ready[0] {
-            clients.push(accept(&listener, plan.size)?);
+            clients.push(accept(&listener, plan)?);
         }
     }
 }
 
-fn accept(listener: &UnixListener, size: usize) -> io::Result<Client> {
+fn accept(listener: &UnixListener, plan: &Plan) -> io::Result<Client> {
     let mut stream = listener.accept()?.0;
     let mut what = [0];
     stream.read_exact(&mut what)?;
     stream.write_all(&what)?;
-    Ok(Client { stream, what: what[0], inbound: Inbound::new(size), ended: false })
+    Ok(Client { stream, what: what[0], inbound: Inbound::of_relay(plan), ended: false })
 }
 
 /// Copies what is whole of one client's input to those who are to have it.

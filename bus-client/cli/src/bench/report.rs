@@ -29,6 +29,8 @@ pub(crate) struct Figures {
     bytes_per_second: Option<f64>,
     /// For `connect` and `idle`, of each connection.
     cpu_us_per_delivery: Option<f64>,
+    /// Of the broker alone, for each message that was sent, however many it went to.
+    broker_cpu_us_per_message: Option<f64>,
     p50_us: Option<f64>,
     p99_us: Option<f64>,
     broker_rss_kib: Option<f64>,
@@ -92,6 +94,10 @@ impl Figures {
             cpu_us_per_delivery: over(&|o| {
                 let count = o.deliveries.max(o.connected);
                 (count > 0).then(|| o.cpu.as_secs_f64() * 1e6 / count as f64)
+            }),
+            broker_cpu_us_per_message: over(&|o| {
+                let cpu = o.broker_cpu.filter(|_| o.sent > 0)?;
+                Some(cpu.as_secs_f64() * 1e6 / o.sent as f64)
             }),
             p50_us: over(&|o| o.latencies.percentile(50.0)),
             p99_us: over(&|o| o.latencies.percentile(99.0)),
@@ -219,6 +225,7 @@ const COLUMNS: &[Column] = &[
         title: "overtaken",
         value: |f| f.overtaken_max.map_or_else(String::new, |n| n.to_string()),
     },
+    Column { title: "broker µs/msg", value: |f| number(f.broker_cpu_us_per_message) },
     Column { title: "broker KiB", value: |f| number(f.broker_rss_kib) },
     Column { title: "KiB/connection", value: |f| number(f.kib_per_connection) },
     Column {

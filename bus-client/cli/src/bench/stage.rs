@@ -36,6 +36,8 @@ pub(crate) struct Outcome {
     pub(crate) deliveries: u64,
     pub(crate) elapsed: Duration,
     pub(crate) cpu: Duration,
+    /// The broker's part of it.
+    pub(crate) broker_cpu: Option<Duration>,
     /// Messages that were sent.
     pub(crate) sent: u64,
     /// CPU time in which receivers read payloads.
@@ -111,12 +113,14 @@ fn perform(
     };
     let memory_before = broker.map(Process::memory).transpose()?;
     let before = cpu(&receivers, &senders)?;
+    let broker_before = broker.map(Process::cpu).transpose()?;
     for process in receivers.iter_mut().chain(&mut senders) {
         process.tell(&go)?;
     }
     let sent = hear_all(&mut senders, patience)?;
     let received = hear_all(&mut receivers, patience)?;
     let after = cpu(&receivers, &senders)?;
+    let broker_after = broker.map(Process::cpu).transpose()?;
     if plan.workload == Workload::Idle {
         // What the last connection left to be done or given back is over by then.
         thread::sleep(SETTLED);
@@ -125,6 +129,8 @@ fn perform(
 
     let mut outcome = judge(plan, &sent, &received);
     outcome.cpu = after.saturating_sub(before);
+    outcome.broker_cpu =
+        broker_after.zip(broker_before).map(|(after, before)| after.saturating_sub(before));
     outcome.broker_rss = memory.map(|(_, peak)| peak);
     if plan.workload == Workload::Idle
         && let (Some((before, _)), Some((now, _))) = (memory_before, memory)
@@ -184,6 +190,7 @@ pub(crate) fn judge(plan: &Plan, sent: &[Report], received: &[Report]) -> Outcom
         cpu: Duration::ZERO,
         sent: sent.iter().map(|report| report.messages).sum(),
         reading: Duration::from_nanos(received.iter().map(|report| report.reading).sum()),
+        broker_cpu: None,
         broker_rss: None,
         latencies,
         waits,
@@ -232,7 +239,7 @@ fn broker(plan: &Plan, patience: Patience<'_>) -> io::Result<Option<Broker>> {
     let what = format!("the broker of {}", plan.system.name());
     let process = match plan.system {
         System::RawUnix | System::UdpMulticast | System::Zeromq => return Ok(None),
-        System::Unisono | System::UnisonoRing | System::Relay => {
+        System::Unisono | System::UnisonoRing | System::Relay | System::RelayPlain => {
             let mut process = Process::worker(what)?;
             let (plan, role) = (plan.clone(), Role::Broker);
             process.tell(&Task { plan, role })?;

@@ -28,6 +28,8 @@ pub(crate) enum System {
     RawUnix,
     /// A broker of ours that copies bytes and does nothing else
     Relay,
+    /// The same with one system call for each message at each place
+    RelayPlain,
     /// ZeroMQ, without a broker
     Zeromq,
     /// A NATS server, over loopback TCP
@@ -46,6 +48,7 @@ impl System {
             Self::Busd => "busd",
             Self::RawUnix => "raw-unix",
             Self::Relay => "relay",
+            Self::RelayPlain => "relay-plain",
             Self::Zeromq => "zeromq",
             Self::Nats => "nats",
             Self::UdpMulticast => "udp-multicast",
@@ -76,7 +79,7 @@ impl System {
             Self::RawUnix => {
                 "one order; all or nothing; isolation: one slow receiver stops the sender"
             }
-            Self::Relay => {
+            Self::Relay | Self::RelayPlain => {
                 "isolation: one slow receiver stops everybody; groups, policy, limits; all or nothing"
             }
             Self::Zeromq => "one order; no loss: it drops at its high-water mark",
@@ -89,7 +92,12 @@ impl System {
     pub(crate) fn promises_one_order(self) -> bool {
         matches!(
             self,
-            Self::Unisono | Self::UnisonoRing | Self::DbusDaemon | Self::DbusBroker | Self::Relay
+            Self::Unisono
+                | Self::UnisonoRing
+                | Self::DbusDaemon
+                | Self::DbusBroker
+                | Self::Relay
+                | Self::RelayPlain
         )
     }
 
@@ -109,7 +117,7 @@ impl System {
             _ if self.is_ours() => None,
             _ if workload == Workload::Fair => Some("its sends do not wait"),
             _ if workload == Workload::Filter => Some("its filters are others, or it has none"),
-            Self::RawUnix | Self::Relay if workload.is_about_connections() => {
+            Self::RawUnix | Self::Relay | Self::RelayPlain if workload.is_about_connections() => {
                 Some("it has no greeting")
             }
             Self::Zeromq if workload.is_about_connections() => Some("it has no broker"),

@@ -29,6 +29,7 @@ use super::{
     relay,
     shared::Shared,
     stamp::{Stamp, now},
+    system::System,
 };
 use crate::exit::Failure;
 
@@ -106,7 +107,7 @@ fn ready_at(address: String) -> io::Result<Go> {
 
 fn broker(plan: &Plan) -> io::Result<()> {
     let listening = || say(&Ready::default());
-    if plan.system == super::system::System::Relay {
+    if matches!(plan.system, System::Relay | System::RelayPlain) {
         return relay::run(plan, listening);
     }
     let mut config = Config::default();

@@ -153,7 +153,7 @@ impl RelayReceiver {
     pub(super) fn new(plan: &Plan) -> io::Result<Self> {
         Ok(Self {
             relay: join_relay(plan, relay::RECEIVER)?,
-            inbound: Inbound::new(plan.size),
+            inbound: Inbound::of_relay(plan),
             size: plan.size,
         })
     }
@@ -177,7 +177,7 @@ pub(super) struct StreamCaller {
 impl StreamCaller {
     pub(super) fn new(plan: &Plan) -> io::Result<Self> {
         let stream = match plan.system {
-            System::Relay => join_relay(plan, relay::CALLER)?,
+            System::Relay | System::RelayPlain => join_relay(plan, relay::CALLER)?,
             _ => connect_socket(&plan.receiver_socket(0))?,
         };
         Ok(Self { stream, payload: vec![0; plan.size] })
@@ -205,7 +205,7 @@ impl StreamResponder {
     pub(super) fn new(plan: &Plan) -> io::Result<Self> {
         debug_assert!(plan.workload == Workload::Rtt);
         let stream = match plan.system {
-            System::Relay => join_relay(plan, relay::RESPONDER)?,
+            System::Relay | System::RelayPlain => join_relay(plan, relay::RESPONDER)?,
             _ => UnixListener::bind(plan.receiver_socket(0))?.accept()?.0,
         };
         Ok(Self { stream, payload: vec![0; plan.size] })

@@ -2,43 +2,58 @@
 //!
 //! Who would run next is often the one whose message is awaited: then a yield brings it, and both
 //! the sleep and the wake-up are spared. Where that does not happen a yield is a system call for
-//! nothing, so after some that brought nothing the thread goes straight to sleep for a while, and
-//! then tries once. An idle thread yields at most once before it sleeps; nothing spins. A yield that took long
+//! nothing, so after some in a row that brought nothing the thread goes straight to sleep for a while, and
+//! then tries once. An idle thread yields a bounded number of times before it sleeps; nothing spins. What took long
 //! went to somebody who has work of his own and all processors busy: a sleeper's turn comes sooner then.
 
 use std::time::Duration;
 
 /// What yields have brought lately.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use bus_core::courtesy::Courtesy;
+///
+/// let mut courtesy = Courtesy::default();
+/// while courtesy.pays() {
+///     courtesy.note(false, Duration::ZERO);
+/// }
+/// // From here on its owner goes to sleep at once, for a while.
+/// ```
 #[derive(Debug, Default)]
-pub(crate) struct Courtesy {
+pub struct Courtesy {
     in_vain: u32,
     rest: u32,
 }
 
 impl Courtesy {
     /// Whether to yield before this sleep.
-    pub(crate) fn pays(&mut self) -> bool {
+    #[must_use = "who asks has used up one sleep of a rest"]
+    pub fn pays(&mut self) -> bool {
         let resting = self.rest > 0;
         self.rest = self.rest.saturating_sub(1);
         !resting
     }
 
-    /// Takes note of what a yield has brought, and how long it took.
-    pub(crate) fn note(&mut self, found: bool, took: Duration) {
-        if took > LONG {
-            self.in_vain = MOST_IN_VAIN;
-        } else if found {
-            self.in_vain = 0;
-        } else if self.in_vain < MOST_IN_VAIN {
-            self.in_vain += 1;
-        }
-        if self.in_vain == MOST_IN_VAIN {
+    /// Whether yields that have taken so long went to somebody who has work of his own: no more then.
+    #[must_use]
+    pub fn is_long(took: Duration) -> bool {
+        took > LONG
+    }
+
+    /// Takes note of what the yields before a sleep have brought, and how long they took.
+    pub fn note(&mut self, found: bool, took: Duration) {
+        self.in_vain = if found { 0 } else { self.in_vain + 1 };
+        if Self::is_long(took) || self.in_vain == MOST_IN_VAIN {
+            // The first in vain after a rest is followed by another.
+            self.in_vain = MOST_IN_VAIN - 1;
             self.rest = REST;
         }
     }
 }
 
-/// Yields in vain before a rest. One that was followed by a rest is followed by the next at once.
+/// Sleeps in a row before which yields brought nothing, after which a rest begins.
 const MOST_IN_VAIN: u32 = 4;
 /// A yield beyond what the programs of the bus do with one.
 const LONG: Duration = Duration::from_micros(300);
