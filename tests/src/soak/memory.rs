@@ -73,4 +73,4 @@ const MANY: usize = 110;
 /// of it lies.
 pub(super) const KEPT_KIB: u64 = 3 << 10;
 /// What may come on top of that in a second round: in which pages something lies is chance.
-pub(super) const GROWTH_KIB: u64 = 1 << 9;
+pub(super) const GROWTH_KIB: u64 = 1 << 10;
