@@ -769,23 +769,13 @@ fn plain_group(message: &Message) -> Option<GroupId> {
 #[inline]
 fn deliver_plain(handle: Handle, group: GroupId, message: &Message, output: &mut Output) {
     let head = MessageHead {
-        endpoint: handle,
         sequence: message.sequence(),
-        group: Some(group),
-        name: None,
         sender: message.sender(),
         sender_serial: message.sender_serial(),
         commit_time: message.commit_time(),
         deadline: message.deadline(),
         credentials: message.credentials(),
-        missed: None,
-        retained: false,
-        apart: false,
-        lent: false,
-        descriptors: 0,
-        descriptors_lost: false,
-        role: Role::Plain,
-        peer: None,
+        ..MessageHead::to_group(handle, group)
     };
     encode_message(output.frames(), &head, message.attributes(), message.payload())
         .expect("it is short");

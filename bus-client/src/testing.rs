@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bus_core::wire::{
     BrokerFrame, ClientFrame, Failure, FailureCode, Goodbye, GoodbyeCode, Handle, Hello,
-    Incarnation, MessageFrame, MessageHead, Request, Response, Role, SendFrame, SendId, Serial,
-    Welcome, encode_message, take_magic,
+    Incarnation, MessageFrame, MessageHead, Request, Response, SendFrame, SendId, Serial, Welcome,
+    encode_message, take_magic,
 };
 use bus_core::{Attributes, Credentials, EndpointId, GroupId, Limits, Sequence};
 use bytes::BytesMut;
@@ -338,23 +338,11 @@ pub(crate) fn welcome(limits: Limits) -> Welcome {
 
 pub(crate) fn head(sequence: u64) -> MessageHead {
     MessageHead {
-        endpoint: Handle::FIRST,
         sequence: Sequence::from_raw(sequence),
-        group: Some(GROUP),
-        name: None,
         sender: EndpointId::from_raw(8),
         sender_serial: sequence,
-        commit_time: 0,
-        deadline: 0,
         credentials: Credentials { uid: 1, pid: 2 },
-        missed: None,
-        retained: false,
-        apart: false,
-        lent: false,
-        descriptors: 0,
-        descriptors_lost: false,
-        role: Role::Plain,
-        peer: None,
+        ..MessageHead::to_group(Handle::FIRST, GROUP)
     }
 }
 

@@ -196,6 +196,34 @@ pub struct MessageHead {
     pub role: Role,
 }
 
+impl MessageHead {
+    /// Of a message to a group of which nothing more is to be said than what every message has: that is
+    /// for the caller to set.
+    #[inline]
+    #[must_use]
+    pub const fn to_group(endpoint: Handle, group: GroupId) -> Self {
+        Self {
+            endpoint,
+            sequence: Sequence::from_raw(0),
+            group: Some(group),
+            name: None,
+            sender: EndpointId::from_raw(0),
+            sender_serial: 0,
+            commit_time: 0,
+            deadline: 0,
+            credentials: Credentials::UNAUTHENTICATED,
+            missed: None,
+            retained: false,
+            apart: false,
+            lent: false,
+            descriptors: 0,
+            descriptors_lost: false,
+            role: Role::Plain,
+            peer: None,
+        }
+    }
+}
+
 /// What a message is to its receiver, as a MESSAGE tells it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Role {

@@ -337,23 +337,11 @@ fn plain_message() -> impl Strategy<Value = BrokerFrame> {
     let parts = (handle(), sequence(), endpoint_id(), any::<u64>(), key, vec(any::<u8>(), 0..99));
     parts.prop_map(|(endpoint, sequence, sender, number, key, payload)| {
         let head = MessageHead {
-            endpoint,
             sequence,
-            group: Some(GroupId::from_raw(number)),
-            name: None,
             sender,
             sender_serial: number,
             commit_time: number,
-            deadline: 0,
-            credentials: Credentials { uid: 0, pid: 0 },
-            missed: None,
-            retained: false,
-            apart: false,
-            lent: false,
-            descriptors: 0,
-            descriptors_lost: false,
-            role: Role::Plain,
-            peer: None,
+            ..MessageHead::to_group(endpoint, GroupId::from_raw(number))
         };
         let builder = key.into_iter().fold(Attributes::builder(), |builder, key| builder.key(key));
         let attributes = builder.build().unwrap();
