@@ -15,14 +15,15 @@
 //! seen the first one's tick. One shared counter would give the same order and cost senders to
 //! disjoint recipients the line it lives on.
 
+use bitvec::array::BitArray;
+use bitvec::order::Lsb0;
+use crossbeam_utils::CachePadded;
+
 use crate::id::{EndpointId, Sequence};
 use crate::intake::Intake;
 use crate::recorder::{RecorderSize, Track};
 use crate::sync::{Mutant, Mutex, MutexGuard, mutated};
 use crate::table::Table;
-use bitvec::array::BitArray;
-use bitvec::order::Lsb0;
-use crossbeam_utils::CachePadded;
 
 /// How many locks a bus has.
 pub const LOCKS: usize = 8;

@@ -192,9 +192,10 @@ impl Producer {
             return false;
         }
         self.ring.slot(self.tail).with_mut(|slot| {
+            let entry = entry();
             // SAFETY: `has_slot` saw this slot's former entry popped (Acquire on `head`), so it is
             // empty and ours; there is no other producer.
-            unsafe { (*slot).write(entry()) };
+            unsafe { (*slot).write(entry) };
         });
         self.tail += 1;
         self.ring.tail.store(self.tail, Ring::publish(Mutant::TailRelaxed));
