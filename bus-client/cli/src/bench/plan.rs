@@ -277,3 +277,43 @@ pub(crate) struct Report {
 
 /// A sender may be this far ahead, within 8 and 4096 messages.
 const WINDOW_BYTES: usize = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(limits: LimitsOf, size: usize) -> Limits {
+        let plan = Plan {
+            system: System::Unisono,
+            workload: Workload::Fanout,
+            senders: 1,
+            receivers: 8,
+            size,
+            batch: 1,
+            limits,
+            limit: Limit::Count(1),
+            pin: Vec::new(),
+            slow: 0,
+            reading: None,
+            flagged: false,
+            apart: false,
+            dir: PathBuf::new(),
+            port: 0,
+        };
+        plan.limits()
+    }
+
+    #[test]
+    fn raised_limits_let_a_sender_be_as_far_ahead_as_the_window_and_are_never_lower() {
+        let default = Limits::default();
+        let ours = limits(LimitsOf::Default, 64);
+        assert_eq!(ours.lane_messages, default.lane_messages);
+        assert_eq!(ours.queue_messages, default.queue_messages);
+        let small = limits(LimitsOf::Raised, 64);
+        assert_eq!((small.lane_messages, small.queue_messages), (4096, 4096));
+        assert_eq!(small.lane_bytes, default.lane_bytes);
+        let large = limits(LimitsOf::Raised, 1 << 20);
+        assert_eq!((large.lane_messages, large.queue_messages), (64, 256));
+        assert_eq!((large.lane_bytes, large.queue_bytes), (8 << 20, 8 << 20));
+    }
+}
