@@ -435,9 +435,9 @@ impl Endpoint {
             .connection
             .wait(Interest::Inbox(self.inner.key), None, None, |state| {
                 let mut owes = false;
-                while events.len() < end {
+                while events.len() < end && state.has_items(self.inner.key) {
                     state.take_plain(self.inner.key, events, end);
-                    if events.len() == end {
+                    if events.len() == end || !state.has_items(self.inner.key) {
                         break;
                     }
                     match state.take_owing(self.inner.key, None) {
@@ -461,7 +461,12 @@ impl Endpoint {
     fn receive_until(&self, deadline: Option<Instant>) -> Result<Option<Event>, ReceiveError> {
         self.inner
             .connection
-            .wait(Interest::Inbox(self.inner.key), None, deadline, |state| self.take(state, None))
+            .wait(Interest::Inbox(self.inner.key), None, deadline, |state| {
+                match state.has_items(self.inner.key) {
+                    true => self.take(state, None),
+                    false => self.ended(state).map(Err),
+                }
+            })
             .transpose()
     }
 

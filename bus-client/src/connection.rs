@@ -31,6 +31,7 @@ use crate::builder::Reading;
 use crate::error::GoneReason;
 use crate::inbox::Amount;
 use crate::inflow::{Filled, Frame, Inflow};
+use crate::long_read::NAP;
 use crate::message::PlainAttributes;
 use crate::state::{CallError, Comeback, Interest, Purpose, Sender, State, Urgency};
 use crate::transport::{Beacon, Output, Transport, say_at_once};
@@ -179,15 +180,20 @@ impl Connection {
         let id = state.waits().enter();
         // Where messages keep coming, credit is returned by the quarter (see `inbox`). Only the
         // leader may put it off, because only it knows that it will come back.
-        let mut busy = blocked.is_none();
+        let mut lively = true;
+        // Whether anything has happened since `wish` was asked.
+        let mut asked = blocked.is_none();
         let wished = loop {
-            let naps = if busy && !state.waits().is_led() {
+            let naps = lively && blocked.is_none() && !state.waits().is_led();
+            asked &= state.is_settled(naps);
+            let naps = if naps {
                 state.before_nap()
             } else {
                 state.before_sleep();
                 false
             };
-            if let Some(wished) = wish(&mut state) {
+            asked &= state.lost().is_none();
+            if !asked && let Some(wished) = wish(&mut state) {
                 break Some(wished);
             }
             let mut timeout =
@@ -198,6 +204,18 @@ impl Connection {
                 };
             state.set_wake(interest, Wake::Thread(id));
             if state.waits().lead(id) {
+                let may_nap = lively && timeout.is_none_or(|left| left >= NAP);
+                if may_nap && let Some(mut read) = state.begin_long_read(naps) {
+                    state.unlocked(|| read.sleep());
+                    let transport = Arc::clone(read.transport());
+                    state.waits().woke(&transport);
+                    lively = state.end_long_read(read);
+                    if let Some(wished) = wish(&mut state) {
+                        break Some(wished);
+                    }
+                    asked = true;
+                    continue;
+                }
                 if naps {
                     timeout = Some(timeout.map_or(NAP, |left| left.min(NAP)));
                 }
@@ -208,11 +226,13 @@ impl Connection {
                 if let Err(error) = slept {
                     state.sleep_failed(&error);
                 }
-                busy = state.read() && blocked.is_none();
+                lively = state.read();
                 if let Some(wished) = wish(&mut state) {
                     break Some(wished);
                 }
+                asked = true;
             } else {
+                asked = false;
                 let condvar = state.waits().follow(id);
                 state.sleep_on(&condvar, timeout);
                 state.waits().unfollow(id);
@@ -337,9 +357,6 @@ impl Drop for Locked<'_> {
         wakers.into_iter().for_each(std::task::Waker::wake);
     }
 }
-
-/// How long credit may be put off when nothing comes.
-const NAP: Duration = Duration::from_millis(10);
 
 /// Writes what is left of the greeting and reads the broker's.
 fn greet(

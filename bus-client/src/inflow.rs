@@ -13,7 +13,8 @@ use bus_core::wire::{BrokerFrame, BrokerRings, MAX_DESCRIPTORS, MessageView, Pla
 use bytes::BytesMut;
 use rustix::io::Errno;
 
-use crate::transport::Transport;
+use crate::long_read::Landed;
+use crate::transport::{Read, Transport};
 
 mod kept;
 mod landing;
@@ -35,6 +36,15 @@ pub(crate) struct Inflow {
     /// What came behind a large frame, and is not in `unread` yet.
     behind: BytesMut,
     descriptors: Vec<OwnedFd>,
+    /// Whether a thread sleeps in a read, and somebody else has wanted to read meanwhile.
+    lent: Option<Missed>,
+}
+
+/// Whether somebody wanted to read while another did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Missed {
+    Nobody,
+    Somebody,
 }
 
 /// How a read ended.
@@ -80,11 +90,52 @@ impl Inflow {
             landing: Landing::new(),
             behind: BytesMut::new(),
             descriptors: Vec::new(),
+            lent: None,
         }
     }
 
-    /// Reads once.
+    /// Gives out what a thread needs to sleep in a read; `None` in the middle of a large frame. Until it is
+    /// [taken back](Self::take_back), nobody else reads.
+    pub(crate) fn lend(&mut self) -> Option<Landed> {
+        if self.large.is_some() || self.lent.is_some() {
+            return None;
+        }
+        self.go_on();
+        self.landing.make_room(&mut self.unread);
+        self.lent = Some(Missed::Nobody);
+        let (block, room) = self.landing.lend();
+        Some(Landed::new(block, room))
+    }
+
+    /// Takes in what a [long read](crate::long_read) has brought, and says whether anybody else had wanted to
+    /// read.
+    pub(crate) fn take_back(&mut self, landed: Landed) -> (Result<Filled, Errno>, Missed) {
+        let Landed { block, room, mut descriptors, read } = landed;
+        let Some(missed) = self.lent.take() else {
+            // It was lent by the inflow of a stream that has been given up.
+            return (Ok(Filled::Drained), Missed::Nobody);
+        };
+        self.landing.take_back(block);
+        self.descriptors.append(&mut descriptors);
+        (read.map_or_else(failed, |read| Ok(self.landed(&read, room))), missed)
+    }
+
+    /// Whether a thread sleeps in a read.
+    pub(crate) fn is_lent(&self) -> bool {
+        self.lent.is_some()
+    }
+
+    /// Whether nothing has come that is not taken.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.unread.is_empty() && self.behind.is_empty()
+    }
+
+    /// Reads once. While another thread sleeps in a read there is nothing to be had.
     pub(crate) fn fill(&mut self, transport: &Transport) -> Result<Filled, Errno> {
+        if let Some(missed) = &mut self.lent {
+            *missed = Missed::Somebody;
+            return Ok(Filled::Drained);
+        }
         self.go_on();
         let filled = self.large.unwrap_or(self.unread.len());
         match self.large {
@@ -101,25 +152,24 @@ impl Inflow {
         let slices = if missing == 0 { &mut slices[1..] } else { &mut slices[..] };
         let read = match transport.read(slices, &mut self.descriptors) {
             Ok(read) => read,
-            Err(Errno::AGAIN) => return Ok(Filled::Drained),
-            Err(error) => return Err(error),
+            Err(error) => return failed(error),
         };
-        if self.large.is_some() {
-            let came = read.bytes.min(missing);
-            self.large = (came < missing).then_some(filled + came);
-            self.behind = self.landing.take(read.bytes - came);
-        } else {
-            self.unread.unsplit(self.landing.take(read.bytes));
-            if read.bytes == room {
-                self.landing.grow();
-            }
+        if self.large.is_none() {
+            return Ok(self.landed(&read, room));
         }
-        Ok(match read {
-            read if read.bytes == 0 => Filled::End,
-            // A read ends early after bytes that carried descriptors.
-            read if read.bytes < room && !read.descriptors && !read.more => Filled::Drained,
-            _ => Filled::More,
-        })
+        let came = read.bytes.min(missing);
+        self.large = (came < missing).then_some(filled + came);
+        self.behind = self.landing.take(read.bytes - came);
+        Ok(filled_by(&read, room))
+    }
+
+    /// Takes in what a read has put into the landing's memory, which had so much room.
+    fn landed(&mut self, read: &Read, room: usize) -> Filled {
+        self.unread.unsplit(self.landing.take(read.bytes));
+        if read.bytes == room {
+            self.landing.grow();
+        }
+        filled_by(read, room)
     }
 
     /// The next frames as far as they have come whole and are what nearly all are:
@@ -222,6 +272,24 @@ impl Inflow {
             self.large = Some(have);
         }
         Ok(())
+    }
+}
+
+/// What a read that brought something says of what comes next.
+fn filled_by(read: &Read, room: usize) -> Filled {
+    match read {
+        read if read.bytes == 0 => Filled::End,
+        // A read ends early after bytes that carried descriptors.
+        read if read.bytes < room && !read.descriptors && !read.more => Filled::Drained,
+        _ => Filled::More,
+    }
+}
+
+/// What a read that brought nothing says.
+fn failed(error: Errno) -> Result<Filled, Errno> {
+    match error {
+        Errno::AGAIN => Ok(Filled::Drained),
+        error => Err(error),
     }
 }
 

@@ -104,6 +104,7 @@
 //! | `inbox` | what has arrived for an endpoint, its backlog, and credit |
 //! | `lane`, `pending` | sends that wait here, and what is not yet answered |
 //! | `waits` | who sleeps, who polls for all, who is woken |
+//! | `long_read` | sleeping in the read itself |
 //! | `state` | all that threads share, and what each frame does to it |
 //! | `reconnect` | what is told when another broker has taken the place of one |
 //! | `connection` | the lock around it, the greeting, and sleeping |
@@ -141,6 +142,7 @@ mod inflow;
 mod info;
 mod lane;
 mod listing;
+mod long_read;
 mod look;
 mod message;
 mod monitor;

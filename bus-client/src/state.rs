@@ -40,8 +40,9 @@ use slab::Slab;
 use crate::builder::Reading;
 use crate::error::{BrokerGone, GoneReason, SendError};
 use crate::inbox::{Amount, Item};
-use crate::inflow::{Arrival, Filled, Frame, Inflow};
+use crate::inflow::{Arrival, Filled, Frame, Inflow, Missed};
 use crate::lane::LaneState;
+use crate::long_read::LongRead;
 use crate::outbox::{Outbox, Written};
 use crate::pending::Pending;
 use crate::transport::{Output, Transport};
@@ -122,6 +123,10 @@ pub(crate) struct State {
     arrivals: u64,
     /// Whether the last read found no more.
     drained: bool,
+    /// Sleeps before one in a read is tried again that is not needed for credit.
+    polls: u32,
+    /// Something was written since the last sleep.
+    has_written: bool,
     /// Something happened that a main loop cannot see on the socket.
     attention: bool,
     /// Somebody has the pollable descriptor.
@@ -178,6 +183,8 @@ impl State {
             onlookers: Vec::new(),
             arrivals: 0,
             drained: true,
+            polls: POLLS_AFTER_SILENCE,
+            has_written: false,
             attention: false,
             polled: false,
             signalled: false,
@@ -377,6 +384,56 @@ impl State {
         self.gone.is_none() && self.owes_credit()
     }
 
+    /// Whether [`before_sleep`](Self::before_sleep) has nothing to do, or [`before_nap`](Self::before_nap) if
+    /// credit is kept.
+    pub(crate) fn is_settled(&self, keeps_credit: bool) -> bool {
+        self.gone.is_none()
+            && self.outbox.is_empty()
+            && !self.has_chores()
+            && (keeps_credit || !self.owes_credit())
+    }
+
+    /// What the leader needs to sleep in a read; `None` if it has to poll, or should. `naps` says that it is to
+    /// come back soon in any case.
+    pub(crate) fn begin_long_read(&mut self, naps: bool) -> Option<LongRead> {
+        // With rings, or where somebody polls, more than the socket is to be waited for. And who has written
+        // and sleeps in a read is woken when that is read: a poll tells the two apart.
+        let waits_for_more = std::mem::take(&mut self.has_written)
+            || self.output != Output::Idle
+            || self.rings == RingWish::Have
+            || self.polled
+            || self.gone.is_some()
+            || !self.waits.is_left_alone();
+        if waits_for_more {
+            return None;
+        }
+        if !naps && self.polls > 0 {
+            self.polls -= 1;
+            return None;
+        }
+        if !self.transport.can_block() {
+            return None;
+        }
+        let landed = self.inflow.lend()?;
+        self.waits.falls_deaf();
+        Some(LongRead::new(Arc::clone(&self.transport), landed))
+    }
+
+    /// Takes in what a long read has brought; `false` if that was nothing.
+    pub(crate) fn end_long_read(&mut self, read: LongRead) -> bool {
+        if !Arc::ptr_eq(read.transport(), &self.transport) {
+            // What a broker had to say that is given up already.
+            return self.read();
+        }
+        let (filled, missed) = self.inflow.take_back(read.landed);
+        if missed == Missed::Somebody {
+            self.waits.note_disturbance();
+        }
+        let something = self.read_on(Some(filled));
+        self.polls = if something { 0 } else { POLLS_AFTER_SILENCE };
+        something
+    }
+
     /// All I/O that is possible without blocking.
     pub(crate) fn turn(&mut self) {
         self.before_sleep();
@@ -479,6 +536,7 @@ impl State {
             return;
         }
         while !self.outbox.is_empty() && !self.is_fork() {
+            self.has_written = true;
             match self.outbox.write(&self.transport) {
                 Ok(Written::All) => {
                     // Sends may have waited for room in the outbox.
@@ -508,6 +566,10 @@ impl State {
     fn output_failed(&mut self, error: Errno) {
         self.outbox.clear();
         self.set_output(Output::Idle);
+        if self.inflow.is_lent() && matches!(error, Errno::PIPE | Errno::CONNRESET) {
+            // Who sleeps in a read is woken by the end too, and has what came before it.
+            return;
+        }
         while self.gone.is_none() {
             match self.inflow.fill(&self.transport) {
                 Ok(Filled::More) => self.take_frames(),
@@ -539,6 +601,11 @@ impl State {
     /// Takes in what is there, up to a bound; `false` if there was nothing. The caller has been at
     /// [`before_sleep`](Self::before_sleep).
     pub(crate) fn read(&mut self) -> bool {
+        self.read_on(None)
+    }
+
+    /// As [`read`](Self::read), where the first read was made already.
+    fn read_on(&mut self, mut first: Option<Result<Filled, Errno>>) -> bool {
         let before = self.arrivals;
         if self.comeback.is_some() {
             self.look_after();
@@ -547,7 +614,7 @@ impl State {
             if self.gone.is_some() {
                 break;
             }
-            let filled = self.inflow.fill(&self.transport);
+            let filled = first.take().unwrap_or_else(|| self.inflow.fill(&self.transport));
             self.take_frames();
             match filled {
                 Ok(Filled::More) => self.drained = false,
@@ -562,7 +629,7 @@ impl State {
         self.relieve();
         self.flush(Urgency::Soon);
         let something = self.arrivals != before || self.gone().is_some();
-        if something {
+        if something && !self.onlookers.is_empty() {
             for wake in std::mem::take(&mut self.onlookers) {
                 self.waits.wake(wake, &self.transport);
             }
@@ -574,6 +641,9 @@ impl State {
         while self.gone.is_none() {
             if let Err(offence) = self.take_plain_frames() {
                 self.break_off(&offence);
+                return;
+            }
+            if self.inflow.is_empty() {
                 return;
             }
             let outcome = match self.inflow.next() {
@@ -819,6 +889,11 @@ impl State {
         let Some(endpoint) = self.endpoints.get_mut(key) else {
             return;
         };
+        if let [Wake::Thread(id)] = endpoint.receivers[..]
+            && self.waits.is_awake(id)
+        {
+            return;
+        }
         for wake in endpoint.receivers.drain(..) {
             self.waits.wake(wake, &self.transport);
         }
@@ -960,6 +1035,8 @@ fn io_reason(error: Errno) -> GoneReason {
 const TOO_MUCH_PENDING: &str = "a connection has at most 1048576 operations pending";
 /// Looks for a fork by a system call before a page is taken for them.
 const MARK_AFTER: u32 = 64;
+/// Sleeps that are no long reads, at first and after one that brought nothing.
+const POLLS_AFTER_SILENCE: u32 = 16;
 /// Output that a cork holds back.
 const CORK_BYTES: usize = 64 << 10;
 /// Reads before others get their turn at the lock.

@@ -2,6 +2,7 @@
 
 mod greeting;
 mod hostile;
+mod long_reads;
 mod loops;
 mod receiving;
 mod reconnecting;

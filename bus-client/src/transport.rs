@@ -2,7 +2,7 @@
 //!
 //! Everything above this file sees a [`Transport`] and no socket, and does not know whether a socket
 //! or rings in shared memory (`rings`) carry its bytes. Invariants: nothing here blocks but
-//! [`wait`](Transport::wait) and [`connect`]; every descriptor is close-on-exec; no write raises
+//! [`wait`](Transport::wait), [`read_patiently`](Transport::read_patiently) and [`connect`]; every descriptor is close-on-exec; no write raises
 //! `SIGPIPE`; a call that a signal interrupted is made again.
 //!
 //! The one descriptor for main loops is an epoll descriptor over the socket and over an eventfd,
@@ -21,8 +21,8 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bus_core::wire::MAX_DESCRIPTORS;
@@ -39,6 +39,7 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
 
+use crate::long_read::NAP;
 use crate::rings::{RingSleep, Rings, Turn};
 
 /// A stream socket, rings where there are some, and what it takes to wait for them.
@@ -50,6 +51,8 @@ pub(crate) struct Transport {
     sleep: Mutex<Option<Arc<RingSleep>>>,
     /// The socket is to be looked at although input comes by the ring.
     looks_at_socket: AtomicBool,
+    /// Whether reads may block, once that was tried.
+    blocks: OnceLock<bool>,
     beacon: Arc<Beacon>,
 }
 
@@ -178,6 +181,7 @@ impl Transport {
             rings: Mutex::default(),
             sleep: Mutex::default(),
             looks_at_socket: AtomicBool::new(false),
+            blocks: OnceLock::new(),
             beacon,
         })
     }
@@ -213,6 +217,27 @@ impl Transport {
             }
             _ => self.socket.read(into, descriptors),
         }
+    }
+
+    /// Whether [`read_patiently`](Self::read_patiently) can sleep. Every other call says by itself that it is
+    /// not to block.
+    pub(crate) fn can_block(&self) -> bool {
+        *self.blocks.get_or_init(|| {
+            set_socket_timeout(&self.socket, Timeout::Recv, Some(NAP)).is_ok()
+                && rustix::io::ioctl_fionbio(&self.socket, false).is_ok()
+        })
+    }
+
+    /// As [`read`](Self::read) of the socket, but waits up to [`NAP`] for something to read. A signal that
+    /// comes meanwhile may end it like the time.
+    pub(crate) fn read_patiently(
+        &self,
+        into: &mut [u8],
+        descriptors: &mut Vec<OwnedFd>,
+    ) -> Result<Read, Errno> {
+        let into = &mut [IoSliceMut::new(into)];
+        let read = self.socket.receive(into, descriptors, RecvFlags::CMSG_CLOEXEC);
+        read.map_err(|error| if error == Errno::INTR { Errno::AGAIN } else { error })
     }
 
     /// Writes as much as there is room for; at least one byte. The descriptors go with the first.
@@ -408,12 +433,20 @@ impl Socket {
         into: &mut [IoSliceMut<'_>],
         descriptors: &mut Vec<OwnedFd>,
     ) -> Result<Read, Errno> {
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        retry_on_intr(|| self.receive(into, descriptors, flags))
+    }
+
+    fn receive(
+        &self,
+        into: &mut [IoSliceMut<'_>],
+        descriptors: &mut Vec<OwnedFd>,
+        flags: RecvFlags,
+    ) -> Result<Read, Errno> {
         let mut space =
             [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS as usize))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let received = retry_on_intr(|| {
-            recvmsg(&self.0, into, &mut control, RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC)
-        })?;
+        let received = recvmsg(&self.0, into, &mut control, flags)?;
         let mut read = Read { bytes: received.bytes, ..Read::default() };
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {

@@ -40,8 +40,14 @@ pub(crate) struct Waits {
     idle: Vec<Arc<Condvar>>,
     followers: VecDeque<WaiterId>,
     leader: Option<WaiterId>,
+    /// Who led last and has not slept since.
+    awake: Option<WaiterId>,
     /// The bell was rung since the leader went to sleep.
     rung: bool,
+    /// The leader sleeps in a read, and does not hear the bell.
+    is_deaf: bool,
+    /// Somebody has needed such a leader.
+    is_disturbed: bool,
     wakers: Vec<Waker>,
 }
 
@@ -55,6 +61,7 @@ impl Waits {
     /// Ends [`enter`](Self::enter).
     pub(crate) fn exit(&mut self, id: WaiterId) {
         let condvar = self.waiters.remove(id.0);
+        self.awake = self.awake.filter(|awake| *awake != id);
         if self.idle.len() < IDLE_KEPT {
             self.idle.push(condvar);
         }
@@ -72,19 +79,42 @@ impl Waits {
             return false;
         }
         self.leader = Some(id);
+        self.awake = None;
         true
     }
 
     /// The leader is awake again and leads no more.
     pub(crate) fn woke(&mut self, transport: &Transport) {
-        self.leader = None;
+        self.awake = self.leader.take();
+        self.is_deaf = false;
         if std::mem::take(&mut self.rung) {
             transport.quiet();
         }
     }
 
+    /// The leader goes to sleep in a [long read](crate::long_read).
+    pub(crate) fn falls_deaf(&mut self) {
+        self.is_deaf = true;
+    }
+
+    /// A leader that sleeps in a read was needed for something else.
+    pub(crate) fn note_disturbance(&mut self) {
+        self.is_disturbed = true;
+    }
+
+    /// Whether a leader that sleeps in a read was never needed for anything else.
+    pub(crate) fn is_left_alone(&self) -> bool {
+        !self.is_disturbed
+    }
+
+    /// Whether it led last and has not slept since: then it looks for itself before it sleeps.
+    pub(crate) fn is_awake(&self, id: WaiterId) -> bool {
+        self.awake == Some(id)
+    }
+
     /// Adds a follower, and gives what it is to sleep on.
     pub(crate) fn follow(&mut self, id: WaiterId) -> Arc<Condvar> {
+        self.awake = self.awake.filter(|awake| *awake != id);
         self.followers.push_back(id);
         Arc::clone(&self.waiters[id.0])
     }
@@ -121,9 +151,15 @@ impl Waits {
 
     /// Wakes the leader from its sleep, if there is one.
     pub(crate) fn wake_leader(&mut self, transport: &Transport) {
+        self.is_disturbed |= self.is_deaf;
         if self.leader.is_some() && !std::mem::replace(&mut self.rung, true) {
             transport.ring();
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_rung(&self) -> bool {
+        self.rung
     }
 
     /// Wakes every thread.

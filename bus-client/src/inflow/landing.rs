@@ -59,6 +59,17 @@ impl Landing {
         self.free.split_to(count)
     }
 
+    /// Gives out the memory that a read may fill, and how much of it that is at most.
+    pub(super) fn lend(&mut self) -> (BytesMut, usize) {
+        let most = self.ask.min(self.free.len());
+        (std::mem::take(&mut self.free), most)
+    }
+
+    /// Takes back what was [lent](Self::lend).
+    pub(super) fn take_back(&mut self, free: BytesMut) {
+        self.free = free;
+    }
+
     /// A read has filled all that it was given.
     pub(super) fn grow(&mut self) {
         self.ask = (2 * self.ask).min(READ_BYTES);

@@ -151,9 +151,14 @@ impl State {
         &self.apart.chores
     }
 
+    /// Whether something has to be told.
+    pub(super) fn has_chores(&self) -> bool {
+        self.apart.chores.any()
+    }
+
     /// Puts what has to be told into the outbox.
     pub(super) fn put_chores(&mut self) {
-        if !self.apart.chores.any() || self.gone.is_some() {
+        if !self.has_chores() || self.gone.is_some() {
             return;
         }
         let list = self.apart.chores.take();

@@ -319,6 +319,12 @@ impl State {
         self.endpoints.get(key).is_some_and(|endpoint| endpoint.receive_ended)
     }
 
+    /// Whether anything has come for an endpoint that was not taken.
+    #[inline]
+    pub(crate) fn has_items(&self, key: usize) -> bool {
+        self.endpoints.get(key).is_some_and(|endpoint| !endpoint.inbox.is_empty())
+    }
+
     /// Takes the next event of an endpoint, if there is one, for the calling thread or a task on
     /// it.
     pub(crate) fn take_event(&mut self, key: usize, task: Option<&Waker>) -> Option<Event> {

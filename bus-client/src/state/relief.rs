@@ -97,7 +97,9 @@ impl State {
 
     /// A thread waits to receive from this endpoint.
     pub(crate) fn starts_reading(&mut self, key: usize) {
-        self.endpoints[key].reading += 1;
+        let endpoint = &mut self.endpoints[key];
+        endpoint.reading += 1;
+        Reader::note(&mut endpoint.reader, None);
     }
 
     pub(crate) fn stops_reading(&mut self, key: usize) {
