@@ -381,6 +381,11 @@ impl Moved {
 }
 
 impl Payloads {
+    /// From which size on a payload that came with its message is large.
+    pub(crate) fn large(&self) -> usize {
+        self.large
+    }
+
     pub(crate) fn new(limits: &Limits, large: u32, log_limit: Arc<LogLimit>) -> Self {
         let large = if large == 0 { usize::MAX } else { large as usize };
         Self {

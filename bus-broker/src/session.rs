@@ -15,14 +15,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bus_core::wire::{
-    BrokerFrame, COPY_BYTES, ClientFrame, Copied, EvictionReason, Failure, FailureCode, FrameHead,
-    Goodbye, GoodbyeCode, Handle, Hello, Lent, MAX_DESCRIPTORS, MessageHead, Notice, RINGS_FEATURE,
-    Role, SendFlags, SendFrame, SendId, Serial, VERSION, ViewNotice, Welcome, encode_message,
+    BATCHES_FEATURE, BrokerFrame, COPY_BYTES, ClientFrame, Copied, EvictionReason, Failure,
+    FailureCode, FrameHead, Goodbye, GoodbyeCode, Handle, Hello, Lent, MAX_DESCRIPTORS,
+    MessageHead, Notice, RINGS_FEATURE, Role, SendFlags, SendFrame, SendId, SendRun, Serial,
+    VERSION, ViewNotice, Welcome, encode_batch_apart, encode_batch_head, encode_message,
     encode_message_head,
 };
 use bus_core::{
-    Credentials, Delivery, Destination, Draft, EndpointId, Eviction, EvictionCause, Gap, GroupId,
-    GroupName, Kind, Message, Monitored, PeerChange, Resource,
+    Batch, Credentials, Delivery, Destination, Draft, EndpointId, Eviction, EvictionCause, Gap,
+    GroupId, GroupName, Kind, Message, Monitored, NoBatch, Payload, PeerChange, Resource,
 };
 use bytes::{Buf, BytesMut};
 
@@ -78,9 +79,13 @@ pub(crate) struct Session {
     holding: VecDeque<Handle>,
     /// The client has not yet taken the descriptors of the last frame that had some.
     descriptors_out: bool,
+    /// So many frames are to be acted on one by one: together they could not be.
+    singly: u32,
     listings: Listings,
     /// The greeting has switched on rings.
     knows_rings: bool,
+    /// And frames for several messages.
+    knows_batches: bool,
     /// What lies beside the stream, if the client knows of such a thing.
     memory: LazyMemory,
     large: LargeSends,
@@ -103,8 +108,10 @@ impl Session {
             readable: VecDeque::new(),
             holding: VecDeque::new(),
             descriptors_out: false,
+            singly: 0,
             listings: Listings::default(),
             knows_rings: false,
+            knows_batches: false,
             memory: LazyMemory::None,
             large: LargeSends::default(),
         }
@@ -141,6 +148,15 @@ impl Session {
             }
             if count.is_multiple_of(FRAMES_A_LOOK) && Instant::now() > until {
                 return Ok(Progress::TurnOver);
+            }
+            if self.singly > 0 {
+                self.singly -= 1;
+            } else if let Some(length) = self.send_run(unread, output, context) {
+                unread.advance(length);
+                if Instant::now() > until {
+                    return Ok(Progress::TurnOver);
+                }
+                continue;
             }
             let needed = ClientFrame::bytes_needed(unread).map_err(|error| bad_frame(&error))?;
             if unread.len() < needed {
@@ -408,7 +424,9 @@ impl Session {
         self.knows_rings =
             shared.config.rings && hello.features.iter().any(|known| known == RINGS_FEATURE);
         self.memory = LazyMemory::new(hello, self.credentials.uid, self.token, context);
+        self.knows_batches = hello.features.iter().any(|known| known == BATCHES_FEATURE);
         let mut features = Skills::features(hello);
+        features.extend(self.knows_batches.then(|| BATCHES_FEATURE.to_owned()));
         features.extend(self.knows_rings.then(|| RINGS_FEATURE.to_owned()));
         let welcome = Welcome {
             version,
@@ -426,6 +444,45 @@ impl Session {
             "welcome"
         );
         Ok(())
+    }
+
+    /// Sends SENDs that came in a row together, as many of the first as can be, and gives the bytes of
+    /// their frames. None if that is not two; then nothing was done, and these frames are to be acted
+    /// on one by one.
+    fn send_run(
+        &mut self,
+        unread: &[u8],
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) -> Option<usize> {
+        let Shared { policy, bus, payloads, .. } = &**context.shared;
+        let too_long = SHARE_BYTES.min(payloads.large());
+        let mut most = u32::MAX;
+        loop {
+            let run = SendRun::gather(unread, too_long, most)?;
+            let (messages, length) = (run.batch.len(), run.length);
+            let (uid, large) = (self.credentials.uid, &mut self.large);
+            let batch = run.batch.kept_as(|bytes| large.payload(uid, bytes, payloads));
+            let run = SendRun { batch, ..run };
+            let may = self.greeting_until.is_none()
+                && self.gate.check_send(policy, bus, Destination::Group(run.group)).is_ok();
+            let port = self.ports.get_mut(run.lane.0).filter(|_| may);
+            if port.as_ref().is_some_and(|port| !port.has_lane(run.lane.1)) {
+                // The first makes it.
+                return None;
+            }
+            let at_once = self.knows_batches;
+            let sent =
+                port.map_or(Err(NoBatch::NEVER), |port| port.send_batch(run, at_once, output));
+            match sent {
+                Ok(()) => return Some(length),
+                Err(refused) if (2..messages).contains(&refused.fits()) => most = refused.fits(),
+                Err(_) => {
+                    self.singly = messages - 1;
+                    return None;
+                }
+            }
+        }
     }
 
     fn send(
@@ -603,6 +660,27 @@ impl Session {
                 continue;
             }
             match delivery {
+                Some(Delivery::Batch(batch)) if !self.knows_batches => {
+                    for message in batch.messages() {
+                        deliver_plain(handle, batch.group(), &message, output);
+                    }
+                }
+                Some(Delivery::Batch(batch)) => {
+                    let out = &mut self.descriptors_out;
+                    if !deliver_batch(&mut self.memory, handle, &batch, out, output) {
+                        if room == Room::ForAll {
+                            put_batch(handle, &batch, output);
+                            continue;
+                        }
+                        port.hold(Delivery::Batch(batch));
+                        return Filled::Holds;
+                    }
+                    if room == Room::AsItHas
+                        && self.memory.made().is_some_and(|memory| memory.has_copied_enough())
+                    {
+                        return Filled::MayHaveMore;
+                    }
+                }
                 Some(delivery @ (Delivery::Message { .. } | Delivery::FromPeer { .. })) => {
                     let (message, missed, peer) = match &delivery {
                         Delivery::FromPeer { peer, message, missed } => {
@@ -779,6 +857,39 @@ fn deliver_plain(handle: Handle, group: GroupId, message: &Message, output: &mut
     };
     encode_message(output.frames(), &head, message.attributes(), message.payload())
         .expect("it is short");
+}
+
+/// Delivers messages that took their places together, where they lie for all recipients, or in the
+/// stream. False if they have to wait until the client has taken the descriptors that are under way.
+fn deliver_batch(
+    memory: &mut LazyMemory,
+    handle: Handle,
+    batch: &Batch,
+    descriptors_out: &mut bool,
+    output: &mut Output,
+) -> bool {
+    let is_apart = batch.payload().is_some_and(Payload::is_apart);
+    let way = match if is_apart { memory.get() } else { None } {
+        Some(memory) => memory.way_of_batch(batch, &mut Under { way: descriptors_out, output }),
+        None => Way::Inline,
+    };
+    match way {
+        Way::Waits => return false,
+        Way::Apart(placed) => encode_batch_apart(output.frames(), handle, batch, &placed),
+        Way::Inline | Way::File(..) => put_batch(handle, batch, output),
+    }
+    true
+}
+
+/// Puts such messages into the stream: all recipients get the same bytes.
+fn put_batch(handle: Handle, batch: &Batch, output: &mut Output) {
+    let entries = batch.entries();
+    encode_batch_head(output.frames(), handle, batch);
+    if entries.len() > SHARE_BYTES {
+        output.push_shared(entries.clone());
+    } else {
+        output.frames().extend_from_slice(entries);
+    }
 }
 
 fn deliver(handle: Handle, message: &Arc<Message>, how: How, way: Way, output: &mut Output) {

@@ -7,7 +7,9 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bus_core::wire::{FEATURE_APART, FEATURE_LEND, FEATURE_TRUST_OWN_USER, Hello, RINGS_FEATURE};
+use bus_core::wire::{
+    BATCHES_FEATURE, FEATURE_APART, FEATURE_LEND, FEATURE_TRUST_OWN_USER, Hello, RINGS_FEATURE,
+};
 
 use crate::bus::Bus;
 use crate::connection::{Connection, GreetingError};
@@ -238,6 +240,7 @@ impl Builder {
             hello.features.push(RINGS_FEATURE.to_owned());
         }
         hello.program = self.program;
+        hello.features.push(BATCHES_FEATURE.to_owned());
         hello.features.push(FEATURE_APART.to_owned());
         if self.lends.is_some() {
             hello.features.push(FEATURE_LEND.to_owned());

@@ -23,10 +23,12 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bus_core::wire::{
-    ClaimChanged, Copied, MessageView, MonitoredChange, OwnerChanged, ViewNotice,
+    BatchView, ClaimChanged, Copied, MessageView, MonitoredChange, OwnerChanged, ViewNotice,
+    WireError,
 };
 use bus_core::{Gap, GroupId, MAX_ATTRIBUTES_BYTES, MAX_RETAINED_MESSAGES, NameId, Sequence};
 
+use crate::apart::Found;
 use crate::clock::Tick;
 use crate::inflow::Attached;
 use crate::message::Event;
@@ -51,7 +53,17 @@ impl Amount {
     }
 
     fn plus(self, other: Self) -> Self {
-        Self { messages: self.messages + other.messages, bytes: self.bytes + other.bytes }
+        let messages = self.messages.saturating_add(other.messages);
+        Self { messages, bytes: self.bytes.saturating_add(other.bytes) }
+    }
+
+    fn minus(self, other: Self) -> Self {
+        Self { messages: self.messages - other.messages, bytes: self.bytes - other.bytes }
+    }
+
+    /// Of a batch.
+    fn of(batch: &BatchView) -> Self {
+        Self { messages: batch.len(), bytes: batch.charged_bytes() }
     }
 
     /// Whether something of this amount has room for one more: below both limits.
@@ -115,6 +127,11 @@ pub(crate) enum Item {
 }
 
 impl Item {
+    /// A plain message.
+    fn of(message: MessageView) -> Self {
+        Self::Message { message, attached: None }
+    }
+
     /// What it holds of the queue. Most notices hold nothing; nor does what a group has retained.
     #[inline]
     fn charge(&self) -> Option<u64> {
@@ -140,10 +157,28 @@ impl Item {
     }
 }
 
+/// What lies in an inbox.
+#[derive(Debug)]
+pub(crate) enum Queued {
+    One(Item),
+    /// Messages that came in one frame: one item each, made when it is taken.
+    Batch(BatchView),
+}
+
+impl Queued {
+    /// What it holds of the queue.
+    fn charge(&self) -> Option<Amount> {
+        match self {
+            Self::One(item) => item.charge().map(|bytes| Amount { messages: 1, bytes }),
+            Self::Batch(batch) => Some(Amount::of(batch)),
+        }
+    }
+}
+
 /// What has arrived for one endpoint.
 #[derive(Debug)]
 pub(crate) struct Inbox {
-    items: VecDeque<Item>,
+    items: VecDeque<Queued>,
     capacity: Amount,
     /// What replies may take beyond it, in the places that their requests have kept.
     beyond: Amount,
@@ -197,7 +232,23 @@ impl Inbox {
                 self.notices += 1;
             }
         }
-        self.items.push_back(item);
+        self.items.push_back(Queued::One(item));
+        Ok(())
+    }
+
+    /// Takes in messages that came in one frame. The broker sends no batch beyond the capacity.
+    ///
+    /// # Errors
+    ///
+    /// As [`push`](Self::push).
+    pub(crate) fn push_batch(&mut self, batch: BatchView) -> Result<(), &'static str> {
+        let held = self.held.plus(Amount::of(&batch));
+        let used = held.plus(self.owed);
+        if used.messages > self.capacity.messages || used.bytes > self.capacity.bytes {
+            return Err("MESSAGES beyond the credit of its endpoint");
+        }
+        self.held = held;
+        self.items.push_back(Queued::Batch(batch));
         Ok(())
     }
 
@@ -215,7 +266,7 @@ impl Inbox {
             return Err(BEYOND_CREDIT);
         }
         self.held.add(message.charged_bytes());
-        self.items.push_back(Item::Message { message, attached: None });
+        self.items.push_back(Queued::One(Item::Message { message, attached: None }));
         Ok(())
     }
 
@@ -275,7 +326,7 @@ impl Inbox {
     pub(crate) fn tell(&mut self, item: Item) {
         debug_assert_eq!(item.charge(), None, "only what the broker sends has a place");
         self.notices += 1;
-        self.items.push_back(item);
+        self.items.push_back(Queued::One(item));
     }
 
     /// The broker is lost: gives out all that has come, and owes nobody anything.
@@ -284,10 +335,17 @@ impl Inbox {
         self.owed = Amount::default();
         self.backlog = Amount::default();
         (self.backlog_items, self.notices) = (0, 0);
-        std::mem::take(&mut self.items)
+        let mut items = VecDeque::with_capacity(self.items.len());
+        for queued in self.items.drain(..) {
+            match queued {
+                Queued::One(item) => items.push_back(item),
+                Queued::Batch(batch) => items.extend(batch.map(Item::of)),
+            }
+        }
+        items
     }
 
-    pub(crate) fn front(&self) -> Option<&Item> {
+    pub(crate) fn front(&self) -> Option<&Queued> {
         self.items.front()
     }
 
@@ -297,7 +355,14 @@ impl Inbox {
 
     /// Hands out the oldest item. Its place is owed to the broker.
     pub(crate) fn take(&mut self) -> Option<Item> {
-        let item = self.items.pop_front()?;
+        if let Some(Queued::Batch(_)) = self.items.front() {
+            let mut taken = None;
+            self.take_of_batch(1, |message| taken = Some(Item::of(message)));
+            return taken;
+        }
+        let Some(Queued::One(item)) = self.items.pop_front() else {
+            return None;
+        };
         self.taken(item.charge());
         Some(item)
     }
@@ -322,29 +387,87 @@ impl Inbox {
     /// As [`take`](Self::take), if it is a [plain](MessageView::is_plain) message.
     #[inline(always)]
     pub(crate) fn take_plain(&mut self) -> Option<MessageView> {
-        let Some(Item::Message { message, attached: None }) = self.items.front() else {
+        let Some(Queued::One(Item::Message { message, attached: None })) = self.items.front()
+        else {
             return None;
         };
         if !message.is_plain() {
             return None;
         }
         let bytes = message.charged_bytes();
-        let Some(Item::Message { message, .. }) = self.items.pop_front() else {
+        let Some(Queued::One(Item::Message { message, .. })) = self.items.pop_front() else {
             unreachable!("it was looked at above")
         };
         self.taken(Some(bytes));
         Some(message)
     }
 
+    /// Hands out messages of the batch that is the oldest, `most` of them at most; nothing if it is none.
+    #[inline(always)]
+    pub(crate) fn take_of_batch(&mut self, most: usize, each: impl FnMut(MessageView)) {
+        let Some(Queued::Batch(batch)) = self.items.front_mut() else {
+            return;
+        };
+        let before = Amount::of(batch);
+        batch.take_each(most, each);
+        let taken = before.minus(Amount::of(batch));
+        let is_over = batch.is_empty();
+        let in_backlog = self.backlog_items > 0;
+        if in_backlog {
+            self.backlog = self.backlog.minus(taken);
+            self.backlog_items -= usize::from(is_over);
+        } else {
+            self.held = self.held.minus(taken);
+            self.owed = self.owed.plus(taken);
+        }
+        if is_over {
+            self.items.pop_front();
+        }
+    }
+
+    /// Looks at messages that lie apart and could not be looked at when they were announced.
+    ///
+    /// # Errors
+    ///
+    /// They are not what they should be.
+    pub(crate) fn check_found(&mut self) -> Result<(), WireError> {
+        let batches = self.items.iter_mut().filter_map(|queued| match queued {
+            Queued::Batch(batch) => Some(batch),
+            Queued::One(_) => None,
+        });
+        for batch in batches.filter(|batch| batch.found().is_none_or(Found::is_found)) {
+            batch.check()?;
+        }
+        Ok(())
+    }
+
+    /// Nothing will come any more: gives up messages that lie where this process cannot look.
+    pub(crate) fn forget_unfound(&mut self) {
+        for at in (0..self.items.len()).rev() {
+            let Some(Queued::Batch(batch)) = self.items.get(at) else { continue };
+            if batch.is_checked() {
+                continue;
+            }
+            let amount = Amount::of(batch);
+            if at < self.backlog_items {
+                self.backlog_items -= 1;
+                self.backlog = self.backlog.minus(amount);
+            } else {
+                self.held = self.held.minus(amount);
+            }
+            self.items.remove(at);
+        }
+    }
+
     /// Moves what the backlog has room for into it. Its places are owed to the broker.
     pub(crate) fn fill_backlog(&mut self) {
         while self.backlog.below(self.backlog_limit)
-            && let Some(item) = self.items.get(self.backlog_items)
+            && let Some(queued) = self.items.get(self.backlog_items)
         {
-            if let Some(bytes) = item.charge() {
-                self.held.sub(bytes);
-                self.owed.add(bytes);
-                self.backlog.add(bytes);
+            if let Some(amount) = queued.charge() {
+                self.held = self.held.minus(amount);
+                self.owed = self.owed.plus(amount);
+                self.backlog = self.backlog.plus(amount);
             }
             self.backlog_items += 1;
         }

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 
 use std::io::IoSliceMut;
 
-use bus_core::wire::{BrokerFrame, BrokerRings, MAX_DESCRIPTORS, MessageView, PlainRun};
+use bus_core::wire::{BatchView, BrokerFrame, BrokerRings, MAX_DESCRIPTORS, MessageView, PlainRun};
 use bytes::BytesMut;
 use rustix::io::Errno;
 
@@ -62,6 +62,7 @@ pub(crate) enum Filled {
 #[derive(Debug)]
 pub(crate) enum Frame {
     Message(MessageView),
+    Batch(BatchView),
     Other(BrokerFrame),
 }
 
@@ -200,6 +201,8 @@ impl Inflow {
         }
         let frame = if MessageView::is_next(&self.unread) {
             MessageView::decode(&mut self.unread).map(|view| view.map(Frame::Message))
+        } else if BatchView::is_next(&self.unread) {
+            BatchView::decode(&mut self.unread).map(|view| view.map(Frame::Batch))
         } else {
             BrokerFrame::decode(&mut self.unread).map(|frame| frame.map(Frame::Other))
         };
@@ -329,7 +332,7 @@ mod tests {
         }
         let next = inflow.next().unwrap().map(|arrival| match arrival.frame {
             Frame::Message(message) => message,
-            Frame::Other(other) => panic!("only messages were written, and this is {other:?}"),
+            other => panic!("only messages were written, and this is {other:?}"),
         });
         next.into_iter().collect()
     }

@@ -32,25 +32,25 @@ pub enum Event {
     Gap(Gap),
     /// The endpoint is no longer a member of a group, because it made senders wait for too long.
     /// Nothing of the group comes after this.
-    Evicted(Evicted),
+    Evicted(Box<Evicted>),
     /// All that a group retained before this endpoint joined it
     /// [with its state](crate::JoinOptions::with_state) has been received, as messages that are
     /// [`retained`](Message::retained); what follows of the group is later than the join.
     Current(Current),
     /// The membership of a group that [`watch_members`](crate::Endpoint::watch_members) watches has
     /// changed.
-    View(ViewChange),
+    View(Box<ViewChange>),
     /// A name that this endpoint waited for is its own now.
     NameAcquired(NameAcquired),
     /// A name that this endpoint owned is another's now, or not this endpoint's any more.
     NameLost(NameLost),
     /// The owners of a name that [`watch_name`](crate::Endpoint::watch_name) watches have changed.
-    OwnerChanged(OwnerChange),
+    OwnerChanged(Box<OwnerChange>),
     /// Changes of a watched name's owners were missed for want of room, and the queue has run empty
     /// since. Look the name up with [`find_name`](crate::Endpoint::find_name).
     OwnerChangesLost(OwnerChangesLost),
     /// Somebody asks to be admitted to a gated group that this endpoint owns.
-    Candidate(Candidate),
+    Candidate(Box<Candidate>),
     /// The owner of a gated group has put this endpoint out.
     Expelled(Expelled),
     /// This owner of a gated group has missed messages of a member, and the queue has run empty
@@ -66,7 +66,7 @@ pub enum Event {
     /// A copy of a message, for a [monitor](crate::Endpoint::monitor).
     Monitored(Box<Monitored>),
     /// A change of some group's membership, for a monitor.
-    MonitoredView(ViewChange),
+    MonitoredView(Box<ViewChange>),
     /// Something else that a monitor sees: owners of names, requests without a reply, what happens
     /// to members beside that they come and go.
     MonitoredChange(Box<MonitoredChange>),
@@ -84,8 +84,12 @@ pub enum Event {
     Restored(Box<Restored>),
 }
 
+/// Messages are moved about a few times each: who makes an event longer is to know.
+const _: () = assert!(size_of::<Event>() <= 64);
+
 impl Event {
     /// The message, if it is one.
+    #[inline]
     #[must_use]
     pub fn into_message(self) -> Option<Message> {
         match self {
@@ -156,14 +160,15 @@ pub struct Current {
 pub struct Message {
     message: MessageView,
     group: Option<GroupName>,
-    missed: Option<Box<Gap>>,
-    attached: Option<Box<Attached>>,
-    of_name: Option<Box<OfName>>,
+    special: Option<Box<Special>>,
 }
 
-/// What only messages to names have, and requests: most have none of it, and are moved about less.
+/// What most messages have none of, so that they are moved about less.
 #[derive(Debug, Default)]
-struct OfName {
+struct Special {
+    missed: Option<Gap>,
+    attached: Option<Box<Attached>>,
+    /// The name that it was sent to.
     name: Option<GroupName>,
     /// Where the reply goes from, if it is a request.
     asked: Option<Asked>,
@@ -172,31 +177,44 @@ struct OfName {
 }
 
 impl Message {
-    #[inline(always)]
     pub(crate) fn new(
         message: MessageView,
         group: Option<GroupName>,
-        missed: Option<Box<Gap>>,
+        missed: Option<Gap>,
         attached: Option<Box<Attached>>,
     ) -> Self {
-        Self { message, group, missed, attached, of_name: None }
+        let mut new = Self::plain(message, group);
+        if missed.is_some() || attached.is_some() {
+            new.special = Some(Box::new(Special { missed, attached, ..Special::default() }));
+        }
+        new
+    }
+
+    /// One that nothing is special about.
+    #[inline(always)]
+    pub(crate) fn plain(message: MessageView, group: Option<GroupName>) -> Self {
+        Self { message, group, special: None }
+    }
+
+    fn attached_mut(&mut self) -> Option<&mut Attached> {
+        self.special.as_mut()?.attached.as_deref_mut()
     }
 
     /// Says from where it is answered.
     pub(crate) fn set_asked(&mut self, asked: Asked) {
-        self.of_name.get_or_insert_default().asked = Some(asked);
+        self.special.get_or_insert_default().asked = Some(asked);
     }
 
     pub(crate) fn set_orphan(&mut self) {
-        self.of_name.get_or_insert_default().orphan = true;
+        self.special.get_or_insert_default().orphan = true;
     }
 
     pub(crate) fn is_orphan(&self) -> bool {
-        self.of_name.as_ref().is_some_and(|of| of.orphan)
+        self.special.as_ref().is_some_and(|special| special.orphan)
     }
 
     pub(crate) fn asked(&self) -> Option<&Asked> {
-        self.of_name.as_ref()?.asked.as_ref()
+        self.special.as_ref()?.asked.as_ref()
     }
 
     pub(crate) fn role(&self) -> Role {
@@ -206,12 +224,13 @@ impl Message {
     /// The same, sent to a name.
     pub(crate) fn with_name(mut self, name: Option<GroupName>) -> Self {
         if name.is_some() {
-            self.of_name.get_or_insert_default().name = name;
+            self.special.get_or_insert_default().name = name;
         }
         self
     }
 
     /// Its place in the order of the bus. In one endpoint's queue these rise (G2).
+    #[inline]
     #[must_use]
     pub fn sequence(&self) -> Sequence {
         self.message.sequence()
@@ -221,10 +240,11 @@ impl Message {
     /// to a group or to this endpoint directly.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
-        self.of_name.as_ref()?.name.as_ref().map(GroupName::as_str)
+        self.special.as_ref()?.name.as_ref().map(GroupName::as_str)
     }
 
     /// The group it was sent to; `None` if it was sent to this endpoint, directly or by a name.
+    #[inline]
     #[must_use]
     pub fn group(&self) -> Option<&str> {
         self.group.as_ref().map(GroupName::as_str)
@@ -237,6 +257,7 @@ impl Message {
     }
 
     /// Who sent it; answer with [`Endpoint::endpoint`](crate::Endpoint::endpoint).
+    #[inline]
     #[must_use]
     pub fn sender(&self) -> EndpointId {
         self.message.head().sender
@@ -251,6 +272,7 @@ impl Message {
     }
 
     /// 1, 2, 3 ... for each sender.
+    #[inline]
     #[must_use]
     pub fn sender_serial(&self) -> u64 {
         self.message.head().sender_serial
@@ -264,6 +286,7 @@ impl Message {
     }
 
     /// When the message took its place in the order, by the broker's clock.
+    #[inline]
     #[must_use]
     pub fn commit_time(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_nanos(self.message.head().commit_time)
@@ -299,6 +322,7 @@ impl Message {
     }
 
     /// The payload's bytes.
+    #[inline]
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         self.message.payload()
@@ -317,7 +341,8 @@ impl Message {
     /// How its bytes came here.
     #[must_use]
     pub fn way(&self) -> Way {
-        self.found().map_or(Way::Inline, Found::way)
+        let among = self.message.found_among().and_then(|found| found.as_any().downcast_ref());
+        self.found().or(among).map_or(Way::Inline, Found::way)
     }
 
     fn found(&self) -> Option<&Found> {
@@ -361,8 +386,7 @@ impl Message {
     /// Takes the descriptors that came with it, each close-on-exec. The second call gets none.
     #[must_use]
     pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
-        self.attached
-            .as_mut()
+        self.attached_mut()
             .map(|attached| std::mem::take(&mut attached.descriptors))
             .unwrap_or_default()
     }
@@ -370,7 +394,8 @@ impl Message {
     /// Whether the message had descriptors that this process had no room for.
     #[must_use]
     pub fn descriptors_lost(&self) -> bool {
-        self.attached.as_ref().is_some_and(|attached| attached.lost)
+        let attached = self.special.as_ref().and_then(|special| special.attached.as_ref());
+        attached.is_some_and(|attached| attached.lost)
     }
 
     /// Whether it was sent before this endpoint joined, and comes because the group retains it. Its
@@ -383,7 +408,7 @@ impl Message {
     /// What a drop-when-full membership missed of this group just before this message.
     #[must_use]
     pub fn missed(&self) -> Option<&Gap> {
-        self.missed.as_deref()
+        self.special.as_ref()?.missed.as_ref()
     }
 }
 

@@ -29,8 +29,8 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use bus_core::wire::{
-    BrokerFrame, ClientFrame, Copied, EvictionReason, Goodbye, GoodbyeCode, Handle, Incarnation,
-    Notice, PlacedIn, Role, Serial,
+    BatchView, BrokerFrame, ClientFrame, Copied, EvictionReason, Goodbye, GoodbyeCode, Handle,
+    Incarnation, Notice, PlacedIn, ReceiptsFrame, Role, Serial,
 };
 use bus_core::{EndpointId, GroupName, Limits};
 use bus_memory::ForkMark;
@@ -278,6 +278,7 @@ impl State {
         self.queued_watches.clear();
         for (_, endpoint) in &mut self.endpoints {
             endpoint.joining = 0;
+            endpoint.inbox.forget_unfound();
             endpoint.lanes.iter_mut().for_each(LaneState::clear);
         }
         for serial in self.pending.serials() {
@@ -710,6 +711,7 @@ impl State {
         let mut attached = arrival.attached;
         let mut message = match arrival.frame {
             Frame::Message(message) => message,
+            Frame::Batch(batch) => return self.batch_arrived(batch),
             Frame::Other(BrokerFrame::Rings(rings)) => {
                 return self.rings_frame(rings, attached);
             }
@@ -749,9 +751,45 @@ impl State {
         self.deliver(endpoint, Item::Message { message, attached })
     }
 
+    /// Messages have come together, about which nothing is special.
+    fn batch_arrived(&mut self, mut batch: BatchView) -> Result<(), String> {
+        self.note_traffic(batch.len());
+        if let Some(placed) = batch.placed() {
+            let found = self.find(placed, None)?;
+            let is_here = found.is_here();
+            batch.set_found(found);
+            if is_here {
+                batch.check().map_err(|error| error.to_string())?;
+            }
+        }
+        let handle = batch.endpoint();
+        let endpoint = open(&mut self.endpoints, handle)?;
+        if endpoint.monitored_next.is_some() {
+            return Err("MESSAGES where a monitor's copy was announced".to_owned());
+        }
+        if !endpoint.closing {
+            endpoint.inbox.push_batch(batch)?;
+        }
+        self.wake_receivers(handle.get() as usize);
+        Ok(())
+    }
+
+    /// Sends were committed together.
+    fn receipts_arrived(&mut self, sends: &ReceiptsFrame) -> Result<(), String> {
+        for (id, receipt) in sends.each() {
+            if self.check_send("RECEIPTS", id)? {
+                return Err("RECEIPTS for a request".to_owned());
+            }
+            self.end_left(id.serial, Ok(receipt));
+        }
+        let (endpoint, lane) = sends.lane;
+        self.pump(endpoint.get() as usize, lane);
+        Ok(())
+    }
+
     fn arrive_other(&mut self, frame: BrokerFrame) -> Result<(), String> {
         match frame {
-            BrokerFrame::Message(_) | BrokerFrame::Rings(_) => {
+            BrokerFrame::Message(_) | BrokerFrame::Messages(_) | BrokerFrame::Rings(_) => {
                 unreachable!("dealt with where it was read")
             }
             BrokerFrame::Memory { .. } => unreachable!("memory comes with its descriptors"),
@@ -763,10 +801,7 @@ impl State {
                 self.forget(id);
                 Ok(())
             }
-            BrokerFrame::Moved { hold, payload } => {
-                self.moved(hold, payload);
-                Ok(())
-            }
+            BrokerFrame::Moved { hold, payload } => self.moved(hold, payload),
             BrokerFrame::Notice { endpoint, notice } => match notice {
                 Notice::Outcome { request, why, .. } => {
                     self.outcome_arrived(endpoint.get() as usize, request, Answer::Ended(why))
@@ -843,6 +878,7 @@ impl State {
                 }
                 Ok(())
             }
+            BrokerFrame::Receipts(sends) => self.receipts_arrived(&sends),
             BrokerFrame::Refused { id, failure } => {
                 self.check_send("REFUSED", id)?;
                 self.refused(id, &failure);

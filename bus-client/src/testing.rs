@@ -326,6 +326,24 @@ impl FakeBroker {
     }
 }
 
+/// RECEIPTS, by hand for the same reason.
+pub(crate) fn receipts(endpoint: Handle, serials: &[Serial], sequence: u64) -> BrokerFrame {
+    let mut frame = BytesMut::new();
+    let length = u32::try_from(48 + 4 * serials.len()).unwrap();
+    frame.extend_from_slice(&length.to_le_bytes());
+    frame.extend_from_slice(&[0x96, 0, 0, 0]);
+    frame.extend_from_slice(&endpoint.get().to_le_bytes());
+    frame.extend_from_slice(&0_u32.to_le_bytes());
+    frame.extend_from_slice(&sequence.to_le_bytes());
+    frame.extend_from_slice(&7_u64.to_le_bytes());
+    frame.extend_from_slice(&0_u64.to_le_bytes());
+    frame.extend_from_slice(&2_u64.to_le_bytes());
+    for serial in serials {
+        frame.extend_from_slice(&serial.get().to_le_bytes());
+    }
+    BrokerFrame::decode(&mut frame).unwrap().unwrap()
+}
+
 pub(crate) fn welcome(limits: Limits) -> Welcome {
     Welcome {
         version: 1,

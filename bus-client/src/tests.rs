@@ -1,5 +1,6 @@
 //! The library against a broker that follows a script, over a real socket.
 
+mod batches;
 mod greeting;
 mod hostile;
 mod long_reads;

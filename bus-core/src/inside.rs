@@ -31,6 +31,22 @@ pub(crate) struct CommitLog {
     selective: bool,
 }
 
+/// What is kept of a message, beside where it went.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Committed {
+    pub(crate) sender: EndpointId,
+    pub(crate) commit_time: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Committed {
+    #[inline]
+    pub(crate) fn of(message: &Message) -> Self {
+        let (sender, commit_time) = (message.sender(), message.commit_time());
+        Self { sender, commit_time, bytes: message.bytes() }
+    }
+}
+
 impl BusInner {
     #[inline]
     pub(crate) fn begin_log(&self, held: &mut Held<'_>, route: &Route) -> CommitLog {
@@ -68,13 +84,13 @@ impl CommitLog {
         self,
         held: &mut Held<'_>,
         route: &Route,
-        message: &Message,
+        committed: &Committed,
         receipt: &Receipt,
     ) {
         let Some((lowest, shard)) = held.lowest() else {
             return;
         };
-        let bytes = message.bytes();
+        let &Committed { sender, commit_time, bytes } = committed;
         shard.counters.messages += 1;
         shard.counters.bytes += bytes;
         shard.counters.deliveries += u64::from(receipt.recipients);
@@ -99,11 +115,11 @@ impl CommitLog {
         };
         let noted = shard.track.next_note().wrapping_sub(notes);
         shard.track.put(Record {
-            sequence: message.sequence().get(),
-            sender: message.sender().get(),
+            sequence: receipt.sequence.get(),
+            sender: sender.get(),
             to,
             which,
-            time: message.commit_time(),
+            time: commit_time,
             notes,
             noted: u32::try_from(noted).unwrap_or(u32::MAX),
             bytes: u32::try_from(bytes).unwrap_or(u32::MAX),

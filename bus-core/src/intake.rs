@@ -14,11 +14,12 @@ use std::task::Waker;
 use crossbeam_utils::CachePadded;
 
 use crate::account::{Account, Charge, Process, Resource};
+use crate::batch::{Batch, Unrolling};
 use crate::bus::LimitExceeded;
 use crate::filter::{Seen, Subject, index::MemberFilters};
 use crate::id::{EndpointId, GroupId, NameId, Sequence};
 use crate::limits::Limits;
-use crate::lock_set::IntakePlace;
+use crate::lock_set::{self, IntakePlace};
 use crate::membership::MemberFlags;
 use crate::message::{Credentials, Gap, Message};
 use crate::monitor::Monitored;
@@ -285,6 +286,27 @@ impl Intake {
             }
     }
 
+    /// How many of so many messages, which have so many bytes, there is room for without going beyond
+    /// either limit. If it is not all, it is about as many.
+    pub(crate) fn room_for(&self, messages: u32, bytes: u64) -> u32 {
+        let left = |released: (u64, u64)| {
+            let places = self.most_messages.saturating_sub(self.pushed_messages - released.0);
+            (places, self.most_bytes.saturating_sub(self.pushed_bytes - released.1))
+        };
+        let fits = |(places, room): (u64, u64)| places >= messages.into() && room >= bytes;
+        if fits(left(self.seen_released.get())) {
+            return messages;
+        }
+        let released = self.core.released();
+        self.seen_released.set(released);
+        let (places, room) = left(released);
+        if fits((places, room)) {
+            return messages;
+        }
+        let share = u64::from(messages) * room.min(bytes) / bytes.max(1);
+        u32::try_from(places.min(share)).unwrap_or(messages).min(messages - 1)
+    }
+
     fn has_room_after(&self, (messages, bytes): (u64, u64)) -> bool {
         self.pushed_messages - messages < self.most_messages
             && self.pushed_bytes - bytes < self.most_bytes
@@ -359,6 +381,16 @@ impl Intake {
             None => self.push_entry(|| Entry::Message { message, user }),
             Some(missed) => self.push_entry(|| Entry::AfterGap { message, missed, user }),
         }
+    }
+
+    /// Puts a batch into the queue. The caller has seen room for all of it.
+    pub(crate) fn push_batch(&mut self, batch: &Arc<Batch>) {
+        self.pushed_messages += u64::from(batch.len());
+        self.pushed_bytes += batch.charged_bytes();
+        if !self.has_room() {
+            self.full_since = batch.last_sequence();
+        }
+        self.push_entry(|| Entry::Batch(Arc::clone(batch)));
     }
 
     /// A foreign user's message takes its share. Before it takes its place: what is left is as the
@@ -727,6 +759,8 @@ pub(crate) struct ReaderState {
     pub(crate) consumer: Option<Consumer>,
     pub(crate) drained_messages: u64,
     pub(crate) drained_bytes: u64,
+    /// A batch of which a part has been drained.
+    pub(crate) unrolling: Option<Unrolling>,
     /// What a group retained, of which a part has been drained.
     pub(crate) retained: Option<Box<Retelling>>,
     /// Drained messages whose places were freed at once: nobody waits for what they ask.
@@ -759,6 +793,20 @@ impl ReaderState {
                 *run = Run { last, count: run.count + 1, time, sequence };
             }
             _ => self.runs.push_back(Run { last, count: 1, time, sequence }),
+        }
+    }
+
+    /// Notes that a batch was drained last. Its runs are no longer than others'.
+    pub(crate) fn drained_batch(&mut self, batch: &Batch) {
+        let messages = u64::from(batch.len());
+        let before = self.drained_messages - self.passed_over - messages;
+        let time = batch.commit_time();
+        let mut noted = 0;
+        while noted < messages {
+            let count = LONGEST_RUN.min(messages - noted);
+            noted += count;
+            let sequence = lock_set::later(batch.sequence(), noted - 1);
+            self.runs.push_back(Run { last: before + noted, count, time, sequence });
         }
     }
 
@@ -1142,9 +1190,10 @@ impl EndpointCore {
         self.taken().max(sent)
     }
 
-    /// Takes the next serial and remembers the sequence; called at the commit point.
-    pub(crate) fn record_sent(&self, sequence: Sequence) -> u64 {
+    /// Takes the next serials and remembers the last sequence; called at the commit point. Gives the
+    /// first serial.
+    pub(crate) fn record_sent(&self, sequence: Sequence, messages: u64) -> u64 {
         self.sent.fetch_max(sequence.get(), Ordering::Relaxed);
-        self.serial.fetch_add(1, Ordering::Relaxed) + 1
+        self.serial.fetch_add(messages, Ordering::Relaxed) + 1
     }
 }

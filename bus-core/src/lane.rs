@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use crate::account::{Charge, Resource};
 use crate::attributes::Attributes;
+use crate::batch::{Batch, BatchDraft, BatchReceipt, MAX_BATCH_BYTES, MAX_BATCH_MESSAGES, NoBatch};
 use crate::bus::{Bus, LimitExceeded};
 use crate::endpoint::WatchError;
-use crate::id::EndpointId;
+use crate::id::{EndpointId, GroupId};
 use crate::intake::{EndpointCore, Opened};
 use crate::message::{Destination, Draft, Message};
 use crate::recorder::{RefusalReason, RefusalRecord};
@@ -79,6 +80,43 @@ impl Lane {
             Submitted::Committed(receipt) => Ok(receipt),
             Submitted::Waiting => Err(SendError::LaneBusy),
         }
+    }
+
+    /// Sends several messages to a group at once, if nothing stands in the way of any: every recipient
+    /// is of the plain kind and has room for all of them, nobody waits, filters or monitors, and they
+    /// are within [`MAX_BATCH_BYTES`] and [`MAX_BATCH_MESSAGES`]. Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// Something does. None of them was sent; sent one by one each has its own outcome.
+    pub fn try_send_batch(
+        &mut self,
+        group: GroupId,
+        batch: BatchDraft,
+    ) -> Result<BatchReceipt, NoBatch> {
+        let limits = self.bus.limits();
+        let too_long = batch.longest() > limits.payload_bytes as usize
+            || batch.entries().len() > MAX_BATCH_BYTES
+            || batch.len() > MAX_BATCH_MESSAGES;
+        if self.waiting.is_some() || too_long || batch.len() < 2 {
+            return Err(NoBatch::NEVER);
+        }
+        let bytes = batch.charged_bytes();
+        // What is not committed is dropped with no lock held.
+        let mut batch = Arc::new(Batch::new(&self.core, group, batch));
+        for _ in 0..2 {
+            let to = Destination::Group(group);
+            let route = self.take_route(to).map_err(|_| NoBatch::NEVER)?;
+            let bus = &self.bus.inner;
+            let receipt = bus.commit_batch(&self.core, &route, &mut batch, &mut self.effects);
+            self.effects.run();
+            // One that is not current any more is resolved anew.
+            if let Some(receipt) = receipt {
+                keep_route(&mut self.routes, route);
+                return receipt.inspect(|_| self.tally.bytes.add(bytes));
+            }
+        }
+        Err(NoBatch::NEVER)
     }
 
     /// Sends once all recipients have room. Does not block: where the send has to wait, `waker` is

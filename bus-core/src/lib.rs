@@ -23,6 +23,7 @@
 //! | `membership`, `group`, `directory` | a group's members at one generation; who is on the bus |
 //! | `retained` | what a group keeps for those who join later |
 //! | `send` | from the cached membership to the commit point to the wake-ups |
+//! | `batch` | several messages of one sender that take their places together |
 //! | `wait` | sends that wait, and how far they can be overtaken |
 //! | `request` | exactly one outcome for each request |
 //! | `monitor`, `member_change` | who gets a copy of everything |
@@ -44,6 +45,7 @@
 mod account;
 mod attributes;
 mod audience;
+mod batch;
 mod bus;
 mod completion;
 pub mod courtesy;
@@ -102,6 +104,7 @@ pub use attributes::{
     MAX_FIELDS, MAX_FIELDS_BYTES, MAX_KEY_BYTES, MAX_OPERATION_BYTES,
 };
 pub use audience::Audience;
+pub use batch::{Batch, BatchDraft, BatchReceipt, MAX_BATCH_BYTES, MAX_BATCH_MESSAGES, NoBatch};
 pub use bus::{
     Bus, CreateError, GroupInfo, GroupOptions, JoinError, JoinOptions, Joined, LeaveError,
     LimitExceeded, MemberInfo, Stats,

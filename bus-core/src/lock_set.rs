@@ -31,6 +31,14 @@ pub const LOCKS: usize = 8;
 /// Bits of a sequence that hold the number of the lowest held lock.
 const LOCK_BITS: u32 = LOCKS.trailing_zeros();
 
+/// By how much the sequences exceed each other that one commit draws.
+pub(crate) const STEP: u64 = 1 << LOCK_BITS;
+
+/// The sequence that was drawn so many after this one, by the same commit.
+pub(crate) fn later(sequence: Sequence, count: u64) -> Sequence {
+    Sequence::from_raw(sequence.get().wrapping_add(count * STEP))
+}
+
 /// Which of the bus's 8 locks covers an endpoint, a group without recipients, or a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LockIndex(u8);
@@ -192,6 +200,11 @@ impl Held<'_> {
 
     /// Draws the next sequence after `seen`, the largest that the sender knows of.
     pub(crate) fn draw(&mut self, seen: Sequence) -> Sequence {
+        self.draw_many(seen, 1)
+    }
+
+    /// Draws so many sequences: gives the first one, the others come [`later`], one by one.
+    pub(crate) fn draw_many(&mut self, seen: Sequence, count: u64) -> Sequence {
         let mut tick = seen.get() >> LOCK_BITS;
         let mut lowest = None;
         for (at, shard) in self.shards() {
@@ -203,7 +216,7 @@ impl Held<'_> {
         tick += 1;
         for (at, shard) in self.shards() {
             if !(mutated(Mutant::AdvanceOneClock) && Some(at) != lowest) {
-                shard.clock = tick;
+                shard.clock = tick + count - 1;
             }
         }
         if mutated(Mutant::SequenceWithoutLock) {

@@ -101,6 +101,12 @@ pub(crate) struct Stamp {
     pub(crate) audience: Option<Generation>,
 }
 
+impl Stamp {
+    /// Of what has not been committed.
+    pub(crate) const NONE: Self =
+        Self { sequence: Sequence::from_raw(0), sender_serial: 0, commit_time: 0, audience: None };
+}
+
 impl Message {
     pub(crate) fn new(
         sender: EndpointId,
@@ -108,13 +114,7 @@ impl Message {
         destination: Destination,
         draft: Draft,
     ) -> Self {
-        let stamp = Stamp {
-            sequence: Sequence::from_raw(0),
-            sender_serial: 0,
-            commit_time: 0,
-            audience: None,
-        };
-        Self { sender, credentials, destination, draft, requested: None, stamp }
+        Self { sender, credentials, destination, draft, requested: None, stamp: Stamp::NONE }
     }
 
     /// Makes it a request.

@@ -21,6 +21,7 @@ use std::mem::MaybeUninit;
 use crossbeam_utils::CachePadded;
 
 use crate::Gap;
+use crate::batch::Batch;
 use crate::intake::EndpointCore;
 use crate::message::Message;
 use crate::monitor::Monitored;
@@ -48,6 +49,8 @@ pub(crate) enum Entry {
         /// As of [`Message`](Self::Message).
         user: Option<ShareSlot>,
     },
+    /// Several messages, each with a place of its own in the queue.
+    Batch(std::sync::Arc<Batch>),
     /// A message that came through a peer endpoint, whose share is charged as well.
     FromPeer {
         message: std::sync::Arc<Message>,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use crate::batch::{Batch, Unrolling};
 use crate::bus::Bus;
 use crate::id::{EndpointId, GroupId, NameId, Sequence};
 use crate::intake::{EndpointCore, Lost, ReaderState, Retelling};
@@ -30,6 +31,9 @@ pub enum Delivery {
         /// What this member missed of the message's group just before it (G7).
         missed: Option<Gap>,
     },
+    /// Messages of one sender to one group that took their places together. Only
+    /// [`Receiver::drain`] gives them so; who receives gets each as a [`Message`](Self::Message).
+    Batch(Arc<Batch>),
     /// A message that came through a peer endpoint: a private one from a candidate or member of a
     /// gated group that this endpoint owns, or what a member with `SEND_TO_PEER` sent to the group.
     FromPeer {
@@ -234,8 +238,13 @@ impl Receiver {
         true
     }
 
-    /// Takes the next delivery off the queue, and leaves its place taken. Never blocks.
+    /// Takes the next delivery off the queue, and leaves its place taken, or its places. Never blocks.
+    ///
+    /// This alone gives whole batches.
     pub fn drain(&mut self) -> Option<Delivery> {
+        if let Some(message) = self.unroll() {
+            return Some(Delivery::Message { message, missed: None });
+        }
         if let Some(retelling) = &mut self.state.retained {
             if let Some(message) = retelling.next() {
                 return Some(Delivery::Retained { message });
@@ -256,6 +265,13 @@ impl Receiver {
                     if self.note_drained(&message, user) {
                         return Some(Delivery::Message { message, missed: Some(missed) });
                     }
+                }
+                Some(Entry::Batch(batch)) => {
+                    self.state.drained_messages += u64::from(batch.len());
+                    self.state.drained_bytes += batch.charged_bytes();
+                    self.core.take(batch.last_sequence());
+                    self.state.drained_batch(&batch);
+                    return Some(Delivery::Batch(batch));
                 }
                 Some(Entry::FromPeer { message, missed, share, user }) => {
                     self.state.drained_messages += 1;
@@ -349,6 +365,15 @@ impl Receiver {
                 Delivery::Flags { group, flags, sequence: gap.last }
             }
         })
+    }
+
+    /// The next message of a batch that is taken one by one.
+    fn unroll(&mut self) -> Option<Arc<Message>> {
+        let message = self.state.unrolling.as_mut()?.next();
+        if message.is_none() {
+            self.state.unrolling = None;
+        }
+        message
     }
 
     fn end_retelling(&mut self) -> Option<Delivery> {
@@ -459,9 +484,29 @@ impl Receiver {
     }
 
     fn drain_and_release(&mut self) -> Option<Delivery> {
-        let delivery = self.drain()?;
-        self.release_drained();
-        Some(delivery)
+        if let Some(message) = self.unroll() {
+            return Some(self.release_one(message));
+        }
+        match self.drain()? {
+            Delivery::Batch(batch) => {
+                self.state.unrolling = Some(Unrolling::new(batch));
+                self.unroll().map(|message| self.release_one(message))
+            }
+            delivery => {
+                self.release_drained();
+                Some(delivery)
+            }
+        }
+    }
+
+    /// Frees the place of a message out of a batch: the others keep theirs.
+    fn release_one(&mut self, message: Arc<Message>) -> Delivery {
+        if mutated(Mutant::BatchFreedWhole) {
+            self.release_drained();
+        } else {
+            self.free(1, message.charged_bytes());
+        }
+        Delivery::Message { message, missed: None }
     }
 
     fn has_ended(&self) -> bool {

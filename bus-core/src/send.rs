@@ -20,6 +20,7 @@ use crate::filter::{Seen, Subject};
 use crate::gated::Peer;
 use crate::group::Group;
 use crate::id::{EndpointId, Generation, GroupId, NameId, Sequence};
+use crate::inside::Committed;
 use crate::intake::{Drops, EndpointCore, Intake};
 use crate::lock_set::{Held, IntakePlace, LockBits};
 use crate::membership::{Member, MemberFlags, Membership};
@@ -297,13 +298,13 @@ impl FullRecipient {
 }
 
 /// One recipient of a route.
-struct Recipient<'a> {
+pub(crate) struct Recipient<'a> {
     /// The queue in which the message lies.
-    place: IntakePlace,
+    pub(crate) place: IntakePlace,
     /// By which name it is known to senders.
     name: EndpointId,
     /// Where its losses are counted, if it drops when full.
-    drops: Option<&'a Arc<Drops>>,
+    pub(crate) drops: Option<&'a Arc<Drops>>,
     /// The peer endpoint through which it gets the message.
     peer: Option<&'a Peer>,
 }
@@ -354,7 +355,7 @@ impl Route {
         }
     }
 
-    fn locks(&self) -> LockBits {
+    pub(crate) fn locks(&self) -> LockBits {
         let mut locks = match self {
             Self::Group { group, selection: Some(selection), peer, .. } => {
                 let mut locks = selection.locks();
@@ -449,12 +450,22 @@ impl Route {
 
     /// Since when the membership has had the members that it has, if a message goes to all of them,
     /// and to nobody else.
-    fn audience(&self) -> Option<Generation> {
+    pub(crate) fn audience(&self) -> Option<Generation> {
         match self {
             Self::Group { membership, selection: None, peer: None, .. } => {
                 Some(membership.audience)
             }
             _ => None,
+        }
+    }
+
+    /// Whether all that happens to a message along this route is that every member of a group gets it.
+    pub(crate) fn is_plain_group(&self) -> bool {
+        match self {
+            Self::Group { group, membership, selection: None, peer: None, outside, .. } => {
+                !outside && !membership.ended && group.retain().is_none()
+            }
+            _ => false,
         }
     }
 
@@ -509,7 +520,7 @@ impl Route {
         matches!(self, Self::Peer(_) | Self::Group { peer: Some(_), .. })
     }
 
-    fn most_recipients(&self) -> usize {
+    pub(crate) fn most_recipients(&self) -> usize {
         match self {
             Self::Group { membership, .. } => membership.members().len() + 1,
             Self::Endpoint(_) | Self::Caller { .. } | Self::Name(_) | Self::Peer(_) => 1,
@@ -517,7 +528,7 @@ impl Route {
     }
 
     #[inline]
-    fn recipients(&self) -> Recipients<'_> {
+    pub(crate) fn recipients(&self) -> Recipients<'_> {
         match self {
             Self::Group { membership, selection, skip, peer, .. } => {
                 let peer = peer.as_deref();
@@ -594,7 +605,7 @@ impl Route {
 
 /// The recipients of a route: a group's members ascending, and the sender's peer endpoint behind
 /// them.
-enum Recipients<'a> {
+pub(crate) enum Recipients<'a> {
     /// A group's members but for one.
     All {
         before: slice::Iter<'a, Member>,
@@ -1056,7 +1067,7 @@ impl BusInner {
     ) -> Receipt {
         let after = outgoing.sender.taken();
         let sequence = held.draw(outgoing.sender.seen());
-        let sender_serial = outgoing.sender.record_sent(sequence);
+        let sender_serial = outgoing.sender.record_sent(sequence, 1);
         let mut message = outgoing.message.take().expect("a message was checked for");
         let commit_time = self.now();
         let audience = outgoing.route.audience();
@@ -1145,7 +1156,7 @@ impl BusInner {
             counters.requests += u64::from(outgoing.until.is_some() && first.is_none());
             counters.answered += u64::from(matches!(outgoing.route, Route::Caller { .. }));
         }
-        log.end(&mut held, &outgoing.route, &message, &receipt);
+        log.end(&mut held, &outgoing.route, &Committed::of(&message), &receipt);
         if let (Some(_), Some(asked)) = (outgoing.until, callee.and_then(|at| held.intake(at))) {
             asked.core.owe();
         }

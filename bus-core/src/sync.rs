@@ -361,6 +361,12 @@ mutants! {
     ShutStillReceives,
     /// A queue that once seemed full is not looked at again.
     RoomSeenOnce,
+    /// A batch takes no more room than a message.
+    BatchWithoutRoom,
+    /// A batch draws one sequence, and the others follow from it.
+    BatchDrawsOne,
+    /// Who has received one message of a batch has freed the places of all.
+    BatchFreedWhole,
     /// A message goes to those recipients that have room.
     DeliverToSome,
     /// Locks are released between the pushes to two recipients.

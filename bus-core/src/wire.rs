@@ -13,6 +13,7 @@
 //! |---|---|
 //! | `header` | the 16 bytes of every frame, and which kind may say what in them |
 //! | `client`, `broker` | the frames of either direction |
+//! | `batch` | several messages in one frame |
 //! | `rings` | going over to rings in shared memory, and back |
 //! | `body` | what both directions share |
 //! | `apart` | payloads that lie beside the stream |
@@ -25,6 +26,7 @@ use bytes::{Buf, BytesMut};
 use crate::AttributesError;
 
 mod apart;
+mod batch;
 mod body;
 mod broker;
 mod cbor;
@@ -44,6 +46,10 @@ mod views;
 pub use apart::{
     FEATURE_APART, FEATURE_LEND, FEATURE_TRUST_OWN_USER, LENT_BYTES, Lent, LentFrom, MAX_RELEASED,
     MemoryKind, PLACED_BYTES, Placed, PlacedIn,
+};
+pub use batch::{
+    BATCHES_FEATURE, BatchView, Entries, MessagesFrame, ReceiptsFrame, SendRun, encode_batch_apart,
+    encode_batch_head,
 };
 pub use broker::{
     BrokerFrame, MessageFrame, MessageHead, Role, encode_message, encode_message_head,

@@ -14,9 +14,9 @@ use std::task::{Wake, Waker};
 use std::time::Duration;
 
 use bus_core::{
-    Attributes, Bus, Credentials, Delivery, Destination, Draft, Endpoint, EndpointId, Filter, Gap,
-    GroupId, GroupName, JoinOptions, Lane, Limits, MemberFlags, NAMED_RECIPIENTS, Receipt,
-    Receiver, SendError, Sequence, Submitted, Watch, WatchError,
+    Attributes, BatchDraft, Bus, Credentials, Delivery, Destination, Draft, Endpoint, EndpointId,
+    Filter, Gap, GroupId, GroupName, JoinOptions, Lane, Limits, MemberFlags, NAMED_RECIPIENTS,
+    Receipt, Receiver, SendError, Sequence, Submitted, Watch, WatchError,
 };
 use proptest::prelude::*;
 
@@ -39,6 +39,8 @@ enum Target {
 enum Op {
     Submit(usize, usize, Target, Shape),
     TrySend(usize, usize, Target, Shape),
+    /// Sends two or three to a group at once.
+    Batch(usize, usize, usize, [Shape; 3], usize),
     Cancel(usize, usize),
     Join(usize, usize, u8, Wanted),
     SetFilter(usize, usize, Wanted),
@@ -105,6 +107,10 @@ fn shape() -> impl Strategy<Value = Shape> {
     (0..6_usize, key).prop_map(|(pad, key)| Shape { pad, key })
 }
 
+fn plain() -> impl Strategy<Value = Shape> {
+    (0..3_usize).prop_map(|pad| Shape { pad, key: None })
+}
+
 fn wanted() -> impl Strategy<Value = Wanted> {
     use Wanted::{All, AnyKey, Key};
     prop::sample::select(vec![All, All, All, Key("a"), Key("b"), Key("nothing"), AnyKey])
@@ -121,6 +127,8 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(e, l, t, shape)| Op::Submit(e, l, t, shape)),
         4 => (e.clone(), l.clone(), target.clone(), shape())
             .prop_map(|(e, l, t, shape)| Op::TrySend(e, l, t, shape)),
+        4 => (e.clone(), l.clone(), g.clone(), (plain(), plain(), shape()), 2..4_usize)
+            .prop_map(|(e, l, g, (one, two, three), n)| Op::Batch(e, l, g, [one, two, three], n)),
         2 => (e.clone(), l).prop_map(|(e, l)| Op::Cancel(e, l)),
         6 => (e.clone(), g.clone(), 0..4_u8, wanted())
             .prop_map(|(e, g, f, wanted)| Op::Join(e, g, f, wanted)),
@@ -499,6 +507,54 @@ impl World {
         }
     }
 
+    /// A batch is sent only if each of its messages could be, one after the other, and always if nothing
+    /// but room matters and there is room.
+    fn send_batch(&mut self, at: usize, lane: usize, group: usize, shapes: &[Shape]) {
+        let Some(id) = self.last_ids[group] else {
+            return;
+        };
+        let (sender, user) = self.parties[at].who();
+        let to = Destination::Group(id);
+        let numbers = self.numbers + 1..;
+        self.numbers += u32::try_from(shapes.len()).unwrap();
+        let waits = shapes.iter().zip(numbers);
+        let waits: Vec<Waiting> =
+            waits.map(|(shape, number)| Waiting { number, user, shape: *shape, to }).collect();
+        let mut batch = BatchDraft::default();
+        for wait in &waits {
+            batch.push(&wait.shape.attributes(), &payload(wait.number, wait.shape.pad));
+        }
+        let busy = self.parties[at].waits[lane].is_some();
+        let nobody_waits = self.parties.iter().all(|party| party.waits.iter().all(Option::is_none));
+        let plain = self
+            .group(id)
+            .is_some_and(|group| group.members.values().all(|(_, wanted)| *wanted == Wanted::All));
+        let (count, bytes) =
+            (shapes.len() as u64, shapes.iter().map(|shape| shape.bytes()).sum::<u64>());
+        let fits = self.recipients(sender, to, shapes[0]).into_iter().all(|(id, drops)| {
+            let party = self.parties.iter().find(|party| party.id() == id).unwrap();
+            let depth = party.depth();
+            !drops
+                && party.user == user
+                && depth.0 + count <= party.capacity.0
+                && depth.1 + bytes <= party.capacity.1
+        });
+        let sent = self.parties[at].lanes[lane].try_send_batch(id, batch);
+        if !busy && plain && fits && nobody_waits {
+            assert!(sent.is_ok(), "nothing stands in the way, and yet {sent:?}");
+        }
+        let Ok(receipts) = sent else {
+            return;
+        };
+        assert!(!busy && plain && fits);
+        assert_eq!(receipts.len() as usize, waits.len());
+        for (wait, number) in waits.iter().zip(0..) {
+            assert_eq!(self.judge((sender, user), to, wait.shape), Verdict::Lacks(vec![]));
+            self.commit(at, wait, &receipts.get(number).unwrap());
+        }
+        assert_eq!(receipts.get(receipts.len()), None);
+    }
+
     fn join(&mut self, at: usize, group: usize, flags: u8, wanted: Wanted) {
         let flags = match flags {
             0 | 1 => MemberFlags::empty(),
@@ -588,6 +644,18 @@ impl World {
                     party.drained.push_back((entry.bytes, entry.user));
                     party.taken = entry.sequence;
                 }
+                (Some(Delivery::Batch(batch)), Some(first)) => {
+                    let mut entry = Some(first);
+                    for message in batch.messages() {
+                        let entry = entry.take().or_else(|| party.queued.pop_front()).unwrap();
+                        assert_eq!(message.sequence(), entry.sequence);
+                        assert_eq!(message.payload()[..4], entry.number.to_le_bytes());
+                        assert_eq!(message.charged_bytes(), entry.bytes);
+                        party.drained.push_back((entry.bytes, entry.user));
+                        party.taken = entry.sequence;
+                    }
+                    assert_eq!(batch.last_sequence(), party.taken);
+                }
                 (Some(Delivery::Gap { group, gap }), None) => {
                     assert!(party.drained.is_empty(), "not before all is taken");
                     assert_eq!(party.gaps.remove(&group), Some(gap));
@@ -662,6 +730,9 @@ impl World {
         match *op {
             Op::Submit(at, lane, to, shape) => self.send(at, lane, to, shape, true),
             Op::TrySend(at, lane, to, shape) => self.send(at, lane, to, shape, false),
+            Op::Batch(at, lane, group, shapes, n) => {
+                self.send_batch(at, lane, group, &shapes[..n]);
+            }
             Op::Cancel(at, lane) => {
                 let party = &mut self.parties[at];
                 let cancelled = party.lanes[lane].cancel();

@@ -3,6 +3,7 @@
 //! and how each model is shown to notice what it is for.
 
 mod accounts;
+mod batch;
 mod cancel;
 mod drop_when_full;
 mod filters;

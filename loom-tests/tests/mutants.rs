@@ -12,6 +12,7 @@
 //! |---|---|---|---|
 //! | G1 all or nothing | refusals, cancelling, deadlines | `order::g1_*`, `cancel::g5_a_cancelled_send_has_*`, `cancel::g5_a_send_past_*` | `DeliverToSome`, `Cancel*` |
 //! | G2 one order | two senders, overlapping groups, unicast, unequal clocks | `order::g2_*` | `LocksOutOfOrder`, `ReleaseBetweenPushes`, `SequenceFromOneClock`, `AdvanceOneClock`, `SequenceWithoutLock` |
+//! | G1, G2, G4, G5 batches | a batch against a message, a join, a reader | `batch::*` | `BatchWithoutRoom`, `BatchDrawsOne`, `BatchFreedWhole` |
 //! | G3 causality | a chain over a third party; a chain that shares no lock | `order::g3_*` | `TakenNotFollowed`, `SentNotFollowed` |
 //! | G4 views | join and leave between a sender's snapshot and its locks; the empty group; notices | `membership::g4_*`, `drop_when_full::g4_*` | `SkipGenerationCheck`, `ChangeTakesOneLock`, `EmptySetTakesNoLock`, `NoticePassesOlder` |
 //! | G4, G5 filters | a filter that changes between a selection and its locks, and while a send goes to wait | `filters::*` | `SelectionKept`, `FilterServesNobody` |
@@ -53,6 +54,9 @@ const CAUGHT: &[(&str, &str)] = &[
     ("SlotNotCompared", "membership::g9_a_stranger_in_a_reused_slot_gets_nothing"),
     ("ShutStillReceives", "membership::g9_what_was_sent_before_shutdown_receive_is_still_read"),
     ("RoomSeenOnce", "waiting::g5_a_place_freed_while_a_send_goes_to_wait_is_not_lost"),
+    ("BatchWithoutRoom", "batch::g1_a_batch_takes_no_place_that_is_not_free"),
+    ("BatchDrawsOne", "batch::g2_a_batch_and_a_message_reach_two_members_in_one_order"),
+    ("BatchFreedWhole", "batch::g5_a_message_of_a_batch_frees_its_own_place"),
     ("DeliverToSome", "order::g1_a_refused_send_has_reached_nobody"),
     ("ReleaseBetweenPushes", "order::g2_two_senders_reach_two_members_in_one_order"),
     ("MonitorsNotCompared", "monitor::g4_a_monitor_that_begins_before_the_commit_sees_it"),

@@ -32,7 +32,7 @@ fn next(bus: &Bus) -> Event {
 
 fn candidate(owner: &Bus) -> Candidate {
     match next(owner) {
-        Event::Candidate(candidate) => candidate,
+        Event::Candidate(candidate) => *candidate,
         other => panic!("a candidate was expected, not {other:?}"),
     }
 }

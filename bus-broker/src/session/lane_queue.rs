@@ -139,6 +139,11 @@ impl<T> LaneQueue<T> {
         self.refuses |= place.patience == Patience::Refuse;
     }
 
+    /// Whether a send that arrived now would be handed out at once.
+    pub(super) fn is_clear(&self) -> bool {
+        self.len() == 0 && !self.refuses
+    }
+
     /// Bytes of those that have no answer yet.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes

@@ -18,7 +18,10 @@ use bus_core::wire::{
     BrokerFrame, Failure, FailureCode, Lent, LentFrom, MemoryKind, Placed, PlacedIn, Request,
     Response,
 };
-use bus_core::{Account, Charge, CompletionQueue, Destination, Message, Payload, Resource};
+use bus_core::{
+    Account, Audience, Batch, Charge, CompletionQueue, Destination, Message, Payload,
+    PayloadApart as _, Resource,
+};
 use bytes::BytesMut;
 
 use super::lazy_memory::{Promise, Skills};
@@ -328,8 +331,7 @@ impl Memory {
             return Way::Inline;
         };
         let length = message.payload().len() as u64;
-        let full = self.holds.len() >= MAX_HOLDS || self.held_bytes + length > MAX_HELD_BYTES;
-        if !self.skills.reads || full || self.keeps_too_much {
+        if !self.skills.reads || self.is_full(length) || self.keeps_too_much {
             return Way::Inline;
         }
         let audience = message.audience().filter(|_| company == Company::All);
@@ -378,6 +380,35 @@ impl Memory {
                 }
             }
         }
+        self.place(payload, audience, !message.descriptors().is_empty(), under)
+    }
+
+    /// Decides how messages go to this client that took their places together.
+    pub(super) fn way_of_batch(&mut self, batch: &Batch, under: &mut Under<'_>) -> Way {
+        let payload = batch.payload().and_then(Payload::as_apart::<LentPayload>);
+        let (Some(payload), Some(audience)) = (payload, batch.audience()) else {
+            return Way::Inline;
+        };
+        if !self.skills.reads || self.keeps_too_much || self.is_full(payload.len() as u64) {
+            return Way::Inline;
+        }
+        self.place(payload, Some(audience), false, under)
+    }
+
+    /// Whether it has no room for so many bytes more that lie apart.
+    fn is_full(&self, length: u64) -> bool {
+        self.holds.len() >= MAX_HOLDS || self.held_bytes + length > MAX_HELD_BYTES
+    }
+
+    /// Puts a payload into an arena: that of its audience, where it may be already, or the client's own.
+    fn place(
+        &mut self,
+        payload: &LentPayload,
+        audience: Option<Audience>,
+        has_descriptors: bool,
+        under: &mut Under<'_>,
+    ) -> Way {
+        let length = payload.len() as u64;
         let piece = match audience {
             Some(audience) => {
                 let arena = self.shared.payloads.arena(audience);
@@ -393,7 +424,7 @@ impl Memory {
         if copied {
             self.copied_bytes += length;
         }
-        let memory = match self.show_arena(piece.segment(), message, under) {
+        let memory = match self.show_arena(piece.segment(), has_descriptors, under) {
             Ok(memory) => memory,
             Err(way) => return way,
         };
@@ -425,7 +456,7 @@ impl Memory {
     fn show_arena(
         &mut self,
         segment: &Arc<ArenaSegment>,
-        message: &Message,
+        has_descriptors: bool,
         under: &mut Under<'_>,
     ) -> Result<u32, Way> {
         let key = Key::Arena(segment.number());
@@ -443,7 +474,7 @@ impl Memory {
         let life = Life::Arena(Arc::downgrade(segment));
         self.known.insert(key, Known { id, life, holds: 0, charge: None });
         // Its own descriptors come after these.
-        if message.descriptors().is_empty() { Ok(id) } else { Err(Way::Waits) }
+        if has_descriptors { Err(Way::Waits) } else { Ok(id) }
     }
 
     fn show_pool(

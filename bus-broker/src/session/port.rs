@@ -10,9 +10,11 @@ use std::{
 };
 
 use bus_core::{
-    Attributes, CreditError, Delivery, Destination, Draft, Endpoint, ReaderTimes, Receiver, Watch,
+    Attributes, CreditError, Delivery, Destination, Draft, Endpoint, NoBatch, ReaderTimes,
+    Receiver, Watch,
     wire::{
-        BrokerFrame, Failure, FailureCode, Handle, LaneNumber, MAX_LANES, SendHead, SendId, Serial,
+        BrokerFrame, Failure, FailureCode, Handle, LaneNumber, MAX_LANES, SendHead, SendId,
+        SendRun, Serial,
     },
 };
 
@@ -170,6 +172,17 @@ impl Port {
         lane.send(head, draft, output, context)
     }
 
+    /// Sends several messages at once, if that can be; see [`SendingLane::send_batch`].
+    pub(super) fn send_batch(
+        &mut self,
+        run: SendRun,
+        at_once: bool,
+        output: &mut Output,
+    ) -> Result<(), NoBatch> {
+        let lane = self.lane_mut(run.lane.1).ok_or(NoBatch::NEVER)?;
+        lane.send_batch(run, at_once, output)
+    }
+
     /// A SEND has come that was not kept.
     pub(super) fn refuse_send(
         &mut self,
@@ -207,6 +220,10 @@ impl Port {
         if let Some(lane) = self.lane_mut(number) {
             lane.decided(handle, number, output, context);
         }
+    }
+
+    pub(super) fn has_lane(&self, number: LaneNumber) -> bool {
+        self.lanes.get(number.index()).is_some_and(Option::is_some)
     }
 
     fn lane_mut(&mut self, number: LaneNumber) -> Option<&mut SendingLane> {

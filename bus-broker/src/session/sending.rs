@@ -9,10 +9,11 @@ use std::{
 };
 
 use bus_core::{
-    Account, Destination, Draft, Kind, Lane, Limits, Receipt, Resource, SendError, Submitted,
+    Account, Destination, Draft, Kind, Lane, Limits, NoBatch, Receipt, Resource, SendError,
+    Submitted,
     wire::{
-        Failure, FailureCode, Handle, LENT_BYTES, LaneNumber, SendFlags, SendHead, SendId, Serial,
-        encode_receipt,
+        Failure, FailureCode, Handle, LENT_BYTES, LaneNumber, ReceiptsFrame, SendFlags, SendHead,
+        SendId, SendRun, Serial, encode_receipt,
     },
 };
 
@@ -104,6 +105,33 @@ impl SendingLane {
                 self.settle();
                 refuse(head.id, lane_refused(), output, context);
             }
+        }
+        Ok(())
+    }
+
+    /// Commits SENDs that came in a row, if nothing stands in the way of any, and answers them, `at_once`
+    /// with one frame.
+    ///
+    /// # Errors
+    ///
+    /// Something does, and nothing was done.
+    pub(super) fn send_batch(
+        &mut self,
+        run: SendRun,
+        at_once: bool,
+        output: &mut Output,
+    ) -> Result<(), NoBatch> {
+        if !self.queue.is_clear() {
+            return Err(NoBatch::NEVER);
+        }
+        let SendRun { lane, group, serials, batch, receipts_may_wait, .. } = run;
+        let receipts = self.lane.try_send_batch(group, batch)?;
+        let out = if receipts_may_wait { output.unhurried_frames() } else { output.frames() };
+        let sends = ReceiptsFrame { lane, serials, first: *receipts.first() };
+        if at_once {
+            sends.encode(out).expect("a batch is bounded");
+        } else {
+            sends.each().for_each(|(id, receipt)| encode_receipt(out, id, &receipt));
         }
         Ok(())
     }

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use bus_broker::{Broker, BrokerHandle, Config, ConnectError, Listen, RunError};
 use bus_core::wire::{
-    BrokerFrame, ClientFrame, FailureCode, Goodbye, GoodbyeCode, Handle, Hello, LaneNumber, MAGIC,
-    Notice, Request, Response, SendFlags, SendId, Serial,
+    BATCHES_FEATURE, BrokerFrame, ClientFrame, FailureCode, Goodbye, GoodbyeCode, Handle, Hello,
+    LaneNumber, MAGIC, MessageFrame, Notice, Request, Response, SendFlags, SendId, Serial,
 };
 use bus_core::{Attributes, Destination, EndpointId, GroupId, Limits, MemberFlags};
 use bytes::BytesMut;
@@ -973,4 +973,118 @@ fn a_greeting_that_does_not_come_in_time_ends_that_connection() {
     assert!(silent.try_hear().is_none(), "nobody knows what it speaks");
     assert_eq!(slow.goodbye().unwrap().code, GoodbyeCode::TooSlow);
     greeted.ping();
+}
+
+/// Payloads that tell their place.
+fn numbered(count: u32) -> Vec<Vec<u8>> {
+    (0..count).map(|number| number.to_le_bytes().to_vec()).collect()
+}
+
+/// The frames up to the one with the last of so many messages, these as if each had come alone.
+fn messages_in(frames: Vec<BrokerFrame>) -> Vec<MessageFrame> {
+    let each = frames.into_iter().flat_map(|frame| match frame {
+        BrokerFrame::Messages(messages) => messages.into_messages(),
+        BrokerFrame::Message(message) => vec![*message],
+        _ => Vec::new(),
+    });
+    each.collect()
+}
+
+fn hear_messages(member: &mut RawClient, count: usize) -> (Vec<MessageFrame>, Vec<BrokerFrame>) {
+    let mut frames = Vec::new();
+    loop {
+        frames.push(member.hear());
+        let messages = messages_in(frames.clone());
+        if messages.len() >= count {
+            return (messages, frames);
+        }
+    }
+}
+
+/// Given two members, of whom one knows of batches, when a sender writes many SENDs at once,
+/// then they are committed together: the one gets them in few frames, the other one by one, both the
+/// same; and each is answered, together if the sender knows of that too.
+#[test]
+fn g2_sends_of_one_write_are_committed_together() {
+    for knows in [false, true] {
+        let fixture = Fixture::new();
+        let features: &[&str] = if knows { &[BATCHES_FEATURE] } else { &[] };
+        let mut sender = RawClient::greeted_with(fixture.stream(), features);
+        let mut modern = RawClient::greeted_with(fixture.stream(), &[BATCHES_FEATURE]);
+        let mut plain = fixture.client();
+        let group = Destination::Group(modern.join("batch"));
+        plain.join("batch");
+        let first = sender.post(group, b"makes the lane");
+        sender.outcome(first).unwrap();
+        let payloads = numbered(60);
+        let payloads: Vec<&[u8]> = payloads.iter().map(|payload| &payload[..]).collect();
+        let serials = sender.post_many(group, &payloads);
+
+        let mut answered = Vec::new();
+        let mut together = 0;
+        while answered.len() < serials.len() {
+            match sender.hear() {
+                BrokerFrame::Receipt { id, receipt } => answered.push((id.serial, receipt)),
+                BrokerFrame::Receipts(sends) => {
+                    together = together.max(sends.serials.len());
+                    answered.extend(sends.each().map(|(id, receipt)| (id.serial, receipt)));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(together > 1, knows, "{together}");
+        assert_eq!(answered.iter().map(|(serial, _)| *serial).collect::<Vec<_>>(), serials);
+        assert!(answered.iter().all(|(_, receipt)| receipt.recipients == 2));
+        let serials_of_sender = answered.iter().map(|(_, receipt)| receipt.sender_serial);
+        assert!(serials_of_sender.eq(2..62), "the first was the lane's");
+
+        let (heard, frames) = hear_messages(&mut modern, 61);
+        assert!(frames.iter().any(|frame| matches!(frame, BrokerFrame::Messages(_))));
+        let (alone, frames) = hear_messages(&mut plain, 61);
+        assert!(frames.iter().all(|frame| matches!(frame, BrokerFrame::Message(_))));
+        assert_eq!(heard, alone);
+        assert!(heard.is_sorted_by(|a, b| a.head.sequence < b.head.sequence));
+        for ((message, (_, receipt)), payload) in heard[1..].iter().zip(&answered).zip(&payloads) {
+            assert_eq!(message.head.sequence, receipt.sequence);
+            assert_eq!(message.head.sender_serial, receipt.sender_serial);
+            assert_eq!(&message.payload[..], *payload);
+        }
+        // All places are there again once all is credited, and not one more.
+        modern.credit(61, heard.iter().map(MessageFrame::charged_bytes).sum());
+        modern.ping();
+        modern.credit(1, 0);
+        assert_eq!(modern.goodbye().unwrap().code, GoodbyeCode::Protocol);
+    }
+}
+
+/// Given a member whose queue holds less than a sender writes at once, then what fits comes together, the
+/// rest as there is room, all of it in its order and each answered once (G5).
+#[test]
+fn g5_what_does_not_fit_waits_behind_what_does() {
+    let fixture = Fixture::with(Limits { lane_messages: 64, ..small_queue(8) }, 1);
+    let mut member = RawClient::greeted_with(fixture.stream(), &[BATCHES_FEATURE]);
+    let mut sender = RawClient::greeted_with(fixture.stream(), &[BATCHES_FEATURE]);
+    let group = Destination::Group(member.join("narrow"));
+    let payloads = numbered(30);
+    let payloads: Vec<&[u8]> = payloads.iter().map(|payload| &payload[..]).collect();
+    sender.post_many(group, &payloads);
+    member.wait_for_waiting_sends(1);
+    let mut heard: Vec<MessageFrame> = Vec::new();
+    while heard.len() < payloads.len() {
+        let came = messages_in(vec![member.hear()]);
+        let bytes = came.iter().map(MessageFrame::charged_bytes).sum();
+        member.credit(u32::try_from(came.len()).unwrap(), bytes);
+        heard.extend(came);
+    }
+    assert!(heard.is_sorted_by(|a, b| a.head.sequence < b.head.sequence));
+    assert!(heard.iter().map(|message| &message.payload[..]).eq(payloads.iter().copied()));
+    let mut answered = 0;
+    while answered < payloads.len() {
+        answered += match sender.hear() {
+            BrokerFrame::Receipt { .. } => 1,
+            BrokerFrame::Receipts(sends) => sends.serials.len(),
+            other => panic!("{other:?}"),
+        };
+    }
+    sender.ping();
 }

@@ -53,9 +53,14 @@ impl RawClient {
     }
 
     pub(crate) fn greeted(stream: UnixStream) -> Self {
+        Self::greeted_with(stream, &[])
+    }
+
+    pub(crate) fn greeted_with(stream: UnixStream, features: &[&str]) -> Self {
         let mut client = Self::silent(stream);
         client.write(&MAGIC);
-        client.say(&ClientFrame::Hello(Hello::new()));
+        let features = features.iter().map(|feature| (*feature).to_owned()).collect();
+        client.say(&ClientFrame::Hello(Hello { features, ..Hello::new() }));
         let BrokerFrame::Welcome(welcome) = client.hear() else {
             panic!("the first frame is no WELCOME")
         };
@@ -209,6 +214,22 @@ impl RawClient {
             Response::Joined { group_id, .. } => group_id,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Writes SENDs all at once, and gives their serials.
+    pub(crate) fn post_many(
+        &mut self,
+        destination: Destination,
+        payloads: &[&[u8]],
+    ) -> Vec<Serial> {
+        let mut bytes = BytesMut::new();
+        let serials: Vec<_> = payloads.iter().map(|_| self.next_serial()).collect();
+        for (payload, serial) in payloads.iter().zip(&serials) {
+            let frame = send_frame(id(*serial), destination, payload, SendFlags::empty(), 0);
+            frame.encode(&mut bytes).unwrap();
+        }
+        self.write(&bytes);
+        serials
     }
 
     /// Writes a SEND and gives its serial.

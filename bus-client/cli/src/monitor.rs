@@ -184,7 +184,7 @@ fn print(json: bool, event: &Event, output: &mut Output) -> Result<(), Failure> 
         Event::MonitoredView(change) if json => output.json(&change_line(change)),
         Event::MonitoredView(change) => {
             note_missed(change.missed.as_ref(), output);
-            let ViewChange { sequence, group, endpoint, change: what, members, .. } = change;
+            let ViewChange { sequence, group, endpoint, change: what, members, .. } = &**change;
             output.line(&format!("{sequence}: {endpoint} {what} {group}, {members} members"))
         }
         Event::MonitoredChange(change) if json => output.json(&seen_line(change)),

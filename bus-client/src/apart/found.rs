@@ -70,9 +70,12 @@ impl Found {
 
     /// Whether the bytes of a message can be had without waiting for the broker.
     pub(crate) fn is_here_in(message: &MessageView) -> bool {
-        message
-            .found()
-            .is_none_or(|found| found.as_any().downcast_ref::<Self>().is_none_or(Self::is_here))
+        message.found().is_none_or(Self::is_found)
+    }
+
+    /// Whether the bytes can be had without waiting for the broker.
+    pub(crate) fn is_found(found: &dyn PayloadFound) -> bool {
+        found.as_any().downcast_ref::<Self>().is_none_or(Self::is_here)
     }
 
     /// Whether the broker may give it anew.

@@ -396,6 +396,16 @@ impl State {
         placed: Placed,
         file: Option<OwnedFd>,
     ) -> Result<(), String> {
+        message.set_found(self.find(placed, file)?);
+        Ok(())
+    }
+
+    /// Finds what lies apart.
+    pub(super) fn find(
+        &mut self,
+        placed: Placed,
+        file: Option<OwnedFd>,
+    ) -> Result<Arc<Found>, String> {
         let number = |value: u64| usize::try_from(value).map_err(|error| error.to_string());
         let (offset, length) = (number(placed.offset)?, number(placed.length)?);
         let end = offset.saturating_add(length);
@@ -443,18 +453,21 @@ impl State {
         if found.may_move() {
             self.apart.movable.insert(hold, Arc::downgrade(&found));
         }
-        message.set_found(found);
-        Ok(())
+        Ok(found)
     }
 
     /// A payload was given anew.
-    pub(super) fn moved(&mut self, hold: u32, payload: Bytes) {
+    pub(super) fn moved(&mut self, hold: u32, payload: Bytes) -> Result<(), String> {
         if let Some(found) = self.apart.movable.remove(&hold).and_then(|found| found.upgrade()) {
             found.set_moved(payload);
             for key in self.keys() {
+                if let Some(endpoint) = self.endpoints.get_mut(key) {
+                    endpoint.inbox.check_found().map_err(|error| error.to_string())?;
+                }
                 self.wake_receivers(key);
             }
         }
+        Ok(())
     }
 }
 

@@ -19,7 +19,7 @@ use super::views::Views;
 use super::{State, Urgency, handle};
 use crate::apart::Found;
 use crate::clock::Tick;
-use crate::inbox::{Amount, Inbox, Item};
+use crate::inbox::{Amount, Inbox, Item, Queued};
 use crate::lane::LaneState;
 use crate::message::{Current, Event, Evicted, Gap, Message};
 use crate::monitor::{self, Monitored};
@@ -83,7 +83,16 @@ impl EndpointState {
 
     /// Whether there is something to receive.
     pub(super) fn is_ready(&self, gone: bool) -> bool {
-        match self.inbox.front() {
+        let front = match self.inbox.front() {
+            Some(Queued::One(item)) => Some(item),
+            Some(Queued::Batch(batch)) => {
+                let known = |group| self.groups.contains_key(&group);
+                let is_known = self.joining == 0 || batch.group().is_none_or(known);
+                return batch.is_checked() && (gone || is_known);
+            }
+            None => None,
+        };
+        match front {
             None => false,
             // At the end of all, it tells what it knows.
             Some(Item::Reconnected) => {
@@ -137,9 +146,7 @@ impl EndpointState {
             Item::Message { message, attached } => {
                 let group = message.group().and_then(|group| self.name_of(group));
                 let missed = match (message.missed(), message.group()) {
-                    (Some(gap), Some(group_id)) => {
-                        Some(Box::new(named(gap, group_id, group.clone())))
-                    }
+                    (Some(gap), Some(group_id)) => Some(named(gap, group_id, group.clone())),
                     _ => None,
                 };
                 self.forget_left(message.sequence());
@@ -154,7 +161,7 @@ impl EndpointState {
             Item::Reconnected => self.returned(),
             Item::Restored(restored) => Event::Restored(restored),
             Item::Name(claim) => event_of(*claim),
-            Item::Owner(change) => Event::OwnerChanged((*change).into()),
+            Item::Owner(change) => Event::OwnerChanged(Box::new((*change).into())),
             Item::OwnersLost { name_id, gap } => {
                 Event::OwnerChangesLost(OwnerChangesLost { name_id, gap })
             }
@@ -164,17 +171,17 @@ impl EndpointState {
             }
             Item::Gated(notice) => self.gated_event(*notice),
             Item::Monitored { message, copied } => {
-                let missed = message.missed().map(|gap| Box::new(monitor::gap(gap)));
+                let missed = message.missed().map(monitor::gap);
                 let (to, role) = monitor::read(*copied, message.group());
                 let message = Message::new(message, to.group().cloned(), missed, None);
                 Event::Monitored(Box::new(Monitored { to, role, message }))
             }
             Item::MonitoredChange(change) => Event::MonitoredChange(Box::new((*change).into())),
-            Item::MonitoredView(notice) => Event::MonitoredView((*notice).into()),
+            Item::MonitoredView(notice) => Event::MonitoredView(Box::new((*notice).into())),
             Item::MonitorGap { gap } => Event::MonitorGap(monitor::gap(gap)),
             Item::View(notice) => {
                 self.last = self.last.max(Some(notice.sequence));
-                Event::View((*notice).into())
+                Event::View(Box::new((*notice).into()))
             }
             Item::ViewsLost { group_id, gap } => {
                 Event::ViewsLost(named(gap, group_id, self.views.name_of(group_id)))
@@ -195,7 +202,7 @@ impl EndpointState {
                 let group = self.name_of(group_id);
                 // Its place in the order is its own, so the name has served.
                 self.forget_left(Sequence::from_raw(sequence.get().saturating_add(1)));
-                Event::Evicted(Evicted {
+                Event::Evicted(Box::new(Evicted {
                     group,
                     group_id,
                     sequence,
@@ -203,7 +210,7 @@ impl EndpointState {
                     queued_messages,
                     back_off,
                     left_when_full,
-                })
+                }))
             }
         }
     }
@@ -376,15 +383,26 @@ impl State {
         let before = events.len();
         // What comes in a row is mostly of one group.
         let mut known: (Option<GroupId>, Option<GroupName>) = (None, None);
-        while events.len() < end
-            && let Some(message) = endpoint.inbox.take_plain()
-        {
+        while events.len() < end {
+            if let Some(Queued::Batch(batch)) = endpoint.inbox.front() {
+                let group = batch.group().and_then(|group| endpoint.name_of(group));
+                let (most, mut last) = (end - events.len(), None);
+                endpoint.inbox.take_of_batch(most, |message| {
+                    last = Some(message.sequence());
+                    events.push(Event::Message(Message::plain(message, group.clone())));
+                });
+                // None of one that lies where nobody can look yet.
+                let Some(last) = last else { break };
+                endpoint.last = Some(last);
+                continue;
+            }
+            let Some(message) = endpoint.inbox.take_plain() else { break };
             let group = message.group();
             if known.0 != group {
                 known = (group, group.and_then(|group| endpoint.name_of(group)));
             }
             endpoint.last = Some(message.sequence());
-            events.push(Event::Message(Message::new(message, known.1.clone(), None, None)));
+            events.push(Event::Message(Message::plain(message, known.1.clone())));
         }
         if events.len() == before {
             return;

@@ -19,7 +19,8 @@ impl EndpointState {
         match notice {
             Notice::Candidate { group_id, group, sequence, candidate, uid, pid, peer, flags } => {
                 let asked = (group_id, group, sequence);
-                Event::Candidate(Candidate::new(asked, candidate, (uid, pid), peer, flags))
+                let candidate = Candidate::new(asked, candidate, (uid, pid), peer, flags);
+                Event::Candidate(Box::new(candidate))
             }
             Notice::Expelled { group_id, sequence, text } => {
                 let group = self.name_of(group_id);

@@ -596,8 +596,19 @@ impl State {
 
     /// A send has its outcome, wherever it was.
     pub(super) fn end_send(&mut self, serial: Serial, answer: Result<Receipt, SendError>) {
+        if let Some((key, number)) = self.end_left(serial, answer) {
+            self.pump(key, number);
+        }
+    }
+
+    /// The same, and leaves it to the caller to go on with the lane that it gives.
+    pub(super) fn end_left(
+        &mut self,
+        serial: Serial,
+        answer: Result<Receipt, SendError>,
+    ) -> Option<(usize, LaneNumber)> {
         let Some(Entry::Send(send)) = self.pending.get(serial) else {
-            return;
+            return None;
         };
         let (key, number) = (send.new.endpoint, send.new.lane);
         let lane = &mut self.endpoints[key].lanes[number.index()];
@@ -608,10 +619,10 @@ impl State {
                 }
             }
             Stage::Left { .. } => lane.answered(serial, send.charge()),
-            Stage::Answered(_) => return,
+            Stage::Answered(_) => return None,
         }
         self.answer_send(serial, answer);
-        self.pump(key, number);
+        Some((key, number))
     }
 
     pub(super) fn answer_send(&mut self, serial: Serial, answer: Result<Receipt, SendError>) {

@@ -2,12 +2,13 @@ use std::thread;
 use std::time::Duration;
 
 use bus_core::wire::{
-    BrokerFrame, ClientFrame, Failure, FailureCode, GoodbyeCode, Handle, LaneNumber, Notice,
-    Response, SendId, Serial,
+    BrokerFrame, ClientFrame, Entries, Failure, FailureCode, GoodbyeCode, Handle, LaneNumber,
+    MessagesFrame, Notice, Placed, PlacedIn, Response, SendId, Serial,
 };
-use bus_core::{EndpointId, Gap, GroupId, Limits, Sequence};
+use bus_core::{Attributes, EndpointId, Gap, GroupId, Limits, Sequence};
+use bytes::Bytes;
 
-use crate::testing::{FakeBroker, encoded, head, pair_with};
+use crate::testing::{FakeBroker, encoded, head, pair_with, receipts};
 use crate::{Builder, Bus, JoinOptions, Outgoing};
 
 /// A small generator, so that a failure names the seed that repeats it.
@@ -120,7 +121,7 @@ fn noise(random: &mut Random, seen: &[Serial]) -> BrokerFrame {
         count => seen[usize::try_from(random.below(count as u64)).unwrap()],
     };
     let id = SendId { endpoint, lane: LaneNumber::FIRST, serial };
-    match random.below(12) {
+    match random.below(15) {
         0 => BrokerFrame::Done { endpoint, serial, response: Response::Closed },
         1 => BrokerFrame::Done {
             endpoint,
@@ -155,6 +156,26 @@ fn noise(random: &mut Random, seen: &[Serial]) -> BrokerFrame {
                 back_off: Duration::ZERO,
             },
         },
+        7 => receipts(endpoint, &[serial, serial.next(), serial], random.next()),
+        8 => {
+            let mut head = head(u64::MAX - random.below(20));
+            head.endpoint = endpoint;
+            let messages = vec![
+                (Attributes::EMPTY, Bytes::from_static(b"again"));
+                1 + random.small() as usize
+            ];
+            let (count, entries) =
+                (u32::try_from(messages.len()).unwrap(), Entries::Here(messages));
+            BrokerFrame::Messages(Box::new(MessagesFrame { head, count, entries }))
+        }
+        9 => {
+            let mut head = head(random.next());
+            (head.endpoint, head.apart) = (endpoint, true);
+            let within = PlacedIn::Arena { memory: random.small() };
+            let placed = Placed { hold: random.small(), within, offset: random.next(), length: 20 };
+            let entries = Entries::Apart(placed);
+            BrokerFrame::Messages(Box::new(MessagesFrame { head, count: 2, entries }))
+        }
         _ => {
             let mut head = head(random.next());
             head.endpoint = endpoint;

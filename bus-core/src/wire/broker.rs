@@ -4,6 +4,7 @@ use std::fmt;
 
 use bytes::{Bytes, BytesMut};
 
+use super::batch::{self, MessagesFrame, ReceiptsFrame};
 use super::body::{self, both};
 use super::client::outline;
 use super::header::{FLAGS_OFFSET, Header, KIND_OFFSET, Outline, Shape, u16_at, u32_at, u64_at};
@@ -12,7 +13,8 @@ use super::{
     Notice, Placed, Response, SendId, Serial, Welcome, WireError,
 };
 use crate::{
-    Attributes, CompletedRange, Credentials, EndpointId, Gap, GroupId, NameId, Receipt, Sequence,
+    Attributes, CompletedRange, Credentials, EndpointId, Gap, GroupId, MAX_BATCH_BYTES, NameId,
+    Receipt, Sequence,
 };
 
 /// One frame from the broker to a client.
@@ -61,8 +63,12 @@ pub enum BrokerFrame {
         /// Why.
         failure: Box<Failure>,
     },
+    /// SENDs of one lane were committed together.
+    Receipts(Box<ReceiptsFrame>),
     /// A message for an endpoint.
     Message(Box<MessageFrame>),
+    /// Messages of one sender to one group, for an endpoint, which follow each other.
+    Messages(Box<MessagesFrame>),
     /// Something else that an endpoint is told.
     Notice {
         /// Who.
@@ -262,6 +268,11 @@ impl BrokerFrame {
         let endpoint = header.endpoint();
         let frame = match header.shape.kind {
             kind::MESSAGE => return Self::decode_message(&header, unread),
+            kind::MESSAGES => {
+                let messages = MessagesFrame::decode(unread)?;
+                return Ok(messages.map(|messages| Self::Messages(Box::new(messages))));
+            }
+            kind::RECEIPTS => Self::Receipts(Box::new(batch::receipts(&header, bytes)?)),
             kind::RECEIPT => Self::Receipt {
                 id: header.send_id(),
                 receipt: Receipt {
@@ -342,6 +353,11 @@ impl BrokerFrame {
             Self::Message(message) => {
                 encode_message(out, &message.head, &message.attributes, &message.payload)
             }
+            Self::Messages(messages) => {
+                messages.encode(out);
+                Ok(())
+            }
+            Self::Receipts(sends) => sends.encode(out),
             Self::Notice { endpoint, notice } => {
                 let charged = if notice.is_charged() { CHARGED } else { 0 };
                 let outline = Outline::new(&NOTICE).flags(charged).endpoint(*endpoint);
@@ -449,6 +465,12 @@ pub(super) struct Layout {
 #[inline]
 pub(super) fn is_message(unread: &[u8]) -> bool {
     unread.get(KIND_OFFSET) == Some(&kind::MESSAGE)
+}
+
+/// Whether the first frame of `unread` is a MESSAGES.
+#[inline]
+pub(super) fn is_messages(unread: &[u8]) -> bool {
+    unread.get(KIND_OFFSET) == Some(&kind::MESSAGES)
 }
 
 /// How long the frame is that `unread` begins with, if it is a [plain](is_plain) MESSAGE and has come
@@ -621,12 +643,30 @@ pub(super) fn gap_of(frame: &[u8]) -> Option<Gap> {
 /// Appends a RECEIPT.
 pub fn encode_receipt(out: &mut BytesMut, id: SendId, receipt: &Receipt) {
     let mut fixed = [0; RECEIPT.fixed];
+    write_receipt(&mut fixed, receipt);
+    fixed[28..32].copy_from_slice(&receipt.dropped.to_le_bytes());
+    body::put(out, outline(&RECEIPT, id), &fixed);
+}
+
+/// Writes what a RECEIPT and a RECEIPTS have in common.
+pub(super) fn write_receipt(fixed: &mut [u8], receipt: &Receipt) {
     fixed[0..8].copy_from_slice(&receipt.sequence.get().to_le_bytes());
     fixed[8..16].copy_from_slice(&receipt.sender_serial.to_le_bytes());
     fixed[16..24].copy_from_slice(&receipt.after.get().to_le_bytes());
     fixed[24..28].copy_from_slice(&receipt.recipients.to_le_bytes());
-    fixed[28..32].copy_from_slice(&receipt.dropped.to_le_bytes());
-    body::put(out, outline(&RECEIPT, id), &fixed);
+}
+
+/// Writes what a MESSAGE and a MESSAGES have in common behind the header.
+#[inline(always)]
+pub(super) fn write_common(place: &mut [u8], head: &MessageHead, group: u64) {
+    place[16..24].copy_from_slice(&head.sequence.get().to_le_bytes());
+    place[24..32].copy_from_slice(&group.to_le_bytes());
+    place[32..40].copy_from_slice(&head.sender.get().to_le_bytes());
+    place[40..48].copy_from_slice(&head.sender_serial.to_le_bytes());
+    place[48..56].copy_from_slice(&head.commit_time.to_le_bytes());
+    place[56..64].copy_from_slice(&head.deadline.to_le_bytes());
+    place[64..68].copy_from_slice(&head.credentials.uid.to_le_bytes());
+    place[68..72].copy_from_slice(&head.credentials.pid.to_le_bytes());
 }
 
 /// Appends all of a MOVED but its payload, which the caller writes next, of just this length.
@@ -730,14 +770,7 @@ fn put_message_head(
         .descriptors(descriptors)
         .endpoint(head.endpoint)
         .write(place, body);
-    place[16..24].copy_from_slice(&head.sequence.get().to_le_bytes());
-    place[24..32].copy_from_slice(&group.to_le_bytes());
-    place[32..40].copy_from_slice(&head.sender.get().to_le_bytes());
-    place[40..48].copy_from_slice(&head.sender_serial.to_le_bytes());
-    place[48..56].copy_from_slice(&head.commit_time.to_le_bytes());
-    place[56..64].copy_from_slice(&head.deadline.to_le_bytes());
-    place[64..68].copy_from_slice(&head.credentials.uid.to_le_bytes());
-    place[68..72].copy_from_slice(&head.credentials.pid.to_le_bytes());
+    write_common(place, head, group);
     place[72..74].copy_from_slice(&block.to_le_bytes());
     place[74..76].copy_from_slice(&u16::from(head.descriptors_lost).to_le_bytes());
     let apart = if head.apart { APART } else { 0 };
@@ -796,7 +829,7 @@ fn read_gap(bytes: &[u8]) -> Gap {
     }
 }
 
-fn shape_of(kind: u8) -> Option<&'static Shape> {
+pub(super) fn shape_of(kind: u8) -> Option<&'static Shape> {
     Some(match kind {
         kind::WELCOME => &WELCOME,
         kind::DONE => &DONE,
@@ -805,6 +838,8 @@ fn shape_of(kind: u8) -> Option<&'static Shape> {
         kind::RECEIPT => &RECEIPT,
         kind::REFUSED => &REFUSED,
         kind::MESSAGE => &MESSAGE,
+        kind::MESSAGES => &MESSAGES,
+        kind::RECEIPTS => &RECEIPTS,
         kind::NOTICE => &NOTICE,
         kind::WRITABLE => &WRITABLE,
         kind::COMPLETED => &COMPLETED,
@@ -827,6 +862,8 @@ mod kind {
     pub(super) const MESSAGE: u8 = 0x92;
     pub(super) const NOTICE: u8 = 0x93;
     pub(super) const WRITABLE: u8 = 0x94;
+    pub(super) const MESSAGES: u8 = 0x95;
+    pub(super) const RECEIPTS: u8 = 0x96;
     pub(super) const COMPLETED: u8 = 0xa8;
     pub(super) const MEMORY: u8 = 0xa9;
     pub(super) const FORGET: u8 = 0xaa;
@@ -843,8 +880,8 @@ const RETAINED: u8 = 4;
 const CHARGED: u8 = 1;
 /// Flag of COMPLETED: the bytes were copied after all.
 const COPIED: u8 = 1;
-/// Further flag of MESSAGE: the payload lies apart.
-const APART: u8 = 1;
+/// Further flag of MESSAGE and MESSAGES: the payload lies apart, or all messages do.
+pub(super) const APART: u8 = 1;
 /// Further flag of MESSAGE: the payload was lent, wherever it is now.
 const LENT: u8 = 2;
 const REQUEST: u8 = 8;
@@ -862,7 +899,7 @@ const GROUP_AT: usize = HEADER_BYTES + 8;
 const BLOCK_AT: usize = HEADER_BYTES + 56;
 const LOST_AT: usize = HEADER_BYTES + 58;
 /// Where it has its flags beyond the header's eight.
-const FURTHER_AT: usize = HEADER_BYTES + 60;
+pub(super) const FURTHER_AT: usize = HEADER_BYTES + 60;
 /// All of a MESSAGE before its attributes, with a gap and a peer endpoint.
 const MESSAGE_HEAD_BYTES: usize = HEADER_BYTES + MESSAGE.fixed + GAP_BYTES + PEER_BYTES;
 static EMPTY_HEAD: [u8; MESSAGE_HEAD_BYTES] = [0; MESSAGE_HEAD_BYTES];
@@ -906,6 +943,20 @@ const MESSAGE: Shape = Shape {
     fixed: 64,
     most: MAX_FRAME_BYTES - HEADER_BYTES,
     ..Shape::plain(kind::MESSAGE, "MESSAGE")
+};
+pub(super) const MESSAGES: Shape = Shape {
+    further: APART,
+    endpoint: true,
+    fixed: MESSAGE.fixed + 8,
+    most: MESSAGE.fixed + 8 + MAX_BATCH_BYTES,
+    ..Shape::plain(kind::MESSAGES, "MESSAGES")
+};
+pub(super) const RECEIPTS: Shape = Shape {
+    endpoint: true,
+    lane: true,
+    fixed: 36,
+    most: 32 + MAX_BATCH_BYTES / 2,
+    ..Shape::plain(kind::RECEIPTS, "RECEIPTS")
 };
 const NOTICE: Shape = Shape {
     flags: CHARGED,

@@ -4,8 +4,9 @@ use std::fmt;
 
 use bytes::{Bytes, BytesMut};
 
+use super::batch::OF_NO_ACCOUNT;
 use super::body::{self, both};
-use super::header::{Header, Outline, Shape, u16_at, u32_at, u64_at};
+use super::header::{Header, KIND_OFFSET, Outline, Shape, u16_at, u32_at, u64_at};
 use super::{
     ClientRings, ControlError, EncodeError, Goodbye, HEADER_BYTES, Handle, Hello, LaneNumber, Lent,
     MAX_FRAME_BYTES, MAX_RELEASED, Request, Serial, WireError,
@@ -405,6 +406,30 @@ impl ClientFrame {
             body::take_tail(unread, HEADER_BYTES + SEND.fixed, header.length, block);
         Ok(Some(Self::Send(SendFrame { head, attributes, payload })))
     }
+}
+
+/// The SEND that `unread` begins with, if it has come whole and asks for nothing but to be delivered to
+/// a group: its head, where its attributes, its payload and its end are. None says nothing of what
+/// it is.
+#[inline(always)]
+pub(super) fn plain_send(unread: &[u8]) -> Option<(SendHead, usize, usize, usize)> {
+    if unread.get(KIND_OFFSET) != Some(&kind::SEND) {
+        return None;
+    }
+    let header = Header::decode(unread, shape_of).ok()??;
+    let frame = unread.get(..header.length)?;
+    let (fixed, tail) = frame[HEADER_BYTES..].split_at(SEND.fixed);
+    let head = decode_send_head(&header, fixed).ok()?;
+    let is_plain = OF_NO_ACCOUNT.contains(head.flags)
+        && matches!(head.destination, Destination::Group(_))
+        && head.deadline == 0
+        && head.descriptors == 0;
+    if !is_plain {
+        return None;
+    }
+    let block = body::attributes(header.shape.name, tail, u16_at(fixed, 16)).ok()?;
+    let attributes_at = HEADER_BYTES + SEND.fixed;
+    Some((head, attributes_at, attributes_at + block, header.length))
 }
 
 /// What stands in a SEND before its attributes.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
+use super::batch;
 use super::broker::{self, MessageHead, Role};
 use super::{Handle, Placed, WireError};
 use crate::attributes::{Block, Fields};
@@ -21,17 +22,42 @@ use crate::{Attributes, ContentType, Gap, GroupId, NameId, Sequence};
 /// many messages for long keeps copies of what it needs of them.
 #[derive(Clone)]
 pub struct MessageView {
-    /// What was read with it, of which the frame is a part. One handle for many messages: each of them
-    /// has only to count.
-    memory: Arc<Bytes>,
-    /// Where the frame begins and ends in it.
+    /// What was read with it. One handle for many messages: each of them has only to count.
+    memory: Arc<Landed>,
+    /// Where its frame begins there.
     at: u32,
-    end: u32,
-    /// Where its parts begin, from its own beginning.
+    /// Where its parts begin, and the last one ends, from the frame's beginning; of one of several that
+    /// lie apart, from the beginning of these.
     attributes_at: u32,
     payload_at: u32,
-    /// Where the payload is, if it lies apart and was found.
-    found: Option<Arc<dyn PayloadFound>>,
+    end: u32,
+    /// Which of its frame's messages it is. Those after the first share its head.
+    number: u32,
+    /// Its frame is a MESSAGES.
+    is_one_of_many: bool,
+}
+
+/// What was read at once, or one frame of it, and what it refers to.
+#[derive(Debug)]
+pub(super) struct Landed {
+    pub(super) bytes: Bytes,
+    /// Where that is which lies apart, once it was found.
+    pub(super) found: Option<Arc<dyn PayloadFound>>,
+}
+
+impl Landed {
+    pub(super) fn new(bytes: Bytes) -> Self {
+        Self { bytes, found: None }
+    }
+
+    /// The messages of a MESSAGES that lie apart, or the frame.
+    #[inline]
+    pub(super) fn entries(&self) -> &[u8] {
+        match &self.found {
+            Some(found) => found.bytes(),
+            None => &self.bytes,
+        }
+    }
 }
 
 /// A payload that lies apart, where a client has found it.
@@ -62,31 +88,45 @@ impl MessageView {
         let Some(layout) = broker::message_layout(unread)? else {
             return Ok(None);
         };
-        let memory = Arc::new(unread.split_to(layout.length).freeze());
+        let memory = Arc::new(Landed::new(unread.split_to(layout.length).freeze()));
         Ok(Some(Self::of_checked(memory, 0, layout)))
     }
 
     #[inline(always)]
-    fn of_checked(memory: Arc<Bytes>, at: usize, layout: broker::Layout) -> Self {
+    fn of_checked(memory: Arc<Landed>, at: usize, layout: broker::Layout) -> Self {
         Self {
             at: place(at),
-            end: place(at + layout.length),
             attributes_at: place(layout.attributes_at),
             payload_at: place(layout.payload_at),
+            end: place(layout.length),
             memory,
-            found: None,
+            number: 0,
+            is_one_of_many: false,
         }
     }
 
+    /// One of several that came in one frame, which `layout` counts from the beginning of.
+    #[inline(always)]
+    pub(super) fn of_batch(memory: Arc<Landed>, layout: broker::Layout, number: u32) -> Self {
+        Self { number, is_one_of_many: true, ..Self::of_checked(memory, 0, layout) }
+    }
+
+    /// Its frame, and what was read behind it.
     #[inline]
     fn bytes(&self) -> &[u8] {
-        &self.memory[self.at as usize..self.end as usize]
+        &self.memory.bytes[self.at as usize..]
+    }
+
+    /// What its parts lie in.
+    #[inline]
+    fn parts(&self) -> &[u8] {
+        if self.is_one_of_many { self.memory.entries() } else { self.bytes() }
     }
 
     /// Everything that MESSAGE says beside the message itself.
     #[must_use]
     pub fn head(&self) -> MessageHead {
-        broker::checked_head(self.bytes())
+        batch::head_of(broker::checked_head(self.bytes()), self.number)
     }
 
     /// Whether it is a group's message and nothing more: none that was retained, came through a peer
@@ -94,7 +134,7 @@ impl MessageView {
     #[inline]
     #[must_use]
     pub fn is_plain(&self) -> bool {
-        broker::is_plain(self.bytes())
+        self.is_one_of_many || broker::is_plain(self.bytes())
     }
 
     /// Whose queue it was in.
@@ -108,7 +148,7 @@ impl MessageView {
     #[inline]
     #[must_use]
     pub fn sequence(&self) -> Sequence {
-        broker::sequence_of(self.bytes())
+        batch::sequence_of(broker::sequence_of(self.bytes()), self.number)
     }
 
     /// The group that it was sent to; `None` if it was sent to this endpoint itself.
@@ -163,44 +203,64 @@ impl MessageView {
     #[inline]
     #[must_use]
     pub fn charged_bytes(&self) -> u64 {
+        if self.is_one_of_many {
+            return u64::from(self.end - self.attributes_at);
+        }
         let length = self.placed().map_or(self.tail().len() as u64, |placed| placed.length);
         let lent = broker::is_lent(self.bytes());
         let payload = if lent { crate::lent_queued_bytes(length) } else { length };
         u64::from(self.payload_at - self.attributes_at) + payload
     }
 
+    /// Whether the payload lies apart, by itself.
+    #[inline]
+    fn is_apart(&self) -> bool {
+        !self.is_one_of_many && broker::is_apart(self.bytes())
+    }
+
     /// Where the payload lies, if it lies apart.
     #[inline]
     #[must_use]
     pub fn placed(&self) -> Option<Placed> {
-        broker::is_apart(self.bytes())
+        self.is_apart()
             .then(|| Placed::decode(self.tail()).expect("it was checked when the view was made"))
     }
 
     /// Says where the payload that lies apart was found. Until then it seems to be empty.
+    ///
+    /// # Panics
+    ///
+    /// The message has been cloned, or came with others in what was read: one whose payload lies apart
+    /// does not.
     pub fn set_found(&mut self, found: Arc<dyn PayloadFound>) {
-        self.found = Some(found);
+        Arc::get_mut(&mut self.memory).expect("its frame is its own").found = Some(found);
     }
 
     /// Where the payload that lies apart was found.
     #[inline]
     #[must_use]
     pub fn found(&self) -> Option<&dyn PayloadFound> {
-        self.found.as_deref()
+        if self.is_one_of_many { None } else { self.memory.found.as_deref() }
+    }
+
+    /// Where it was found with others, if it came with them and they lie apart.
+    #[must_use]
+    pub fn found_among(&self) -> Option<&dyn PayloadFound> {
+        if self.is_one_of_many { self.memory.found.as_deref() } else { None }
     }
 
     #[inline]
     fn tail(&self) -> &[u8] {
-        &self.bytes()[self.payload_at as usize..]
+        &self.parts()[self.payload_at as usize..self.end as usize]
     }
 
     /// The payload's bytes.
     #[inline]
     #[must_use]
     pub fn payload(&self) -> &[u8] {
-        match &self.found {
+        match self.found() {
             Some(found) => found.bytes(),
-            None if broker::is_apart(self.bytes()) => &[],
+            None if self.is_apart() => &[],
             None => self.tail(),
         }
     }
@@ -208,27 +268,31 @@ impl MessageView {
     /// The payload's bytes, without a copy unless they lie apart.
     #[must_use]
     pub fn into_payload(self) -> Bytes {
-        match self.found {
-            None if !broker::is_apart(self.bytes()) => {
-                self.memory.slice((self.at + self.payload_at) as usize..self.end as usize)
-            }
-            _ => Bytes::copy_from_slice(self.payload()),
+        if self.memory.found.is_some() || self.is_apart() {
+            return Bytes::copy_from_slice(self.payload());
         }
+        self.slice(self.payload_at, self.end)
     }
 
     /// The memory of the whole frame. Whoever has it when the message is gone may read the next one
     /// into it ([`Bytes::try_into_mut`]).
     #[must_use]
     pub fn frame(&self) -> Bytes {
-        self.memory.slice(self.at as usize..self.end as usize)
+        self.slice(0, self.end)
+    }
+
+    /// A part of the frame.
+    fn slice(&self, from: u32, to: u32) -> Bytes {
+        self.memory.bytes.slice((self.at + from) as usize..(self.at + to) as usize)
     }
 
     /// The attributes, without a copy.
     #[must_use]
     pub fn attributes(&self) -> Attributes {
-        let (from, to) = (self.at + self.attributes_at, self.at + self.payload_at);
-        let range = from as usize..to as usize;
-        Attributes::from_checked(self.memory.slice(range))
+        Attributes::from_checked(match self.found_among() {
+            Some(_) => Bytes::copy_from_slice(self.block_bytes()),
+            None => self.slice(self.attributes_at, self.payload_at),
+        })
     }
 
     /// The key; see [`Attributes::key`].
@@ -264,14 +328,19 @@ impl MessageView {
 
     #[inline]
     fn block(&self) -> Block<'_> {
-        Block::of_checked(&self.bytes()[self.attributes_at as usize..self.payload_at as usize])
+        Block::of_checked(self.block_bytes())
+    }
+
+    #[inline]
+    fn block_bytes(&self) -> &[u8] {
+        &self.parts()[self.attributes_at as usize..self.payload_at as usize]
     }
 }
 
 /// Messages that came in a row and are all [plain](MessageView::is_plain).
 #[derive(Debug)]
 pub struct PlainRun {
-    memory: Arc<Bytes>,
+    memory: Arc<Landed>,
     at: usize,
 }
 
@@ -287,7 +356,7 @@ impl PlainRun {
         if end == 0 {
             return None;
         }
-        Some(Self { memory: Arc::new(unread.split_to(end).freeze()), at: 0 })
+        Some(Self { memory: Arc::new(Landed::new(unread.split_to(end).freeze())), at: 0 })
     }
 }
 
@@ -297,7 +366,7 @@ impl Iterator for PlainRun {
     /// The next message, or the offence that it is. After that the stream cannot be trusted any more.
     #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
-        let layout = match broker::message_layout(&self.memory[self.at..]) {
+        let layout = match broker::message_layout(&self.memory.bytes[self.at..]) {
             Ok(layout) => layout?,
             Err(error) => return Some(Err(error)),
         };
@@ -309,7 +378,10 @@ impl Iterator for PlainRun {
 
 impl PartialEq for MessageView {
     fn eq(&self, other: &Self) -> bool {
-        self.bytes() == other.bytes() && self.payload() == other.payload()
+        self.head() == other.head()
+            && self.block_bytes() == other.block_bytes()
+            && self.tail() == other.tail()
+            && self.payload() == other.payload()
     }
 }
 

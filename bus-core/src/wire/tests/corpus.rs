@@ -9,11 +9,12 @@ use super::super::inside::{
 };
 use super::super::{
     AccountInfo, BrokerFrame, BrokerRings, ChangeCode, ClaimChanged, ClientFrame, ClientRings,
-    ControlError, Copied, CopyCode, EvictionReason, Failure, FailureCode, Goodbye, GoodbyeCode,
-    GroupInfo, Handle, Held, Hello, Incarnation, LaneNumber, MemberCode, MemberInfo, MemoryKind,
-    MessageFrame, MessageHead, MonitoredChange, MonitoredMember, MonitoredOutcome, NameInfo,
-    Notice, OutcomeCode, Owner, OwnerChanged, Request, Response, Role, SendFlags, SendFrame,
-    SendHead, SendId, Serial, Stats, Status, ViewNotice, Welcome,
+    ControlError, Copied, CopyCode, Entries, EvictionReason, Failure, FailureCode, Goodbye,
+    GoodbyeCode, GroupInfo, Handle, Held, Hello, Incarnation, LaneNumber, MemberCode, MemberInfo,
+    MemoryKind, MessageFrame, MessageHead, MessagesFrame, MonitoredChange, MonitoredMember,
+    MonitoredOutcome, NameInfo, Notice, OutcomeCode, Owner, OwnerChanged, Placed, PlacedIn,
+    ReceiptsFrame, Request, Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial, Stats,
+    Status, ViewNotice, Welcome,
 };
 use crate::{
     Amounts, Attributes, CompletedRange, Condition, ContentType, Credentials, DataType,
@@ -426,6 +427,18 @@ pub(super) fn message(missed: Option<Gap>, attributes: Attributes, payload: &[u8
     })
 }
 
+pub(super) fn messages(entries: Entries) -> BrokerFrame {
+    let BrokerFrame::Message(first) = message(None, Attributes::EMPTY, b"") else {
+        unreachable!("made above")
+    };
+    let count = match &entries {
+        Entries::Here(entries) => u32::try_from(entries.len()).unwrap(),
+        Entries::Apart(_) => 40,
+    };
+    let head = MessageHead { apart: matches!(entries, Entries::Apart(_)), ..first.head };
+    BrokerFrame::Messages(Box::new(MessagesFrame { head, count, entries }))
+}
+
 pub(super) fn view(missed: Option<Gap>) -> ViewNotice {
     ViewNotice {
         group_id: GroupId::from_raw(9),
@@ -733,6 +746,38 @@ pub(super) fn broker() -> Vec<(&'static str, BrokerFrame)> {
                     completion: None,
                 },
             },
+        ),
+        (
+            "receipts",
+            BrokerFrame::Receipts(Box::new(ReceiptsFrame {
+                lane: (send_id().endpoint, send_id().lane),
+                serials: vec![serial(7), serial(300), serial(9)],
+                first: Receipt {
+                    sequence,
+                    sender_serial: 12,
+                    after: Sequence::from_raw(0),
+                    recipients: 10_000,
+                    dropped: 0,
+                    completion: None,
+                },
+            })),
+        ),
+        (
+            "messages",
+            messages(Entries::Here(vec![
+                (Attributes::EMPTY, Bytes::from_static(b"one")),
+                (attributes(), Bytes::from_static(b"{}")),
+                (Attributes::EMPTY, Bytes::new()),
+            ])),
+        ),
+        (
+            "messages apart",
+            messages(Entries::Apart(Placed {
+                hold: 4,
+                within: PlacedIn::Arena { memory: 2 },
+                offset: 4096,
+                length: 5000,
+            })),
         ),
         ("refused", BrokerFrame::Refused { id: send_id(), failure: Box::new(failure) }),
         (

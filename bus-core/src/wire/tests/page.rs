@@ -8,11 +8,11 @@ use super::super::cbor::text_under;
 use super::super::inside::{Look, Seen};
 use super::super::{
     BrokerFrame, BrokerRings, ChangeCode, ClaimChanged, ClientFrame, ClientRings, Copied, CopyCode,
-    EvictionReason, Failure, FailureCode, Goodbye, GoodbyeCode, GroupInfo, HEADER_BYTES, Handle,
-    Hello, Incarnation, LaneNumber, Lent, LentFrom, MAGIC, MAX_FRAME_BYTES, MAX_PART,
-    MAX_TEXT_BYTES, MemberCode, MemoryKind, MessageFrame, MessageHead, Notice, OutcomeCode, Placed,
-    PlacedIn, Request, Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial, ViewNotice,
-    Welcome, take_magic,
+    Entries, EvictionReason, Failure, FailureCode, Goodbye, GoodbyeCode, GroupInfo, HEADER_BYTES,
+    Handle, Hello, Incarnation, LaneNumber, Lent, LentFrom, MAGIC, MAX_FRAME_BYTES, MAX_PART,
+    MAX_TEXT_BYTES, MemberCode, MemoryKind, MessageFrame, MessageHead, MessagesFrame, Notice,
+    OutcomeCode, Placed, PlacedIn, ReceiptsFrame, Request, Response, Role, SendFlags, SendFrame,
+    SendHead, SendId, Serial, ViewNotice, Welcome, take_magic,
 };
 use super::{Direction, corpus, encoded};
 use crate::{
@@ -312,6 +312,14 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
             payload: Bytes::from_static(payload),
         })
     };
+    let messages = |entries| {
+        let BrokerFrame::Message(first) = message(Some(GroupId::from_raw(7)), None, None, b"")
+        else {
+            unreachable!("it makes a message");
+        };
+        let head = MessageHead { apart: matches!(entries, Entries::Apart(_)), ..first.head };
+        BrokerFrame::Messages(Box::new(MessagesFrame { head, count: 2, entries }))
+    };
     let apart = || {
         let BrokerFrame::Message(mut frame) = message(Some(GroupId::from_raw(7)), None, None, b"")
         else {
@@ -423,6 +431,37 @@ fn broker_examples() -> Vec<(&'static str, BrokerFrame)> {
                     completion: None,
                 },
             },
+        ),
+        (
+            "broker RECEIPTS",
+            BrokerFrame::Receipts(Box::new(ReceiptsFrame {
+                lane: (id().endpoint, id().lane),
+                serials: vec![corpus::serial(3), corpus::serial(4)],
+                first: Receipt {
+                    sequence: Sequence::from_raw(1000),
+                    sender_serial: 1,
+                    after: Sequence::from_raw(0),
+                    recipients: 2,
+                    dropped: 0,
+                    completion: None,
+                },
+            })),
+        ),
+        (
+            "broker MESSAGES",
+            messages(Entries::Here(vec![
+                (Attributes::EMPTY, Bytes::from_static(b"hello")),
+                (Attributes::EMPTY, Bytes::from_static(b"again")),
+            ])),
+        ),
+        (
+            "broker MESSAGES apart",
+            messages(Entries::Apart(Placed {
+                hold: 5,
+                within: PlacedIn::Arena { memory: 2 },
+                offset: 65536,
+                length: 26,
+            })),
         ),
         (
             "broker REFUSED",

@@ -6,10 +6,10 @@ use proptest::option;
 use proptest::prelude::*;
 
 use super::super::{
-    BrokerFrame, ChangeCode, ClientFrame, ControlError, Failure, FailureCode, Goodbye, GoodbyeCode,
-    GroupInfo, Handle, Hello, LaneNumber, MemberInfo, MessageFrame, MessageHead, MessageView,
-    Notice, PlainRun, Request, Response, Role, SendFlags, SendFrame, SendHead, SendId, Serial,
-    ViewNotice,
+    BatchView, BrokerFrame, ChangeCode, ClientFrame, ControlError, Entries, Failure, FailureCode,
+    Goodbye, GoodbyeCode, GroupInfo, Handle, Hello, LaneNumber, Lent, LentFrom, MemberInfo,
+    MessageFrame, MessageHead, MessageView, MessagesFrame, Notice, PlainRun, ReceiptsFrame,
+    Request, Response, Role, SendFlags, SendFrame, SendHead, SendId, SendRun, Serial, ViewNotice,
 };
 use super::{Direction, corpus, encoded};
 use crate::attributes;
@@ -185,6 +185,43 @@ fn request() -> impl Strategy<Value = Request> {
         Just(Request::Groups),
         group_id().prop_map(|group_id| Request::Members { group_id }),
     ]
+}
+
+/// A SEND that is like the one before it more often than not.
+fn send_among_few() -> impl Strategy<Value = ClientFrame> {
+    let few = (0..8_u32, 0..8_u8, 0..8_u64).prop_map(|(endpoint, lane, group)| {
+        let is_other = |number: u64| u64::from(number == 7);
+        let lane = LaneNumber::new(u8::from(lane == 7)).unwrap();
+        let endpoint = Handle::from_raw(u32::from(endpoint == 7));
+        (endpoint, lane, Destination::Group(GroupId::from_raw(is_other(group))))
+    });
+    let rare =
+        proptest::sample::select(vec![(0, 0, 3), (0, 0, 200), (0, 0, 5000), (9, 0, 3), (0, 1, 3)]);
+    let flags = proptest::sample::select(vec![0, 1, 2, 128, 129, 130, 16, 256]);
+    (few, serial(), flags, rare, attributes(), any::<bool>()).prop_map(
+        |((endpoint, lane, destination), serial, flags, rare, attributes, bare)| {
+            let (deadline, descriptors, length) = rare;
+            let lent = Lent { lending: 1, from: LentFrom::File, length: 9 };
+            let payload = match flags {
+                256 => Bytes::copy_from_slice(&lent.encode()),
+                _ => Bytes::from(vec![7; length]),
+            };
+            ClientFrame::Send(SendFrame {
+                head: SendHead {
+                    id: SendId { endpoint, lane, serial },
+                    destination: match flags {
+                        16 => Destination::Endpoint(EndpointId::from_raw(1)),
+                        _ => destination,
+                    },
+                    flags: SendFlags::from_bits(flags).unwrap(),
+                    deadline,
+                    descriptors,
+                },
+                attributes: if bare { Attributes::EMPTY } else { attributes },
+                payload,
+            })
+        },
+    )
 }
 
 fn client_frame() -> impl Strategy<Value = ClientFrame> {
@@ -414,9 +451,43 @@ fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
             },
         }
     });
+    let head = (handle(), any::<[u64; 6]>(), any::<(u32, u32)>()).prop_map(|(endpoint, n, ids)| {
+        MessageHead {
+            sequence: Sequence::from_raw(n[0]),
+            sender: EndpointId::from_raw(n[1]),
+            sender_serial: n[2],
+            commit_time: n[3],
+            credentials: Credentials { uid: ids.0, pid: ids.1 },
+            ..MessageHead::to_group(endpoint, GroupId::from_raw(n[4]))
+        }
+    });
+    let entries = vec((attributes(), vec(any::<u8>(), 0..200).prop_map(Bytes::from)), 1..6);
+    let messages = (head, entries).prop_map(|(head, entries)| {
+        let count = u32::try_from(entries.len()).unwrap();
+        BrokerFrame::Messages(Box::new(MessagesFrame {
+            head,
+            count,
+            entries: Entries::Here(entries),
+        }))
+    });
+    let receipts = (handle(), lane(), vec(serial(), 1..9), any::<(u64, u64, u64, u32)>());
+    let receipts = receipts.prop_map(|(endpoint, lane, serials, numbers)| {
+        let (sequence, sender_serial, after, recipients) = numbers;
+        let first = Receipt {
+            sequence: Sequence::from_raw(sequence),
+            sender_serial,
+            after: Sequence::from_raw(after),
+            recipients,
+            dropped: 0,
+            completion: None,
+        };
+        BrokerFrame::Receipts(Box::new(ReceiptsFrame { lane: (endpoint, lane), serials, first }))
+    });
     prop_oneof![
         4 => message,
+        2 => messages,
         2 => receipt,
+        1 => receipts,
         2 => (handle(), serial(), response()).prop_map(|(endpoint, serial, response)| {
             BrokerFrame::Done { endpoint, serial, response }
         }),
@@ -464,6 +535,98 @@ proptest! {
         pieces in vec(1..5000_usize, 1..10),
     ) {
         prop_assert_eq!(through_pieces(&frames, &pieces), frames);
+    }
+
+    /// What one frame brings is what each would bring by itself, whatever is between the frames and
+    /// however many are taken at a time.
+    #[test]
+    fn messages_of_one_frame_are_what_each_would_be_alone(
+        head in (any::<[u64; 5]>(), handle()),
+        entries in vec((attributes(), vec(any::<u8>(), 0..200).prop_map(Bytes::from)), 1..9),
+        at_once in 1..4_usize,
+    ) {
+        let (numbers, endpoint) = head;
+        let head = MessageHead {
+            sequence: Sequence::from_raw(numbers[0]),
+            sender_serial: numbers[1],
+            commit_time: numbers[2],
+            ..MessageHead::to_group(endpoint, GroupId::from_raw(numbers[3]))
+        };
+        let count = u32::try_from(entries.len()).unwrap();
+        let frame = MessagesFrame { head, count, entries: Entries::Here(entries.clone()) };
+        let mut bytes = BytesMut::new();
+        BrokerFrame::Messages(Box::new(frame.clone())).encode(&mut bytes).unwrap();
+        bytes.extend_from_slice(&[0xff]);
+        let mut view = BatchView::decode(&mut bytes).unwrap().unwrap();
+        prop_assert_eq!(&bytes[..], &[0xff][..]);
+        let charged = |message: &MessageFrame| message.charged_bytes();
+        let alone = frame.into_messages();
+        prop_assert_eq!(view.charged_bytes(), alone.iter().map(charged).sum::<u64>());
+        let mut came = Vec::new();
+        while !view.is_empty() {
+            view.take_each(at_once, |message| came.push(message));
+            prop_assert_eq!(view.len() as usize, entries.len() - came.len());
+        }
+        prop_assert_eq!(came.len(), alone.len());
+        for (message, alone) in came.into_iter().zip(alone) {
+            prop_assert!(message.is_plain());
+            prop_assert_eq!(message.head(), alone.head);
+            prop_assert_eq!(message.sequence(), alone.head.sequence);
+            prop_assert_eq!(message.attributes(), alone.attributes.clone());
+            prop_assert_eq!(message.charged_bytes(), alone.charged_bytes());
+            prop_assert_eq!(message.payload(), &alone.payload[..]);
+            prop_assert_eq!(message.into_payload(), alone.payload);
+        }
+    }
+
+    /// SENDs that came in a row are gathered, up to one that is not like them, and their messages are
+    /// what was sent.
+    #[test]
+    fn sends_in_a_row_are_gathered_as_they_are(
+        frames in vec((send_among_few(), 1..4_usize), 1..4),
+        most in 2..9_u32,
+    ) {
+        let mut stream = BytesMut::new();
+        let mut sends = Vec::new();
+        for (frame, times) in &frames {
+            for _ in 0..*times {
+                frame.encode(&mut stream).unwrap();
+                sends.push(frame.clone());
+            }
+        }
+        let is_plain = |frame: &ClientFrame| match frame {
+            ClientFrame::Send(send) => {
+                let extra = SendFlags::REQUEST | SendFlags::REFUSAL | SendFlags::APART;
+                matches!(send.head.destination, Destination::Group(_))
+                    && !send.head.flags.intersects(extra)
+                    && send.head.deadline == 0
+                    && send.head.descriptors == 0
+                    && send.payload.len() < 4096
+            }
+            _ => false,
+        };
+        let way = |frame: &ClientFrame| match frame {
+            ClientFrame::Send(send) => {
+                Some((send.head.id.endpoint, send.head.id.lane, send.head.destination))
+            }
+            _ => None,
+        };
+        let like = |frame: &&ClientFrame| is_plain(frame) && way(frame) == way(&sends[0]);
+        let run: Vec<_> = sends.iter().take_while(like).take(most as usize).collect();
+        let gathered = SendRun::gather(&stream, 4096, most);
+        prop_assert_eq!(gathered.is_some(), run.len() > 1);
+        let Some(gathered) = gathered else { return Ok(()) };
+        prop_assert_eq!(gathered.batch.len() as usize, run.len());
+        let mut length = BytesMut::new();
+        let mut may_wait = true;
+        for (frame, serial) in run.iter().zip(&gathered.serials) {
+            frame.encode(&mut length).unwrap();
+            let ClientFrame::Send(send) = frame else { unreachable!("it is plain") };
+            prop_assert_eq!(send.head.id.serial, *serial);
+            may_wait &= send.head.flags.contains(SendFlags::RECEIPT_MAY_WAIT);
+        }
+        prop_assert_eq!(gathered.length, length.len());
+        prop_assert_eq!(gathered.receipts_may_wait, may_wait);
     }
 
     #[test]
