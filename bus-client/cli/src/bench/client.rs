@@ -5,6 +5,7 @@
 //! what is marshalled is marshalled once, a batch is one write, and a read takes what is there.
 
 mod dbus;
+mod memory;
 mod nats;
 mod stream;
 mod udp;
@@ -14,6 +15,7 @@ mod zeromq;
 use std::{any::Any, io};
 
 pub(crate) use dbus::add_listener;
+pub(crate) use memory::make_memory;
 pub(crate) use stream::wait;
 pub(crate) use zeromq::is_installed as zeromq_is_installed;
 
@@ -72,6 +74,7 @@ pub(crate) fn sender(plan: &Plan, index: usize) -> io::Result<Box<dyn Sender>> {
         System::Nats => Box::new(nats::Publisher::new(plan)?),
         System::UdpMulticast => Box::new(udp::Sender::new(plan)?),
         System::Zeromq => Box::new(zeromq::Publisher::new(plan, index)?),
+        System::SharedMemory => Box::new(memory::Writer::new(plan)?),
     })
 }
 
@@ -88,6 +91,7 @@ pub(crate) fn receiver(plan: &Plan, index: usize) -> io::Result<Box<dyn Receiver
         System::Nats => Box::new(nats::Subscriber::new(plan)?),
         System::UdpMulticast => Box::new(udp::Receiver::new(plan)?),
         System::Zeromq => Box::new(zeromq::Subscriber::new(plan)?),
+        System::SharedMemory => Box::new(memory::Looker::new(plan)?),
     })
 }
 
@@ -120,7 +124,7 @@ pub(crate) fn caller(plan: &Plan) -> io::Result<MakeCaller> {
             let caller = zeromq::End::caller(plan)?;
             Box::new(move |_| Ok(Box::new(caller)))
         }
-        System::UdpMulticast => return Err(unsupported(plan)),
+        System::UdpMulticast | System::SharedMemory => return Err(unsupported(plan)),
     })
 }
 
@@ -135,7 +139,7 @@ pub(crate) fn responder(plan: &Plan) -> io::Result<Box<dyn Responder>> {
         }
         System::Nats => Box::new(nats::NatsResponder::new(plan)?),
         System::Zeromq => Box::new(zeromq::End::responder(plan)?),
-        System::UdpMulticast => return Err(unsupported(plan)),
+        System::UdpMulticast | System::SharedMemory => return Err(unsupported(plan)),
     })
 }
 
@@ -151,6 +155,7 @@ pub(crate) fn connect(plan: &Plan) -> io::Result<Box<dyn Any>> {
         | System::Relay
         | System::RelayPlain
         | System::UdpMulticast
+        | System::SharedMemory
         | System::Zeromq => {
             return Err(unsupported(plan));
         }

@@ -10,6 +10,7 @@ use super::{
     plan::{Plan, Reading},
     report::{Figures, median},
     stage::Outcome,
+    system::System,
 };
 
 /// Plans that stand behind those that were asked for.
@@ -27,9 +28,10 @@ pub(crate) struct Beside {
 pub(crate) struct BesideFigures {
     crossover_bytes: usize,
     crossover_reason: String,
-    /// For each way of reading, with one receiver and with as many as were asked for.
+    /// Of ours, and of memory that all have mapped, for each way of reading: with one receiver and with
+    /// as many as were asked for.
     #[serde(skip)]
-    growth: Vec<(Reading, Growth)>,
+    growth: Vec<(System, Reading, Growth)>,
     flag_cost_bytes: usize,
     /// Flagged over unflagged.
     flag_cpu_ratio: Option<f64>,
@@ -48,18 +50,19 @@ pub(crate) struct Growth {
 }
 
 impl Beside {
-    /// Adds its plans: one with one receiver for each way of reading, and two of payloads that are too
-    /// short to be lent, with the flag and without.
+    /// Adds its plans: one with one receiver for each whose growth is told and each way of reading, and two
+    /// of payloads that are too short to be lent, with the flag and without.
     pub(crate) fn new(plans: &mut Vec<Plan>) -> Self {
         let asked = plans.len();
         let calibration = bus_client::Calibration::measure();
         let below = calibration.crossover_bytes / 2;
         let ours = plans[0].system;
-        let of_ours = |plan: &&Plan| plan.system == ours;
+        let grows = |plan: &&Plan| plan.system == ours || plan.system == System::SharedMemory;
         for plan in &mut *plans {
-            plan.apart = plan.flagged && plan.size >= calibration.crossover_bytes;
+            let lent = plan.flagged && plan.size >= calibration.crossover_bytes;
+            plan.apart = lent || plan.system == System::SharedMemory;
         }
-        let mut one: Vec<Plan> = plans.iter().filter(of_ours).cloned().collect();
+        let mut one: Vec<Plan> = plans.iter().filter(grows).cloned().collect();
         one.iter_mut().for_each(|plan| plan.receivers = 1);
         let short = |flagged| Plan {
             size: below,
@@ -90,6 +93,7 @@ impl Beside {
             let (one, many) = (cpu_per_mib(plan, of_one), cpu_per_mib(all, of_all));
             let growth = one.zip(many).map(|(one, many)| many / one);
             Some((
+                plan.system,
                 reading,
                 Growth {
                     receivers: all.receivers,
@@ -119,9 +123,12 @@ impl Beside {
 }
 
 impl BesideFigures {
-    /// What belongs to one way of reading.
-    pub(crate) fn growth(&self, reading: Reading) -> Option<Growth> {
-        self.growth.iter().find(|(of, _)| *of == reading).map(|(_, growth)| *growth)
+    /// What belongs to a system and one way of reading.
+    fn growth(&self, system: &str, reading: &str) -> Option<Growth> {
+        let is_it = |(of, how, _): &&(System, Reading, Growth)| {
+            of.name() == system && how.name() == reading
+        };
+        self.growth.iter().find(is_it).map(|(.., growth)| *growth)
     }
 
     /// For people.
@@ -132,10 +139,11 @@ impl BesideFigures {
             None => "?".to_owned(),
         };
         let mut lines = Vec::new();
-        for (reading, growth) in &self.growth {
+        for (system, reading, growth) in &self.growth {
             lines.push(format!(
-                "CPU for each MiB sent, the receivers' own reading apart, {}: 1 receiver {}, {} \
+                "CPU for each MiB sent, the receivers' own reading apart, {}, {}: 1 receiver {}, {} \
                  receivers {} ({})",
+                system.name(),
                 reading.name(),
                 micros(growth.cpu_us_per_sent_mib_one_receiver),
                 growth.receivers,
@@ -193,12 +201,10 @@ impl Large {
 impl Figures {
     /// Adds what was measured beside, to our own.
     pub(crate) fn add(&mut self, beside: &BesideFigures) {
-        let is_ours = self.is_ours();
-        if let Some(large) = self.large_mut().filter(|_| is_ours) {
-            let reading = [Reading::CopyOut, Reading::InPlace];
-            let reading = reading.into_iter().find(|of| of.name() == large.reading);
-            large.growth = reading.and_then(|reading| beside.growth(reading));
-            large.beside = Some(beside.clone());
+        let (is_ours, system) = (self.is_ours(), self.system());
+        if let Some(large) = self.large_mut() {
+            large.growth = beside.growth(system, large.reading);
+            large.beside = is_ours.then(|| beside.clone());
         }
     }
 }

@@ -142,7 +142,7 @@ pub(crate) struct Plan {
     pub(crate) reading: Option<Reading>,
     /// Whether our sender asks for its payloads not to be copied.
     pub(crate) flagged: bool,
-    /// Whether they are long enough for that.
+    /// Whether payloads lie where others see them, so that who wants one of his own has to copy it.
     pub(crate) apart: bool,
     /// The run's own folder.
     pub(crate) dir: PathBuf,
@@ -164,6 +164,11 @@ impl Plan {
     /// The file of counters that the processes share.
     pub(crate) fn counters(&self) -> PathBuf {
         self.dir.join("counters")
+    }
+
+    /// The memory that all have mapped, where the system is that.
+    pub(crate) fn memory(&self) -> PathBuf {
+        self.dir.join("memory")
     }
 
     /// How many streams of serials there are: one a sender, but in `fair` the fan-out sender's
@@ -279,18 +284,17 @@ pub(crate) struct Report {
 const WINDOW_BYTES: usize = 4 << 20;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn limits(limits: LimitsOf, size: usize) -> Limits {
-        let plan = Plan {
+impl Plan {
+    /// A fan-out of ours to 8 receivers.
+    pub(crate) fn example(size: usize) -> Self {
+        Self {
             system: System::Unisono,
             workload: Workload::Fanout,
             senders: 1,
             receivers: 8,
             size,
             batch: 1,
-            limits,
+            limits: LimitsOf::Raised,
             limit: Limit::Count(1),
             pin: Vec::new(),
             slow: 0,
@@ -299,8 +303,16 @@ mod tests {
             apart: false,
             dir: PathBuf::new(),
             port: 0,
-        };
-        plan.limits()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(limits: LimitsOf, size: usize) -> Limits {
+        Plan { limits, ..Plan::example(size) }.limits()
     }
 
     #[test]

@@ -2,7 +2,10 @@
 //!
 //! Invariant: the mapping has a fixed layout that all processes compute from the same plan, and
 //! every word in it is only ever accessed as an atomic; each counter has one writer, except
-//! `arrived`, which is only added to. So no process can see a torn or an undone value.
+//! `arrived`, which is only added to, and bells, which are handed over by exchanges. So no process can
+//! see a torn or an undone value. A sender that sleeps beside its bell has said before how far
+//! receivers have to be, and looks again after that; a receiver looks at the bell after it has said
+//! how far it is. So one of the two sees the other, and the last receiver to come so far rings.
 //!
 //! This is the same flow control for every system measured, and costs a store a message.
 //!
@@ -17,8 +20,8 @@ use std::{
     fs::OpenOptions,
     io,
     path::Path,
-    ptr::NonNull,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    ptr::{self, NonNull},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
     thread,
     time::Duration,
 };
@@ -38,7 +41,6 @@ pub(crate) struct Shared {
     words: usize,
     streams: usize,
     receivers: usize,
-    pause: Duration,
 }
 
 impl Shared {
@@ -56,7 +58,6 @@ impl Shared {
             words,
             streams: plan.streams(),
             receivers: plan.receivers,
-            pause: PAUSE.max(PAUSE_A_MIB * u32::try_from(plan.size >> 20).unwrap_or(0)),
         })
     }
 
@@ -65,19 +66,85 @@ impl Shared {
         self.word(self.cell(receiver, stream)).store(count, Ordering::Release);
     }
 
-    /// Waits until every receiver has had `count` messages of a stream.
+    /// As [`publish`](Self::publish), and wakes who sleeps in [`sleep_until`](Self::sleep_until), if this
+    /// was what it waits for.
+    pub(crate) fn publish_and_wake(&self, receiver: usize, stream: usize, count: u64) {
+        self.publish(receiver, stream, count);
+        // Between the count and the look at the bell; its counterpart is in `sleep_until`.
+        fence(Ordering::SeqCst);
+        let bell = self.bell(stream);
+        if bell.load(Ordering::Acquire) == ASLEEP
+            && self.floor(stream) >= self.word(self.wanted(stream)).load(Ordering::Relaxed)
+            && bell.swap(AWAKE, Ordering::AcqRel) == ASLEEP
+        {
+            // An error would be one of the address, which is ours.
+            let _ = futex::wake(bell, futex::Flags::empty(), 1);
+        }
+    }
+
+    /// Waits until every receiver has had `count` messages of a stream, and looks from time to time.
     pub(crate) fn wait_floor(&self, stream: usize, count: u64) -> u64 {
         loop {
-            let floor = (0..self.receivers)
-                .map(|r| self.word(self.cell(r, stream)).load(Ordering::Acquire))
-                .min()
-                .unwrap_or(u64::MAX);
+            let floor = self.floor(stream);
             if floor >= count {
                 return floor;
             }
             // Saturated: there is enough queued for the receivers meanwhile.
-            thread::sleep(self.pause);
+            thread::sleep(PAUSE);
         }
+    }
+
+    /// Waits until every receiver has had `count` messages of a stream, and is woken then. For messages
+    /// that take so long that a waking is little, and so few at a time that a look from time to time
+    /// would come when nothing is left to be done.
+    pub(crate) fn sleep_until(&self, stream: usize, count: u64) -> io::Result<u64> {
+        let bell = self.bell(stream);
+        loop {
+            let floor = self.floor(stream);
+            if floor >= count {
+                return Ok(floor);
+            }
+            self.word(self.wanted(stream)).store(count, Ordering::Relaxed);
+            bell.store(ASLEEP, Ordering::Release);
+            fence(Ordering::SeqCst);
+            if self.floor(stream) < count {
+                wait_while(bell, ASLEEP)?;
+            }
+            bell.store(AWAKE, Ordering::Relaxed);
+        }
+    }
+
+    /// So many messages lie in memory that all have mapped; wakes those who wait for one.
+    pub(crate) fn announce(&self, count: u32) {
+        let announced = self.half(ANNOUNCED);
+        announced.store(count, Ordering::Release);
+        // Between the count and the look at who sleeps; its counterpart is the addition below.
+        fence(Ordering::SeqCst);
+        if self.half(SLEEPERS).load(Ordering::Relaxed) > 0 {
+            // An error would be one of the address, which is ours.
+            let _ = futex::wake(announced, futex::Flags::empty(), EVERYBODY);
+        }
+    }
+
+    /// Waits until there are others than this many, and says how many.
+    pub(crate) fn wait_announced(&self, had: u32) -> io::Result<u32> {
+        let announced = self.half(ANNOUNCED);
+        loop {
+            let count = announced.load(Ordering::Acquire);
+            if count != had {
+                return Ok(count);
+            }
+            self.half(SLEEPERS).fetch_add(1, Ordering::SeqCst);
+            let slept = wait_while(announced, had);
+            self.half(SLEEPERS).fetch_sub(1, Ordering::Relaxed);
+            slept?;
+        }
+    }
+
+    /// How many messages of a stream every receiver has had.
+    fn floor(&self, stream: usize) -> u64 {
+        let had = |receiver| self.word(self.cell(receiver, stream)).load(Ordering::Acquire);
+        (0..self.receivers).map(had).min().unwrap_or(u64::MAX)
     }
 
     /// A receiver has the message of the present step. The last one wakes the sender.
@@ -99,10 +166,7 @@ impl Shared {
             if now >= target {
                 return Ok(());
             }
-            match futex::wait(self.arrived(), futex::Flags::empty(), now, None) {
-                Ok(()) | Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+            wait_while(self.arrived(), now)?;
         }
     }
 
@@ -117,7 +181,17 @@ impl Shared {
 
     fn cell(&self, receiver: usize, stream: usize) -> usize {
         debug_assert!(stream < self.streams);
-        HEAD + receiver * row(self.streams) + stream
+        HEAD + self.streams * LINE + receiver * row(self.streams) + stream
+    }
+
+    /// What the sender of a stream waits for; its bell is beside it.
+    fn wanted(&self, stream: usize) -> usize {
+        debug_assert!(stream < self.streams);
+        HEAD + stream * LINE
+    }
+
+    fn bell(&self, stream: usize) -> &AtomicU32 {
+        self.half(self.wanted(stream) + 1)
     }
 
     fn word(&self, index: usize) -> &AtomicU64 {
@@ -127,9 +201,15 @@ impl Shared {
         unsafe { self.base.add(index).as_ref() }
     }
 
+    /// The first half of a word, which is used as this half only.
+    fn half(&self, index: usize) -> &AtomicU32 {
+        let word = ptr::from_ref(self.word(index)).cast::<AtomicU32>();
+        // SAFETY: the word is in the mapping, aligned for less, and lives as long as `self`.
+        unsafe { &*word }
+    }
+
     fn arrived(&self) -> &AtomicU32 {
-        // SAFETY: word 0 is in the mapping, aligned for less, and used as this half only.
-        unsafe { self.base.cast::<AtomicU32>().as_ref() }
+        self.half(0)
     }
 }
 
@@ -156,8 +236,16 @@ fn map(path: &Path, bytes: usize) -> io::Result<NonNull<AtomicU64>> {
     NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))
 }
 
+/// Sleeps while a word has this value, or less long.
+fn wait_while(word: &AtomicU32, value: u32) -> io::Result<()> {
+    match futex::wait(word, futex::Flags::empty(), value, None) {
+        Ok(()) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn words(plan: &Plan) -> usize {
-    HEAD + plan.receivers * row(plan.streams())
+    HEAD + plan.streams() * LINE + plan.receivers * row(plan.streams())
 }
 
 /// Receivers do not share cache lines.
@@ -167,9 +255,75 @@ fn row(streams: usize) -> usize {
 
 /// Words of a cache line.
 const LINE: usize = 8;
-/// `arrived` and `stop` have a line each.
-const HEAD: usize = 2 * LINE;
+/// `arrived`, `stop` and what is announced have a line each.
+const HEAD: usize = 3 * LINE;
 const STOP: usize = LINE;
+const ANNOUNCED: usize = 2 * LINE;
+const SLEEPERS: usize = ANNOUNCED + 1;
 const PAUSE: Duration = Duration::from_micros(50);
-/// Large payloads take their time: to look more often would be work of the benchmark's own.
-const PAUSE_A_MIB: Duration = Duration::from_micros(250);
+const EVERYBODY: u32 = i32::MAX.unsigned_abs();
+/// What a bell says of the sender whose it is.
+const AWAKE: u32 = 0;
+const ASLEEP: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn plan(dir: &tempfile::TempDir) -> Plan {
+        let plan = Plan { receivers: 2, dir: dir.path().to_owned(), ..Plan::example(64) };
+        Shared::create(&plan).unwrap();
+        plan
+    }
+
+    #[test]
+    fn a_sender_sleeps_until_the_last_receiver_is_so_far() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = plan(&dir);
+        let (tell, told) = mpsc::channel();
+        let of_sender = plan.clone();
+        thread::spawn(move || {
+            let sender = Shared::open(&of_sender).unwrap();
+            for count in 1..=ROUNDS {
+                tell.send(sender.sleep_until(0, count).unwrap()).unwrap();
+            }
+        });
+        let receivers = Shared::open(&plan).unwrap();
+        for count in 1..=ROUNDS {
+            receivers.publish_and_wake(0, 0, count);
+            assert!(told.try_recv().is_err(), "one has not had it");
+            receivers.publish_and_wake(1, 0, count);
+            assert_eq!(told.recv_timeout(PATIENCE), Ok(count));
+        }
+    }
+
+    #[test]
+    fn who_waits_for_an_announcement_is_woken() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = plan(&dir);
+        let (tell, told) = mpsc::channel();
+        for _ in 0..2 {
+            let (plan, tell) = (plan.clone(), tell.clone());
+            thread::spawn(move || {
+                let receiver = Shared::open(&plan).unwrap();
+                for had in 0..ROUNDS {
+                    let had = u32::try_from(had).unwrap();
+                    tell.send(receiver.wait_announced(had).unwrap()).unwrap();
+                }
+            });
+        }
+        let sender = Shared::open(&plan).unwrap();
+        for count in 1..=u32::try_from(ROUNDS).unwrap() {
+            sender.announce(count);
+            for _ in 0..2 {
+                assert_eq!(told.recv_timeout(PATIENCE), Ok(count));
+            }
+        }
+    }
+
+    const ROUNDS: u64 = 2000;
+}

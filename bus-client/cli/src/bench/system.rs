@@ -36,6 +36,8 @@ pub(crate) enum System {
     Nats,
     /// No broker: one datagram to all
     UdpMulticast,
+    /// No broker and no safety: memory that all have mapped, and a futex; large only
+    SharedMemory,
 }
 
 impl System {
@@ -52,6 +54,7 @@ impl System {
             Self::Zeromq => "zeromq",
             Self::Nats => "nats",
             Self::UdpMulticast => "udp-multicast",
+            Self::SharedMemory => "shared-memory",
         }
     }
 
@@ -61,6 +64,7 @@ impl System {
             Self::Nats => "tcp",
             Self::UdpMulticast => "udp",
             Self::UnisonoRing => "ring",
+            Self::SharedMemory => "memory",
             _ => "socket",
         }
     }
@@ -85,6 +89,9 @@ impl System {
             Self::Zeromq => "one order; no loss: it drops at its high-water mark",
             Self::Nats => "one order; all or nothing; back-pressure: it disconnects slow readers",
             Self::UdpMulticast => "no loss; one order; any flow control; who sent it",
+            Self::SharedMemory => {
+                "everything but one order of one sender: whoever has it mapped can write what others read"
+            }
         }
     }
 
@@ -98,6 +105,7 @@ impl System {
                 | Self::DbusBroker
                 | Self::Relay
                 | Self::RelayPlain
+                | Self::SharedMemory
         )
     }
 
@@ -115,6 +123,7 @@ impl System {
     pub(crate) fn cannot(self, workload: Workload, size: usize) -> Option<&'static str> {
         match self {
             _ if self.is_ours() => None,
+            Self::SharedMemory if workload != Workload::Large => Some("it is about large payloads"),
             _ if workload == Workload::Fair => Some("its sends do not wait"),
             _ if workload == Workload::Filter => Some("its filters are others, or it has none"),
             Self::RawUnix | Self::Relay | Self::RelayPlain if workload.is_about_connections() => {

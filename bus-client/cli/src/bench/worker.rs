@@ -155,10 +155,12 @@ fn sender(plan: &Plan, index: usize) -> io::Result<()> {
     while !ended {
         if serial + plan.batch as u64 > allowed {
             let window = plan.window().unwrap_or(u64::MAX);
-            // Half a window at a time: waiting for each message would be a step of its own, and of large
-            // ones a sleep for each.
-            let ahead = if plan.workload == Workload::Large { window / 2 } else { window };
-            let floor = shared.wait_floor(index, (serial + plan.batch as u64) - ahead);
+            let after = serial + plan.batch as u64;
+            let floor = match plan.workload {
+                // Half a window at a time: waiting for each message would be a waking for each.
+                Workload::Large => shared.sleep_until(index, after - window / 2)?,
+                _ => shared.wait_floor(index, after - window),
+            };
             allowed = floor + window;
         }
         stamps.clear();
@@ -215,7 +217,9 @@ fn receiver(plan: &Plan, index: usize) -> io::Result<()> {
                     shared.arrive();
                 }
                 if large {
-                    heard.iter().for_each(|of| shared.publish(index, *of, record.progress(*of)));
+                    let tell =
+                        |of: &usize| shared.publish_and_wake(index, *of, record.progress(*of));
+                    heard.iter().for_each(tell);
                 }
             }),
         };
