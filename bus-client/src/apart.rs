@@ -77,6 +77,8 @@ pub(crate) struct List {
     /// Payloads that are read no more.
     pub(crate) released: Vec<u32>,
     released_bytes: usize,
+    /// Somebody waits for it, or it is much.
+    is_urgent: bool,
     /// Pools that are used no more.
     pub(crate) pools: Vec<u32>,
 }
@@ -105,6 +107,11 @@ impl Chores {
         self.any.load(Ordering::Acquire)
     }
 
+    /// Whether somebody waits to be told.
+    pub(crate) fn any_urgent(&self) -> bool {
+        self.any() && self.list.lock().is_urgent
+    }
+
     pub(crate) fn take(&self) -> List {
         self.any.store(false, Ordering::Release);
         std::mem::take(&mut *self.list.lock())
@@ -117,16 +124,21 @@ impl Chores {
         list.released_bytes += bytes;
         let count = list.released.len();
         let many = count >= MANY || count >= SOME && list.released_bytes >= MANY_BYTES;
+        let is_urgent = haste == Haste::Some || many;
+        list.is_urgent |= is_urgent;
         drop(list);
         self.any.store(true, Ordering::Release);
-        if haste == Haste::Some || many {
+        if is_urgent {
             self.hurry();
         }
     }
 
     /// A pool is used no more.
     pub(crate) fn drop_pool(&self, pool: u32) {
-        self.list.lock().pools.push(pool);
+        let mut list = self.list.lock();
+        list.pools.push(pool);
+        list.is_urgent = true;
+        drop(list);
         self.any.store(true, Ordering::Release);
         self.hurry();
     }
@@ -143,7 +155,7 @@ impl Chores {
 /// Releases that are told at once, whoever waits.
 const MANY: usize = 64;
 /// The same of their bytes: what is written next goes where these lay, which is in the caches yet. But not
-/// fewer than these at a time: a write for each payload of 1 MiB costs more than that saves, and who sleeps tells
-/// all of them before.
+/// fewer than these at a time: a write for each payload of 1 MiB costs more than that saves, and who sleeps for
+/// longer than a nap tells all of them before.
 const MANY_BYTES: usize = 512 << 10;
 const SOME: usize = 4;

@@ -377,21 +377,22 @@ impl State {
     }
 
     /// As [`before_sleep`](Self::before_sleep), for a thread that comes back soon even if nothing
-    /// happens: it may keep credit, and says whether it does.
+    /// happens: it may keep credit, and releases that nobody waits for, and says whether it does.
     pub(crate) fn before_nap(&mut self) -> bool {
-        if self.gone.is_none() && !self.is_fork() {
+        if self.gone.is_none() && !self.is_fork() && !self.is_settled(true) {
             self.flush(Urgency::Now);
         }
-        self.gone.is_none() && self.owes_credit()
+        self.gone.is_none() && (self.owes_credit() || self.has_chores())
     }
 
     /// Whether [`before_sleep`](Self::before_sleep) has nothing to do, or [`before_nap`](Self::before_nap) if
-    /// credit is kept.
-    pub(crate) fn is_settled(&self, keeps_credit: bool) -> bool {
-        self.gone.is_none()
-            && self.outbox.is_empty()
-            && !self.has_chores()
-            && (keeps_credit || !self.owes_credit())
+    /// it is to be a nap.
+    pub(crate) fn is_settled(&self, naps: bool) -> bool {
+        let keeps = match naps {
+            true => !self.has_urgent_chores(),
+            false => !self.has_chores() && !self.owes_credit(),
+        };
+        self.gone.is_none() && self.outbox.is_empty() && keeps
     }
 
     /// What the leader needs to sleep in a read; `None` if it has to poll, or should. `naps` says that it is to
@@ -532,7 +533,10 @@ impl State {
         if self.gone.is_some() {
             return;
         }
-        self.put_chores();
+        // What nobody waits for goes with what is said, or before a sleep.
+        if urgency == Urgency::Now || !self.outbox.is_empty() || self.has_urgent_chores() {
+            self.put_chores();
+        }
         if urgency == Urgency::Soon && self.corks > 0 && self.outbox.bytes() < CORK_BYTES {
             return;
         }

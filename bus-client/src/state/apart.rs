@@ -156,6 +156,11 @@ impl State {
         self.apart.chores.any()
     }
 
+    /// Whether there is something to tell by and by that somebody waits for.
+    pub(super) fn has_urgent_chores(&self) -> bool {
+        self.apart.chores.any_urgent()
+    }
+
     /// Puts what has to be told into the outbox.
     pub(super) fn put_chores(&mut self) {
         if !self.has_chores() || self.gone.is_some() {

@@ -1,6 +1,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use bus_core::wire::{
 };
 use bus_core::{Attributes, ContentType, Gap, GroupId, Interest, Limits, Sequence};
 
+use crate::apart::Haste;
 use crate::testing::{GROUP, PATIENCE, encoded, pair, pair_with};
 use crate::{Builder, Bus, Event, JoinError, Message};
 
@@ -304,6 +306,28 @@ fn what_is_taken_in_one_batch_is_credited_with_one_frame() {
     assert_eq!(bus.receive_batch(&mut events, 32).unwrap(), 32);
     broker.await_credit(32, 32);
     assert_eq!(broker.credit_frames, 1, "and not one for each quarter of the queue");
+}
+
+#[test]
+fn releases_that_nobody_waits_for_are_told_after_a_nap_at_the_latest() {
+    let (bus, mut broker) = pair();
+    let mut state = bus.inner.connection.lock();
+    let chores = Arc::clone(state.all_chores());
+    assert!(!state.before_nap(), "there is nothing to tell");
+    chores.release(1, 1 << 20, Haste::None);
+    chores.release(2, 1 << 20, Haste::None);
+    assert!(state.before_nap(), "who comes back soon may keep them");
+    state.take_in();
+    assert!(broker.is_quiet());
+    state.before_sleep();
+    assert_eq!(broker.next(), ClientFrame::Release(vec![1, 2]));
+    chores.release(3, 1 << 20, Haste::None);
+    // Told when the lock is let go, or with what is said before the next sleep.
+    chores.release(4, 1, Haste::Some);
+    assert!(!state.before_nap(), "somebody waits");
+    assert_eq!(broker.next(), ClientFrame::Release(vec![3, 4]));
+    assert!(!state.before_nap(), "all was told");
+    drop(state);
 }
 
 #[test]
