@@ -355,10 +355,12 @@ impl Inbox {
 
     /// Hands out the oldest item. Its place is owed to the broker.
     pub(crate) fn take(&mut self) -> Option<Item> {
-        if let Some(Queued::Batch(_)) = self.items.front() {
-            let mut taken = None;
-            self.take_of_batch(1, |message| taken = Some(Item::of(message)));
-            return taken;
+        if let Some(Queued::Batch(batch)) = self.items.front_mut() {
+            let message = batch.next()?;
+            let is_over = batch.is_empty();
+            let taken = Amount { messages: 1, bytes: message.charged_bytes() };
+            self.taken_of_batch(taken, is_over);
+            return Some(Item::of(message));
         }
         let Some(Queued::One(item)) = self.items.pop_front() else {
             return None;
@@ -402,18 +404,29 @@ impl Inbox {
         Some(message)
     }
 
-    /// Hands out messages of the batch that is the oldest, `most` of them at most; nothing if it is none.
+    /// Hands out messages of the batch that is the oldest, `most` of them at most, and gives the sequence
+    /// of the last; nothing if it is none.
     #[inline(always)]
-    pub(crate) fn take_of_batch(&mut self, most: usize, each: impl FnMut(MessageView)) {
+    pub(crate) fn take_of_batch<T>(
+        &mut self,
+        most: usize,
+        out: &mut Vec<T>,
+        make: impl FnMut(MessageView) -> T,
+    ) -> Option<Sequence> {
         let Some(Queued::Batch(batch)) = self.items.front_mut() else {
-            return;
+            return None;
         };
         let before = Amount::of(batch);
-        batch.take_each(most, each);
-        let taken = before.minus(Amount::of(batch));
-        let is_over = batch.is_empty();
-        let in_backlog = self.backlog_items > 0;
-        if in_backlog {
+        let last = batch.take_into(most, out, make);
+        let after = Amount::of(batch);
+        self.taken_of_batch(before.minus(after), after.messages == 0);
+        last
+    }
+
+    /// Messages of the batch that is the oldest were handed out.
+    #[inline]
+    fn taken_of_batch(&mut self, taken: Amount, is_over: bool) {
+        if self.backlog_items > 0 {
             self.backlog = self.backlog.minus(taken);
             self.backlog_items -= usize::from(is_over);
         } else {

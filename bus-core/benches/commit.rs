@@ -12,8 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bus_core::{
-    Bus, Credentials, Destination, Endpoint, JoinOptions, LOCKS, Lane, Limits, MemberFlags,
-    Payload, Receiver,
+    Attributes, BatchDraft, Bus, Credentials, Destination, Endpoint, JoinOptions, LOCKS, Lane,
+    Limits, MemberFlags, Payload, Receiver,
 };
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -70,6 +70,16 @@ fn send(lane: &mut Lane, to: Destination) {
     black_box(lane.try_send(to, payload)).unwrap();
 }
 
+/// Messages that are sent together.
+const TOGETHER: u64 = 32;
+
+fn send_together(lane: &mut Lane, to: Destination) {
+    let Destination::Group(group) = to else { panic!("only groups") };
+    let mut batch = BatchDraft::default();
+    (0..TOGETHER).for_each(|_| batch.push(&Attributes::EMPTY, PAYLOAD));
+    black_box(lane.try_send_batch(group, batch)).unwrap();
+}
+
 /// Runs batches until `times` are done; only `timed` counts.
 fn batches(times: u64, mut timed: impl FnMut(u64), mut between: impl FnMut()) -> Duration {
     let mut total = Duration::ZERO;
@@ -104,6 +114,24 @@ fn commit(c: &mut Criterion) {
                 batches(
                     times,
                     |batch| (0..batch).for_each(|_| send(&mut lane, to)),
+                    || members.empty(),
+                )
+            });
+        });
+    }
+    // The time of one message of 32 that are sent together.
+    for count in [8, 64] {
+        let bus = bus();
+        let mut members = Members::new(&bus, "g", count, MemberFlags::empty());
+        let sender = endpoint(&bus);
+        let mut lane = sender.lane().unwrap();
+        group.throughput(Throughput::Elements(1));
+        group.bench_function(format!("{count}_members_32_together"), |b| {
+            b.iter_custom(|times| {
+                let to = members.to;
+                batches(
+                    times.next_multiple_of(TOGETHER),
+                    |batch| (0..batch / TOGETHER).for_each(|_| send_together(&mut lane, to)),
                     || members.empty(),
                 )
             });

@@ -386,13 +386,10 @@ impl State {
         while events.len() < end {
             if let Some(Queued::Batch(batch)) = endpoint.inbox.front() {
                 let group = batch.group().and_then(|group| endpoint.name_of(group));
-                let (most, mut last) = (end - events.len(), None);
-                endpoint.inbox.take_of_batch(most, |message| {
-                    last = Some(message.sequence());
-                    events.push(Event::Message(Message::plain(message, group.clone())));
-                });
+                let most = end - events.len();
+                let make = |message| Event::Message(Message::plain(message, group.clone()));
                 // None of one that lies where nobody can look yet.
-                let Some(last) = last else { break };
+                let Some(last) = endpoint.inbox.take_of_batch(most, events, make) else { break };
                 endpoint.last = Some(last);
                 continue;
             }

@@ -337,31 +337,34 @@ impl BatchView {
 }
 
 impl BatchView {
-    /// Takes messages, `most` of them at most; none before they were [checked](Self::check).
+    /// Takes messages, `most` of them at most, and puts what `make` makes of each into `out`; none before
+    /// they were [checked](Self::check). Gives the sequence of the last.
+    ///
+    /// Inlined, and a list of known length, so that each is made where it stays: what is written in parts and
+    /// then moved waits for the writes.
     #[inline(always)]
-    pub fn take_each(&mut self, most: usize, mut each: impl FnMut(MessageView)) {
-        if !self.is_checked {
-            return;
+    pub fn take_into<T>(
+        &mut self,
+        most: usize,
+        out: &mut Vec<T>,
+        mut make: impl FnMut(MessageView) -> T,
+    ) -> Option<Sequence> {
+        let count = most.min(self.len() as usize);
+        if !self.is_checked || count == 0 {
+            return None;
         }
-        let memory = Arc::clone(&self.memory);
+        let memory = &self.memory;
         // Looked up once for all.
         let entries = &memory.entries()[..self.end as usize];
-        let mut left = most;
-        while left > 0
-            && let Some(entry) = Entry::first(&entries[self.at as usize..])
-        {
-            left -= 1;
-            let attributes_at = self.at as usize + ENTRY_HEAD_BYTES;
-            let layout = broker::Layout {
-                length: attributes_at + entry.attributes + entry.payload,
-                attributes_at,
-                payload_at: attributes_at + entry.attributes,
-            };
-            let view = MessageView::of_batch(Arc::clone(&memory), layout, self.taken);
-            self.taken += 1;
-            self.at = place(layout.length);
-            each(view);
-        }
+        let (mut at, mut number) = (self.at as usize, self.taken);
+        out.extend((0..count).map(|_| {
+            let parts = parts_at(entries, at);
+            let view = MessageView::of_batch(Arc::clone(memory), parts, number);
+            (at, number) = (parts[2] as usize, number + 1);
+            make(view)
+        }));
+        (self.at, self.taken) = (place(at), number);
+        Some(sequence_of(broker::sequence_of(&memory.bytes), number - 1))
     }
 }
 
@@ -370,14 +373,27 @@ impl Iterator for BatchView {
 
     /// The next message; none before they were [checked](BatchView::check).
     fn next(&mut self) -> Option<MessageView> {
-        let mut next = None;
-        self.take_each(1, |message| next = Some(message));
-        next
+        if !self.is_checked || self.is_empty() {
+            return None;
+        }
+        let parts = parts_at(&self.memory.entries()[..self.end as usize], self.at as usize);
+        let view = MessageView::of_batch(Arc::clone(&self.memory), parts, self.taken);
+        (self.at, self.taken) = (parts[2], self.taken + 1);
+        Some(view)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
         (0, Some(self.len() as usize))
     }
+}
+
+/// Where the message that begins at `at` has its attributes, its payload and its end.
+#[inline(always)]
+fn parts_at(entries: &[u8], at: usize) -> [u32; 3] {
+    let entry = Entry::first(&entries[at..]).expect("there are as many as were checked");
+    let attributes_at = at + ENTRY_HEAD_BYTES;
+    let payload_at = attributes_at + entry.attributes;
+    [place(attributes_at), place(payload_at), place(payload_at + entry.payload)]
 }
 
 /// A MESSAGES frame as an owner of its parts has it.

@@ -105,10 +105,11 @@ impl MessageView {
         }
     }
 
-    /// One of several that came in one frame, which `layout` counts from the beginning of.
+    /// One of several that came in one frame: where its attributes, its payload and its end are.
     #[inline(always)]
-    pub(super) fn of_batch(memory: Arc<Landed>, layout: broker::Layout, number: u32) -> Self {
-        Self { number, is_one_of_many: true, ..Self::of_checked(memory, 0, layout) }
+    pub(super) fn of_batch(memory: Arc<Landed>, parts: [u32; 3], number: u32) -> Self {
+        let [attributes_at, payload_at, end] = parts;
+        Self { memory, at: 0, attributes_at, payload_at, end, number, is_one_of_many: true }
     }
 
     /// Its frame, and what was read behind it.

@@ -564,7 +564,8 @@ proptest! {
         prop_assert_eq!(view.charged_bytes(), alone.iter().map(charged).sum::<u64>());
         let mut came = Vec::new();
         while !view.is_empty() {
-            view.take_each(at_once, |message| came.push(message));
+            let last = view.take_into(at_once, &mut came, |message| message);
+            prop_assert_eq!(last, came.last().map(MessageView::sequence));
             prop_assert_eq!(view.len() as usize, entries.len() - came.len());
         }
         prop_assert_eq!(came.len(), alone.len());

@@ -148,8 +148,8 @@ impl MemberReceiver {
         Ok(Self { bus, _members: members, events: Vec::new(), last: None })
     }
 
-    fn take(&mut self, event: Event, sink: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let message = message(event)?;
+    fn take(&mut self, event: &Event, sink: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        let message = message_of(event)?;
         // G2 makes the order visible; that costs a comparison to check.
         if self.last >= Some(message.sequence()) {
             return Err(io::Error::other("the sequence does not rise (G2)"));
@@ -165,7 +165,8 @@ impl Receiver for MemberReceiver {
         let most = self.bus.limits().queue_messages as usize;
         let mut events = std::mem::take(&mut self.events);
         self.bus.receive_batch(&mut events, most).map_err(io::Error::other)?;
-        let taken = events.drain(..).try_for_each(|event| self.take(event, sink));
+        let taken = events.iter().try_for_each(|event| self.take(event, sink));
+        events.clear();
         self.events = events;
         taken
     }
@@ -174,7 +175,7 @@ impl Receiver for MemberReceiver {
         self.receive(sink)?;
         for _ in 1..self.bus.limits().queue_messages {
             match self.bus.try_receive().map_err(io::Error::other)? {
-                Some(event) => self.take(event, sink)?,
+                Some(event) => self.take(&event, sink)?,
                 None => break,
             }
         }
@@ -322,10 +323,6 @@ impl Sender for SmallSender {
         let mut windows = self.groups.iter_mut().flatten();
         windows.try_for_each(|(_, window)| window.finish())
     }
-}
-
-fn message(event: Event) -> io::Result<Message> {
-    event.into_message().ok_or_else(|| io::Error::other("an event that is no message"))
 }
 
 fn message_of(event: &Event) -> io::Result<&Message> {
