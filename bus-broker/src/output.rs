@@ -159,6 +159,11 @@ impl Output {
         });
     }
 
+    /// All of it, if that is one piece that brings nothing, which most output is.
+    pub(crate) fn only_frames(&self) -> Option<&[u8]> {
+        self.sealed.is_empty().then_some(&self.tail[..])
+    }
+
     /// Whether another message may be taken from a queue.
     pub(crate) fn has_room_for_messages(&self) -> bool {
         self.len() < MESSAGES_BYTES

@@ -114,6 +114,12 @@ impl Socket {
     /// Writes what `output` holds, as far as the socket takes it.
     pub(crate) fn send(&self, output: &mut Output) -> Result<Sent, Errno> {
         loop {
+            if let Some(bytes) = output.only_frames() {
+                let offered = bytes.len();
+                let sent = if offered > 0 { self.send_some(bytes, &[])?.unwrap_or(0) } else { 0 };
+                output.advance(sent);
+                return Ok(if sent < offered { Sent::Rest } else { Sent::All });
+            }
             let batch = output.batch();
             let (offered, has_descriptors) = (batch.bytes, !batch.descriptors.is_empty());
             // What is left goes another way.

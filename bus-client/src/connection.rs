@@ -65,6 +65,16 @@ pub(crate) enum GreetingError {
     System(io::Error),
 }
 
+/// What became of a sleep without others.
+enum Nap<T> {
+    /// It has brought what was wished for.
+    Wished(T),
+    /// It has not, and something else or nothing.
+    Over { came: bool },
+    /// It would not do.
+    NotAlone,
+}
+
 /// The lock, held. Letting it go calls the wakers that were gathered under it.
 pub(crate) struct Locked<'a> {
     guard: Option<MutexGuard<'a, State>>,
@@ -171,6 +181,14 @@ impl Connection {
         if let Some(wished) = wish(&mut state) {
             return Some(wished);
         }
+        let mut lively = true;
+        if let (Interest::Inbox(key), None, None) = (interest, blocked, deadline) {
+            match self.nap_alone(&mut state, key, &mut wish) {
+                Nap::Wished(wished) => return Some(wished),
+                Nap::Over { came } => lively = came,
+                Nap::NotAlone => {}
+            }
+        }
         if let Some(serial) = blocked {
             state.block(serial, Sender::Thread(thread::current().id()));
         }
@@ -180,7 +198,6 @@ impl Connection {
         let id = state.waits().enter();
         // Where messages keep coming, credit is returned by the quarter (see `inbox`). Only the
         // leader may put it off, because only it knows that it will come back.
-        let mut lively = true;
         // Whether anything has happened since `wish` was asked.
         let mut asked = blocked.is_none();
         let wished = loop {
@@ -207,8 +224,7 @@ impl Connection {
                 let may_nap = lively && timeout.is_none_or(|left| left >= NAP);
                 if may_nap && let Some(mut read) = state.begin_long_read(naps) {
                     state.unlocked(|| read.sleep());
-                    let transport = Arc::clone(read.transport());
-                    state.waits().woke(&transport);
+                    state.waits().woke(read.transport());
                     lively = state.end_long_read(read);
                     if let Some(wished) = wish(&mut state) {
                         break Some(wished);
@@ -219,6 +235,7 @@ impl Connection {
                 if naps {
                     timeout = Some(timeout.map_or(NAP, |left| left.min(NAP)));
                 }
+                state.begin_poll();
                 let output = state.output();
                 let transport = Arc::clone(state.transport());
                 let slept = state.unlocked(|| transport.wait(output, timeout));
@@ -248,6 +265,39 @@ impl Connection {
         }
         state.stopped_waiting();
         wished
+    }
+
+    /// What [`wait`](Self::wait) does first for a thread that waits to receive: one sleep in a read. It looks
+    /// again soon, so nothing is made by which others could wake it; that is most of the way of a message that
+    /// comes alone.
+    fn nap_alone<T>(
+        &self,
+        state: &mut Locked<'_>,
+        key: usize,
+        wish: &mut impl FnMut(&mut State) -> Option<T>,
+    ) -> Nap<T> {
+        if !state.is_settled(true) || state.waits().is_led() {
+            return Nap::NotAlone;
+        }
+        let naps = state.before_nap();
+        let Some(mut read) = state.begin_long_read(naps) else {
+            return Nap::NotAlone;
+        };
+        let leads = state.waits().lead_alone();
+        debug_assert!(leads, "nobody led above");
+        state.starts_reading(key);
+        state.unlocked(|| read.sleep());
+        state.waits().woke(read.transport());
+        let came = state.end_long_read(read);
+        let wished = wish(state);
+        state.stops_reading(key);
+        match wished {
+            Some(wished) => {
+                state.stopped_waiting();
+                Nap::Wished(wished)
+            }
+            None => Nap::Over { came },
+        }
     }
 
     /// Asks the broker and waits for the answer, of which `pick` takes what it wants.

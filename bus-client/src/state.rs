@@ -400,25 +400,24 @@ impl State {
     pub(crate) fn begin_long_read(&mut self, naps: bool) -> Option<LongRead> {
         // With rings, or where somebody polls, more than the socket is to be waited for. And who has written
         // and sleeps in a read is woken when that is read: a poll tells the two apart.
-        let waits_for_more = std::mem::take(&mut self.has_written)
+        let waits_for_more = self.has_written
             || self.output != Output::Idle
             || self.rings == RingWish::Have
             || self.polled
             || self.gone.is_some()
             || !self.waits.is_left_alone();
-        if waits_for_more {
-            return None;
-        }
-        if !naps && self.polls > 0 {
-            self.polls -= 1;
-            return None;
-        }
-        if !self.transport.can_block() {
+        if waits_for_more || (!naps && self.polls > 0) || !self.transport.can_block() {
             return None;
         }
         let landed = self.inflow.lend()?;
         self.waits.falls_deaf();
         Some(LongRead::new(Arc::clone(&self.transport), landed))
+    }
+
+    /// The leader goes to sleep in a poll.
+    pub(crate) fn begin_poll(&mut self) {
+        self.has_written = false;
+        self.polls = self.polls.saturating_sub(1);
     }
 
     /// Takes in what a long read has brought; `false` if that was nothing.
@@ -631,8 +630,12 @@ impl State {
                 Err(error) => self.lose(io_reason(error)),
             }
         }
-        self.relieve();
-        self.flush(Urgency::Soon);
+        if !self.blocked.is_empty() {
+            self.relieve();
+        }
+        if !self.is_settled(true) {
+            self.flush(Urgency::Soon);
+        }
         let something = self.arrivals != before || self.gone().is_some();
         if something && !self.onlookers.is_empty() {
             for wake in std::mem::take(&mut self.onlookers) {

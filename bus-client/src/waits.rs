@@ -83,6 +83,12 @@ impl Waits {
         true
     }
 
+    /// Makes a thread the leader that nobody can wake, if there is none: it looks again soon.
+    #[must_use = "there is another leader"]
+    pub(crate) fn lead_alone(&mut self) -> bool {
+        self.lead(ALONE)
+    }
+
     /// The leader is awake again and leads no more.
     pub(crate) fn woke(&mut self, transport: &Transport) {
         self.awake = self.leader.take();
@@ -176,5 +182,7 @@ impl Waits {
     }
 }
 
+/// A leader that is none of the waiters.
+const ALONE: WaiterId = WaiterId(usize::MAX);
 /// Condition variables that are kept for the next who waits.
 const IDLE_KEPT: usize = 16;

@@ -91,6 +91,8 @@ fn who_has_written_polls_once() {
     let (bus, mut broker) = pair();
     let _send = bus.endpoint(FIRST).start_send("x").unwrap();
     assert!(!sleeps_in_reads(&bus), "it would be woken when this is read");
+    assert!(!sleeps_in_reads(&bus), "and has not slept since");
+    bus.inner.connection.lock().begin_poll();
     assert!(sleeps_in_reads(&bus));
     assert_eq!(broker.send().payload, &b"x"[..]);
 }
