@@ -210,9 +210,12 @@ impl Plan {
             let bytes = messages * self.size as u64;
             let messages = u32::try_from(messages).unwrap_or(u32::MAX);
             limits.lane_messages = limits.lane_messages.max(messages);
-            limits.queue_messages = limits.queue_messages.max(messages);
             limits.lane_bytes = limits.lane_bytes.max(bytes);
-            limits.queue_bytes = limits.queue_bytes.max(bytes);
+            // A receiver may be behind all of its senders.
+            let senders = u32::try_from(self.senders).unwrap_or(u32::MAX);
+            let queued = messages.saturating_mul(senders).min(MOST_QUEUED);
+            limits.queue_messages = limits.queue_messages.max(queued);
+            limits.queue_bytes = limits.queue_bytes.max(bytes * u64::from(senders));
         }
         limits
     }
@@ -222,6 +225,9 @@ impl Plan {
         matches!(self.workload, Workload::Lockstep | Workload::Rtt | Workload::Fair)
     }
 }
+
+/// The widest queue that is raised for a workload.
+const MOST_QUEUED: u32 = 1 << 18;
 
 /// What one process of a run is to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -327,5 +333,7 @@ mod tests {
         let large = limits(LimitsOf::Raised, 1 << 20);
         assert_eq!((large.lane_messages, large.queue_messages), (64, 256));
         assert_eq!((large.lane_bytes, large.queue_bytes), (8 << 20, 8 << 20));
+        let four = Plan { senders: 4, ..Plan::example(64) }.limits();
+        assert_eq!((four.lane_messages, four.queue_messages), (4096, 4 * 4096));
     }
 }
