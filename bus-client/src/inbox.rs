@@ -26,7 +26,9 @@ use bus_core::wire::{
     BatchView, ClaimChanged, Copied, MessageView, MonitoredChange, OwnerChanged, ViewNotice,
     WireError,
 };
-use bus_core::{Gap, GroupId, MAX_ATTRIBUTES_BYTES, MAX_RETAINED_MESSAGES, NameId, Sequence};
+use bus_core::{
+    Gap, GroupId, GroupName, MAX_ATTRIBUTES_BYTES, MAX_RETAINED_MESSAGES, NameId, Sequence,
+};
 
 use crate::apart::Found;
 use crate::clock::Tick;
@@ -405,17 +407,21 @@ impl Inbox {
     }
 
     /// Hands out messages of the batch that is the oldest, `most` of them at most, and gives the sequence
-    /// of the last; nothing if it is none.
+    /// of the last; nothing if it is none. They know the group by its name.
     #[inline(always)]
     pub(crate) fn take_of_batch<T>(
         &mut self,
         most: usize,
+        group: Option<&GroupName>,
         out: &mut Vec<T>,
         make: impl FnMut(MessageView) -> T,
     ) -> Option<Sequence> {
         let Some(Queued::Batch(batch)) = self.items.front_mut() else {
             return None;
         };
+        if let Some(name) = group {
+            batch.set_group_name(name);
+        }
         let before = Amount::of(batch);
         let last = batch.take_into(most, out, make);
         let after = Amount::of(batch);

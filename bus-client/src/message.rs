@@ -247,7 +247,7 @@ impl Message {
     #[inline]
     #[must_use]
     pub fn group(&self) -> Option<&str> {
-        self.group.as_ref().map(GroupName::as_str)
+        self.group.as_ref().or_else(|| self.message.group_name()).map(GroupName::as_str)
     }
 
     /// The id of the group it was sent to; `None` if it was sent to this endpoint directly.

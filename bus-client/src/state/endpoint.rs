@@ -387,9 +387,10 @@ impl State {
             if let Some(Queued::Batch(batch)) = endpoint.inbox.front() {
                 let group = batch.group().and_then(|group| endpoint.name_of(group));
                 let most = end - events.len();
-                let make = |message| Event::Message(Message::plain(message, group.clone()));
+                let make = |message| Event::Message(Message::plain(message, None));
+                let taken = endpoint.inbox.take_of_batch(most, group.as_ref(), events, make);
                 // None of one that lies where nobody can look yet.
-                let Some(last) = endpoint.inbox.take_of_batch(most, events, make) else { break };
+                let Some(last) = taken else { break };
                 endpoint.last = Some(last);
                 continue;
             }

@@ -5,8 +5,8 @@ use bus_core::wire::{
 use bus_core::{Attributes, Limits};
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::testing::{PATIENCE, head, pair, pair_with, receipts};
-use crate::{Builder, Bus, Event, Way};
+use crate::testing::{FakeBroker, PATIENCE, head, pair, pair_with, receipts};
+use crate::{Builder, Bus, Event, Member, Way};
 
 fn messages(texts: &[&'static str]) -> BrokerFrame {
     let each = texts.iter().map(|text| (Attributes::EMPTY, Bytes::from_static(text.as_bytes())));
@@ -44,6 +44,13 @@ fn received(bus: &Bus) -> (u64, u64, String) {
     }
 }
 
+fn joined(bus: &Bus, broker: &mut FakeBroker) -> Member {
+    let joining = bus.clone();
+    let joining = std::thread::spawn(move || joining.join("g").unwrap());
+    broker.join();
+    joining.join().unwrap()
+}
+
 fn small_queue(messages: u32) -> Limits {
     Limits { queue_messages: messages, ..Limits::default() }
 }
@@ -64,6 +71,7 @@ fn messages_of_one_frame_are_received_one_by_one_and_each_is_credited() {
 #[test]
 fn a_batch_of_events_ends_in_the_middle_of_a_frame() {
     let (bus, mut broker) = pair();
+    let _member = joined(&bus, &mut broker);
     broker.put(&messages(&["1", "2", "3", "4", "5"]));
     broker.message(b"6");
     let mut events = Vec::new();
@@ -72,7 +80,10 @@ fn a_batch_of_events_ends_in_the_middle_of_a_frame() {
         bus.receive_batch(&mut events, 2).unwrap();
         assert!(events.len() <= 2);
         let each = events.drain(..).map(|event| event.into_message().unwrap());
-        texts.extend(each.map(|message| message.text().unwrap().to_owned()));
+        texts.extend(each.map(|message| {
+            assert_eq!(message.group(), Some("g"));
+            message.text().unwrap().to_owned()
+        }));
     }
     assert_eq!(texts, ["1", "2", "3", "4", "5", "6"]);
 }
@@ -171,12 +182,7 @@ fn messages_that_were_never_found_are_given_up_with_the_broker() {
 #[test]
 fn receipts_of_one_frame_answer_each_send() {
     let (bus, mut broker) = pair();
-    let group = {
-        let joining = bus.clone();
-        let joining = std::thread::spawn(move || joining.join("g").unwrap());
-        broker.join();
-        joining.join().unwrap()
-    };
+    let group = joined(&bus, &mut broker);
     let sends: Vec<_> = (0..3).map(|_| group.start_send("hello").unwrap()).collect();
     let serials: Vec<_> = (0..3).map(|_| broker.send().head.id.serial).collect();
     broker.put(&receipts(Handle::FIRST, &serials, 800));

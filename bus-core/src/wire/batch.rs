@@ -18,7 +18,7 @@ use super::{
 };
 use crate::attributes::{self, Attributes};
 use crate::batch::{Batch, BatchDraft, ENTRY_HEAD_BYTES, Entry, MAX_BATCH_BYTES};
-use crate::{Destination, GroupId, Receipt, Sequence};
+use crate::{Destination, GroupId, GroupName, Receipt, Sequence};
 
 /// The feature that a client asks for MESSAGES and RECEIPTS with.
 pub const BATCHES_FEATURE: &str = "batches";
@@ -300,6 +300,11 @@ impl BatchView {
         self.is_checked
     }
 
+    /// Has the messages that are taken know their group by this name, unless they have one already.
+    pub fn set_group_name(&mut self, name: &GroupName) {
+        self.memory.group.get_or_init(|| name.clone());
+    }
+
     /// Whose queue they were in.
     #[must_use]
     pub fn endpoint(&self) -> Handle {
@@ -507,9 +512,12 @@ fn entries_apart(frame: &[u8]) -> Result<Placed, WireError> {
 fn check_entries(mut entries: &[u8], announced: u32) -> Result<(), WireError> {
     let mut messages = 0;
     while let Some(entry) = Entry::first(entries) {
-        let block = &entries[ENTRY_HEAD_BYTES..][..entry.attributes];
-        attributes::check(block)
-            .map_err(|problem| WireError::Attributes { frame: MESSAGES.name, problem })?;
+        // Most have none.
+        if entry.attributes > 0 {
+            let block = &entries[ENTRY_HEAD_BYTES..][..entry.attributes];
+            attributes::check(block)
+                .map_err(|problem| WireError::Attributes { frame: MESSAGES.name, problem })?;
+        }
         entries = &entries[entry.len()..];
         messages += 1;
     }

@@ -6,7 +6,7 @@
 
 use std::any::Any;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::{Bytes, BytesMut};
 
@@ -14,7 +14,7 @@ use super::batch;
 use super::broker::{self, MessageHead, Role};
 use super::{Handle, Placed, WireError};
 use crate::attributes::{Block, Fields};
-use crate::{Attributes, ContentType, Gap, GroupId, NameId, Sequence};
+use crate::{Attributes, ContentType, Gap, GroupId, GroupName, NameId, Sequence};
 
 /// A message on its way to a client, in the memory that it was read into.
 ///
@@ -43,11 +43,13 @@ pub(super) struct Landed {
     pub(super) bytes: Bytes,
     /// Where that is which lies apart, once it was found.
     pub(super) found: Option<Arc<dyn PayloadFound>>,
+    /// By which name its reader knows the group, where that is kept for all messages at once.
+    pub(super) group: OnceLock<GroupName>,
 }
 
 impl Landed {
     pub(super) fn new(bytes: Bytes) -> Self {
-        Self { bytes, found: None }
+        Self { bytes, found: None, group: OnceLock::new() }
     }
 
     /// The messages of a MESSAGES that lie apart, or the frame.
@@ -157,6 +159,12 @@ impl MessageView {
     #[must_use]
     pub fn group(&self) -> Option<GroupId> {
         broker::group_of(self.bytes())
+    }
+
+    /// The name of that group, if it came with others and was [given](super::BatchView::set_group_name).
+    #[must_use]
+    pub fn group_name(&self) -> Option<&GroupName> {
+        self.memory.group.get()
     }
 
     /// Whether the group retained it, from before the endpoint's join.
