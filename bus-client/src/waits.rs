@@ -164,6 +164,11 @@ impl Waits {
     }
 
     #[cfg(test)]
+    pub(crate) fn is_followed(&self) -> bool {
+        !self.followers.is_empty()
+    }
+
+    #[cfg(test)]
     pub(crate) fn is_rung(&self) -> bool {
         self.rung
     }

@@ -1,7 +1,9 @@
 //! Threads that sleep in the read itself.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
+
+use bus_core::wire::Response;
 
 use crate::long_read::LongRead;
 use crate::state::Interest;
@@ -84,6 +86,36 @@ fn g6_a_leader_that_sleeps_again_is_rung_for_by_who_takes_in_what_it_waits_for()
     let transport = Arc::clone(state.transport());
     state.waits().woke(&transport);
     state.waits().exit(id);
+}
+
+/// Given a thread that sleeps in a read and one that has come since and follows,
+/// when the first has what it waits for and leaves,
+/// then the other one reads.
+#[test]
+fn who_leaves_after_a_sleep_without_others_hands_on_to_who_has_come_since() {
+    let (bus, mut broker) = pair();
+    broker.message(b"so that credit is owed");
+    bus.receive().unwrap();
+    let receiving = thread::spawn({
+        let bus = bus.clone();
+        move || bus.receive().unwrap()
+    });
+    while !bus.inner.connection.lock().waits().is_led() {
+        thread::yield_now();
+    }
+    let (answered, answer) = mpsc::channel();
+    thread::spawn({
+        let bus = bus.clone();
+        move || answered.send(bus.ping().is_ok()).unwrap()
+    });
+    let (handle, serial, _) = broker.call();
+    while !bus.inner.connection.lock().waits().is_followed() {
+        thread::yield_now();
+    }
+    broker.message(b"x");
+    receiving.join().unwrap();
+    broker.done((handle, serial), Response::Pong);
+    assert!(answer.recv_timeout(PATIENCE).expect("it sleeps beside its answer"));
 }
 
 #[test]
