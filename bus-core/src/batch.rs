@@ -114,7 +114,7 @@ impl BatchDraft {
     /// The payload has another length than the bytes that it is made of; or this was called before.
     #[must_use]
     pub fn kept_as(mut self, keep: impl FnOnce(Bytes) -> Payload) -> Self {
-        let bytes = std::mem::take(&mut self.entries).freeze();
+        let bytes = fitted(std::mem::take(&mut self.entries));
         let payload = keep(bytes.clone());
         assert_eq!(payload.len(), bytes.len(), "it is the same bytes");
         self.kept = Some((bytes, payload));
@@ -129,6 +129,13 @@ impl BatchDraft {
     pub(crate) fn charged_bytes(&self) -> u64 {
         (self.entries().len() - self.messages as usize * ENTRY_HEAD_BYTES) as u64
     }
+}
+
+/// The bytes in memory of about their own size: a batch may lie in queues for long, and what it keeps is to
+/// be what it is charged for.
+fn fitted(bytes: BytesMut) -> Bytes {
+    let is_loose = bytes.capacity() > 2 * bytes.len() + 1024;
+    if is_loose { Bytes::copy_from_slice(&bytes) } else { bytes.freeze() }
 }
 
 impl fmt::Debug for BatchDraft {
@@ -159,7 +166,7 @@ impl Batch {
         let BatchDraft { entries, messages, kept, .. } = draft;
         let (entries, kept) = match kept {
             Some((bytes, payload)) => (bytes, Some(payload)),
-            None => (entries.freeze(), None),
+            None => (fitted(entries), None),
         };
         let stamp = Stamp::NONE;
         Self { sender, credentials, group, messages, charged_bytes, entries, kept, stamp }
@@ -489,5 +496,33 @@ impl BusInner {
             );
         }
         Some(Ok(receipt))
+    }
+}
+
+#[cfg(all(test, not(any(bus_loom, bus_shuttle))))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn g8_a_batch_keeps_no_more_memory_than_about_its_bytes() {
+        let draft = |messages: usize| {
+            let mut draft = BatchDraft::default();
+            draft.reserve(MAX_BATCH_BYTES);
+            (0..messages).for_each(|_| draft.push(&Attributes::EMPTY, &[7; 64]));
+            draft
+        };
+        for messages in [2, 100, 900] {
+            let length = draft(messages).entries().len();
+            let mut kept = Bytes::new();
+            let _ = draft(messages).kept_as(|bytes| {
+                kept = bytes.clone();
+                bytes.into()
+            });
+            for bytes in [kept, fitted(draft(messages).entries)] {
+                assert_eq!(bytes.len(), length);
+                let capacity = bytes.try_into_mut().map_or(length, |bytes| bytes.capacity());
+                assert!(capacity <= 2 * length + 1024, "{capacity} for {length}");
+            }
+        }
     }
 }
