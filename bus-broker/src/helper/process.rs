@@ -257,7 +257,7 @@ impl Work {
 
     fn tell_ended(&self, start: u64, why: String) {
         // The broker's side of the socket is read by a thread that does nothing else.
-        let _ = words::send(&*self.socket, &Report::Ended { start, why }, None);
+        let _ = words::report(&*self.socket, &Report::Ended { start, why });
     }
 
     /// Looks at a process: in a thread of its own if it has file systems of its own, which may answer
@@ -305,10 +305,10 @@ fn ask_manager(program: &str) -> Command {
 fn answer(socket: &OwnedFd, look: u64, identity: ProcessIdentity) {
     let ProcessIdentity { executable, sandbox } = identity;
     let report = Report::Looked { look, executable, sandbox: sandbox.into() };
-    if words::send(socket, &report, None).is_err() {
-        // Too long, or the broker is behind: that it is not known fits always, sooner or later.
+    if words::report(socket, &report).is_err() {
+        // Too long: that it is not known fits always.
         let sandbox = words::SandboxWord::Unknown;
-        let _ = words::send(socket, &Report::Looked { look, executable: None, sandbox }, None);
+        let _ = words::report(socket, &Report::Looked { look, executable: None, sandbox });
     }
 }
 

@@ -13,7 +13,7 @@ use rustix::{
     io::retry_on_intr,
     net::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-        SendAncillaryMessage,
+        SendAncillaryMessage, SendFlags,
     },
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -83,6 +83,21 @@ pub(super) fn send<T: Serialize>(
     document: &T,
     descriptor: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
+    send_with(socket, document, descriptor, super::SEND)
+}
+
+/// The same, and waits for the other side to take those before: the broker's thread that attends the
+/// helper does nothing else, and an answer that is lost keeps a client waiting.
+pub(super) fn report<T: Serialize>(socket: impl AsFd, document: &T) -> io::Result<()> {
+    send_with(socket, document, None, SendFlags::NOSIGNAL)
+}
+
+fn send_with<T: Serialize>(
+    socket: impl AsFd,
+    document: &T,
+    descriptor: Option<BorrowedFd<'_>>,
+    flags: SendFlags,
+) -> io::Result<()> {
     let text = toml::to_string(document).map_err(io::Error::other)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -91,7 +106,7 @@ pub(super) fn send<T: Serialize>(
         control.push(SendAncillaryMessage::ScmRights(descriptors));
     }
     let bytes = [io::IoSlice::new(text.as_bytes())];
-    retry_on_intr(|| rustix::net::sendmsg(&socket, &bytes, &mut control, super::SEND))?;
+    retry_on_intr(|| rustix::net::sendmsg(&socket, &bytes, &mut control, flags))?;
     Ok(())
 }
 
@@ -131,6 +146,28 @@ const MOST_BYTES: usize = 64 << 10;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_report_is_lost_however_far_behind_its_reader_is() {
+        let (ours, theirs) = rustix::net::socketpair(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::SEQPACKET,
+            rustix::net::SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let said = |look| Report::Looked { look, executable: None, sandbox: SandboxWord::Unknown };
+        let reporting = std::thread::spawn(move || {
+            (0..5_000).for_each(|look| report(&ours, &said(look)).unwrap());
+        });
+        let mut buffer = buffer();
+        for look in 0..5_000 {
+            let (heard, _) = receive::<Report>(&theirs, &mut buffer).unwrap().unwrap();
+            assert!(matches!(heard, Report::Looked { look: l, .. } if l == look), "{look}");
+        }
+        reporting.join().unwrap();
+        assert!(receive::<Report>(&theirs, &mut buffer).unwrap().is_none());
+    }
 
     #[test]
     fn what_is_said_is_heard() {
