@@ -9,6 +9,8 @@ use bus_client::{
 };
 use std::io::Write;
 
+#[path = "payloads/together.rs"]
+mod together;
 #[path = "payloads/unasked.rs"]
 mod unasked;
 

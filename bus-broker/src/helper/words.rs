@@ -147,15 +147,19 @@ const MOST_BYTES: usize = 64 << 10;
 mod tests {
     use super::*;
 
-    #[test]
-    fn no_report_is_lost_however_far_behind_its_reader_is() {
-        let (ours, theirs) = rustix::net::socketpair(
+    fn pair() -> (OwnedFd, OwnedFd) {
+        rustix::net::socketpair(
             rustix::net::AddressFamily::UNIX,
             rustix::net::SocketType::SEQPACKET,
             rustix::net::SocketFlags::CLOEXEC,
             None,
         )
-        .unwrap();
+        .unwrap()
+    }
+
+    #[test]
+    fn no_report_is_lost_however_far_behind_its_reader_is() {
+        let (ours, theirs) = pair();
         let said = |look| Report::Looked { look, executable: None, sandbox: SandboxWord::Unknown };
         let reporting = std::thread::spawn(move || {
             (0..5_000).for_each(|look| report(&ours, &said(look)).unwrap());
@@ -171,13 +175,7 @@ mod tests {
 
     #[test]
     fn what_is_said_is_heard() {
-        let (ours, theirs) = rustix::net::socketpair(
-            rustix::net::AddressFamily::UNIX,
-            rustix::net::SocketType::SEQPACKET,
-            rustix::net::SocketFlags::CLOEXEC,
-            None,
-        )
-        .unwrap();
+        let (ours, theirs) = pair();
         let mut buffer = buffer();
         let orders = [
             Order::Introduce {
