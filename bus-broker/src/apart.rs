@@ -168,7 +168,7 @@ impl LentPayload {
     pub(crate) fn shared_piece(
         &self,
         audience: Audience,
-        arena: &Arena,
+        arena: impl FnOnce() -> Arc<Arena>,
     ) -> Option<(Arc<Piece>, bool)> {
         let mut state = self.lock();
         if let Some((of, copy)) = &state.shared
@@ -177,7 +177,7 @@ impl LentPayload {
         {
             return Some((piece, false));
         }
-        let piece = Arc::new(self.copy_to(&state, arena)?);
+        let piece = Arc::new(self.copy_to(&state, &arena())?);
         let copy = match self.settled.get() {
             Some(_) => SharedCopy::Another(Arc::downgrade(&piece)),
             None => SharedCopy::Only(Arc::clone(&piece)),
@@ -381,11 +381,6 @@ impl Moved {
 }
 
 impl Payloads {
-    /// From which size on a payload that came with its message is large.
-    pub(crate) fn large(&self) -> usize {
-        self.large
-    }
-
     pub(crate) fn new(limits: &Limits, large: u32, log_limit: Arc<LogLimit>) -> Self {
         let large = if large == 0 { usize::MAX } else { large as usize };
         Self {

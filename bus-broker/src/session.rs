@@ -456,10 +456,10 @@ impl Session {
         context: &mut Context<'_>,
     ) -> Option<usize> {
         let Shared { policy, bus, payloads, .. } = &**context.shared;
-        let too_long = SHARE_BYTES.min(payloads.large());
+
         let mut most = u32::MAX;
         loop {
-            let run = SendRun::gather(unread, too_long, most)?;
+            let run = SendRun::gather(unread, TOGETHER_BYTES, most)?;
             let (messages, length) = (run.batch.len(), run.length);
             let (uid, large) = (self.credentials.uid, &mut self.large);
             let batch = run.batch.kept_as(|bytes| large.payload(uid, bytes, payloads));
@@ -1119,6 +1119,8 @@ fn fault(text: impl Into<String>) -> End {
 /// Payloads above this go to the socket from where they lie; below it a copy is cheaper than the
 /// extra slice and its reference count.
 const SHARE_BYTES: usize = 4 << 10;
+/// A payload above this goes alone: that it is copied once more costs more than what a batch saves.
+const TOGETHER_BYTES: usize = 16 << 10;
 /// How long one connection's frames are acted on before the others have their turn. A read holds a
 /// thousand small frames, and what one of them costs depends on how many it is for.
 const TURN: Duration = Duration::from_millis(1);

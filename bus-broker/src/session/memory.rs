@@ -9,11 +9,11 @@
 //! - Each SEND whose payload lies apart is completed once, committed or not: what ends the draft ends the
 //!   loan.
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::task::Waker;
 
+use ahash::HashMap;
 use bus_core::wire::{
     BrokerFrame, Failure, FailureCode, Lent, LentFrom, MemoryKind, Placed, PlacedIn, Request,
     Response,
@@ -141,13 +141,13 @@ impl Memory {
             account,
             skills,
             numbers: 0,
-            known: HashMap::new(),
-            holds: HashMap::new(),
+            known: HashMap::default(),
+            holds: HashMap::default(),
             held_bytes: 0,
             copied_bytes: 0,
             keeps_too_much: false,
             private: None,
-            pools: HashMap::new(),
+            pools: HashMap::default(),
             completions: Arc::new(CompletionQueue::new()),
             completed: waker(Part::Completions),
             moved: Arc::new(Moved::new(ended.clone())),
@@ -411,8 +411,7 @@ impl Memory {
         let length = payload.len() as u64;
         let piece = match audience {
             Some(audience) => {
-                let arena = self.shared.payloads.arena(audience);
-                payload.shared_piece(audience, &arena)
+                payload.shared_piece(audience, || self.shared.payloads.arena(audience))
             }
             None => {
                 let shared = &self.shared;

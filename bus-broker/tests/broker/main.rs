@@ -1006,7 +1006,8 @@ fn hear_messages(member: &mut RawClient, count: usize) -> (Vec<MessageFrame>, Ve
 /// same; and each is answered, together if the sender knows of that too.
 #[test]
 fn g2_sends_of_one_write_are_committed_together() {
-    for knows in [false, true] {
+    // What would lie apart alone goes together too.
+    for (knows, length) in [(false, 16), (true, 16), (true, 5_000)] {
         let fixture = Fixture::new();
         let features: &[&str] = if knows { &[BATCHES_FEATURE] } else { &[] };
         let mut sender = RawClient::greeted_with(fixture.stream(), features);
@@ -1016,7 +1017,8 @@ fn g2_sends_of_one_write_are_committed_together() {
         plain.join("batch");
         let first = sender.post(group, b"makes the lane");
         sender.outcome(first).unwrap();
-        let payloads = numbered(60);
+        let mut payloads = numbered(60);
+        payloads.iter_mut().for_each(|payload| payload.resize(length, b'.'));
         let payloads: Vec<&[u8]> = payloads.iter().map(|payload| &payload[..]).collect();
         let serials = sender.post_many(group, &payloads);
 
