@@ -28,7 +28,7 @@ use rustix::io::Errno;
 
 use crate::apart::{Calibration, OwnPool, Pool};
 use crate::builder::Reading;
-use crate::error::GoneReason;
+use crate::error::{GoneReason, SendError};
 use crate::inbox::Amount;
 use crate::inflow::{Filled, Frame, Inflow};
 use crate::long_read::NAP;
@@ -265,6 +265,18 @@ impl Connection {
         }
         state.stopped_waiting();
         wished
+    }
+
+    /// Waits until a send has left.
+    ///
+    /// # Errors
+    ///
+    /// Its answer, if that is an error. Its entry is gone then.
+    pub(crate) fn wait_departure(&self, serial: Serial) -> Result<(), SendError> {
+        self.wait(Interest::Departure(serial), Some(serial), None, |state| {
+            state.departure_of(serial).map(|has_left| has_left.then_some(())).transpose()
+        })
+        .expect("without a deadline, waiting ends with the departure")
     }
 
     /// What [`wait`](Self::wait) does first for a thread that waits to receive: one sleep in a read. It looks

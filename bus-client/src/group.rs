@@ -357,7 +357,7 @@ macro_rules! sending {
                 message: impl Into<Outgoing>,
             ) -> Result<PendingSend, SendError> {
                 let new = self.route.prepare(message.into(), Form::Wait, false)?;
-                self.route.start(new)?.departed()
+                self.route.depart(new)
             }
 
             /// As [`start_send`](Self::start_send), but the broker refuses the message if a
@@ -373,7 +373,7 @@ macro_rules! sending {
                 message: impl Into<Outgoing>,
             ) -> Result<PendingSend, SendError> {
                 let new = self.route.prepare(message.into(), Form::TryPipelined, false)?;
-                self.route.start(new)?.departed()
+                self.route.depart(new)
             }
 
             /// Lets the lane take messages again after one of
@@ -509,7 +509,7 @@ impl Route {
     }
 
     /// A request, ready to be sent.
-    pub(crate) fn prepare_call(&self, message: Outgoing) -> Result<NewSend, SendError> {
+    pub(crate) fn prepare_call(&self, message: Outgoing) -> Result<Box<NewSend>, SendError> {
         let (repeatable, timeout) = (message.repeatable, message.timeout);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let deadline = timeout.map_or(0, |timeout| {
@@ -546,7 +546,7 @@ impl Route {
         mut message: Outgoing,
         form: Form,
         retry_stale: bool,
-    ) -> Result<NewSend, SendError> {
+    ) -> Result<Box<NewSend>, SendError> {
         let connection = &self.endpoint.inner.connection;
         let limits = connection.limits();
         let (bytes, limit) = (message.payload.len() as u64, limits.payload_bytes.into());
@@ -564,7 +564,7 @@ impl Route {
             message.zerocopy,
             message.way,
         )?;
-        Ok(NewSend {
+        Ok(Box::new(NewSend {
             endpoint: self.endpoint.inner.key,
             lane: self.lane(),
             target: self.target.clone(),
@@ -578,12 +578,22 @@ impl Route {
             // What is not sent again by itself is pipelined: others follow before its answer.
             unhurried: !retry_stale,
             ask: if message.refusal { Ask::Refusal } else { Ask::Nothing },
-        })
+        }))
     }
 
     /// Puts a message into its lane.
-    pub(crate) fn start(&self, new: NewSend) -> Result<PendingSend, SendError> {
+    pub(crate) fn start(&self, new: Box<NewSend>) -> Result<PendingSend, SendError> {
         let serial = self.endpoint.inner.connection.lock().send(new)?;
         Ok(PendingSend::new(self.endpoint.clone(), self.lane.clone(), serial))
+    }
+
+    /// The same, and waits until it has left. Nearly every one leaves at once.
+    pub(crate) fn depart(&self, new: Box<NewSend>) -> Result<PendingSend, SendError> {
+        let mut state = self.endpoint.inner.connection.lock();
+        let serial = state.send(new)?;
+        let has_left = state.departure_of(serial)?;
+        drop(state);
+        let pending = PendingSend::new(self.endpoint.clone(), self.lane.clone(), serial);
+        if has_left { Ok(pending) } else { pending.departed() }
     }
 }

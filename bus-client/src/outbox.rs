@@ -2,8 +2,8 @@
 //!
 //! Invariants: frames leave in the order in which they were put here. Small frames lie end to end
 //! in one buffer, so that many leave in one system call; a large payload stays where it is and is
-//! referred to. A frame with descriptors begins a chunk, because descriptors travel with the first
-//! byte of a write. The bytes are bounded by whoever puts sends here (see `state`); other frames
+//! referred to. A frame with descriptors is a chunk of its own, because descriptors travel with the
+//! first byte of a write. Nearly always there is nothing but the buffer, and it stays where it is. The bytes are bounded by whoever puts sends here (see `state`); other frames
 //! are few and small.
 
 use std::collections::VecDeque;
@@ -23,24 +23,18 @@ use crate::transport::Transport;
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     chunks: VecDeque<Chunk>,
+    /// Small frames behind these.
+    open: BytesMut,
+    /// In both.
     bytes: usize,
-    /// An empty buffer, kept for the next chunk.
-    spare: BytesMut,
 }
 
 #[derive(Debug)]
 struct Chunk {
-    bytes: ChunkBytes,
+    bytes: Bytes,
     carried: Option<Carried>,
     /// It has no bytes: those behind it go another way.
     turn: Option<Turn>,
-}
-
-#[derive(Debug)]
-enum ChunkBytes {
-    /// Further small frames may follow in it.
-    Open(BytesMut),
-    Whole(Bytes),
 }
 
 /// What goes with the first byte of a chunk.
@@ -63,15 +57,6 @@ pub(crate) enum Written {
     TooManyDescriptors(Serial),
 }
 
-impl ChunkBytes {
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            Self::Open(bytes) => bytes,
-            Self::Whole(bytes) => bytes,
-        }
-    }
-}
-
 impl Outbox {
     /// Bytes not yet written.
     pub(crate) fn bytes(&self) -> usize {
@@ -79,7 +64,7 @@ impl Outbox {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
+        self.chunks.is_empty() && self.open.is_empty()
     }
 
     /// Puts a frame other than SEND last.
@@ -109,8 +94,8 @@ impl Outbox {
         }
         self.bytes += buffer.len() - before;
         if let Some(descriptors) = descriptors {
-            self.chunks.push_back(Chunk {
-                bytes: ChunkBytes::Whole(own.freeze()),
+            self.push(Chunk {
+                bytes: own.freeze(),
                 carried: Some(Carried {
                     descriptors,
                     send: head.id.serial,
@@ -121,31 +106,27 @@ impl Outbox {
         }
         if apart {
             self.bytes += payload.len();
-            self.chunks.push_back(Chunk {
-                bytes: ChunkBytes::Whole(payload.clone()),
-                carried: None,
-                turn: None,
-            });
+            self.push(Chunk { bytes: payload.clone(), carried: None, turn: None });
         }
         Ok(())
     }
 
     /// What is put here from now on goes another way.
     pub(crate) fn put_turn(&mut self, turn: Turn) {
-        let bytes = ChunkBytes::Whole(Bytes::new());
-        self.chunks.push_back(Chunk { bytes, carried: None, turn: Some(turn) });
+        self.push(Chunk { bytes: Bytes::new(), carried: None, turn: Some(turn) });
     }
 
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
         self.chunks.clear();
+        self.open.clear();
         self.bytes = 0;
     }
 
     /// Writes what the socket takes.
     pub(crate) fn write(&mut self, transport: &Transport) -> Result<Written, Errno> {
-        while let Some(first) = self.chunks.front() {
-            if let Some(turn) = first.turn {
+        while !self.is_empty() {
+            if let Some(turn) = self.chunks.front().and_then(|first| first.turn) {
                 self.chunks.pop_front();
                 transport.turn_out(turn);
                 continue;
@@ -166,8 +147,8 @@ impl Outbox {
     }
 
     fn write_some(&self, transport: &Transport) -> Result<usize, Errno> {
-        if let ([Chunk { bytes, carried: None, .. }], []) = self.chunks.as_slices() {
-            return transport.write(&[IoSlice::new(bytes.as_slice())], &[]);
+        if self.chunks.is_empty() {
+            return transport.write(&[IoSlice::new(&self.open)], &[]);
         }
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let mut count = 0;
@@ -175,7 +156,13 @@ impl Outbox {
             if count > 0 && (chunk.carried.is_some() || chunk.turn.is_some()) {
                 break;
             }
-            *slice = IoSlice::new(chunk.bytes.as_slice());
+            *slice = IoSlice::new(&chunk.bytes);
+            count += 1;
+        }
+        if count == self.chunks.len()
+            && let Some(last) = slices.get_mut(count)
+        {
+            *last = IoSlice::new(&self.open);
             count += 1;
         }
         let carried = self.chunks.front().and_then(|chunk| chunk.carried.as_ref());
@@ -190,24 +177,21 @@ impl Outbox {
             if chunk.turn.is_some() {
                 return;
             }
-            let part = chunk.bytes.as_slice().len().min(bytes);
+            let part = chunk.bytes.len().min(bytes);
             bytes -= part;
-            match &mut chunk.bytes {
-                ChunkBytes::Open(buffer) => buffer.advance(part),
-                ChunkBytes::Whole(buffer) => buffer.advance(part),
-            }
-            if !chunk.bytes.as_slice().is_empty() {
+            chunk.bytes.advance(part);
+            if !chunk.bytes.is_empty() {
                 return;
             }
-            if let Some(Chunk { bytes: ChunkBytes::Open(mut buffer), .. }) = self.chunks.pop_front()
-                && self.spare.capacity() == 0
-            {
-                buffer.clear();
-                self.spare = buffer;
-            }
+            self.chunks.pop_front();
             if bytes == 0 {
                 return;
             }
+        }
+        if bytes == self.open.len() {
+            self.open.clear();
+        } else {
+            self.open.advance(bytes);
         }
     }
 
@@ -217,25 +201,28 @@ impl Outbox {
         let send = carried.send;
         for _ in 0..carried.chunks {
             if let Some(chunk) = self.chunks.pop_front() {
-                self.bytes -= chunk.bytes.as_slice().len();
+                self.bytes -= chunk.bytes.len();
             }
         }
         Some(send)
     }
 
-    /// The buffer at the end that small frames go to.
-    fn open(&mut self) -> &mut BytesMut {
-        let is_open = matches!(self.chunks.back(), Some(Chunk { bytes: ChunkBytes::Open(_), .. }));
-        if !is_open {
-            let mut buffer = std::mem::take(&mut self.spare);
-            buffer.reserve(BUFFER_BYTES);
-            let bytes = ChunkBytes::Open(buffer);
+    /// Puts a chunk last.
+    fn push(&mut self, chunk: Chunk) {
+        if !self.open.is_empty() {
+            let bytes = self.open.split().freeze();
             self.chunks.push_back(Chunk { bytes, carried: None, turn: None });
         }
-        match self.chunks.back_mut() {
-            Some(Chunk { bytes: ChunkBytes::Open(buffer), .. }) => buffer,
-            _ => unreachable!("an open chunk was just put there"),
+        self.chunks.push_back(chunk);
+    }
+
+    /// The buffer at the end that small frames go to.
+    #[inline]
+    fn open(&mut self) -> &mut BytesMut {
+        if self.open.is_empty() {
+            self.open.reserve(BUFFER_BYTES);
         }
+        &mut self.open
     }
 }
 

@@ -19,17 +19,18 @@ impl<T> Pending<T> {
         Self { entries: Slab::new(), round: 0 }
     }
 
-    /// Takes an entry in; gives it back if the table is full, which is far beyond what the windows
-    /// of all lanes allow.
-    pub(crate) fn insert(&mut self, entry: T) -> Result<Serial, T> {
+    /// Takes an entry in; none if the table is full, which is far beyond what the windows of all
+    /// lanes allow.
+    ///
+    /// Inlined, so that the entry is made where it stays.
+    #[inline(always)]
+    pub(crate) fn insert(&mut self, entry: impl FnOnce() -> T) -> Option<Serial> {
         let vacant = self.entries.vacant_entry();
-        let Some(place) = u32::try_from(vacant.key()).ok().filter(|place| *place < PLACES) else {
-            return Err(entry);
-        };
+        let place = u32::try_from(vacant.key()).ok().filter(|place| *place < PLACES)?;
         self.round = self.round % (ROUNDS - 1) + 1;
         let serial = Serial::new(self.round * PLACES + place).expect("rounds begin with 1");
-        vacant.insert((serial, entry));
-        Ok(serial)
+        vacant.insert((serial, entry()));
+        Some(serial)
     }
 
     pub(crate) fn get(&self, serial: Serial) -> Option<&T> {
@@ -66,10 +67,10 @@ mod tests {
     #[test]
     fn a_serial_finds_its_entry_and_no_later_one() {
         let mut pending = Pending::new();
-        let first = pending.insert("a").unwrap();
+        let first = pending.insert(|| "a").unwrap();
         assert_eq!(pending.get(first), Some(&"a"));
         assert_eq!(pending.remove(first), Some("a"));
-        let second = pending.insert("b").unwrap();
+        let second = pending.insert(|| "b").unwrap();
         assert_ne!(first, second);
         assert_eq!(pending.get(first), None);
         assert_eq!(pending.remove(first), None);
@@ -81,7 +82,7 @@ mod tests {
         let mut pending = Pending::new();
         let mut before = None;
         for _ in 0..2 * ROUNDS {
-            let serial = pending.insert(()).unwrap();
+            let serial = pending.insert(|| ()).unwrap();
             assert_ne!(Some(serial), before);
             before = Some(serial);
             pending.remove(serial).unwrap();

@@ -258,18 +258,11 @@ impl Route {
         let mut call = self.begin_call(message)?;
         let serial = call.serial.expect("it was just made");
         let connection = &self.endpoint.inner.connection;
-        let failed = connection
-            .wait(Interest::Departure(serial), Some(serial), None, |state| {
-                state.has_left(serial).then(|| state.take_failure(serial))
-            })
-            .expect("without a deadline, waiting ends with the departure");
-        match failed {
-            Some(error) => {
-                call.serial = None;
-                Err(error.into())
-            }
-            None => Ok(call),
+        if let Err(error) = connection.wait_departure(serial) {
+            call.serial = None;
+            return Err(error.into());
         }
+        Ok(call)
     }
 
     pub(crate) fn call_async(&self, message: Outgoing) -> CallFuture {

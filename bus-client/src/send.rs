@@ -89,18 +89,11 @@ impl PendingSend {
     pub(crate) fn departed(mut self) -> Result<Self, SendError> {
         let serial = self.serial.expect("it was just made");
         let connection = &self.endpoint.inner.connection;
-        let failed = connection
-            .wait(Interest::Departure(serial), Some(serial), None, |state| {
-                state.has_left(serial).then(|| state.take_failure(serial))
-            })
-            .expect("without a deadline, waiting ends with the departure");
-        match failed {
-            Some(error) => {
-                self.serial = None;
-                Err(error)
-            }
-            None => Ok(self),
+        if let Err(error) = connection.wait_departure(serial) {
+            self.serial = None;
+            return Err(error);
         }
+        Ok(self)
     }
 
     /// Waits for the outcome; once the deadline has passed, the broker is asked to cancel.
@@ -190,10 +183,10 @@ enum SendStage {
 }
 
 impl SendFuture {
-    pub(crate) fn new(endpoint: Endpoint, new: Result<NewSend, SendError>) -> Self {
+    pub(crate) fn new(endpoint: Endpoint, new: Result<Box<NewSend>, SendError>) -> Self {
         match new {
             Ok(new) => {
-                let stage = SendStage::Ready(endpoint, Box::new(new));
+                let stage = SendStage::Ready(endpoint, new);
                 Self { stage, drive: Drive::default() }
             }
             Err(error) => Self::failed(error),
@@ -219,7 +212,7 @@ impl Future for SendFuture {
             SendStage::Done => panic!("a send was polled after it was ready"),
             SendStage::Failed(error) => return Poll::Ready(Err(error)),
             SendStage::Ready(endpoint, new) => {
-                let sent = endpoint.inner.connection.lock().send(*new);
+                let sent = endpoint.inner.connection.lock().send(new);
                 match sent {
                     Ok(serial) => (endpoint, serial),
                     Err(error) => return Poll::Ready(Err(error)),

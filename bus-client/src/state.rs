@@ -85,8 +85,9 @@ use watch::WatchEntry;
 #[derive(Debug)]
 enum Entry {
     Send(SendEntry),
-    Call(CallEntry),
-    Watch(WatchEntry),
+    // There are few of these, and a table of sends is to be short.
+    Call(Box<CallEntry>),
+    Watch(Box<WatchEntry>),
     Request(RequestEntry),
 }
 

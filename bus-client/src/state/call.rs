@@ -79,7 +79,7 @@ impl State {
             return Err(CallError::Gone(gone.clone()));
         }
         let joins = matches!(&purpose, Purpose::Join(_) | Purpose::OwnName(_));
-        let entry = Entry::Call(CallEntry {
+        let entry = Entry::Call(Box::new(CallEntry {
             endpoint: key,
             purpose,
             answer: None,
@@ -88,8 +88,8 @@ impl State {
             abandoned: false,
             kept: (self.comes_back() && kept::is_kept(&request)).then(|| Box::new(request.clone())),
             restores: None,
-        });
-        let Ok(serial) = self.pending.insert(entry) else {
+        }));
+        let Some(serial) = self.pending.insert(|| entry) else {
             let text = TOO_MUCH_PENDING;
             return Err(CallError::Failed(Box::new(Failure::new(
                 FailureCode::LimitExceeded,
@@ -111,7 +111,7 @@ impl State {
     /// Takes the call's answer, and its entry with it.
     pub(crate) fn take_response(&mut self, serial: Serial) -> Option<Result<Response, CallError>> {
         match self.pending.get(serial) {
-            Some(Entry::Call(CallEntry { answer: Some(_), .. })) => {}
+            Some(Entry::Call(call)) if call.answer.is_some() => {}
             _ => return None,
         }
         match self.pending.remove(serial) {
@@ -324,10 +324,13 @@ impl State {
     /// Nobody wants to be a member any more: leaves as soon as the join is answered.
     pub(crate) fn abandon_join(&mut self, serial: Serial) {
         let (key, group) = match self.pending.get(serial) {
-            Some(Entry::Call(CallEntry { endpoint, purpose: Purpose::Join(group), .. })) => {
-                (*endpoint, Some(group.name().clone()))
+            Some(Entry::Call(call)) => {
+                let group = match &call.purpose {
+                    Purpose::Join(group) => Some(group.name().clone()),
+                    _ => None,
+                };
+                (call.endpoint, group)
             }
-            Some(Entry::Call(call)) => (call.endpoint, None),
             _ => return,
         };
         match self.take_response(serial) {

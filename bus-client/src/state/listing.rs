@@ -2,7 +2,7 @@
 
 use bus_core::wire::{ClientFrame, Response, Serial};
 
-use super::call::{CallEntry, CallError, Purpose};
+use super::call::{CallError, Purpose};
 use super::{Entry, State, Urgency, handle};
 
 impl State {
@@ -40,14 +40,12 @@ impl State {
 
     /// Nobody looks at the rest of a listing any more.
     pub(crate) fn abandon_listing(&mut self, serial: Serial) {
-        let Some(Entry::Call(CallEntry { endpoint, answer, parts, .. })) =
-            self.pending.get_mut(serial)
-        else {
+        let Some(Entry::Call(call)) = self.pending.get_mut(serial) else {
             return;
         };
-        parts.clear();
-        if answer.is_none() && self.gone.is_none() {
-            let endpoint = handle(*endpoint);
+        call.parts.clear();
+        if call.answer.is_none() && self.gone.is_none() {
+            let endpoint = handle(call.endpoint);
             self.outbox.put(&ClientFrame::Unwatch { endpoint, serial });
         }
         self.abandon(serial);

@@ -67,7 +67,7 @@ pub(crate) enum Ask {
 
 #[derive(Debug)]
 pub(super) struct SendEntry {
-    pub(super) new: NewSend,
+    pub(super) new: Box<NewSend>,
     pub(super) stage: Stage,
     pub(super) cancel: Option<CancelReason>,
     pub(super) wake: Option<Wake>,
@@ -173,7 +173,7 @@ impl SendEntry {
 
 impl State {
     /// Puts a send into its lane. It leaves at once if it can.
-    pub(crate) fn send(&mut self, new: NewSend) -> Result<Serial, SendError> {
+    pub(crate) fn send(&mut self, new: Box<NewSend>) -> Result<Serial, SendError> {
         if let Target::Caller(request, asked) = &new.target
             && asked.is_lost()
         {
@@ -188,18 +188,17 @@ impl State {
         }
         self.admit_flagged(&new.flagged)?;
         let (key, lane) = (new.endpoint, new.lane);
-        let entry = Entry::Send(SendEntry {
-            new,
-            stage: Stage::Queued { own_room: false },
-            cancel: None,
-            wake: None,
-            wake_when_left: false,
-            abandoned: false,
+        let serial = self.pending.insert(|| {
+            Entry::Send(SendEntry {
+                new,
+                stage: Stage::Queued { own_room: false },
+                cancel: None,
+                wake: None,
+                wake_when_left: false,
+                abandoned: false,
+            })
         });
-        let serial = self
-            .pending
-            .insert(entry)
-            .map_err(|_| SendError::LimitExceeded(TOO_MUCH_PENDING.to_owned()))?;
+        let serial = serial.ok_or_else(|| SendError::LimitExceeded(TOO_MUCH_PENDING.to_owned()))?;
         self.queued_sends += 1;
         self.endpoints[key].lanes[lane.index()].push(serial);
         self.pump(key, lane);
@@ -207,11 +206,21 @@ impl State {
         Ok(serial)
     }
 
-    /// Whether the send has left (or is answered already).
-    pub(crate) fn has_left(&self, serial: Serial) -> bool {
+    /// Whether the send has left, or is answered already.
+    ///
+    /// # Errors
+    ///
+    /// The answer, if it is an error. The send's entry is gone then.
+    pub(crate) fn departure_of(&mut self, serial: Serial) -> Result<bool, SendError> {
         match self.pending.get(serial) {
-            Some(Entry::Send(send)) => !matches!(send.stage, Stage::Queued { .. }),
-            _ => true,
+            Some(Entry::Send(SendEntry { stage: Stage::Queued { .. }, .. })) => Ok(false),
+            Some(Entry::Send(SendEntry { stage: Stage::Answered(Err(_)), .. })) => {
+                match self.take_answer(serial) {
+                    Some(Err(error)) => Err(error),
+                    _ => unreachable!("it was there a moment ago"),
+                }
+            }
+            _ => Ok(true),
         }
     }
 
@@ -224,16 +233,6 @@ impl State {
         match self.pending.remove(serial) {
             Some(Entry::Send(SendEntry { stage: Stage::Answered(answer), .. })) => Some(answer),
             _ => unreachable!("it was there a moment ago"),
-        }
-    }
-
-    /// Takes the send's answer if that is an error.
-    pub(crate) fn take_failure(&mut self, serial: Serial) -> Option<SendError> {
-        match self.pending.get(serial) {
-            Some(Entry::Send(SendEntry { stage: Stage::Answered(Err(_)), .. })) => {
-                self.take_answer(serial)?.err()
-            }
-            _ => None,
         }
     }
 
@@ -607,7 +606,7 @@ impl State {
         serial: Serial,
         answer: Result<Receipt, SendError>,
     ) -> Option<(usize, LaneNumber)> {
-        let Some(Entry::Send(send)) = self.pending.get(serial) else {
+        let Some(Entry::Send(send)) = self.pending.get_mut(serial) else {
             return None;
         };
         let (key, number) = (send.new.endpoint, send.new.lane);
@@ -621,7 +620,13 @@ impl State {
             Stage::Left { .. } => lane.answered(serial, send.charge()),
             Stage::Answered(_) => return None,
         }
-        self.answer_send(serial, answer);
+        if matches!(send.new.flagged, Flagged::No) && send.wake.is_none() && !send.abandoned {
+            // Nearly all: nobody sleeps for it.
+            send.stage = Stage::Answered(answer);
+            self.woken(None);
+        } else {
+            self.answer_send(serial, answer);
+        }
         Some((key, number))
     }
 

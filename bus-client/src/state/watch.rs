@@ -31,7 +31,7 @@ impl State {
         if let Some(gone) = &self.gone {
             return Err(CallError::Gone(gone.clone()));
         }
-        let entry = Entry::Watch(WatchEntry {
+        let entry = Entry::Watch(Box::new(WatchEntry {
             endpoint: key,
             target,
             attributes,
@@ -39,8 +39,8 @@ impl State {
             retry_stale: true,
             answer: None,
             wake: None,
-        });
-        let serial = self.pending.insert(entry).map_err(|_| {
+        }));
+        let serial = self.pending.insert(|| entry).ok_or_else(|| {
             CallError::Failed(Box::new(Failure::new(FailureCode::LimitExceeded, TOO_MUCH_PENDING)))
         })?;
         self.start_watch(serial);
@@ -75,7 +75,7 @@ impl State {
     /// Takes the watch's answer, and its entry with it.
     pub(crate) fn take_writable(&mut self, serial: Serial) -> Option<Result<(), CallError>> {
         match self.pending.get(serial) {
-            Some(Entry::Watch(WatchEntry { answer: Some(_), .. })) => {}
+            Some(Entry::Watch(watch)) if watch.answer.is_some() => {}
             _ => return None,
         }
         match self.pending.remove(serial) {

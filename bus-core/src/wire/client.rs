@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::batch::OF_NO_ACCOUNT;
 use super::body::{self, both};
-use super::header::{Header, KIND_OFFSET, Outline, Shape, u16_at, u32_at, u64_at};
+use super::header::{Header, KIND_OFFSET, Outline, Shape, put_words, u16_at, u32_at, u64_at};
 use super::{
     ClientRings, ControlError, EncodeError, Goodbye, HEADER_BYTES, Handle, Hello, LaneNumber, Lent,
     MAX_FRAME_BYTES, MAX_RELEASED, Request, Serial, WireError,
@@ -458,10 +458,7 @@ pub fn encode_send(
     attributes: &Attributes,
     payload: &[u8],
 ) -> Result<(), EncodeError> {
-    let place = send_head(head, attributes, payload.len())?;
-    out.reserve(place.len() + attributes.encoded().len() + payload.len());
-    out.extend_from_slice(&place);
-    out.extend_from_slice(attributes.encoded());
+    put_send_head(out, head, attributes, payload.len(), payload.len())?;
     out.extend_from_slice(payload);
     Ok(())
 }
@@ -478,31 +475,30 @@ pub fn encode_send_head(
     attributes: &Attributes,
     payload_bytes: usize,
 ) -> Result<(), EncodeError> {
-    let place = send_head(head, attributes, payload_bytes)?;
-    out.reserve(place.len() + attributes.encoded().len());
-    out.extend_from_slice(&place);
-    out.extend_from_slice(attributes.encoded());
-    Ok(())
+    put_send_head(out, head, attributes, payload_bytes, 0)
 }
 
-fn send_head(
+/// Appends header, fixed part and attributes, and makes room for `more` bytes.
+#[inline(always)]
+fn put_send_head(
+    out: &mut BytesMut,
     head: &SendHead,
     attributes: &Attributes,
     payload_bytes: usize,
-) -> Result<[u8; HEADER_BYTES + SEND.fixed], EncodeError> {
+    more: usize,
+) -> Result<(), EncodeError> {
     let (block, body) = body::tail_lengths(&SEND, 0, attributes, payload_bytes)?;
     let (flag, id) = destination_bits(head.destination);
-    let mut place = [0; HEADER_BYTES + SEND.fixed];
     let [flags, further] = head.flags.bits().to_le_bytes();
-    outline(&SEND, head.id)
+    let [first, second] = outline(&SEND, head.id)
         .flags(flags | flag)
         .descriptors(body::checked_descriptors(&SEND, head.descriptors)?)
-        .write(&mut place, body);
-    place[16..24].copy_from_slice(&id.to_le_bytes());
-    place[24..32].copy_from_slice(&head.deadline.to_le_bytes());
-    place[32..34].copy_from_slice(&block.to_le_bytes());
-    place[34] = further;
-    Ok(place)
+        .words(body);
+    out.reserve(HEADER_BYTES + SEND.fixed + usize::from(block) + more);
+    put_words(out, [first, second, id, head.deadline]);
+    out.put_u32_le(u32::from(block) | u32::from(further) << 16);
+    out.extend_from_slice(attributes.encoded());
+    Ok(())
 }
 
 impl Header {

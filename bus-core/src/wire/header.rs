@@ -8,6 +8,8 @@
 use std::fmt;
 use std::num::NonZeroU32;
 
+use bytes::{BufMut as _, BytesMut};
+
 use super::WireError;
 
 /// An endpoint of one connection: the client's number for it, meaningless elsewhere.
@@ -21,12 +23,14 @@ impl Handle {
     pub const FIRST: Self = Self(0);
 
     /// Takes a number from the wire, or a fresh one of the client's choice.
+    #[inline]
     #[must_use]
     pub const fn from_raw(raw: u32) -> Self {
         Self(raw)
     }
 
     /// The number as it stands on the wire.
+    #[inline]
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0
@@ -42,18 +46,21 @@ impl LaneNumber {
     pub const FIRST: Self = Self(0);
 
     /// The lane of this number, if there can be one.
+    #[inline]
     #[must_use]
     pub const fn new(number: u8) -> Option<Self> {
         if number < MAX_LANES { Some(Self(number)) } else { None }
     }
 
     /// The number as it stands on the wire.
+    #[inline]
     #[must_use]
     pub const fn get(self) -> u8 {
         self.0
     }
 
     /// The number as an index into a table of [`MAX_LANES`] lanes.
+    #[inline]
     #[must_use]
     pub const fn index(self) -> usize {
         self.0 as usize
@@ -71,6 +78,7 @@ impl Serial {
     pub const FIRST: Self = Self(NonZeroU32::MIN);
 
     /// The serial of this number, unless it is 0.
+    #[inline]
     #[must_use]
     pub const fn new(number: u32) -> Option<Self> {
         match NonZeroU32::new(number) {
@@ -80,6 +88,7 @@ impl Serial {
     }
 
     /// The number as it stands on the wire.
+    #[inline]
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0.get()
@@ -262,6 +271,7 @@ pub(super) struct Outline {
 }
 
 impl Outline {
+    #[inline]
     pub(super) const fn new(shape: &'static Shape) -> Self {
         Self {
             shape,
@@ -273,38 +283,57 @@ impl Outline {
         }
     }
 
+    #[inline]
     pub(super) const fn endpoint(self, endpoint: Handle) -> Self {
         Self { endpoint, ..self }
     }
 
+    #[inline]
     pub(super) const fn lane(self, lane: LaneNumber) -> Self {
         Self { lane, ..self }
     }
 
+    #[inline]
     pub(super) const fn serial(self, serial: Serial) -> Self {
         Self { serial: Some(serial), ..self }
     }
 
+    #[inline]
     pub(super) const fn flags(self, flags: u8) -> Self {
         Self { flags, ..self }
     }
 
+    #[inline]
     pub(super) const fn descriptors(self, descriptors: u8) -> Self {
         Self { descriptors, ..self }
     }
 
     /// Writes the header of a frame with this much body into the first 16 bytes of `place`.
+    #[inline]
     pub(super) fn write(self, place: &mut [u8], body: u32) {
-        let length = HEADER_BYTES_U32 + body;
-        place[0..4].copy_from_slice(&length.to_le_bytes());
-        place[4] = self.shape.kind;
-        place[5] = self.flags;
-        place[6] = self.descriptors;
-        place[7] = self.lane.0;
-        place[8..12].copy_from_slice(&self.endpoint.0.to_le_bytes());
-        let serial = self.serial.map_or(0, Serial::get);
-        place[12..16].copy_from_slice(&serial.to_le_bytes());
+        let [first, second] = self.words(body);
+        place[0..8].copy_from_slice(&first.to_le_bytes());
+        place[8..16].copy_from_slice(&second.to_le_bytes());
     }
+
+    /// The header of a frame with this much body.
+    #[inline]
+    pub(super) fn words(self, body: u32) -> [u64; 2] {
+        let length = HEADER_BYTES_U32 + body;
+        let kind = u32::from_le_bytes([self.shape.kind, self.flags, self.descriptors, self.lane.0]);
+        let serial = self.serial.map_or(0, Serial::get);
+        let word = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        [word(length, kind), word(self.endpoint.0, serial)]
+    }
+}
+
+/// Appends words in the order of bytes that the protocol has.
+///
+/// Each goes where it stays: what is written in small parts and read in larger ones right after waits for
+/// the writes.
+#[inline(always)]
+pub(super) fn put_words<const N: usize>(out: &mut BytesMut, words: [u64; N]) {
+    words.into_iter().for_each(|word| out.put_u64_le(word));
 }
 
 #[inline]
