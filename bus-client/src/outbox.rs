@@ -16,7 +16,7 @@ use bus_core::wire::{ClientFrame, EncodeError, SendHead, Serial, encode_send, en
 use bytes::{Buf, Bytes, BytesMut};
 use rustix::io::Errno;
 
-use crate::rings::Turn;
+use crate::rings::{COPY_FROM_BYTES, Turn};
 use crate::transport::Transport;
 
 /// Frames on their way out, oldest first.
@@ -148,7 +148,7 @@ impl Outbox {
 
     fn write_some(&self, transport: &Transport) -> Result<usize, Errno> {
         if self.chunks.is_empty() {
-            return transport.write(&[IoSlice::new(&self.open)], &[]);
+            return transport.write(&[self.open_piece()], &[]);
         }
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let mut count = 0;
@@ -162,12 +162,17 @@ impl Outbox {
         if count == self.chunks.len()
             && let Some(last) = slices.get_mut(count)
         {
-            *last = IoSlice::new(&self.open);
+            *last = self.open_piece();
             count += 1;
         }
         let carried = self.chunks.front().and_then(|chunk| chunk.carried.as_ref());
         let descriptors = carried.map_or(&[][..], |carried| &carried.descriptors);
         transport.write(&slices[..count], descriptors)
+    }
+
+    /// What one write is given of the small frames.
+    fn open_piece(&self) -> IoSlice<'_> {
+        IoSlice::new(&self.open[..self.open.len().min(OPEN_BYTES)])
     }
 
     fn written(&mut self, mut bytes: usize) {
@@ -228,7 +233,41 @@ impl Outbox {
 
 /// Longer payloads are not copied here but referred to.
 const COPY_BYTES: usize = 8 << 10;
+/// Bytes of small frames for one write. What has gathered while a ring was full is to go by the ring too:
+/// a larger piece would go by the socket, and what follows it with a call each.
+const OPEN_BYTES: usize = 64 << 10;
+const _: () = assert!(OPEN_BYTES < COPY_FROM_BYTES);
 /// The least room of a new buffer.
 const BUFFER_BYTES: usize = 4 << 10;
 /// Chunks in one system call.
 const MAX_SLICES: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use bus_core::wire::{Handle, LaneNumber, SendFlags, SendId};
+    use bus_core::{Destination, GroupId};
+
+    use super::*;
+
+    #[test]
+    fn small_frames_are_written_in_pieces_that_a_ring_takes() {
+        let id = SendId { endpoint: Handle::FIRST, lane: LaneNumber::FIRST, serial: Serial::FIRST };
+        let destination = Destination::Group(GroupId::from_raw(1));
+        let head =
+            SendHead { id, destination, flags: SendFlags::empty(), deadline: 0, descriptors: 0 };
+        let mut outbox = Outbox::default();
+        let payload = Bytes::from(vec![7; COPY_BYTES]);
+        while outbox.bytes() < 4 * OPEN_BYTES {
+            outbox.put_send(&head, &Attributes::EMPTY, &payload, None).unwrap();
+        }
+        assert!(outbox.chunks.is_empty(), "no payload was long enough to stay where it is");
+        let (mut left, mut pieces) = (outbox.bytes(), 0);
+        while left > 0 {
+            let piece = outbox.open_piece().len();
+            assert!((1..=OPEN_BYTES).contains(&piece));
+            outbox.written(piece);
+            (left, pieces) = (left - piece, pieces + 1);
+        }
+        assert!(pieces > 4 && outbox.is_empty());
+    }
+}

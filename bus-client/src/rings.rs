@@ -425,4 +425,4 @@ const OTHER: u64 = 1;
 const EVENTS_A_SLEEP: usize = 4;
 /// Pieces of output from this size on go by the socket: one call carries more than the ring has room
 /// for.
-const COPY_FROM_BYTES: usize = 96 << 10;
+pub(crate) const COPY_FROM_BYTES: usize = 96 << 10;
