@@ -15,7 +15,7 @@ mod zeromq;
 use std::{any::Any, io};
 
 pub(crate) use dbus::add_listener;
-pub(crate) use memory::make_memory;
+pub(crate) use memory::{copy_for_all, make_memory};
 pub(crate) use stream::wait;
 pub(crate) use zeromq::is_installed as zeromq_is_installed;
 
@@ -75,6 +75,7 @@ pub(crate) fn sender(plan: &Plan, index: usize) -> io::Result<Box<dyn Sender>> {
         System::UdpMulticast => Box::new(udp::Sender::new(plan)?),
         System::Zeromq => Box::new(zeromq::Publisher::new(plan, index)?),
         System::SharedMemory => Box::new(memory::Writer::new(plan)?),
+        System::SharedMemoryBroker => Box::new(memory::Lender::new(plan)?),
     })
 }
 
@@ -91,7 +92,9 @@ pub(crate) fn receiver(plan: &Plan, index: usize) -> io::Result<Box<dyn Receiver
         System::Nats => Box::new(nats::Subscriber::new(plan)?),
         System::UdpMulticast => Box::new(udp::Receiver::new(plan)?),
         System::Zeromq => Box::new(zeromq::Subscriber::new(plan)?),
-        System::SharedMemory => Box::new(memory::Looker::new(plan)?),
+        System::SharedMemory | System::SharedMemoryBroker => {
+            Box::new(memory::Looker::new(plan, index)?)
+        }
     })
 }
 
@@ -124,7 +127,9 @@ pub(crate) fn caller(plan: &Plan) -> io::Result<MakeCaller> {
             let caller = zeromq::End::caller(plan)?;
             Box::new(move |_| Ok(Box::new(caller)))
         }
-        System::UdpMulticast | System::SharedMemory => return Err(unsupported(plan)),
+        System::UdpMulticast | System::SharedMemory | System::SharedMemoryBroker => {
+            return Err(unsupported(plan));
+        }
     })
 }
 
@@ -139,7 +144,9 @@ pub(crate) fn responder(plan: &Plan) -> io::Result<Box<dyn Responder>> {
         }
         System::Nats => Box::new(nats::NatsResponder::new(plan)?),
         System::Zeromq => Box::new(zeromq::End::responder(plan)?),
-        System::UdpMulticast | System::SharedMemory => return Err(unsupported(plan)),
+        System::UdpMulticast | System::SharedMemory | System::SharedMemoryBroker => {
+            return Err(unsupported(plan));
+        }
     })
 }
 
@@ -156,6 +163,7 @@ pub(crate) fn connect(plan: &Plan) -> io::Result<Box<dyn Any>> {
         | System::RelayPlain
         | System::UdpMulticast
         | System::SharedMemory
+        | System::SharedMemoryBroker
         | System::Zeromq => {
             return Err(unsupported(plan));
         }

@@ -57,10 +57,10 @@ impl Beside {
         let calibration = bus_client::Calibration::measure();
         let below = calibration.crossover_bytes / 2;
         let ours = plans[0].system;
-        let grows = |plan: &&Plan| plan.system == ours || plan.system == System::SharedMemory;
+        let grows = |plan: &&Plan| plan.system == ours || plan.system.is_memory();
         for plan in &mut *plans {
             let lent = plan.flagged && plan.size >= calibration.crossover_bytes;
-            plan.apart = lent || plan.system == System::SharedMemory;
+            plan.apart = lent || plan.system.is_memory();
         }
         let mut one: Vec<Plan> = plans.iter().filter(grows).cloned().collect();
         one.iter_mut().for_each(|plan| plan.receivers = 1);

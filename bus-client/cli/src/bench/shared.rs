@@ -34,6 +34,16 @@ use rustix::{
 
 use super::plan::Plan;
 
+/// Where somebody says how many messages there are, to those who wait beside it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Board {
+    OfAll,
+    /// Of a process in the middle.
+    OfBroker,
+    /// Of one receiver.
+    Of(usize),
+}
+
 /// The counters of a run, mapped into this process.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -114,35 +124,36 @@ impl Shared {
         }
     }
 
-    /// So many messages lie in memory that all have mapped; wakes those who wait for one.
-    pub(crate) fn announce(&self, count: u32) {
-        let announced = self.half(ANNOUNCED);
+    /// So many messages lie in memory that all have mapped; wakes those who wait beside this board.
+    pub(crate) fn announce(&self, board: Board, count: u32) {
+        let announced = self.half(self.board(board));
         announced.store(count, Ordering::Release);
         // Between the count and the look at who sleeps; its counterpart is the addition below.
         fence(Ordering::SeqCst);
-        if self.half(SLEEPERS).load(Ordering::Relaxed) > 0 {
+        if self.half(self.board(board) + SLEEPERS).load(Ordering::Relaxed) > 0 {
             // An error would be one of the address, which is ours.
             let _ = futex::wake(announced, futex::Flags::empty(), EVERYBODY);
         }
     }
 
     /// Waits until there are others than this many, and says how many.
-    pub(crate) fn wait_announced(&self, had: u32) -> io::Result<u32> {
-        let announced = self.half(ANNOUNCED);
+    pub(crate) fn wait_announced(&self, board: Board, had: u32) -> io::Result<u32> {
+        let announced = self.half(self.board(board));
+        let sleepers = self.half(self.board(board) + SLEEPERS);
         loop {
             let count = announced.load(Ordering::Acquire);
             if count != had {
                 return Ok(count);
             }
-            self.half(SLEEPERS).fetch_add(1, Ordering::SeqCst);
+            sleepers.fetch_add(1, Ordering::SeqCst);
             let slept = wait_while(announced, had);
-            self.half(SLEEPERS).fetch_sub(1, Ordering::Relaxed);
+            sleepers.fetch_sub(1, Ordering::Relaxed);
             slept?;
         }
     }
 
     /// How many messages of a stream every receiver has had.
-    fn floor(&self, stream: usize) -> u64 {
+    pub(crate) fn floor(&self, stream: usize) -> u64 {
         let had = |receiver| self.word(self.cell(receiver, stream)).load(Ordering::Acquire);
         (0..self.receivers).map(had).min().unwrap_or(u64::MAX)
     }
@@ -181,7 +192,21 @@ impl Shared {
 
     fn cell(&self, receiver: usize, stream: usize) -> usize {
         debug_assert!(stream < self.streams);
-        HEAD + self.streams * LINE + receiver * row(self.streams) + stream
+        self.row(receiver) + LINE + stream
+    }
+
+    /// Where the words of a receiver begin: its board, then what it has had.
+    fn row(&self, receiver: usize) -> usize {
+        debug_assert!(receiver < self.receivers);
+        HEAD + self.streams * LINE + receiver * row(self.streams)
+    }
+
+    fn board(&self, board: Board) -> usize {
+        match board {
+            Board::OfAll => ANNOUNCED,
+            Board::OfBroker => LENT,
+            Board::Of(receiver) => self.row(receiver),
+        }
     }
 
     /// What the sender of a stream waits for; its bell is beside it.
@@ -250,16 +275,18 @@ fn words(plan: &Plan) -> usize {
 
 /// Receivers do not share cache lines.
 fn row(streams: usize) -> usize {
-    streams.next_multiple_of(LINE)
+    LINE + streams.next_multiple_of(LINE)
 }
 
 /// Words of a cache line.
 const LINE: usize = 8;
-/// `arrived`, `stop` and what is announced have a line each.
-const HEAD: usize = 3 * LINE;
+/// `arrived`, `stop`, what is announced to all and what is lent have a line each.
+const HEAD: usize = 4 * LINE;
 const STOP: usize = LINE;
 const ANNOUNCED: usize = 2 * LINE;
-const SLEEPERS: usize = ANNOUNCED + 1;
+const LENT: usize = 3 * LINE;
+/// The word behind a board's.
+const SLEEPERS: usize = 1;
 const PAUSE: Duration = Duration::from_micros(50);
 const EVERYBODY: u32 = i32::MAX.unsigned_abs();
 /// What a bell says of the sender whose it is.
@@ -312,13 +339,13 @@ mod tests {
                 let receiver = Shared::open(&plan).unwrap();
                 for had in 0..ROUNDS {
                     let had = u32::try_from(had).unwrap();
-                    tell.send(receiver.wait_announced(had).unwrap()).unwrap();
+                    tell.send(receiver.wait_announced(Board::OfAll, had).unwrap()).unwrap();
                 }
             });
         }
         let sender = Shared::open(&plan).unwrap();
         for count in 1..=u32::try_from(ROUNDS).unwrap() {
-            sender.announce(count);
+            sender.announce(Board::OfAll, count);
             for _ in 0..2 {
                 assert_eq!(told.recv_timeout(PATIENCE), Ok(count));
             }

@@ -69,8 +69,7 @@ pub(crate) fn run(plan: &Plan, notice: &Notice) -> io::Result<Outcome> {
     let dir = TempDir::with_prefix("unisono-bench-")?;
     let plan = Plan { dir: dir.path().to_owned(), port: free_port()?, ..plan.clone() };
     Shared::create(&plan)?;
-    let is_memory = plan.system == System::SharedMemory;
-    let _memory = is_memory.then(|| client::make_memory(&plan)).transpose()?;
+    let _memory = plan.system.is_memory().then(|| client::make_memory(&plan)).transpose()?;
     let patience =
         Patience { interrupt: notice.as_fd(), deadline: Instant::now() + allowance(&plan) };
     let mut broker = broker(&plan, patience)?;
@@ -243,7 +242,11 @@ fn broker(plan: &Plan, patience: Patience<'_>) -> io::Result<Option<Broker>> {
         System::RawUnix | System::UdpMulticast | System::Zeromq | System::SharedMemory => {
             return Ok(None);
         }
-        System::Unisono | System::UnisonoRing | System::Relay | System::RelayPlain => {
+        System::Unisono
+        | System::UnisonoRing
+        | System::Relay
+        | System::RelayPlain
+        | System::SharedMemoryBroker => {
             let mut process = Process::worker(what)?;
             let (plan, role) = (plan.clone(), Role::Broker);
             process.tell(&Task { plan, role })?;

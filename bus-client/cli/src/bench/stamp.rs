@@ -11,6 +11,9 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
+    /// Bytes that it takes.
+    pub(crate) const BYTES: usize = 16;
+
     pub(crate) fn new(stream: usize, serial: u64, last: bool, time: u64) -> Self {
         debug_assert!(serial < LAST && stream < 1 << 16);
         let last = if last { LAST } else { 0 };

@@ -38,6 +38,8 @@ pub(crate) enum System {
     UdpMulticast,
     /// No broker and no safety: memory that all have mapped, and a futex; large only
     SharedMemory,
+    /// The same with a process in the middle that copies, and wakes each receiver; large only
+    SharedMemoryBroker,
 }
 
 impl System {
@@ -55,6 +57,7 @@ impl System {
             Self::Nats => "nats",
             Self::UdpMulticast => "udp-multicast",
             Self::SharedMemory => "shared-memory",
+            Self::SharedMemoryBroker => "shared-memory-broker",
         }
     }
 
@@ -64,7 +67,7 @@ impl System {
             Self::Nats => "tcp",
             Self::UdpMulticast => "udp",
             Self::UnisonoRing => "ring",
-            Self::SharedMemory => "memory",
+            Self::SharedMemory | Self::SharedMemoryBroker => "memory",
             _ => "socket",
         }
     }
@@ -92,6 +95,9 @@ impl System {
             Self::SharedMemory => {
                 "everything but one order of one sender: whoever has it mapped can write what others read"
             }
+            Self::SharedMemoryBroker => {
+                "everything but one order of one sender: its process in the middle knows no groups and no limits"
+            }
         }
     }
 
@@ -106,12 +112,18 @@ impl System {
                 | Self::Relay
                 | Self::RelayPlain
                 | Self::SharedMemory
+                | Self::SharedMemoryBroker
         )
     }
 
     /// Whether it is ours, whatever carries its bytes.
     pub(crate) fn is_ours(self) -> bool {
         matches!(self, Self::Unisono | Self::UnisonoRing)
+    }
+
+    /// Whether it marks what large payloads cost at least, in memory that all have mapped.
+    pub(crate) fn is_memory(self) -> bool {
+        matches!(self, Self::SharedMemory | Self::SharedMemoryBroker)
     }
 
     /// Whether nothing is lost while senders keep within the window.
@@ -123,7 +135,9 @@ impl System {
     pub(crate) fn cannot(self, workload: Workload, size: usize) -> Option<&'static str> {
         match self {
             _ if self.is_ours() => None,
-            Self::SharedMemory if workload != Workload::Large => Some("it is about large payloads"),
+            _ if self.is_memory() && workload != Workload::Large => {
+                Some("it is about large payloads")
+            }
             _ if workload == Workload::Fair => Some("its sends do not wait"),
             _ if workload == Workload::Filter => Some("its filters are others, or it has none"),
             Self::RawUnix | Self::Relay | Self::RelayPlain if workload.is_about_connections() => {

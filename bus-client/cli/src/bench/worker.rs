@@ -110,6 +110,9 @@ fn broker(plan: &Plan) -> io::Result<()> {
     if matches!(plan.system, System::Relay | System::RelayPlain) {
         return relay::run(plan, listening);
     }
+    if plan.system == System::SharedMemoryBroker {
+        return client::copy_for_all(plan, listening);
+    }
     let mut config = Config::default();
     config.listen = Listen::Path(plan.socket());
     config.limits = plan.limits();

@@ -165,8 +165,8 @@ impl Receiver for MemberReceiver {
         let most = self.bus.limits().queue_messages as usize;
         let mut events = std::mem::take(&mut self.events);
         self.bus.receive_batch(&mut events, most).map_err(io::Error::other)?;
-        let taken = events.iter().try_for_each(|event| self.take(event, sink));
-        events.clear();
+        // Each is let go of once it was read: what it lay in is written again while caches have it.
+        let taken = events.drain(..).try_for_each(|event| self.take(&event, sink));
         self.events = events;
         taken
     }
