@@ -13,12 +13,14 @@ macro_rules! number {
 
         impl $name {
             /// The number as it stands on the wire and in logs.
+            #[inline]
             #[must_use]
             pub const fn get(self) -> u64 {
                 self.0
             }
 
             /// Takes a number from the wire. It may name nothing; look-ups say so.
+            #[inline]
             #[must_use]
             pub const fn from_raw(raw: u64) -> Self {
                 Self(raw)

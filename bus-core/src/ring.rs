@@ -723,22 +723,26 @@ fn release_unless(mutant: Mutant) -> Ordering {
     if mutated(mutant) { Ordering::Relaxed } else { Ordering::Release }
 }
 
+#[inline]
 fn acquire_unless(mutant: Mutant) -> Ordering {
     if mutated(mutant) { Ordering::Relaxed } else { Ordering::Acquire }
 }
 
 /// Where a cell lies in its memory.
+#[inline]
 #[expect(clippy::cast_possible_truncation, reason = "a ring has at most 1 MiB")]
 fn offset(position: u64, cells: u64) -> usize {
     PAGE_BYTES + (position % cells) as usize * CELL_BYTES
 }
 
 /// Cells that a record of so many bytes takes.
+#[inline]
 fn cells_of(bytes: usize) -> u64 {
     (HEADER_BYTES + bytes).div_ceil(CELL_BYTES) as u64
 }
 
 /// Bytes that a record of so many cells has.
+#[inline]
 #[expect(clippy::cast_possible_truncation, reason = "a ring has at most 1 MiB")]
 fn room_in(cells: u64) -> usize {
     (cells as usize * CELL_BYTES).saturating_sub(HEADER_BYTES)

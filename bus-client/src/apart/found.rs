@@ -121,6 +121,7 @@ impl Found {
     }
 
     /// The bytes where they lie, if nobody writes there.
+    #[inline]
     fn stable(&self) -> Option<&[u8]> {
         let mapping = match &self.place {
             Place::Arena(mapping) => mapping,

@@ -47,6 +47,7 @@ impl ForkMark {
     }
 
     /// Whether this is the process that made it, and no child of that.
+    #[inline]
     #[must_use]
     pub fn is_same_process(&self) -> bool {
         self.word().load(Ordering::Relaxed) == 1

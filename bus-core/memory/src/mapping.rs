@@ -173,6 +173,7 @@ impl Mapping {
     ///
     /// For as long as the reference lives nobody writes these bytes, in this process or another one:
     /// because the file is sealed against writing, or by agreement with the only one that can.
+    #[inline]
     #[must_use]
     pub unsafe fn bytes(&self, offset: usize, length: usize) -> &[u8] {
         self.check(offset, length);
@@ -205,6 +206,7 @@ impl Mapping {
     /// # Panics
     ///
     /// The offset is no multiple of 8, or the word is not within the mapping.
+    #[inline]
     #[must_use]
     pub fn word(&self, offset: usize) -> &AtomicU64 {
         self.check(offset, 8);

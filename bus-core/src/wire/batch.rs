@@ -528,6 +528,7 @@ fn count(given: u32) -> WireError {
     WireError::Value { frame: MESSAGES.name, field: "count", given: given.into() }
 }
 
+#[inline]
 fn place(at: usize) -> u32 {
     u32::try_from(at).expect("frames are shorter than 2^32 bytes")
 }
