@@ -23,7 +23,7 @@ use bus_core::wire::{
 };
 use bus_core::{
     Batch, Credentials, Delivery, Destination, Draft, EndpointId, Eviction, EvictionCause, Gap,
-    GroupId, GroupName, Kind, Message, Monitored, NoBatch, Payload, PeerChange, Resource,
+    GroupId, GroupName, Kind, Message, Monitored, Payload, PeerChange, Resource,
 };
 use bytes::{Buf, BytesMut};
 
@@ -456,7 +456,15 @@ impl Session {
         context: &mut Context<'_>,
     ) -> Option<usize> {
         let Shared { policy, bus, payloads, .. } = &**context.shared;
-
+        let ((handle, lane), group) = SendRun::begins(unread, TOGETHER_BYTES)?;
+        let may = self.greeting_until.is_none()
+            && self.gate.check_send(policy, bus, Destination::Group(group)).is_ok();
+        let port = self.ports.get_mut(handle).filter(|_| may)?;
+        // The first send of a lane makes it.
+        if !port.is_clear(lane)? {
+            self.singly = FRAMES_A_LOOK;
+            return None;
+        }
         let mut most = u32::MAX;
         loop {
             let run = SendRun::gather(unread, TOGETHER_BYTES, most)?;
@@ -464,17 +472,7 @@ impl Session {
             let (uid, large) = (self.credentials.uid, &mut self.large);
             let batch = run.batch.kept_as(|bytes| large.payload(uid, bytes, payloads));
             let run = SendRun { batch, ..run };
-            let may = self.greeting_until.is_none()
-                && self.gate.check_send(policy, bus, Destination::Group(run.group)).is_ok();
-            let port = self.ports.get_mut(run.lane.0).filter(|_| may);
-            if port.as_ref().is_some_and(|port| !port.has_lane(run.lane.1)) {
-                // The first makes it.
-                return None;
-            }
-            let at_once = self.knows_batches;
-            let sent =
-                port.map_or(Err(NoBatch::NEVER), |port| port.send_batch(run, at_once, output));
-            match sent {
+            match port.send_batch(run, self.knows_batches, output) {
                 Ok(()) => return Some(length),
                 Err(refused) if (2..messages).contains(&refused.fits()) => most = refused.fits(),
                 Err(_) => {

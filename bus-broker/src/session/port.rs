@@ -222,8 +222,9 @@ impl Port {
         }
     }
 
-    pub(super) fn has_lane(&self, number: LaneNumber) -> bool {
-        self.lanes.get(number.index()).is_some_and(Option::is_some)
+    /// Whether a send of this lane would be handed to the bus at once; none if nothing has come by it yet.
+    pub(super) fn is_clear(&self, number: LaneNumber) -> Option<bool> {
+        Some(self.lanes.get(number.index())?.as_ref()?.is_clear())
     }
 
     fn lane_mut(&mut self, number: LaneNumber) -> Option<&mut SendingLane> {

@@ -109,6 +109,11 @@ impl SendingLane {
         Ok(())
     }
 
+    /// Whether a send would be handed to the bus at once.
+    pub(super) fn is_clear(&self) -> bool {
+        self.queue.is_clear()
+    }
+
     /// Commits SENDs that came in a row, if nothing stands in the way of any, and answers them, `at_once`
     /// with one frame.
     ///

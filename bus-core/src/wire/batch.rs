@@ -41,6 +41,17 @@ pub struct SendRun {
 }
 
 impl SendRun {
+    /// From which lane and to which group a run goes that [`gather`](Self::gather) would find at the start of
+    /// `unread`.
+    #[must_use]
+    pub fn begins(unread: &[u8], too_long: usize) -> Option<((Handle, LaneNumber), GroupId)> {
+        let first = PlainSend::at(unread, too_long)?;
+        let Destination::Group(group) = first.head.destination else { return None };
+        let next = PlainSend::at(unread.get(first.length..)?, too_long)?;
+        let id = first.head.id;
+        next.is_like(&first.head).then_some(((id.endpoint, id.lane), group))
+    }
+
     /// Looks for two or more at the start of `unread`, `most` at most, and takes nothing off it. A
     /// payload of `too_long` bytes ends the run.
     ///

@@ -615,6 +615,8 @@ proptest! {
         let like = |frame: &&ClientFrame| is_plain(frame) && way(frame) == way(&sends[0]);
         let run: Vec<_> = sends.iter().take_while(like).take(most as usize).collect();
         let gathered = SendRun::gather(&stream, 4096, most);
+        let begins = gathered.as_ref().map(|run| (run.lane, run.group));
+        prop_assert_eq!(SendRun::begins(&stream, 4096), begins);
         prop_assert_eq!(gathered.is_some(), run.len() > 1);
         let Some(gathered) = gathered else { return Ok(()) };
         prop_assert_eq!(gathered.batch.len() as usize, run.len());
