@@ -160,8 +160,8 @@ fn sender(plan: &Plan, index: usize) -> io::Result<()> {
             let window = plan.window().unwrap_or(u64::MAX);
             let after = serial + plan.batch as u64;
             let floor = match plan.workload {
-                // Half a window at a time: waiting for each message would be a waking for each.
-                Workload::Large => shared.sleep_until(index, after - window / 2)?,
+                // As soon as two writes may go: waiting for more lets those who are done first run dry.
+                Workload::Large => shared.sleep_until(index, after + plan.batch as u64 - window)?,
                 _ => shared.wait_floor(index, after - window),
             };
             allowed = floor + window;
