@@ -38,6 +38,7 @@ use crate::log_limit::LogEvent;
 use crate::orphans::Orphans;
 use crate::relief::{self, Relief};
 use crate::rings::{Rings, Stage};
+use crate::slice::Slice;
 
 /// One thread's part of a broker, before and while it runs.
 #[derive(Debug)]
@@ -62,8 +63,8 @@ pub(crate) struct IoThread {
     /// Those that were hot when the thread went to sleep and had something before. Whoever of them wakes it,
     /// the others need not ring.
     resting: Vec<Token>,
-    /// Turns without a look at epoll.
-    turns_by_rings: u32,
+    /// When it has asked epoll.
+    epoll_asked: Instant,
     /// Connections whose clients' bells are to be rung, and since when.
     bells: Vec<Token>,
     bells_since: Option<Instant>,
@@ -76,6 +77,15 @@ pub(crate) struct IoThread {
     relief: Relief,
     orphans: Orphans,
     stopping: bool,
+}
+
+/// What a thread finds that does not sleep yet.
+#[derive(Clone, Copy, Debug)]
+struct Awake {
+    /// When it has found something, if it knows.
+    since: Option<Instant>,
+    /// There is something in a ring, or epoll has told of something.
+    has_input: bool,
 }
 
 impl IoThread {
@@ -107,7 +117,7 @@ impl IoThread {
             put_off_until: None,
             hot: Vec::new(),
             resting: Vec::new(),
-            turns_by_rings: 0,
+            epoll_asked: Instant::now(),
             bells: Vec::new(),
             bells_since: None,
             unheeded: VecDeque::new(),
@@ -124,37 +134,32 @@ impl IoThread {
         let mut events: Vec<Event> = Vec::with_capacity(EVENTS_A_TURN);
         let mut shelf = Shelf::default();
         let mut courtesy = Courtesy::default();
+        let mut slice = Slice::of_this_thread();
+        let mut turn_began = Instant::now();
+        let mut looked = turn_began;
         while !(self.stopping && self.connections.is_empty()) {
-            let mut timeout = match self.has_ring_input() {
-                true => Some(NO_TIME),
-                false => self.sleep_at_most().map(timespec),
-            };
             events.clear();
-            if timeout != Some(NO_TIME) && courtesy.pays() {
-                let began = Instant::now();
-                // What comes by a socket is only seen below.
-                let yields = if self.hot.is_empty() { 1 } else { YIELDS };
-                let (mut found, mut took) = (false, Duration::ZERO);
-                for _ in 0..yields {
-                    thread::yield_now();
-                    (found, took) = (self.has_ring_input(), began.elapsed());
-                    if found || Courtesy::is_long(took) {
-                        break;
-                    }
-                }
-                if found {
-                    timeout = Some(NO_TIME);
-                } else {
-                    // An error will come again below.
-                    let events = spare_capacity(&mut events);
-                    found = epoll::wait(&self.epoll, events, Some(&NO_TIME)).is_ok_and(|n| n > 0);
-                }
-                courtesy.note(found, took);
+            let mut awake = Awake { since: None, has_input: self.has_ring_input() };
+            if !awake.has_input
+                && self.dirty.is_empty()
+                && !self.inbox.has_something()
+                && courtesy.pays()
+            {
+                awake = self.yields(&mut courtesy, &mut slice, &mut events);
             }
-            if timeout != Some(NO_TIME) && events.is_empty() && !self.arm_rings() {
-                timeout = Some(NO_TIME);
+            // What there is beside input lies far apart in memory, so it is not looked at in each turn.
+            let mut timeout = Some(NO_TIME);
+            let looks = !awake.has_input || turn_began.duration_since(looked) >= TICK;
+            if looks {
+                looked = turn_began;
+                let most = self.sleep_at_most().map(timespec);
+                if !awake.has_input && (most == Some(NO_TIME) || self.arm_rings()) {
+                    timeout = most;
+                }
             }
-            let waited = match events.is_empty() && !self.passes_epoll_over() {
+            let asks_epoll =
+                events.is_empty() && !self.passes_epoll_over(awake.since.unwrap_or(turn_began));
+            let waited = match asks_epoll {
                 true => epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()),
                 false => Ok(events.len()),
             };
@@ -166,11 +171,16 @@ impl IoThread {
                     return Err(RunError::System { action, source });
                 }
             }
-            self.inbox.wake_up();
+            if looks {
+                self.inbox.wake_up();
+            }
             self.warm_up();
             self.tick();
             self.shared.payloads.look();
-            let turn_began = Instant::now();
+            turn_began = awake.since.unwrap_or_else(Instant::now);
+            if asks_epoll {
+                self.epoll_asked = turn_began;
+            }
             loop {
                 for event in events.drain(..) {
                     self.handle(event.data.u64(), event.flags);
@@ -188,18 +198,43 @@ impl IoThread {
                     Ok(_) => {}
                 }
             }
-            let now = Instant::now();
-            self.hurry_put_off(now);
-            self.end_late(now);
-            self.heed_again(now);
-            self.end_orphans(now);
+            self.hurry_put_off(turn_began);
+            self.end_late(turn_began);
+            self.heed_again(turn_began);
+            self.end_orphans(turn_began);
             self.flush();
             self.ring_bells();
-            self.end_idle_rings();
+            self.end_idle_rings(turn_began);
             self.end_lingering();
             self.accept_again();
         }
         Ok(())
+    }
+
+    /// Lets others run for a while before the thread goes to sleep, and says what that has brought. What
+    /// comes by a socket is only seen at the end, and is left in `events`.
+    fn yields(&self, courtesy: &mut Courtesy, slice: &mut Slice, events: &mut Vec<Event>) -> Awake {
+        let began = Instant::now();
+        let yields = if self.hot.is_empty() { 1 } else { YIELDS };
+        let mut took = Duration::ZERO;
+        for in_vain in 0..yields {
+            thread::yield_now();
+            let found = self.has_ring_input();
+            took = began.elapsed();
+            if found {
+                courtesy.note(true, took);
+                slice.note(in_vain);
+                return Awake { since: Some(began + took), has_input: true };
+            }
+            if Courtesy::is_long(took) {
+                break;
+            }
+        }
+        // An error will come again when it sleeps.
+        let some = epoll::wait(&self.epoll, spare_capacity(events), Some(&NO_TIME));
+        let has_input = some.is_ok_and(|count| count > 0);
+        courtesy.note(has_input, took);
+        Awake { since: None, has_input }
     }
 
     /// Whether to look for more input before the output of this turn is written. A write to each of
@@ -512,10 +547,8 @@ impl IoThread {
     }
 
     /// Whether this turn has its input from rings. Now and then it is epoll's turn all the same.
-    fn passes_epoll_over(&mut self) -> bool {
-        let passes = self.turns_by_rings < MOST_TURNS_BY_RINGS && self.has_ring_input();
-        self.turns_by_rings = if passes { self.turns_by_rings + 1 } else { 0 };
-        passes
+    fn passes_epoll_over(&self, now: Instant) -> bool {
+        now.duration_since(self.epoll_asked) < EPOLL_WAITS && self.has_ring_input()
     }
 
     /// Reads each ring that has something, once.
@@ -675,8 +708,7 @@ impl IoThread {
     }
 
     /// Takes back the rings through which nothing has passed for a while.
-    fn end_idle_rings(&mut self) {
-        let now = Instant::now();
+    fn end_idle_rings(&mut self, now: Instant) {
         if self.rings_look.is_none_or(|at| at > now) {
             return;
         }
@@ -856,8 +888,8 @@ const RING_BELL: u64 = 1 << 63;
 const BELL_FLAGS: EventFlags = EventFlags::IN.union(EventFlags::ET);
 /// Yields before a sleep, where rings are looked at meanwhile.
 const YIELDS: u32 = 16;
-/// Turns in a row whose input is all from rings.
-const MOST_TURNS_BY_RINGS: u32 = 8;
+/// How long turns may have all of their input from rings: some turns with much to do, many with one message.
+const EPOLL_WAITS: Duration = Duration::from_micros(100);
 /// Rings that are looked at again after a sleep without having rung.
 const MOST_RESTING: usize = 16;
 /// Reads that empty the ring of a client that is gone.
@@ -882,7 +914,8 @@ const GATHER_FROM: u32 = 4;
 const WRITE_TAKES: Duration = Duration::from_micros(4);
 /// The longest that a message waits for others to be written with.
 const GATHER_MOST: Duration = Duration::from_micros(250);
-/// How often the bus is told the time while sends wait; how long output may be put off.
+/// How often the bus is told the time while sends wait; how long output may be put off; how often a thread that
+/// always has input looks what else is to be done.
 const TICK: Duration = Duration::from_millis(100);
 /// How long a thread sleeps at most while requests are unanswered.
 const LONGEST_TICK: Duration = Duration::from_secs(1);

@@ -136,6 +136,11 @@ impl Inbox {
         std::mem::replace(&mut *shelf, empty)
     }
 
+    /// Whether there is something to do. Who is about to sleep asks [`fall_asleep`](Self::fall_asleep).
+    pub(crate) fn has_something(&self) -> bool {
+        !self.lock().is_empty()
+    }
+
     /// Says "I sleep", unless there is something to do; then the answer is `false`.
     pub(crate) fn fall_asleep(&self) -> bool {
         let mut shelf = self.lock();

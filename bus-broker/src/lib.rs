@@ -21,6 +21,7 @@
 //! | `broker` | what all threads share; start and end |
 //! | `inbox` | what threads have for each other, and how a sleeper is woken |
 //! | `event_loop`, `acceptor` | a thread's turn; taking and refusing connections |
+//! | `slice` | how long a thread's slices of the processor are |
 //! | `relief` | memory that is not needed any more goes back to the system |
 //! | `connection` | a socket, an unfinished frame, output, a conversation |
 //! | `link`, `rings` | the way to the client: a socket, and rings in shared memory |
@@ -71,6 +72,7 @@ mod roster;
 mod sandbox;
 mod service;
 mod session;
+mod slice;
 mod tally;
 mod transport;
 mod user_limits;

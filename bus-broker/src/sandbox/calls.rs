@@ -70,6 +70,9 @@ fn conditional() -> Result<Vec<(c_long, Vec<SeccompRule>)>, BackendError> {
         (libc::SYS_ioctl, one_of(1, &[libc::FIONBIO, libc::FIONREAD, libc::TCGETS])?),
         // Limits are read and not set.
         (libc::SYS_prlimit64, vec![rule(null(2))?]),
+        // A thread's own slices of the processor.
+        (libc::SYS_sched_getattr, vec![rule(is(0, 0))?]),
+        (libc::SYS_sched_setattr, vec![rule(is(0, 0))?]),
         // An abort signals itself.
         (libc::SYS_tgkill, vec![rule(is(0, u64::from(std::process::id())))?]),
     ])
