@@ -23,6 +23,7 @@ mod shared;
 mod stage;
 mod stamp;
 mod system;
+mod turns;
 mod worker;
 
 use std::{io, path::PathBuf};

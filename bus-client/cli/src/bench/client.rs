@@ -23,6 +23,7 @@ use super::{
     plan::{Go, Plan},
     stamp::Stamp,
     system::System,
+    turns,
 };
 
 /// Sends to all receivers.
@@ -76,6 +77,7 @@ pub(crate) fn sender(plan: &Plan, index: usize) -> io::Result<Box<dyn Sender>> {
         System::Zeromq => Box::new(zeromq::Publisher::new(plan, index)?),
         System::SharedMemory => Box::new(memory::Writer::new(plan)?),
         System::SharedMemoryBroker => Box::new(memory::Lender::new(plan)?),
+        System::Turns => Box::new(turns::End::sender(plan)?),
     })
 }
 
@@ -95,6 +97,7 @@ pub(crate) fn receiver(plan: &Plan, index: usize) -> io::Result<Box<dyn Receiver
         System::SharedMemory | System::SharedMemoryBroker => {
             Box::new(memory::Looker::new(plan, index)?)
         }
+        System::Turns => Box::new(turns::End::receiver(plan, index)?),
     })
 }
 
@@ -127,6 +130,10 @@ pub(crate) fn caller(plan: &Plan) -> io::Result<MakeCaller> {
             let caller = zeromq::End::caller(plan)?;
             Box::new(move |_| Ok(Box::new(caller)))
         }
+        System::Turns => {
+            let caller = turns::End::sender(plan)?;
+            Box::new(move |_| Ok(Box::new(caller)))
+        }
         System::UdpMulticast | System::SharedMemory | System::SharedMemoryBroker => {
             return Err(unsupported(plan));
         }
@@ -144,6 +151,7 @@ pub(crate) fn responder(plan: &Plan) -> io::Result<Box<dyn Responder>> {
         }
         System::Nats => Box::new(nats::NatsResponder::new(plan)?),
         System::Zeromq => Box::new(zeromq::End::responder(plan)?),
+        System::Turns => Box::new(turns::End::receiver(plan, 0)?),
         System::UdpMulticast | System::SharedMemory | System::SharedMemoryBroker => {
             return Err(unsupported(plan));
         }
@@ -164,6 +172,7 @@ pub(crate) fn connect(plan: &Plan) -> io::Result<Box<dyn Any>> {
         | System::UdpMulticast
         | System::SharedMemory
         | System::SharedMemoryBroker
+        | System::Turns
         | System::Zeromq => {
             return Err(unsupported(plan));
         }

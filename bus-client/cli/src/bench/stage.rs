@@ -246,7 +246,8 @@ fn broker(plan: &Plan, patience: Patience<'_>) -> io::Result<Option<Broker>> {
         | System::UnisonoRing
         | System::Relay
         | System::RelayPlain
-        | System::SharedMemoryBroker => {
+        | System::SharedMemoryBroker
+        | System::Turns => {
             let mut process = Process::worker(what)?;
             let (plan, role) = (plan.clone(), Role::Broker);
             process.tell(&Task { plan, role })?;

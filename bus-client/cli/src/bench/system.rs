@@ -40,6 +40,8 @@ pub(crate) enum System {
     SharedMemory,
     /// The same with a process in the middle that copies, and wakes each receiver; large only
     SharedMemoryBroker,
+    /// No safety and next to no work: bare processes that take turns; rtt and lockstep only
+    Turns,
 }
 
 impl System {
@@ -58,6 +60,7 @@ impl System {
             Self::UdpMulticast => "udp-multicast",
             Self::SharedMemory => "shared-memory",
             Self::SharedMemoryBroker => "shared-memory-broker",
+            Self::Turns => "turns",
         }
     }
 
@@ -67,7 +70,7 @@ impl System {
             Self::Nats => "tcp",
             Self::UdpMulticast => "udp",
             Self::UnisonoRing => "ring",
-            Self::SharedMemory | Self::SharedMemoryBroker => "memory",
+            Self::SharedMemory | Self::SharedMemoryBroker | Self::Turns => "memory",
             _ => "socket",
         }
     }
@@ -95,6 +98,7 @@ impl System {
             Self::SharedMemory => {
                 "everything but one order of one sender: whoever has it mapped can write what others read"
             }
+            Self::Turns => "everything, and to sleep when there is nothing to do",
             Self::SharedMemoryBroker => {
                 "everything but one order of one sender: its process in the middle knows no groups and no limits"
             }
@@ -113,6 +117,7 @@ impl System {
                 | Self::RelayPlain
                 | Self::SharedMemory
                 | Self::SharedMemoryBroker
+                | Self::Turns
         )
     }
 
@@ -121,9 +126,9 @@ impl System {
         matches!(self, Self::Unisono | Self::UnisonoRing)
     }
 
-    /// Whether it marks what large payloads cost at least, in memory that all have mapped.
+    /// Whether it marks what is the least, in memory that all have mapped.
     pub(crate) fn is_memory(self) -> bool {
-        matches!(self, Self::SharedMemory | Self::SharedMemoryBroker)
+        matches!(self, Self::SharedMemory | Self::SharedMemoryBroker | Self::Turns)
     }
 
     /// Whether nothing is lost while senders keep within the window.
@@ -135,6 +140,8 @@ impl System {
     pub(crate) fn cannot(self, workload: Workload, size: usize) -> Option<&'static str> {
         match self {
             _ if self.is_ours() => None,
+            Self::Turns if matches!(workload, Workload::Rtt | Workload::Lockstep) => None,
+            Self::Turns => Some("it has one message under way"),
             _ if self.is_memory() && workload != Workload::Large => {
                 Some("it is about large payloads")
             }

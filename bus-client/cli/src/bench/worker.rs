@@ -30,6 +30,7 @@ use super::{
     shared::Shared,
     stamp::{Stamp, now},
     system::System,
+    turns,
 };
 use crate::exit::Failure;
 
@@ -109,6 +110,9 @@ fn broker(plan: &Plan) -> io::Result<()> {
     let listening = || say(&Ready::default());
     if matches!(plan.system, System::Relay | System::RelayPlain) {
         return relay::run(plan, listening);
+    }
+    if plan.system == System::Turns {
+        return turns::run(plan, listening);
     }
     if plan.system == System::SharedMemoryBroker {
         return client::copy_for_all(plan, listening);

@@ -35,6 +35,7 @@ use crate::bench::{
     shared::{Board, Shared},
     stamp::Stamp,
     system::System,
+    turns,
 };
 
 /// Makes the memory of a run, which lives while the value does.
@@ -195,6 +196,9 @@ impl Places {
 
 /// What is lent lies behind what all see.
 fn memory_bytes(plan: &Plan) -> usize {
+    if plan.system == System::Turns {
+        return turns::memory_bytes(plan);
+    }
     let kinds = if plan.system == System::SharedMemoryBroker { 2 } else { 1 };
     kinds * places(plan) * place_bytes(plan)
 }
