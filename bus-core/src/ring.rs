@@ -252,13 +252,14 @@ impl<M: Memory> RingWriter<M> {
         Ok(written)
     }
 
-    /// Says that the next `bytes` bytes of the stream come by the socket. False if there is no room
-    /// to say so.
+    /// Says that the next `bytes` bytes of the stream come by the socket, one at least. False if there is
+    /// no room to say so.
     ///
     /// # Errors
     ///
     /// See [`RingError`].
     pub fn write_copy(&mut self, bytes: u32) -> Result<bool, RingError> {
+        debug_assert!(bytes > 0, "a reader takes it for a fault");
         if self.free_run(1)? == 0 {
             return Ok(false);
         }
@@ -356,20 +357,22 @@ impl<M: Memory> RingWriter<M> {
         if self.theirs.word(HOLDING).load(acquire_unless(Mutant::HoldingRelaxed)) != 0
             && !mutated(Mutant::HeldNotPassed)
         {
-            return Ok(self.pass_held());
+            return Ok(self.pass_held(wanted));
         }
         let free = self.cells - (self.tail - self.consumed);
         Ok(free.min(self.cells - self.tail % self.cells))
     }
 
-    /// Marks held cells at the tail as skipped, if there are free ones behind them.
-    fn pass_held(&mut self) -> u64 {
+    /// Marks held cells at the tail as skipped, if there are free ones behind them; and says how many of
+    /// those there are, if that is not more than `wanted`.
+    fn pass_held(&mut self, wanted: u64) -> u64 {
         let free = self.cells - (self.tail - self.consumed);
         let is_held = |position: u64| is_held(&self.theirs, position % self.cells);
         let Some(held) = (0..free).find(|ahead| !is_held(self.tail + ahead)) else {
             return 0;
         };
-        let run = (held..free).take_while(|ahead| !is_held(self.tail + ahead)).count() as u64;
+        let ahead = held..free.min(held + wanted.min(self.cells));
+        let run = ahead.take_while(|ahead| !is_held(self.tail + ahead)).count() as u64;
         let mut left = held;
         while left > 0 {
             let part = left.min(self.cells - self.tail % self.cells);
@@ -585,6 +588,9 @@ impl<M: Memory> RingReader<M> {
             match State::from_raw(state).ok_or(bad)? {
                 State::Skip if fits => self.head += cells_of(record.bytes as usize),
                 State::Valid if fits => return Ok(Some((State::Valid, record))),
+                // Of no bytes it would be a step that leads nowhere, and who takes such steps as fast as
+                // they are written never comes back.
+                State::Copy if bytes == 0 => return Err(bad),
                 State::Copy if copies => {
                     self.head += 1;
                     return Ok(Some((State::Copy, record)));

@@ -150,6 +150,10 @@ fn positions_that_go_back_or_jump_ahead_are_told() {
     writers.word(4096).store(8 | 9 << 32, Ordering::Relaxed);
     let read = reader.read(&mut [0; 8]);
     assert!(matches!(read, Err(RingError::BadRecord { state: 9, .. })), "{read:?}");
+    // Who takes what comes by the socket goes on until there is some; with none he might go on for ever.
+    writers.word(4096).store(2 << 32, Ordering::Relaxed);
+    let read = reader.read(&mut [0; 8]);
+    assert!(matches!(read, Err(RingError::BadRecord { state: 2, bytes: 0, .. })), "{read:?}");
 }
 
 #[test]
