@@ -40,6 +40,15 @@ pub enum FileError {
         /// Its size.
         size: u64,
     },
+    /// It occupies much more than its size, so what it occupies does not tell that it has no holes. Its maker
+    /// must take no memory behind its end.
+    #[error("it occupies {given} bytes, and its size is {size}")]
+    BeyondItsEnd {
+        /// Bytes that are there.
+        given: u64,
+        /// Its size.
+        size: u64,
+    },
     /// The system did not say.
     #[error("cannot look at it: {0}")]
     System(#[from] io::Error),
@@ -87,6 +96,10 @@ pub fn check_fixed_size(file: BorrowedFd<'_>, needed: u64) -> Result<(), FileErr
     if given < size {
         return Err(FileError::Sparse { given, size });
     }
+    // What was allocated behind the end is counted too, and might stand for holes before it.
+    if given > size.saturating_add(HUGE_PAGE_BYTES) {
+        return Err(FileError::BeyondItsEnd { given, size });
+    }
     Ok(())
 }
 
@@ -119,12 +132,17 @@ pub fn read_at(file: BorrowedFd<'_>, mut offset: u64, mut into: &mut [u8]) -> io
 
 /// The unit in which the kernel counts what a file occupies.
 const BLOCK_BYTES: u64 = 512;
+/// How much more than its size a file may occupy although nothing was taken behind its end: its last
+/// page may be a huge one.
+const HUGE_PAGE_BYTES: u64 = 2 << 20;
 
 #[cfg(test)]
 mod tests {
     use std::os::fd::{AsFd, OwnedFd};
 
-    use rustix::fs::{MemfdFlags, fcntl_add_seals, ftruncate, memfd_create};
+    use rustix::fs::{
+        FallocateFlags, MemfdFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
+    };
 
     use super::*;
 
@@ -162,6 +180,13 @@ mod tests {
         let sparse = file(ALL, 64 << 20, 4096);
         let error = check_unchangeable(sparse.as_fd(), 4096).unwrap_err();
         assert!(matches!(error, FileError::Sparse { given: 4096, .. }), "{error}");
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let hidden = memfd_create("test", flags).unwrap();
+        ftruncate(&hidden, 8 << 20).unwrap();
+        fallocate(&hidden, FallocateFlags::KEEP_SIZE, 8 << 20, 16 << 20).unwrap();
+        fcntl_add_seals(&hidden, ALL).unwrap();
+        let error = check_unchangeable(hidden.as_fd(), 4096).unwrap_err();
+        assert!(matches!(error, FileError::BeyondItsEnd { size: 0x80_0000, .. }), "{error}");
         let (pipe, _other) = rustix::pipe::pipe().unwrap();
         let error = check_unchangeable(pipe.as_fd(), 0).unwrap_err();
         assert!(matches!(error, FileError::Unsealed { .. }), "{error}");
