@@ -126,11 +126,19 @@ pub(crate) struct Payloads {
     /// From which size on a payload that came with its message is large.
     large: usize,
     arenas: Mutex<Arenas>,
-    /// Loans by the time at which they are over; all have the same term, so that is their order.
-    loans: Mutex<VecDeque<(Instant, Weak<LentPayload>)>>,
+    loans: Mutex<Loans>,
     started: Instant,
     /// When something is to be looked at, in microseconds since the start; `NEVER` if nothing is.
     next_look: AtomicU64,
+}
+
+/// Loans by the time at which they are over; all have the same term, so that is their order. One that has
+/// ended before stays until its time, but there are never more of those than of the others, or a few.
+#[derive(Debug, Default)]
+struct Loans {
+    list: VecDeque<(Instant, Weak<LentPayload>)>,
+    /// How many there may be before those that have ended are taken out.
+    most: usize,
 }
 
 #[derive(Debug, Default)]
@@ -425,9 +433,7 @@ impl Payloads {
     /// A payload is lent from now on, and for as long as the limit says.
     pub(crate) fn lent(&self, payload: &Arc<LentPayload>) {
         let until = Instant::now() + self.lent;
-        let mut loans = self.loans.lock().expect("nothing panics under this lock");
-        loans.push_back((until, Arc::downgrade(payload)));
-        drop(loans);
+        self.loans().add(until, payload);
         self.look_by(until);
     }
 
@@ -446,18 +452,18 @@ impl Payloads {
         let now = Instant::now();
         let mut copied = 0;
         loop {
-            let mut loans = self.loans.lock().expect("nothing panics under this lock");
-            while loans.front().is_some_and(|(_, payload)| payload.strong_count() == 0) {
-                loans.pop_front();
+            let mut loans = self.loans();
+            while loans.list.front().is_some_and(|(_, payload)| payload.strong_count() == 0) {
+                loans.list.pop_front();
             }
-            let Some((until, _)) = loans.front() else { break };
+            let Some((until, _)) = loans.list.front() else { break };
             if *until > now || copied > COPIED_A_LOOK {
                 let until = *until;
                 drop(loans);
                 self.look_by(until);
                 break;
             }
-            let payload = loans.pop_front().and_then(|(_, payload)| payload.upgrade());
+            let payload = loans.list.pop_front().and_then(|(_, payload)| payload.upgrade());
             drop(loans);
             copied += payload.map_or(0, |payload| payload.expire());
         }
@@ -510,12 +516,28 @@ impl Payloads {
         self.next_look.fetch_min(at.unwrap_or(NEVER), Ordering::Relaxed);
     }
 
+    fn loans(&self) -> MutexGuard<'_, Loans> {
+        self.loans.lock().expect("nothing panics under this lock")
+    }
+
     fn arenas(&self) -> MutexGuard<'_, Arenas> {
         self.arenas.lock().expect("nothing panics under this lock")
     }
 }
 
+impl Loans {
+    fn add(&mut self, until: Instant, payload: &Arc<LentPayload>) {
+        if self.list.len() >= self.most {
+            self.list.retain(|(_, payload)| payload.strong_count() > 0);
+            self.most = (2 * self.list.len()).max(ENDED_LOANS);
+        }
+        self.list.push_back((until, Arc::downgrade(payload)));
+    }
+}
+
 const NEVER: u64 = u64::MAX;
+/// Loans that have ended and may be in the list although hardly any last.
+const ENDED_LOANS: usize = 1024;
 /// How often memory that nobody uses is given back.
 const SWEEP: Duration = Duration::from_secs(1);
 /// Bytes within about a second that are worth an arena: what making one costs, in copies.
@@ -524,3 +546,24 @@ const ARENA_PAYS: usize = 256 << 10;
 const GENERATIONS: usize = 4;
 /// Bytes that are copied for loans whose time is over before other work has its turn.
 const COPIED_A_LOOK: usize = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn g8_loans_that_have_ended_are_not_kept_until_their_time() {
+        let limits = Limits { lent: Duration::from_secs(600), ..Limits::default() };
+        let payloads = Payloads::new(&limits, 4096, Arc::default());
+        let lent = || LentPayload::large(1, Bytes::from_static(b"lent"));
+        let lasting: Vec<_> = (0..100).map(|_| lent()).collect();
+        for payload in &lasting {
+            payloads.lent(payload);
+            (0..1000).for_each(|_| payloads.lent(&lent()));
+        }
+        let loans = payloads.loans();
+        assert!(loans.list.len() <= ENDED_LOANS + lasting.len(), "{}", loans.list.len());
+        let last = loans.list.iter().filter(|(_, payload)| payload.strong_count() > 0).count();
+        assert_eq!(last, lasting.len());
+    }
+}

@@ -343,7 +343,7 @@ impl Connection {
         self.unread.clear();
         self.expects_large = false;
         let result = match self.passed_over.as_mut().map(|passed| passed.take(&mut frames)) {
-            Some(false) => Ok(()),
+            Some(false) => self.arrived.excess().map_or(Ok(()), |text| Err(fault(&text))),
             Some(true) => self.refuse_frame(&mut frames, shared, inbox, workspace),
             None => self.interpret(&mut frames, shared, inbox, workspace),
         };
@@ -583,10 +583,7 @@ impl Connection {
             self.unread = Vec::new();
             let may_be_early = self.link.reads_ring();
             if (!self.arrived.descriptors.is_empty() || self.arrived.lost) && !may_be_early {
-                return Err(End::Fault(Goodbye::new(
-                    GoodbyeCode::Protocol,
-                    "descriptors came with bytes that begin no frame that has some",
-                )));
+                return Err(fault("descriptors came with bytes that begin no frame that has some"));
             }
         }
         Ok(())
@@ -705,12 +702,12 @@ impl Connection {
             ClientRings::Left if is_at(self.rings(), Stage::Ending { output: false }) => {
                 let left = self.rings().is_some_and(Rings::has_input);
                 if left || !rest.is_empty() {
-                    return Err(rings_fault("something comes behind RINGS_LEFT"));
+                    return Err(fault("something comes behind RINGS_LEFT"));
                 }
                 self.rings_are_over();
                 Ok(())
             }
-            step => Err(rings_fault(&format!("RINGS: {step:?}, and that is not next"))),
+            step => Err(fault(&format!("RINGS: {step:?}, and that is not next"))),
         }
     }
 
@@ -827,7 +824,7 @@ impl From<LinkError> for End {
         match error {
             LinkError::Socket(Errno::CONNRESET) => Self::Gone,
             LinkError::Socket(error) => Self::Socket(error),
-            LinkError::Ring(error) => rings_fault(&error.to_string()),
+            LinkError::Ring(error) => fault(&error.to_string()),
         }
     }
 }
@@ -840,7 +837,7 @@ fn bytes_of(received: Result<Received, LinkError>) -> Result<usize, End> {
     }
 }
 
-fn rings_fault(text: &str) -> End {
+fn fault(text: &str) -> End {
     End::Fault(Goodbye::new(GoodbyeCode::Protocol, text))
 }
 

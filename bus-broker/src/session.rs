@@ -16,10 +16,9 @@ use std::time::{Duration, Instant};
 
 use bus_core::wire::{
     BATCHES_FEATURE, BrokerFrame, COPY_BYTES, ClientFrame, Copied, EvictionReason, Failure,
-    FailureCode, FrameHead, Goodbye, GoodbyeCode, Handle, Hello, Lent, MAX_DESCRIPTORS,
-    MessageHead, Notice, RINGS_FEATURE, Role, SendFlags, SendFrame, SendId, SendRun, Serial,
-    VERSION, ViewNotice, Welcome, encode_batch_apart, encode_batch_head, encode_message,
-    encode_message_head,
+    FailureCode, FrameHead, Goodbye, GoodbyeCode, Handle, Hello, Lent, MessageHead, Notice,
+    RINGS_FEATURE, Role, SendFlags, SendFrame, SendId, SendRun, Serial, VERSION, ViewNotice,
+    Welcome, encode_batch_apart, encode_batch_head, encode_message, encode_message_head,
 };
 use bus_core::{
     Batch, Credentials, Delivery, Destination, Draft, EndpointId, Eviction, EvictionCause, Gap,
@@ -135,11 +134,8 @@ impl Session {
         output: &mut Output,
         context: &mut Context<'_>,
     ) -> Result<Progress, End> {
-        if arrived.descriptors.len() > usize::from(MAX_DESCRIPTORS) {
-            return Err(fault(format!(
-                "{} descriptors came, and a frame has at most {MAX_DESCRIPTORS}",
-                arrived.descriptors.len()
-            )));
+        if let Some(text) = arrived.excess() {
+            return Err(fault(text));
         }
         let until = Instant::now() + TURN;
         for count in 1_u32.. {
@@ -529,9 +525,11 @@ impl Session {
                 self.large.payload(uid, send.payload, &context.shared.payloads)
             }
             Some(lent) => {
-                let memory = self.memory.get();
-                let memory = memory.ok_or_else(|| fault("a payload apart, without the feature"))?;
-                match memory.lend(&lent, send.head.destination, &mut descriptors) {
+                let lent = match self.memory.get() {
+                    Some(memory) => memory.lend(&lent, send.head.destination, &mut descriptors),
+                    None => Err(memory::lends_nothing()),
+                };
+                match lent {
                     Ok(payload) => payload,
                     Err(failure) => {
                         refuse(id, *failure, output, context);

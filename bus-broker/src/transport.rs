@@ -57,6 +57,16 @@ pub(crate) struct Arrived {
     pub(crate) lost: bool,
 }
 
+impl Arrived {
+    /// What is wrong, if more came than belong to any frame. To be asked after each read: they are
+    /// descriptors of this process, which all clients share.
+    pub(crate) fn excess(&self) -> Option<String> {
+        let (count, most) = (self.descriptors.len(), MAX_DESCRIPTORS);
+        let text = || format!("{count} descriptors came, and a frame has at most {most}");
+        (count > most).then(text)
+    }
+}
+
 impl Socket {
     /// Takes over a socket that is non-blocking.
     pub(crate) fn new(socket: OwnedFd) -> Self {

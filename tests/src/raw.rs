@@ -72,11 +72,25 @@ impl RawClient {
         client
     }
 
+    /// A connection that has been greeted, and asked for these features.
+    #[must_use]
+    pub fn with_features(socket: &Path, features: &[&str]) -> Self {
+        let mut client = Self::silent(socket);
+        client.greet_for(features);
+        client.welcomed();
+        client
+    }
+
     /// Writes magic and HELLO to a broker that may have refused the connection already.
     pub fn greet(&mut self) {
+        self.greet_for(&[]);
+    }
+
+    fn greet_for(&mut self, features: &[&str]) {
         let mut bytes = BytesMut::from(&MAGIC[..]);
-        let hello = ClientFrame::Hello(Hello::new());
-        hello.encode(&mut bytes).unwrap();
+        let mut hello = Hello::new();
+        hello.features.extend(features.iter().copied().map(str::to_owned));
+        ClientFrame::Hello(hello).encode(&mut bytes).unwrap();
         self.try_write(&bytes);
     }
 
@@ -388,13 +402,25 @@ impl RawClient {
 
     /// Writes bytes with descriptors.
     pub fn write_descriptors(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
+        let sent = self.write_some_with(bytes, descriptors).unwrap();
+        self.write(&bytes[sent..]);
+    }
+
+    /// Writes a few bytes with descriptors. False if the broker has ended the connection.
+    pub fn try_write_descriptors(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> bool {
+        self.write_some_with(bytes, descriptors).is_ok()
+    }
+
+    fn write_some_with(
+        &mut self,
+        bytes: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> rustix::io::Result<usize> {
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(64))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)));
         let slices = [IoSlice::new(bytes)];
-        let flags = SocketFlags::NOSIGNAL;
-        let sent = rustix::net::sendmsg(&self.stream, &slices, &mut control, flags).unwrap();
-        self.write(&bytes[sent..]);
+        rustix::net::sendmsg(&self.stream, &slices, &mut control, SocketFlags::NOSIGNAL)
     }
 
     /// The answer to a SEND.

@@ -8,14 +8,15 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use bus_core::wire::{self, FailureCode};
+use bus_core::wire::{self, ClientFrame, FailureCode};
 use bus_core::{Destination, MemberFlags, Resource};
+use bytes::BytesMut;
 use rustix::cmsg_space;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tests::broker::Broker;
 use tests::deadline::eventually;
 use tests::program::Program;
-use tests::raw::{RawClient, frame_bytes};
+use tests::raw::{RawClient, frame_bytes, id, send_frame};
 use tests::users;
 
 const CONNECTOR: &str = env!("CARGO_BIN_EXE_connector");
@@ -234,6 +235,32 @@ fn g8_a_frame_that_its_user_has_no_bytes_for_is_refused_and_the_stream_goes_on()
     assert_eq!(client.receive().payload.len(), 60_000);
     assert_eq!(client.stats().messages, before + 1);
     assert_eq!(client.accounts()[0].held.get(Resource::Bytes), 0);
+}
+
+/// Descriptors come with any byte, those of a frame that is read past too, and the broker has only so many.
+#[test]
+fn g8_descriptors_with_each_byte_of_a_frame_that_is_refused_end_the_connection() {
+    let broker = Broker::with_limits("user_bytes = 400000\nuser_connections = 2");
+    let mut client = broker.raw();
+    let serial = client.next_serial();
+    let frame = send_frame(id(serial), client.address(), &vec![7; 1_000_000]);
+    let mut bytes = BytesMut::new();
+    ClientFrame::Send(frame).encode(&mut bytes).unwrap();
+    let (begun, rest) = bytes.split_at(100_000);
+    client.write(begun);
+    let file = fs::File::open("/dev/null").unwrap();
+    let before = broker.descriptors();
+    for byte in rest.chunks(1).take(200) {
+        if !client.try_write_descriptors(byte, &[file.as_fd(); 16]) {
+            break;
+        }
+    }
+    let goodbye = client.goodbye().expect("it is told");
+    assert!(goodbye.text.contains("a frame has at most 16"), "{goodbye:?}");
+    eventually("they are closed", || match broker.descriptors() {
+        now if now < before => Ok(()),
+        now => Err(format!("{now}, and {before} before")),
+    });
 }
 
 #[test]

@@ -55,6 +55,8 @@ pub(crate) struct Piece {
     segment: Arc<ArenaSegment>,
     offset: usize,
     length: usize,
+    /// The segment was made for it.
+    is_first: bool,
 }
 
 /// How much memory all arenas may have. What is made for one user's payloads is at most as much as it
@@ -112,13 +114,13 @@ impl Arena {
         for segment in &*segments {
             if let Some(offset) = segment.take(length) {
                 let segment = Arc::clone(segment);
-                return Some(Piece { segment, offset, length });
+                return Some(Piece { segment, offset, length, is_first: false });
             }
         }
         let segment = Arc::new(ArenaSegment::new(uid, length, &self.budget)?);
         let offset = segment.take(length)?;
         segments.push(Arc::clone(&segment));
-        Some(Piece { segment, offset, length })
+        Some(Piece { segment, offset, length, is_first: true })
     }
 
     /// Whether it has no memory.
@@ -224,7 +226,7 @@ impl ArenaSegment {
 
     /// The lowest place with room.
     fn take(&self, length: usize) -> Option<usize> {
-        let length = length.next_multiple_of(ALIGNMENT);
+        let length = length.max(LEAST_PLACE).next_multiple_of(ALIGNMENT);
         let mut taken = self.taken.lock().expect("nothing panics under this lock");
         let mut start = 0;
         let mut at = taken.len();
@@ -246,7 +248,9 @@ impl ArenaSegment {
 
     fn give_back(&self, offset: usize) {
         let mut taken = self.taken.lock().expect("nothing panics under this lock");
-        taken.retain(|(from, _)| *from != offset);
+        if let Ok(index) = taken.binary_search_by_key(&offset, |(from, _)| *from) {
+            taken.remove(index);
+        }
     }
 }
 
@@ -265,6 +269,11 @@ impl Piece {
 
     pub(crate) fn offset(&self) -> usize {
         self.offset
+    }
+
+    /// Bytes of memory that had to be made for it, which takes about as long as to copy so many.
+    pub(crate) fn made_bytes(&self) -> usize {
+        if self.is_first { self.segment.memory.len() } else { 0 }
     }
 
     pub(crate) fn write(&self, bytes: &[u8]) {
@@ -297,6 +306,9 @@ const SEGMENT_BYTES: usize = 4 << 20;
 const PAGE_BYTES: usize = 4096;
 /// Two payloads never share a line of the cache.
 const ALIGNMENT: usize = 64;
+/// What a payload takes at least, one of no bytes too: no two begin at one place, and so few fit a segment
+/// that looking through its places is soon done, whoever fills it.
+const LEAST_PLACE: usize = 4096;
 
 #[cfg(test)]
 mod tests {
@@ -310,16 +322,33 @@ mod tests {
     #[test]
     fn places_do_not_overlap_and_are_used_again() {
         let (arena, _) = arena(64 << 20);
-        let one = arena.place(1, 1000).unwrap();
+        let one = arena.place(1, 5000).unwrap();
         let two = arena.place(1, 1 << 20).unwrap();
-        let three = arena.place(1, 100).unwrap();
-        assert_eq!((one.offset, two.offset), (0, 1024));
-        assert_eq!(three.offset, 1024 + (1 << 20));
+        assert_eq!((one.made_bytes(), two.made_bytes()), (SEGMENT_BYTES, 0));
+        let three = arena.place(1, 6000).unwrap();
+        assert_eq!((one.offset, two.offset), (0, 5056));
+        assert_eq!(three.offset, 5056 + (1 << 20));
         drop(two);
-        assert_eq!(arena.place(1, 1 << 19).unwrap().offset, 1024, "the lowest that is free");
-        assert_eq!(arena.place(1, 2 << 20).unwrap().offset, 1024 + (1 << 20) + 128);
+        assert_eq!(arena.place(1, 1 << 19).unwrap().offset, 5056, "the lowest that is free");
+        assert_eq!(arena.place(1, 2 << 20).unwrap().offset, 5056 + (1 << 20) + 6016);
         one.write(b"first");
         assert_eq!(&one.to_bytes()[..5], b"first");
+    }
+
+    #[test]
+    fn g10_payloads_of_few_bytes_or_none_have_places_of_their_own_and_few_fit_a_segment() {
+        let (arena, _) = arena(64 << 20);
+        let first = arena.place(1, 5000).unwrap();
+        let empty = arena.place(2, 0).unwrap();
+        assert_ne!(empty.offset, first.offset);
+        drop(empty);
+        assert_ne!(arena.place(1, 1).unwrap().offset, first.offset, "it is still there");
+        drop(first);
+        let fit = SEGMENT_BYTES / LEAST_PLACE;
+        let pieces: Vec<_> = (0..=fit).map(|_| arena.place(1, 1).unwrap()).collect();
+        let is_with_first = |at: usize| Arc::ptr_eq(&pieces[at].segment, &pieces[0].segment);
+        assert!(is_with_first(fit - 1) && !is_with_first(fit));
+        assert!(fit <= 1024);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::{io, sync::Arc};
 use std::task::Waker;
 
 use bus_core::{Audience, Bus, Charge, GroupId, lease};
-use bus_memory::Segment;
+use bus_memory::{FileError, Segment};
 
 use super::Piece;
 
@@ -64,7 +64,6 @@ impl Pool {
         let count = buffers as usize;
         let memory = Segment::for_a_writer("unisono-pool", stride * count)?;
         let words = Segment::for_readers("unisono-words", 8 * count)?;
-        memory.take_pages()?;
         words.take_pages()?;
         Ok(Arc::new(Self {
             memory,
@@ -82,10 +81,13 @@ impl Pool {
         }))
     }
 
-    /// Nobody maps it for writing from now on who has not.
-    pub(crate) fn seal(&self) -> io::Result<()> {
-        if !self.sealed.swap(true, Ordering::Relaxed) {
+    /// Nobody maps it for writing from now on who has not. Its sender has taken all its pages: it takes
+    /// longer than others are to wait for their turn, and whoever reads a hole would pay for it.
+    pub(crate) fn seal(&self) -> Result<(), FileError> {
+        if !self.is_sealed() {
             self.memory.seal()?;
+            bus_memory::check_fixed_size(self.memory.as_fd(), self.len() as u64)?;
+            self.sealed.store(true, Ordering::Relaxed);
         }
         Ok(())
     }

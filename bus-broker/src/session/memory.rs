@@ -40,11 +40,12 @@ pub(super) struct Memory {
     uid: u32,
     account: Account,
     skills: Skills,
-    numbers: u32,
+    /// The last number that was given to a memory, and to a hold.
+    numbers: (u32, u32),
     known: HashMap<Key, Known>,
     holds: HashMap<u32, Held>,
     held_bytes: u64,
-    /// Copied in this turn.
+    /// Copied in this turn, and memory that was made for that.
     copied_bytes: u64,
     /// It keeps more than it may be charged for.
     keeps_too_much: bool,
@@ -140,7 +141,7 @@ impl Memory {
             uid,
             account,
             skills,
-            numbers: 0,
+            numbers: (0, 0),
             known: HashMap::default(),
             holds: HashMap::default(),
             held_bytes: 0,
@@ -193,14 +194,16 @@ impl Memory {
             LentFrom::Pool { .. } => None,
         };
         if !self.skills.lends {
-            let text = "lending payloads was not switched on with the greeting";
-            return Err(Box::new(Failure::new(FailureCode::NoBuffers, text)));
+            return Err(lends_nothing());
         }
         let limit = self.shared.bus.limits().payload_bytes;
         if lent.length > u64::from(limit) {
             let text = format!("the payload has {} bytes, and the limit is {limit}", lent.length);
             let failure = Failure::new(FailureCode::TooLarge, text);
             return Err(Box::new(failure.with_limit("payload_bytes", limit.into())));
+        }
+        if lent.length == 0 {
+            return Err(bad("a payload of no bytes lies nowhere"));
         }
         let length = usize::try_from(lent.length).map_err(|_| bad("no such length"))?;
         let charge = |resource, amount| {
@@ -263,7 +266,7 @@ impl Memory {
             Request::SealPool { pool } => match self.pools.get(pool).map(|pool| pool.seal()) {
                 None => Err(no_pool()),
                 Some(Ok(())) => Ok(Response::PoolSealed),
-                Some(Err(error)) => Err(no_memory(&error)),
+                Some(Err(error)) => Err(bad(&format!("the pool is not to be used: {error}"))),
             },
             Request::DropPool { pool } => match self.pools.remove(pool) {
                 None => Err(no_pool()),
@@ -281,8 +284,7 @@ impl Memory {
         under: &mut Under<'_>,
     ) -> Result<Response, Box<Failure>> {
         if !self.skills.lends {
-            let text = "lending payloads was not switched on with the greeting";
-            return Err(Box::new(Failure::new(FailureCode::NoBuffers, text)));
+            return Err(lends_nothing());
         }
         if *under.way {
             let text = "descriptors are under way to this client; take them first";
@@ -297,7 +299,7 @@ impl Memory {
         let charge = charge.map_err(|limit| Box::new(failure::of_limit(&limit)))?;
         let pool = Pool::new(buffers, each, group, self.ended.clone(), charge);
         let pool = pool.map_err(|error| no_memory(&error))?;
-        let id = self.next_number();
+        let id = self.next_memory();
         let length = pool.len() as u64;
         let [memory, _] = pool.files();
         let files =
@@ -368,7 +370,7 @@ impl Memory {
                             Ok(memory) => memory,
                             Err(way) => return way,
                         };
-                        let hold = self.numbers.wrapping_add(1);
+                        let hold = self.next_hold();
                         let reader = Reader { hold, moved: Arc::clone(&self.moved) };
                         if loan.let_in(reader) {
                             let generation = *generation;
@@ -421,16 +423,17 @@ impl Memory {
         };
         let Some((piece, copied)) = piece else { return Way::Inline };
         if copied {
-            self.copied_bytes += length;
+            self.copied_bytes += length + piece.made_bytes() as u64;
         }
         let memory = match self.show_arena(piece.segment(), has_descriptors, under) {
             Ok(memory) => memory,
             Err(way) => return way,
         };
-        let hold = self.next_number();
+        let hold = self.next_hold();
         let offset = piece.offset() as u64;
         self.held_bytes += length;
         self.enter(piece.segment());
+        self.numbers.1 = hold;
         self.holds.insert(hold, Held { bytes: length, what: HeldIn::Piece(piece) });
         Way::Apart(Placed { hold, within: PlacedIn::Arena { memory }, offset, length })
     }
@@ -443,9 +446,10 @@ impl Memory {
         offset: u64,
     ) -> Placed {
         let length = message.payload().len() as u64;
-        let hold = self.next_number();
+        let hold = self.next_hold();
         let what = HeldIn::Loan { payload: message.payload().clone(), loan: Arc::clone(loan) };
         self.held_bytes += length;
+        self.numbers.1 = hold;
         self.holds.insert(hold, Held { bytes: length, what });
         Placed { hold, within, offset, length }
     }
@@ -466,7 +470,7 @@ impl Memory {
             return Err(Way::Waits);
         }
         let files = copies([segment.memory().as_fd()]).ok_or(Way::Inline)?;
-        let id = self.next_number();
+        let id = self.next_memory();
         segment.tell(self.ended.clone());
         let length = segment.memory().len() as u64;
         introduce(id, MemoryKind::Arena, length, files, under);
@@ -491,7 +495,7 @@ impl Memory {
             _ => {}
         }
         let files = copies(pool.files()).ok_or(Way::Inline)?;
-        let id = self.next_number();
+        let id = self.next_memory();
         pool.tell(self.ended.clone());
         let length = pool.len() as u64;
         introduce(id, MemoryKind::Lent, length, files, under);
@@ -622,9 +626,23 @@ impl Memory {
         output.push_shared(bytes);
     }
 
-    fn next_number(&mut self) -> u32 {
-        self.numbers = self.numbers.wrapping_add(1);
-        self.numbers
+    /// A number for a memory, which is known by no other one of this connection.
+    fn next_memory(&mut self) -> u32 {
+        let numbers = &mut self.numbers.0;
+        loop {
+            *numbers = numbers.wrapping_add(1);
+            let is_taken = self.pools.contains_key(numbers)
+                || self.known.values().any(|known| known.id == *numbers);
+            if !is_taken {
+                return *numbers;
+            }
+        }
+    }
+
+    /// The number of the hold that comes next. Who keeps one payload while 2^32 others come has none of them
+    /// by the same number.
+    fn next_hold(&self) -> u32 {
+        next_free(self.numbers.1, &self.holds)
     }
 }
 
@@ -650,9 +668,24 @@ fn introduce(id: u32, kind: MemoryKind, length: u64, files: Arc<[OwnedFd]>, unde
     *under.way = true;
 }
 
+/// The number after `last` that nothing goes by.
+fn next_free<T>(last: u32, taken: &HashMap<u32, T>) -> u32 {
+    let mut number = last.wrapping_add(1);
+    while taken.contains_key(&number) {
+        number = number.wrapping_add(1);
+    }
+    number
+}
+
 /// Descriptors of these files that can be given away. None if this process has no room for them.
 fn copies<'a>(files: impl IntoIterator<Item = BorrowedFd<'a>>) -> Option<Arc<[OwnedFd]>> {
     files.into_iter().map(|file| file.try_clone_to_owned().ok()).collect()
+}
+
+/// A client lends that has not said so with its greeting.
+pub(super) fn lends_nothing() -> Box<Failure> {
+    let text = "lending payloads was not switched on with the greeting";
+    Box::new(Failure::new(FailureCode::NoBuffers, text))
 }
 
 fn bad(text: &str) -> Box<Failure> {
@@ -672,3 +705,16 @@ const MAX_HOLDS: usize = 1024;
 const MAX_HELD_BYTES: u64 = 64 << 20;
 /// Bytes that are copied for one connection before others have their turn, and the payload that crosses.
 const COPIED_A_TURN: u64 = 512 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_come_round_again_pass_over_those_in_use() {
+        let held = [u32::MAX, 0, 1, 7].map(|number| (number, ())).into_iter().collect();
+        assert_eq!(next_free(u32::MAX - 2, &held), u32::MAX - 1);
+        assert_eq!(next_free(u32::MAX - 1, &held), 2);
+        assert_eq!(next_free(5, &held), 6);
+    }
+}

@@ -257,6 +257,8 @@ impl PoolMemory {
         let stride = length / buffers as usize;
         let mapping = Mapping::read_write(file.as_fd(), length);
         let mapping = mapping.map_err(|error| PoolError::Memory(error.to_string()))?;
+        bus_memory::take_pages(file.as_fd(), length)
+            .map_err(|error| PoolError::Memory(error.to_string()))?;
         connection.call(0, Purpose::Plain, Request::SealPool { pool: id }, |response| {
             matches!(response, Response::PoolSealed).then_some(())
         })?;

@@ -24,4 +24,4 @@ mod streamed;
 pub use fork::ForkMark;
 pub use mapping::Mapping;
 pub use seals::{FileError, check_fixed_size, check_read_only, check_unchangeable, read_at};
-pub use segment::{Segment, seal_writable};
+pub use segment::{Segment, seal_writable, take_pages};

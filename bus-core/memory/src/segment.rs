@@ -68,8 +68,7 @@ impl Segment {
     ///
     /// The system's: no memory.
     pub fn take_pages(&self) -> io::Result<()> {
-        fallocate(&self.file, FallocateFlags::empty(), 0, self.mapping.len() as u64)?;
-        Ok(())
+        take_pages(self.as_fd(), self.mapping.len())
     }
 
     /// This process's own mapping.
@@ -98,6 +97,17 @@ impl Segment {
 /// The system's.
 pub fn seal_writable(file: BorrowedFd<'_>) -> io::Result<()> {
     fcntl_add_seals(file, SealFlags::FUTURE_WRITE | SealFlags::SEAL)?;
+    Ok(())
+}
+
+/// As [`Segment::take_pages`], for the one that memory was made for: it takes time, and they are charged to who
+/// takes them.
+///
+/// # Errors
+///
+/// The system's: no memory.
+pub fn take_pages(file: BorrowedFd<'_>, length: usize) -> io::Result<()> {
+    fallocate(file, FallocateFlags::empty(), 0, length as u64)?;
     Ok(())
 }
 
