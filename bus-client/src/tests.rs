@@ -5,6 +5,7 @@ mod greeting;
 mod hostile;
 mod long_reads;
 mod loops;
+mod memory;
 mod receiving;
 mod reconnecting;
 mod requests;

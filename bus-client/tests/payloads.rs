@@ -131,6 +131,36 @@ fn flagged_and_unflagged_sends_mix_in_one_order_and_only_flagged_ones_take_numbe
 }
 
 #[test]
+fn each_message_of_a_batch_takes_a_number_of_its_own() {
+    let (broker, _dir) = broker(wide());
+    let sender = lender(&broker);
+    let reader = broker.connect().unwrap();
+    let _member = reader.join("batch").unwrap();
+    let group = sender.group("batch").unwrap();
+    let cork = sender.cork();
+    let text = |number: u32| Outgoing::text(number.to_string());
+    // Those that are not flagged take none, wherever they stand.
+    let sends: Vec<_> = (0..30)
+        .map(|number| match number % 3 {
+            0 => group.start_send(text(number)).unwrap(),
+            _ => group.start_send(text(number).zerocopy()).unwrap(),
+        })
+        .collect();
+    drop(cork);
+    let mut numbers = Vec::new();
+    for (number, send) in (0..30).zip(sends) {
+        let completion = send.wait().unwrap().completion;
+        assert_eq!(completion.is_some(), number % 3 != 0, "{number}");
+        numbers.extend(completion);
+    }
+    assert!(numbers.iter().copied().eq(0..20), "{numbers:?}");
+    assert_eq!(completions(&sender, 20), [CompletedRange::new(0, 19, true)], "one range");
+    for number in 0..30_u32 {
+        assert_eq!(message(&reader).text(), Some(&*number.to_string()));
+    }
+}
+
+#[test]
 fn g8_a_flagged_send_past_a_limit_is_no_buffers_names_it_and_reached_nobody() {
     // Half of it is lent to whoever asks, and half of that to one process: 9 MiB, 8 of them to the pool.
     let limits = Limits { user_pinned_bytes: 36 * MIB as u64, completions: 3, ..wide() };

@@ -11,10 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bus_client::{Bus, JoinOptions, Member, Outgoing, Transport, Way};
-use bus_core::wire::{BrokerFrame, BrokerRings, ClientFrame, ClientRings, Hello, MAGIC};
+use bus_client::{Bus, JoinOptions, Member, Outgoing, Retain, Transport, Way};
+use bus_core::wire::{BrokerFrame, BrokerRings, ClientFrame, ClientRings};
 use bus_memory::Mapping;
-use bytes::BytesMut;
 use nix::sys::signal::Signal;
 use tests::broker::Broker;
 use tests::deadline::{DEADLINE, eventually};
@@ -455,13 +454,7 @@ struct Rings {
 
 impl Rings {
     fn open(broker: &Broker) -> Self {
-        let mut client = RawClient::silent(broker.socket());
-        let mut hello = BytesMut::from(&MAGIC[..]);
-        let mut greeting = Hello::new();
-        greeting.features.push("rings".to_owned());
-        ClientFrame::Hello(greeting).encode(&mut hello).unwrap();
-        client.write(&hello);
-        client.welcomed();
+        let mut client = RawClient::with_features(broker.socket(), &["rings"]);
         client.say(&ClientFrame::Rings(ClientRings::Wanted));
         let bytes = client.hear_that(|frame| match frame {
             BrokerFrame::Rings(BrokerRings::Offered { submission_bytes, .. }) => {
@@ -537,4 +530,38 @@ fn a_position_that_jumps_ends_the_connection_and_says_why() {
     rings.until_ended();
     broker.until_logged(&["broke the protocol", "the tail of the ring jumped ahead"]);
     until_rings(&broker, 0);
+}
+
+/// Given a state and a listing that are longer than a ring,
+/// when whoever has asked for them, once, does nothing but take what comes,
+/// then both come whole, in their order.
+#[test]
+fn a_state_and_a_listing_longer_than_a_ring_come_whole_without_being_asked_for_in_parts() {
+    const RETAINED: u32 = 500;
+    const GROUPS: usize = 1_000;
+    let broker = Broker::start();
+    let owner = bus(&broker, Transport::Socket);
+    let group = owner.create_retaining("long", Retain::last(RETAINED)).unwrap();
+    // Together a megabyte, and none so large that it lies elsewhere.
+    for number in 0..RETAINED {
+        let _ = group.send(format!("{number:2000}")).unwrap();
+    }
+    let _groups: Vec<_> =
+        (1..GROUPS).map(|number| owner.create(&format!("{number:x>250}")).unwrap()).collect();
+
+    let reader = bus(&broker, Transport::Ring);
+    let itself = reader.endpoint(reader.endpoint_id());
+    let _ = itself.send("asks for rings").unwrap();
+    let _ = reader.receive().unwrap();
+    until_rings(&broker, 1);
+    let listed = reader.list_groups().unwrap();
+    let options = JoinOptions::new().create(false).with_state(true);
+    let _member = reader.join_with("long", options).unwrap();
+    for number in 0..RETAINED {
+        let event = reader.receive_deadline(DEADLINE).unwrap().expect("it comes");
+        let message = event.into_message().unwrap();
+        assert_eq!(message.text().map(str::trim), Some(&*number.to_string()));
+    }
+    assert_eq!(listed.map(Result::unwrap).count(), GROUPS);
+    assert_eq!(rings_of(broker.pid()), 1);
 }
