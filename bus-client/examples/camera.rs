@@ -21,6 +21,8 @@ const FRAME_TIME: Duration = Duration::from_nanos(1_000_000_000 / 60);
 const VIEWERS: u32 = 4;
 /// How long the slow viewer takes for a frame.
 const SLOW: Duration = Duration::from_millis(200);
+/// How long nothing comes once everything has.
+const LAST: Duration = Duration::from_millis(300);
 const GROUP: &str = "org.example.Camera";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -31,14 +33,20 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["viewer", address, name, seconds] => view(address, name, seconds.parse()?),
         ["camera", address, seconds] => film(address, seconds.parse()?),
         [] => stage("5"),
-        [seconds] => stage(seconds),
-        _ => Err("camera [SECONDS]".into()),
+        [seconds] if is_time(seconds) => stage(seconds),
+        _ => {
+            eprintln!("usage: camera [SECONDS], of which there are a day's at most");
+            std::process::exit(2);
+        }
     }
+}
+
+fn is_time(seconds: &str) -> bool {
+    seconds.parse().is_ok_and(|seconds| (0.0..=86_400.0).contains(&seconds))
 }
 
 /// Starts all of them, and shows what they say.
 fn stage(seconds: &str) -> Result<(), Box<dyn Error>> {
-    let _: f64 = seconds.parse()?;
     let mut broker = start(&["broker"])?;
     let mut said = BufReader::new(broker.stdout.take().ok_or("it has an output")?).lines();
     let address = said.next().ok_or("the broker says where it is")??;
@@ -148,7 +156,16 @@ fn view(address: &str, name: &str, seconds: f64) -> Result<(), Box<dyn Error>> {
         }
     }
     let rate = f64::from(seen) / began.elapsed().as_secs_f64();
-    println!("{name}: {rate:.1} frames/s, {:.1} % CPU, {missed} frames dropped", percent(began));
+    let percent = percent(began);
+    // The camera has stopped. What was dropped last is told behind the frames that were not.
+    while let Some(event) = bus.receive_deadline(LAST)? {
+        missed += match event {
+            Event::Message(message) => message.missed().map_or(0, |gap| gap.count),
+            Event::Gap(gap) => gap.count,
+            _ => 0,
+        };
+    }
+    println!("{name}: {rate:.1} frames/s, {percent:.1} % CPU, {missed} frames dropped");
     Ok(())
 }
 

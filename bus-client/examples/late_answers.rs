@@ -6,11 +6,12 @@
 //!
 //! Requests come through a ring in memory that this process shares with the broker, and the packets that
 //! they are about lie in memory beside it, which the broker has written once and this process reads where
-//! it is. They are kept there for as long as the inspector likes: it decides on a whole stream at once,
-//! here on packets that come in any order. What it keeps keeps nobody waiting: taking a request gives its
-//! place in the queue back, and others' packets are written elsewhere. It keeps as much as its budget
-//! allows; what comes then is copied. The answers of a batch leave together, with one publication in the
-//! ring; each caller gets its own, whenever that is, and with its request the inspector lets the packet go.
+//! it is. (The first few come with their requests: such memory is made once there is much for it.) They are
+//! kept there for as long as the inspector likes: it decides on a whole stream at once, here on packets that
+//! come in any order. What it keeps keeps nobody waiting: taking a request gives its place in the queue back,
+//! and others' packets are written elsewhere. It keeps as much as its budget allows; what comes then is
+//! copied. The answers of a batch leave together, with one publication in the ring; each caller gets its
+//! own, whenever that is, and with its request the inspector lets the packet go.
 
 use std::collections::BTreeMap;
 use std::error::Error;

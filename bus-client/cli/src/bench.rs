@@ -292,5 +292,9 @@ fn title(plan: &Plan, options: &Options) -> String {
         ),
     };
     let limits = plan.limits.name();
-    format!("{}: {what}, {limits} limits; medians of {} runs", plan.workload.name(), options.runs)
+    let medians = match options.runs {
+        1 => "1 run".to_owned(),
+        runs => format!("medians of {runs} runs"),
+    };
+    format!("{}: {what}, {limits} limits; {medians}", plan.workload.name())
 }

@@ -162,8 +162,13 @@ impl Sender<'_> {
         let (message, leaving) = lent::lend(self.bus, payload, self.options.travel)?;
         let receipt = self.send(self.described(message))?;
         let waiting = Progress::waiting(self.output, "lent: recipients read");
-        let back = lent::wait(self.bus, receipt.completion)?;
+        let back = lent::wait(self.bus, receipt.completion);
         drop(waiting);
+        if back.is_err() {
+            // It was sent all the same.
+            self.print(&receipt)?;
+        }
+        let back = back?;
         self.print_as(&receipt, Some((leaving, back)))?;
         self.output.note(&leaving.told(receipt.recipients, back));
         Ok(())

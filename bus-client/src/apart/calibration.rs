@@ -68,10 +68,13 @@ impl Calibration {
     /// Says in a sentence why the crossover is where it is.
     #[must_use]
     pub fn reason(&self) -> String {
+        let micros = |time: Duration| format!("{:.1} µs", time.as_secs_f64() * 1e6);
         format!(
-            "lending costs about {MESSAGES} small messages more ({:?} each); inline, 64 KiB cost {:?} \
-             to the broker and again to each recipient, a copy in memory {:?}",
-            self.message, self.inline_64_kib, self.copy_64_kib
+            "lending costs about {MESSAGES} small messages more ({} each); inline, 64 KiB cost {} to the \
+             broker and again to each recipient, a copy in memory {}",
+            micros(self.message),
+            micros(self.inline_64_kib),
+            micros(self.copy_64_kib)
         )
     }
 }

@@ -152,8 +152,13 @@ impl BesideFigures {
             ));
         }
         lines.push(format!(
-            "payloads of {} bytes and more are lent here: {}",
+            "flagged payloads of {} bytes and more are lent here: {}",
             self.crossover_bytes, self.crossover_reason
+        ));
+        lines.push(format!(
+            "others of {ARENA_FROM_BYTES} bytes and more lie in memory of the broker's once there are many \
+             (apart_from_bytes): written once, they cost each further recipient a reference; never as \
+             memory files unasked: a new one costs each recipient a mapping, more than copies do"
         ));
         lines.push(format!(
             "the flag where it does not pay, at {} bytes: CPU {}, rate {}",
@@ -164,6 +169,9 @@ impl BesideFigures {
         lines.join("\n")
     }
 }
+
+/// What a broker without a configuration has as `apart_from_bytes`, as those that are measured do.
+const ARENA_FROM_BYTES: u32 = 4 << 10;
 
 /// Microseconds of all processes for each MiB that was sent, without those in which payloads were read.
 pub(crate) fn cpu_per_mib(plan: &Plan, outcomes: &[Outcome]) -> Option<f64> {

@@ -23,8 +23,9 @@ Workloads:
   rtt       a message and its reply, through the broker
   lockstep  the next message once all 8 receivers have the last one
   connect   connect, be greeted, close
-  large     fanout with 1 MiB, lent, to receivers that copy it out and to such that read it in place;
-            beside that, what the number of receivers and the flag cost
+  large     fanout with 1 MiB, lent, to receivers that copy it out, and to others that read it in
+            place; beside that, what the number of receivers and the flag cost, and from which
+            sizes on payloads travel otherwise than in the stream, and why
   idle      1000 connections that stay: what each costs the broker (--receivers says how many)
   filter    2 senders to one group of 8 receivers, which filter: each sender's messages are for 4
   fair      a fan-out sender that waits for its place, among 8 small senders that never stop";

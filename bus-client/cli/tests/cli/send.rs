@@ -180,6 +180,33 @@ fn nothing_to_connect_to_is_1_and_named() {
     assert!(output.error().contains(&path), "{}", output.error());
 }
 
+/// Given a file that is lent and read,
+/// when the broker is gone before its reader has let go,
+/// then the receipt was true, nothing is made up about the way, and the status says that the broker is gone.
+#[test]
+fn zerocopy_tells_of_a_broker_that_is_gone_and_makes_nothing_up() {
+    let lent = std::time::Duration::from_secs(600);
+    let fixture = Fixture::with(bus_client::Limits { lent, ..Default::default() });
+    let reader = fixture.connect();
+    let _member =
+        reader.join_with("g", bus_client::JoinOptions::new().create(true)).expect("joins");
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    std::io::Write::write_all(&mut file, &vec![b'x'; 1 << 20]).expect("written");
+    let line = format!("send g --zerocopy --travel file --json --file {}", file.path().display());
+    let sender = fixture.start(&line);
+    let kept = reader.receive().expect("it comes");
+    fixture.shutdown();
+    let output = sender.finish().assert_code(4);
+    assert!(output.error().contains("the broker is gone"), "{}", output.error());
+    assert!(!output.error().contains("recipient"), "{}", output.error());
+    let lines = output.lines();
+    assert_eq!(
+        (lines.len(), &lines[0]["recipients"], &lines[0]["way"]),
+        (1, &json!(1), &json!(null))
+    );
+    drop(kept);
+}
+
 #[test]
 fn zerocopy_lends_the_file_and_says_how_it_travelled() {
     // Whoever takes its time is no reason for a copy here.
