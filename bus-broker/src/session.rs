@@ -41,6 +41,7 @@ use listings::Listings;
 use memory::{Company, Under, Way};
 use port::Port;
 use ports::Ports;
+use sending::ABOVE_TOGETHER;
 
 pub(crate) use calls::stats;
 
@@ -410,6 +411,7 @@ impl Session {
         self.gate.check(&shared.policy, Action::Connect, None).map_err(|failure| {
             End::Denied(Goodbye::new(GoodbyeCode::PermissionDenied, failure.text))
         })?;
+        self.knows_batches = hello.features.iter().any(|known| known == BATCHES_FEATURE);
         let endpoint = self.open_port(Handle::FIRST, context).map_err(|failure| {
             End::NoPlace(Goodbye::new(GoodbyeCode::LimitExceeded, failure.text))
         })?;
@@ -420,7 +422,7 @@ impl Session {
         self.knows_rings =
             shared.config.rings && hello.features.iter().any(|known| known == RINGS_FEATURE);
         self.memory = LazyMemory::new(hello, self.credentials.uid, self.token, context);
-        self.knows_batches = hello.features.iter().any(|known| known == BATCHES_FEATURE);
+
         let mut features = Skills::features(hello);
         features.extend(self.knows_batches.then(|| BATCHES_FEATURE.to_owned()));
         features.extend(self.knows_rings.then(|| RINGS_FEATURE.to_owned()));
@@ -451,8 +453,8 @@ impl Session {
         output: &mut Output,
         context: &mut Context<'_>,
     ) -> Option<usize> {
-        let Shared { policy, bus, payloads, .. } = &**context.shared;
-        let ((handle, lane), group) = SendRun::begins(unread, TOGETHER_BYTES)?;
+        let Shared { policy, bus, .. } = &**context.shared;
+        let ((handle, lane), group) = SendRun::begins(unread, ABOVE_TOGETHER)?;
         let may = self.greeting_until.is_none()
             && self.gate.check_send(policy, bus, Destination::Group(group)).is_ok();
         let port = self.ports.get_mut(handle).filter(|_| may)?;
@@ -463,12 +465,9 @@ impl Session {
         }
         let mut most = u32::MAX;
         loop {
-            let run = SendRun::gather(unread, TOGETHER_BYTES, most)?;
+            let run = SendRun::gather(unread, ABOVE_TOGETHER, most)?;
             let (messages, length) = (run.batch.len(), run.length);
-            let (uid, large) = (self.credentials.uid, &mut self.large);
-            let batch = run.batch.kept_as(|bytes| large.payload(uid, bytes, payloads));
-            let run = SendRun { batch, ..run };
-            match port.send_batch(run, self.knows_batches, output) {
+            match port.send_batch(run, output, context) {
                 Ok(()) => return Some(length),
                 Err(refused) if (2..messages).contains(&refused.fits()) => most = refused.fits(),
                 Err(_) => {
@@ -615,7 +614,7 @@ impl Session {
         let waker = Signal::waker(context.inbox, self.token, Part::Queue(handle));
         let entry = EndpointEntry::new(context.shared, context.client, id);
         let times = context.inbox.reader_times(&context.shared.bus);
-        self.ports.insert(Port::new(handle, endpoint, waker, entry, times));
+        self.ports.insert(Port::new(handle, endpoint, waker, entry, times, self.knows_batches));
         self.set_readable(handle);
         Ok(id)
     }
@@ -1115,8 +1114,7 @@ fn fault(text: impl Into<String>) -> End {
 /// Payloads above this go to the socket from where they lie; below it a copy is cheaper than the
 /// extra slice and its reference count.
 const SHARE_BYTES: usize = 4 << 10;
-/// A payload above this goes alone: that it is copied once more costs more than what a batch saves.
-const TOGETHER_BYTES: usize = 16 << 10;
+
 /// How long one connection's frames are acted on before the others have their turn. A read holds a
 /// thousand small frames, and what one of them costs depends on how many it is for.
 const TURN: Duration = Duration::from_millis(1);

@@ -95,10 +95,12 @@ impl BatchDraft {
         self.entries.reserve(bytes);
     }
 
-    /// Whether one more is within the bound of a batch.
+    /// Whether a message with so many bytes of attributes and of payload would be one too many, or make the
+    /// whole longer than a batch is ([`MAX_BATCH_MESSAGES`], [`MAX_BATCH_BYTES`]).
     #[inline]
-    pub(crate) fn has_room_for(&self, attributes: &[u8], payload: &[u8]) -> bool {
-        let more = ENTRY_HEAD_BYTES + attributes.len() + payload.len();
+    #[must_use]
+    pub fn has_room_for(&self, attributes: usize, payload: usize) -> bool {
+        let more = ENTRY_HEAD_BYTES + attributes + payload;
         self.messages < MAX_BATCH_MESSAGES && self.entries.len() + more <= MAX_BATCH_BYTES
     }
 

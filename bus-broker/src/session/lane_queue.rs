@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - First in, first out: only the head is ever handed to the bus, and the next one when the head
-//!   has its outcome. So sends of a lane commit in the order in which they came (G3).
+//!   has its outcome; or the first ones together, which have one at once. So sends of a lane commit in the
+//!   order in which they came (G3).
 //! - Each accepted send is answered once: it leaves the queue exactly where its serial is handed to
 //!   the caller, by [`finish`](LaneQueue::finish) (the head and those that fall with it) or
 //!   by [`cancel`](LaneQueue::cancel).
@@ -159,6 +160,25 @@ impl<T> LaneQueue<T> {
         Some((place, send))
     }
 
+    /// The sends whose turn is next, in their order; none while there is a head.
+    pub(super) fn ready(&self) -> impl Iterator<Item = &T> {
+        let ready = if self.head.is_some() { 0 } else { self.waiting.len() };
+        self.waiting.iter().take(ready).map(|(_, send)| send)
+    }
+
+    /// The first so many of these were committed together. Gives their serials, and whether nobody waits for
+    /// any receipt.
+    pub(super) fn finish_together(&mut self, count: usize) -> (Vec<Serial>, bool) {
+        debug_assert!(self.head.is_none() && count <= self.waiting.len(), "they were ready");
+        let mut may_wait = true;
+        let finished = self.waiting.drain(..count).map(|(place, _)| {
+            self.bytes -= place.bytes;
+            may_wait &= place.receipt_may_wait;
+            place.serial
+        });
+        (finished.collect(), may_wait)
+    }
+
     /// Takes note of how the head ended. `None` if there is none.
     pub(super) fn finish(&mut self, outcome: Outcome) -> Option<Finished> {
         let head = self.head.take()?;
@@ -272,6 +292,18 @@ mod tests {
         assert_eq!((finished.head, finished.fallen), (serial(1), vec![]));
         assert_eq!(next(&mut lane), Some(2));
         assert_eq!(lane.len(), 1);
+    }
+
+    #[test]
+    fn g3_the_first_are_finished_together_and_none_behind_a_head() {
+        let quiet = Place { receipt_may_wait: true, ..waits(1) };
+        let mut lane = lane(&[quiet, quiet, waits(3), waits(4)]);
+        assert_eq!(lane.ready().count(), 4);
+        assert_eq!(lane.finish_together(2), (vec![serial(1), serial(1)], true));
+        assert_eq!((lane.len(), lane.bytes()), (2, 20));
+        assert_eq!(lane.finish_together(1), (vec![serial(3)], false));
+        assert_eq!(next(&mut lane), Some(4));
+        assert_eq!(lane.ready().count(), 0);
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub(super) struct Port {
     awake: bool,
     /// What was taken off the queue and waits. Rarely anything.
     held: VecDeque<Delivery>,
+    /// Its client knows of receipts that come together.
+    knows_batches: bool,
     /// Nothing more will come than is in the queue.
     receive_shut: bool,
     /// And the client was told that it has had all.
@@ -58,6 +60,7 @@ impl Port {
         waker: Waker,
         entry: EndpointEntry,
         times: &ReaderTimes,
+        knows_batches: bool,
     ) -> Self {
         let receiver = endpoint.receiver_with(times).expect("nobody else knows this endpoint yet");
         Self {
@@ -69,6 +72,7 @@ impl Port {
             waker,
             awake: false,
             held: VecDeque::new(),
+            knows_batches,
             receive_shut: false,
             end_told: false,
             endpoint,
@@ -161,7 +165,9 @@ impl Port {
                     let part = Part::Lane(self.handle, id.lane);
                     let waker = Signal::waker(context.inbox, token, part);
                     let limits = context.shared.bus.limits();
-                    place.insert(Box::new(SendingLane::new(lane, waker, limits, context.account)))
+                    let (account, knows_batches) = (context.account, self.knows_batches);
+                    let lane = SendingLane::new(lane, waker, limits, account, knows_batches);
+                    place.insert(Box::new(lane))
                 }
                 Err(error) => {
                     refuse(id, failure::of_limit(&error), output, context);
@@ -176,11 +182,11 @@ impl Port {
     pub(super) fn send_batch(
         &mut self,
         run: SendRun,
-        at_once: bool,
         output: &mut Output,
+        context: &Context<'_>,
     ) -> Result<(), NoBatch> {
         let lane = self.lane_mut(run.lane.1).ok_or(NoBatch::NEVER)?;
-        lane.send_batch(run, at_once, output)
+        lane.send_batch(run, output, context)
     }
 
     /// A SEND has come that was not kept.

@@ -9,8 +9,8 @@ use std::{
 };
 
 use bus_core::{
-    Account, Destination, Draft, Kind, Lane, Limits, NoBatch, Receipt, Resource, SendError,
-    Submitted,
+    Account, BatchDraft, Destination, Draft, GroupId, Kind, Lane, Limits, NoBatch, Receipt,
+    Resource, SendError, Submitted,
     wire::{
         Failure, FailureCode, Handle, LENT_BYTES, LaneNumber, ReceiptsFrame, SendFlags, SendHead,
         SendId, SendRun, Serial, encode_receipt,
@@ -26,6 +26,7 @@ use super::{
     refuse,
 };
 use crate::{
+    apart::LargeSends,
     broker::Shared,
     connection::Context,
     output::Output,
@@ -46,6 +47,10 @@ pub(super) struct SendingLane {
     /// should its owner go meanwhile, it is handed in again.
     again: Option<Box<(Place, Destination, Draft)>>,
     charge: LaneCharge,
+    /// What of it is large when it goes together.
+    large: LargeSends,
+    /// Its client knows of receipts that come together.
+    knows_batches: bool,
 }
 
 /// A send to a name that nobody owns yet.
@@ -58,7 +63,13 @@ struct Parked {
 }
 
 impl SendingLane {
-    pub(super) fn new(lane: Lane, waker: Waker, limits: &Limits, account: &Account) -> Self {
+    pub(super) fn new(
+        lane: Lane,
+        waker: Waker,
+        limits: &Limits,
+        account: &Account,
+        knows_batches: bool,
+    ) -> Self {
         let window = Window {
             messages: usize::try_from(limits.lane_messages).unwrap_or(usize::MAX),
             bytes: limits.lane_bytes,
@@ -72,6 +83,8 @@ impl SendingLane {
             parked: None,
             again: None,
             charge,
+            large: LargeSends::default(),
+            knows_batches,
         }
     }
 
@@ -114,8 +127,7 @@ impl SendingLane {
         self.queue.is_clear()
     }
 
-    /// Commits SENDs that came in a row, if nothing stands in the way of any, and answers them, `at_once`
-    /// with one frame.
+    /// Commits SENDs that came in a row, if nothing stands in the way of any, and answers them.
     ///
     /// # Errors
     ///
@@ -123,22 +135,39 @@ impl SendingLane {
     pub(super) fn send_batch(
         &mut self,
         run: SendRun,
-        at_once: bool,
         output: &mut Output,
+        context: &Context<'_>,
     ) -> Result<(), NoBatch> {
         if !self.queue.is_clear() {
             return Err(NoBatch::NEVER);
         }
         let SendRun { lane, group, serials, batch, receipts_may_wait, .. } = run;
-        let receipts = self.lane.try_send_batch(group, batch)?;
-        let out = if receipts_may_wait { output.unhurried_frames() } else { output.frames() };
-        let sends = ReceiptsFrame { lane, serials, first: *receipts.first() };
-        if at_once {
+        let first = self.commit_together(group, batch, context)?;
+        self.answer_together(ReceiptsFrame { lane, serials, first }, receipts_may_wait, output);
+        Ok(())
+    }
+
+    /// Commits messages of this lane that nothing of it is ahead of, and gives the first one's receipt.
+    fn commit_together(
+        &mut self,
+        group: GroupId,
+        batch: BatchDraft,
+        context: &Context<'_>,
+    ) -> Result<Receipt, NoBatch> {
+        let uid = context.client.credentials().uid;
+        let payloads = &context.shared.payloads;
+        let batch = batch.kept_as(|bytes| self.large.payload(uid, bytes, payloads));
+        self.lane.try_send_batch(group, batch).map(|receipts| *receipts.first())
+    }
+
+    /// Answers what was committed together: with one frame, if the client knows it.
+    fn answer_together(&self, sends: ReceiptsFrame, may_wait: bool, output: &mut Output) {
+        let out = if may_wait { output.unhurried_frames() } else { output.frames() };
+        if self.knows_batches {
             sends.encode(out).expect("a batch is bounded");
         } else {
             sends.each().for_each(|(id, receipt)| encode_receipt(out, id, &receipt));
         }
-        Ok(())
     }
 
     /// A SEND has come that was not kept.
@@ -278,13 +307,54 @@ impl SendingLane {
         output: &mut Output,
         context: &mut Context<'_>,
     ) {
-        while let Some((place, (destination, draft, denied))) = self.queue.next() {
+        let (mut most, mut singly) = (FIRST_TOGETHER, 0);
+        loop {
+            if singly == 0 && self.queue.len() > 1 {
+                match self.go_on_together((endpoint, number), most, output, context) {
+                    Ok(()) => {
+                        most = most.saturating_mul(4);
+                        continue;
+                    }
+                    Err(tried) => singly = tried.max(1),
+                }
+            }
+            singly = singly.saturating_sub(1);
+            let Some((place, (destination, draft, denied))) = self.queue.next() else {
+                return;
+            };
             if let Some(failure) = denied {
                 self.answer_denied(endpoint, number, *failure, output, context);
                 continue;
             }
             if !self.hand_over(endpoint, number, place, destination, draft, output, context) {
                 return;
+            }
+        }
+    }
+
+    /// Commits the first of those whose turn is next together, `most` at most, and answers them.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was done: there are not two that can go together, or so many are not to be tried again.
+    fn go_on_together(
+        &mut self,
+        lane: (Handle, LaneNumber),
+        mut most: u32,
+        output: &mut Output,
+        context: &Context<'_>,
+    ) -> Result<(), u32> {
+        loop {
+            let (group, batch) = together(self.queue.ready(), most).ok_or(0_u32)?;
+            let messages = batch.len();
+            match self.commit_together(group, batch, context) {
+                Ok(first) => {
+                    let (serials, may_wait) = self.queue.finish_together(messages as usize);
+                    self.answer_together(ReceiptsFrame { lane, serials, first }, may_wait, output);
+                    return Ok(());
+                }
+                Err(refused) if (2..messages).contains(&refused.fits()) => most = refused.fits(),
+                Err(_) => return Err(messages),
             }
         }
     }
@@ -469,6 +539,34 @@ impl SendingLane {
     }
 }
 
+/// The first sends of a lane as a batch: two or more to one group about which nothing is special, `most` at
+/// most.
+fn together<'a>(
+    sends: impl Iterator<Item = &'a (Destination, Draft, Option<Box<Failure>>)>,
+    most: u32,
+) -> Option<(GroupId, BatchDraft)> {
+    let mut batch = BatchDraft::default();
+    let mut to = None;
+    for (destination, draft, denied) in sends {
+        let Destination::Group(group) = *destination else { break };
+        let Draft { attributes, payload, deadline, descriptors, kind, charge } = draft;
+        let is_plain = denied.is_none()
+            && payload.len() < ABOVE_TOGETHER
+            && !payload.was_lent()
+            && *deadline == 0
+            && descriptors.is_empty()
+            && *kind == Kind::Message
+            && charge.is_none();
+        let fits =
+            batch.len() < most && batch.has_room_for(attributes.encoded().len(), payload.len());
+        if !is_plain || !fits || *to.get_or_insert(group) != group {
+            break;
+        }
+        batch.push(attributes, payload.as_bytes());
+    }
+    to.filter(|_| batch.len() > 1).map(|group| (group, batch))
+}
+
 /// The same draft, for another attempt; none if its descriptors cannot be had twice.
 fn once_more(draft: &Draft, account: &Account) -> Option<Draft> {
     let count = draft.descriptors.len();
@@ -536,3 +634,9 @@ fn lane_refused() -> Failure {
 fn cancelled() -> Failure {
     failure::of_send(&SendError::Cancelled)
 }
+
+/// A payload from here on goes alone: that it is copied once more costs more than what a batch saves.
+pub(super) const ABOVE_TOGETHER: usize = 16 << 10;
+/// How many that have waited are tried together first, and then four times as many each time: to gather what
+/// finds no room is in vain.
+const FIRST_TOGETHER: u32 = 16;

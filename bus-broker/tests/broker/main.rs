@@ -1090,3 +1090,46 @@ fn g5_what_does_not_fit_waits_behind_what_does() {
     }
     sender.ping();
 }
+
+/// Given sends that wait behind one that waits for room, when there is room for it and some more, then as many
+/// as fit go together, and the others go on waiting (G3, G5).
+#[test]
+fn g5_what_has_waited_goes_together_once_there_is_room() {
+    let fixture = Fixture::with(Limits { lane_messages: 64, ..small_queue(8) }, 1);
+    let mut member = RawClient::greeted_with(fixture.stream(), &[BATCHES_FEATURE]);
+    let mut sender = RawClient::greeted_with(fixture.stream(), &[BATCHES_FEATURE]);
+    let group = Destination::Group(member.join("narrow"));
+    let payloads = numbered(24);
+    let payloads: Vec<&[u8]> = payloads.iter().map(|payload| &payload[..]).collect();
+    let serials = sender.post_many(group, &payloads);
+    let mut heard = Vec::new();
+    for round in 0..3 {
+        if round < 2 {
+            member.wait_for_waiting_sends(1);
+        }
+        let (came, frames) = hear_messages(&mut member, 8);
+        if round > 0 {
+            let lengths = frames.iter().map(|frame| match frame {
+                BrokerFrame::Messages(messages) => messages.count,
+                _ => 1,
+            });
+            assert_eq!(lengths.collect::<Vec<_>>(), [1, 7], "the one that waited, the others");
+        }
+        member.credit(8, came.iter().map(MessageFrame::charged_bytes).sum());
+        heard.extend(came);
+    }
+    assert!(heard.is_sorted_by(|a, b| a.head.sequence < b.head.sequence));
+    assert!(heard.iter().map(|message| &message.payload[..]).eq(payloads.iter().copied()));
+    let mut answered = Vec::new();
+    while answered.len() < serials.len() {
+        match sender.hear() {
+            BrokerFrame::Receipt { id, receipt } => answered.push((id.serial, receipt.sequence)),
+            BrokerFrame::Receipts(sends) => {
+                answered.extend(sends.each().map(|(id, receipt)| (id.serial, receipt.sequence)));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let sequences = heard.iter().map(|message| message.head.sequence);
+    assert!(serials.into_iter().zip(sequences).eq(answered));
+}

@@ -74,7 +74,7 @@ impl SendRun {
         let mut run = Self { lane, group, serials, batch, receipts_may_wait, length };
         while run.batch.len() < most
             && next.is_like(&head)
-            && run.batch.has_room_for(next.attributes, next.payload)
+            && run.batch.has_room_for(next.attributes.len(), next.payload.len())
         {
             run.batch.push_checked(next.attributes, next.payload);
             run.serials.push(next.head.id.serial);
