@@ -63,13 +63,15 @@ impl Senders {
         Self { running: (0..count).map(start).collect(), enough }
     }
 
-    /// Takes one out and kills it, in mid-stream: it has had a receipt.
+    /// Takes one out and kills it, in mid-stream: it has had a receipt. (Another may have had none, if what
+    /// there was room for was taken before it began.)
     pub fn kill_one(&mut self) -> Sent {
-        let mut sender = self.running.remove(0);
-        eventually("a receipt", || match fs::metadata(&sender.receipts) {
-            Ok(file) if file.len() > 0 => Ok(()),
-            other => Err(format!("{other:?}")),
+        let has_receipt =
+            |sender: &Sender| fs::metadata(&sender.receipts).is_ok_and(|file| file.len() > 0);
+        let number = eventually("a receipt", || {
+            self.running.iter().position(has_receipt).ok_or_else(|| "no sender has one".to_owned())
         });
+        let mut sender = self.running.remove(number);
         assert!(sender.process.runs());
         let ended = sender.process.end_by(nix::sys::signal::Signal::SIGKILL);
         let _ = ended.killed_by(nix::sys::signal::Signal::SIGKILL);
