@@ -640,3 +640,59 @@ pub(super) const ABOVE_TOGETHER: usize = 16 << 10;
 /// How many that have waited are tried together first, and then four times as many each time: to gather what
 /// finds no room is in vain.
 const FIRST_TOGETHER: u32 = 16;
+
+#[cfg(test)]
+mod tests {
+    use bus_core::{EndpointId, MAX_BATCH_MESSAGES};
+
+    use super::*;
+
+    type Send = (Destination, Draft, Option<Box<Failure>>);
+
+    fn plain(group: u64) -> Send {
+        (Destination::Group(GroupId::from_raw(group)), Draft::from(&b"plain"[..]), None)
+    }
+
+    fn with(change: impl FnOnce(&mut Send)) -> Send {
+        let mut send = plain(1);
+        change(&mut send);
+        send
+    }
+
+    /// How many of the first go together, `most` at most.
+    fn count(sends: &[Send], most: u32) -> Option<u32> {
+        together(sends.iter(), most).map(|(group, batch)| {
+            assert_eq!(group.get(), 1);
+            batch.len()
+        })
+    }
+
+    #[test]
+    fn what_is_special_about_a_send_ends_a_batch_before_it() {
+        let special = [
+            plain(2),
+            with(|send| send.0 = Destination::Endpoint(EndpointId::from_raw(1))),
+            with(|send| send.1.deadline = 1),
+            with(|send| send.1.kind = Kind::Request { repeatable: false }),
+            with(|send| send.1.kind = Kind::Refusal),
+            with(|send| send.1.descriptors.push(std::io::pipe().unwrap().0.into())),
+            with(|send| send.1.payload = vec![0; ABOVE_TOGETHER].into()),
+            with(|send| send.2 = Some(Box::new(lane_refused()))),
+        ];
+        for other in special {
+            let sends = [plain(1), plain(1), other, plain(1)];
+            assert_eq!(count(&sends, u32::MAX), Some(2), "{:?}", sends[2]);
+            assert_eq!(count(&sends[1..], u32::MAX), None);
+        }
+    }
+
+    #[test]
+    fn a_batch_is_within_its_bounds() {
+        let sends: Vec<_> = (0..2000).map(|_| plain(1)).collect();
+        assert_eq!(count(&sends, 16), Some(16));
+        assert_eq!(count(&sends, u32::MAX), Some(MAX_BATCH_MESSAGES));
+        let long = || with(|send| send.1.payload = vec![0; ABOVE_TOGETHER - 1].into());
+        let sends: Vec<_> = (0..8).map(|_| long()).collect();
+        assert!(count(&sends, u32::MAX).is_some_and(|fit| fit < 8));
+    }
+}
