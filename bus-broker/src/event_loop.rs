@@ -29,6 +29,7 @@ use rustix::io::Errno;
 use rustix::time::Timespec;
 
 use crate::acceptor::{Accepted, Acceptor};
+use crate::bells::Bells;
 use crate::broker::{Newcomer, RunError, Shared};
 use crate::connection::{Connection, End, Flushed, Workspace};
 use crate::door::Door;
@@ -66,8 +67,7 @@ pub(crate) struct IoThread {
     /// When it has asked epoll.
     epoll_asked: Instant,
     /// Connections whose clients' bells are to be rung, and since when.
-    bells: Vec<Token>,
-    bells_since: Option<Instant>,
+    bells: Bells,
     /// Connections whose bells are not listened to, because they ring for nothing, and until when.
     unheeded: VecDeque<(Instant, Token)>,
     /// When to look which rings are idle.
@@ -118,8 +118,7 @@ impl IoThread {
             hot: Vec::new(),
             resting: Vec::new(),
             epoll_asked: Instant::now(),
-            bells: Vec::new(),
-            bells_since: None,
+            bells: Bells::default(),
             unheeded: VecDeque::new(),
             rings_look: None,
             timed: BTreeSet::new(),
@@ -690,14 +689,8 @@ impl IoThread {
         if self.bells.is_empty() {
             return;
         }
-        let sleepers = u32::try_from(self.bells.len()).unwrap_or(u32::MAX);
-        let since = *self.bells_since.get_or_insert_with(Instant::now);
-        let bound = BELL_WAITS.saturating_mul(sleepers).min(BELL_WAITS_MOST);
-        if self.has_ring_input() && since.elapsed() < bound {
-            return;
-        }
-        self.bells_since = None;
-        for token in std::mem::take(&mut self.bells) {
+        let has_more = self.has_ring_input();
+        for token in self.bells.take_due(Instant::now(), has_more) {
             if let Some(connection) = find(&mut self.connections, token) {
                 connection.is_to_be_rung = false;
                 if let Some(rings) = connection.rings_mut() {
@@ -894,10 +887,7 @@ const EPOLL_WAITS: Duration = Duration::from_micros(100);
 const MOST_RESTING: usize = 16;
 /// Reads that empty the ring of a client that is gone.
 const READS_OF_THE_DEAD: usize = 8;
-/// How long a bell may wait for each of those that are to be rung: about what waking takes.
-const BELL_WAITS: Duration = Duration::from_micros(8);
-/// The longest that a bell waits.
-const BELL_WAITS_MOST: Duration = Duration::from_micros(500);
+
 /// How long a bell is not listened to that was rung for nothing.
 const BELL_PAUSE: Duration = Duration::from_millis(10);
 /// How long rings may be idle.

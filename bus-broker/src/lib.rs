@@ -44,6 +44,7 @@
 mod acceptor;
 mod activation;
 mod apart;
+mod bells;
 mod broker;
 mod config;
 mod connection;
