@@ -66,7 +66,7 @@ pub(crate) struct IoThread {
     resting: Vec<Token>,
     /// When it has asked epoll.
     epoll_asked: Instant,
-    /// Connections whose clients' bells are to be rung, and since when.
+    /// Connections whose clients are to be rung.
     bells: Bells,
     /// Connections whose bells are not listened to, because they ring for nothing, and until when.
     unheeded: VecDeque<(Instant, Token)>,

@@ -3,8 +3,8 @@
 //! Invariants: frames leave in the order in which they were put here. Small frames lie end to end
 //! in one buffer, so that many leave in one system call; a large payload stays where it is and is
 //! referred to. A frame with descriptors is a chunk of its own, because descriptors travel with the
-//! first byte of a write. Nearly always there is nothing but the buffer, and it stays where it is. The bytes are bounded by whoever puts sends here (see `state`); other frames
-//! are few and small.
+//! first byte of a write. Nearly always there is nothing but the buffer, and it stays where it is.
+//! The bytes are bounded by whoever puts sends here (see `state`); other frames are few and small.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
